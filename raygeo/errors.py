@@ -1,0 +1,40 @@
+"""The exceptions a user can meet. Each message says what was read, what was wrong and what to do.
+
+Every class takes one message, so that instances survive pickling on their way through Ray.
+"""
+
+
+class RaygeoError(Exception):
+    """Root of all errors raygeo raises on purpose."""
+
+
+class ConfigError(RaygeoError, ValueError):
+    """A study file, an override or a command-line value is wrong."""
+
+
+class DataError(RaygeoError, ValueError):
+    """Rollouts, prompts or answers cannot be used as they are."""
+
+
+class StoreError(RaygeoError, OSError):
+    """The store cannot be read or written, or holds something unexpected."""
+
+
+class StudentError(RaygeoError, ValueError):
+    """A model or tokenizer cannot be loaded or does not fit the study."""
+
+
+class DeltaError(RaygeoError, ValueError):
+    """A weight delta is missing, empty, not finite, or does not fit its base model."""
+
+
+class ClusterError(RaygeoError, RuntimeError):
+    """The cluster cannot hold what the study asks of it."""
+
+
+class TrainingError(RaygeoError, RuntimeError):
+    """A training run failed for a reason other than divergence."""
+
+
+class WorkloadError(RaygeoError, RuntimeError):
+    """Tasks of a fanned-out workload failed; the message names each one."""

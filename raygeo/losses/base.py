@@ -1,0 +1,95 @@
+"""The contract of a loss: which rows it learns from, with which weights, and a sum over the tokens, sequences or pairs it sees.
+
+Shapes: ``B`` sequences, ``T`` target positions (position ``t`` predicts token ``t + 1`` of the input), ``P`` pairs.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from raygeo.settings import Settings
+
+Unit = Literal["token", "sequence", "pair"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """What one step of the loss indivisibly consumes: one rollout row, or two for a pair (chosen first).
+
+    ``rows`` index the rollout table; ``weights`` hold one number per row (1, a reward, a group advantage).
+    """
+
+    rows: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The examples a loss learns from and every count a reader should know (rows dropped, groups unusable, pairs made)."""
+
+    examples: list[Example]
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """One micro-batch. Prompt and padding positions are 0 in ``mask``.
+
+    ``logprobs`` [B, T] fp32, with gradient; ``mask`` [B, T] bool; ``weights`` [B] fp32; ``reference_logprobs`` [B, T] fp32,
+    without gradient, present when the loss needs them; ``pairs`` [P, 2] int64, rows of the batch, chosen first.
+    """
+
+    logprobs: Tensor
+    mask: Tensor
+    weights: Tensor
+    reference_logprobs: Tensor | None = None
+    pairs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """``total`` [] is a sum in ``unit`` units over the micro-batch; the trainer divides by the global count of those units.
+
+    ``metrics`` are sums too, each with its own unit, divided in the same way: name -> (sum [], unit).
+    """
+
+    total: Tensor
+    unit: Unit
+    metrics: dict[str, tuple[Tensor, Unit]] = field(default_factory=dict)
+
+
+class Loss(Settings):
+    """A loss is its settings: a frozen model with a ``type`` literal, a selection rule and a formula.
+
+    ``needs_reference`` says that log-probabilities of the base must be given. ``title``, ``paper`` and ``formula`` are for people.
+    """
+
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    formula: ClassVar[str]
+    needs_reference: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def unit(self) -> Unit:
+        """The unit by whose global count the trainer divides ``LossOutput.total``."""
+
+    @abstractmethod
+    def select(self, rollouts: pa.Table) -> Selection:
+        """Choose examples from the rollout table (columns of ``raygeo.tables.SCHEMAS['rollouts']``, training split only).
+
+        Deterministic; examples come in the order of their first row.
+        """
+
+    @abstractmethod
+    def __call__(self, inputs: LossInputs) -> LossOutput:
+        """Compute the loss of one micro-batch."""
+
+
+def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """Sum ``values`` [B, T] over positions where ``mask`` [B, T] is true: [B]. Masked positions may hold anything, NaN included."""
+    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)).sum(-1)
