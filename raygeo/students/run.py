@@ -1,0 +1,26 @@
+"""A trained run as everything downstream sees it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raygeo.students.delta import Delta, open_delta
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Run:
+    """``key`` is the content key of the training run; ``delta`` an absolute local folder, None for the base student itself."""
+
+    name: str
+    key: str
+    delta: str | None
+
+    def open(self) -> Delta | None:
+        """Open the delta lazily; None for the base."""
+        return None if self.delta is None else open_delta(Path(self.delta))
+
+    def mixture(self, coefficient: float = 1.0) -> list[tuple[float, Delta]]:
+        """The run as a mixture of deltas for ``MixedWeights``: empty for the base."""
+        delta = self.open()
+        return [] if delta is None else [(coefficient, delta)]
