@@ -12,7 +12,16 @@ def _table(**columns: pa.DataType) -> pa.Schema:
 SCHEMAS: dict[str, pa.Schema] = {
     # What is learned from. `split` is "train" or "heldout" (whole prompts); `reward` is as given, `correct` the verdict.
     "rollouts": _table(
-        prompt_id=_S, prompt=_S, gold=_S, sample=_I, completion=_S, reward=_F, correct=_B, truncated=_B, source=_S, split=_S
+        prompt_id=_S,
+        prompt=_S,
+        gold=_S,
+        sample=_I,
+        completion=_S,
+        reward=_F,
+        correct=_B,
+        truncated=_B,
+        source=_S,
+        split=_S,
     ),
     # Rows set aside: where they came from and why.
     "rejected": _table(source=_S, line=_I, reason=_S, text=_S),
@@ -21,37 +30,94 @@ SCHEMAS: dict[str, pa.Schema] = {
     # Log-probabilities of the base, one list per rollout row, one entry per completion token (end-of-text included).
     "reference": _table(row=_I, logprobs=pa.list_(pa.float32())),
     "runs": _table(
-        run=_S, loss=_S, lr=_F, seed=_I, init_seed=_I, status=_S, reason=_S, steps=_I, examples=_I, tokens=_I, seconds=_F,
-        delta=_S, delta_norm=_F, relative_norm=_F, params=_S, mlflow_run_id=_S, key=_S,
+        run=_S,
+        loss=_S,
+        lr=_F,
+        seed=_I,
+        init_seed=_I,
+        status=_S,
+        reason=_S,
+        steps=_I,
+        examples=_I,
+        tokens=_I,
+        seconds=_F,
+        delta=_S,
+        delta_norm=_F,
+        relative_norm=_F,
+        params=_S,
+        mlflow_run_id=_S,
+        key=_S,
     ),
     # Training curves: `objective` in the loss's own unit, `nll` the plain token mean, so that losses can be compared.
     "curves": _table(run=_S, step=_I, metric=_S, value=_F),
     "answers": _table(
         run=_S, benchmark=_S, problem_id=_S, completion=_S, extracted=_S, correct=_B, truncated=_B, tokens=_I
     ),
-    "accuracy": _table(run=_S, benchmark=_S, n=_I, correct=_I, accuracy=_F, low=_F, high=_F, truncated=_I, no_answer=_I),
+    "accuracy": _table(
+        run=_S, benchmark=_S, n=_I, correct=_I, accuracy=_F, low=_F, high=_F, truncated=_I, no_answer=_I
+    ),
     "mcnemar": _table(benchmark=_S, run_a=_S, run_b=_S, n=_I, only_a=_I, only_b=_I, p_exact=_F, p_holm=_F),
     # `energy_rank` is the participation ratio (sum s^2)^2 / sum s^4; ranks are null where the delta is not a matrix.
     "deltas": _table(
-        run=_S, module=_S, layer=_I, scope=_S, norm=_F, base_norm=_F, relative_norm=_F, spectral_norm=_F, stable_rank=_F,
-        effective_rank=_F, participation_rank=_F,
+        run=_S,
+        module=_S,
+        layer=_I,
+        scope=_S,
+        norm=_F,
+        base_norm=_F,
+        relative_norm=_F,
+        spectral_norm=_F,
+        stable_rank=_F,
+        effective_rank=_F,
+        participation_rank=_F,
     ),
     # scope: "global", "layer" or "module"; name: "" for global, the layer number, or the module.
     "similarity": _table(run_a=_S, run_b=_S, scope=_S, name=_S, cosine=_F, orthogonal_fraction=_F, null_sd=_F),
     # null_degrees: the mean of the same angle between two random k-dimensional subspaces of the same space.
     "subspaces": _table(
-        run_a=_S, run_b=_S, module=_S, layer=_I, side=_S, k=_I, dimension=_I, index=_I, angle_degrees=_F, null_degrees=_F
+        run_a=_S,
+        run_b=_S,
+        module=_S,
+        layer=_I,
+        side=_S,
+        k=_I,
+        dimension=_I,
+        index=_I,
+        angle_degrees=_F,
+        null_degrees=_F,
     ),
     # metric: "nll" or "accuracy"; loss holds the token-mean NLL, accuracy the share right (the other is null).
-    "paths": _table(run_a=_S, run_b=_S, probe=_S, alpha=_F, loss=_F, accuracy=_F, n=_I),
-    # definition: "chord" (Entezari) or "mean" (Frankle); value = max over alpha of the excess; low/high = 95 % paired bootstrap.
+    "paths": _table(run_a=_S, run_b=_S, probe=_S, metric=_S, alpha=_F, loss=_F, accuracy=_F, n=_I),
+    # Max over alpha of the excess over the "chord" (Entezari) or the "mean" of the ends (Frankle), of the NLL or, where the
+    # metric is "accuracy", of the error rate; low/high = 95 % paired bootstrap.
     "barriers": _table(
-        run_a=_S, run_b=_S, probe=_S, chord=_F, chord_alpha=_F, chord_low=_F, chord_high=_F,
-        mean=_F, mean_alpha=_F, mean_low=_F, mean_high=_F, n=_I,
+        run_a=_S,
+        run_b=_S,
+        probe=_S,
+        metric=_S,
+        chord=_F,
+        chord_alpha=_F,
+        chord_low=_F,
+        chord_high=_F,
+        mean=_F,
+        mean_alpha=_F,
+        mean_low=_F,
+        mean_high=_F,
+        n=_I,
     ),
     # quantity: eigenvalue, residual, trace, density, ritz, directional. `x` is the abscissa of a density or a direction's name in `name`.
     "curvature": _table(
-        run=_S, space=_S, operator=_S, quantity=_S, name=_S, index=_I, x=_F, value=_F, error=_F, parameters=_I, tokens=_I
+        run=_S,
+        space=_S,
+        operator=_S,
+        quantity=_S,
+        name=_S,
+        index=_I,
+        x=_F,
+        value=_F,
+        error=_F,
+        parameters=_I,
+        tokens=_I,
     ),
     "cka": _table(run_a=_S, run_b=_S, layer=_I, cka=_F, cka_biased=_F, low=_F, high=_F, n=_I),
 }

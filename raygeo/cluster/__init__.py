@@ -1,1 +1,1 @@
-"""PLACEHOLDER"""
+"""Ray without mathematics: connecting, checking what fits, and fanning workloads out over actors."""

@@ -1,1 +1,1 @@
-"""PLACEHOLDER"""
+"""Answers of trained students on benchmarks, their accuracy, and paired statistics."""

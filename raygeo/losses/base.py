@@ -65,13 +65,17 @@ class LossOutput:
 class Loss(Settings):
     """A loss is its settings: a frozen model with a ``type`` literal, a selection rule and a formula.
 
-    ``needs_reference`` says that log-probabilities of the base must be given. ``title``, ``paper`` and ``formula`` are for people.
+    ``title``, ``paper`` and ``formula`` are for people.
     """
 
     title: ClassVar[str]
     paper: ClassVar[str]
     formula: ClassVar[str]
-    needs_reference: ClassVar[bool] = False
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether log-probabilities of the base must be given; may depend on the settings."""
+        return False
 
     @property
     @abstractmethod

@@ -1,1 +1,1 @@
-"""PLACEHOLDER"""
+"""The study as figures and one self-contained HTML page, from its tables alone."""

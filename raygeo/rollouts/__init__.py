@@ -1,1 +1,1 @@
-"""PLACEHOLDER"""
+"""What is learned from: readers, validation, sampling and grading of rollouts."""

@@ -120,7 +120,9 @@ def open_delta(folder: str | Path) -> Delta:
         if (folder / ADAPTER_FILE).is_file() and (folder / "adapter_config.json").is_file():
             return _open_lora(folder)
     except SafetensorError as error:
-        raise DeltaError(f"{folder} holds a damaged safetensors file ({error}); delete the folder and train the run again.") from error
+        raise DeltaError(
+            f"{folder} holds a damaged safetensors file ({error}); delete the folder and train the run again."
+        ) from error
     raise DeltaError(
         f"{folder} is no delta: expected {FULL_FILE} (full fine-tuning) or {ADAPTER_FILE} with adapter_config.json (LoRA)."
     )
@@ -132,7 +134,9 @@ def _open_lora(folder: Path) -> Delta:
         raise DeltaError(f"{folder} holds a {config.get('peft_type')} adapter; only LoRA deltas can be compared.")
     for option in ("use_dora", "fan_in_fan_out", "modules_to_save", "lora_bias"):
         if config.get(option):
-            raise DeltaError(f"{folder} was trained with {option}={config[option]!r}, so its delta is not scale * B A; train without it.")
+            raise DeltaError(
+                f"{folder} was trained with {option}={config[option]!r}, so its delta is not scale * B A; train without it."
+            )
     found: dict[str, dict[str, str]] = {}
     with safe_open(folder / ADAPTER_FILE, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 (safe_open is not iterable)
@@ -140,7 +144,9 @@ def _open_lora(folder: Path) -> Delta:
             if match is None:
                 raise DeltaError(f"{folder / ADAPTER_FILE}: {key!r} is not a LoRA factor of a linear layer.")
             if 0 in file.get_slice(key).get_shape():
-                raise DeltaError(f"{folder / ADAPTER_FILE}: {key!r} is empty; sharded weights were saved without being gathered.")
+                raise DeltaError(
+                    f"{folder / ADAPTER_FILE}: {key!r} is empty; sharded weights were saved without being gathered."
+                )
             found.setdefault(match["module"], {})[match["side"]] = key
     entries, scales = {}, {}
     for module, sides in sorted(found.items()):
@@ -166,7 +172,9 @@ def save_full_delta(folder: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Write fp32 differences as ``delta.safetensors`` under ``folder``."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()}, folder / FULL_FILE)
+    save_file(
+        {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()}, folder / FULL_FILE
+    )
 
 
 def check_delta(folder: str | Path) -> None:
@@ -180,9 +188,15 @@ def check_delta(folder: str | Path) -> None:
     for name, entry in delta.items():
         factors = [entry.b, entry.a] if isinstance(entry, LowRank) else [entry.value]
         if any(f.numel() == 0 for f in factors):
-            raise DeltaError(f"{folder}: the delta of {name} is empty; sharded weights were saved without being gathered.")
+            raise DeltaError(
+                f"{folder}: the delta of {name} is empty; sharded weights were saved without being gathered."
+            )
         if not all(bool(torch.isfinite(f).all()) for f in factors):
-            raise DeltaError(f"{folder}: the delta of {name} holds NaN or infinity; the run diverged. Lower its learning rate.")
+            raise DeltaError(
+                f"{folder}: the delta of {name} holds NaN or infinity; the run diverged. Lower its learning rate."
+            )
         moved = moved or all(bool(f.any()) for f in factors)
     if not moved:
-        raise DeltaError(f"{folder}: the delta is zero everywhere, the run changed nothing. Check its learning rate and steps.")
+        raise DeltaError(
+            f"{folder}: the delta is zero everywhere, the run changed nothing. Check its learning rate and steps."
+        )

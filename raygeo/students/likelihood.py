@@ -16,9 +16,7 @@ def token_logprobs(model: nn.Module, batch: Batch) -> Tensor:
     first = int(batch.mask.any(0).nonzero()[0])
     width = batch.mask.shape[1]
     keep = torch.arange(first, width, device=batch.input_ids.device)
-    output = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=keep
-    )
+    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=keep)
     logits = output.logits
     logits = logits if logits.dtype == torch.float64 else logits.float()
     targets = batch.input_ids[:, first + 1 :]

@@ -22,7 +22,9 @@ class MixedWeights:
         self._base = {}
         for name in sorted(set(parameters)):
             if name not in own:
-                raise DeltaError(f"the delta names {name!r}, which the base model lacks; it was trained from another model.")
+                raise DeltaError(
+                    f"the delta names {name!r}, which the base model lacks; it was trained from another model."
+                )
             self._base[name] = own[name].detach().clone()
         self._own = {name: own[name] for name in self._base}
 

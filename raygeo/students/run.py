@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from raygeo.store import AnyPath
 from raygeo.students.delta import Delta, open_delta
 
 BASE = "base"
@@ -10,11 +11,11 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Run:
-    """``key`` is the content key of the training run; ``delta`` an absolute local folder, None for the base student itself."""
+    """``key`` is the content key of the training run; ``delta`` its folder (an absolute path), None for the base itself."""
 
     name: str
     key: str
-    delta: str | None
+    delta: AnyPath | None
 
     def open(self) -> Delta | None:
         """Open the delta lazily; None for the base."""

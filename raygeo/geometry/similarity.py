@@ -1,0 +1,196 @@
+"""Do two runs move the weights in the same direction? Cosines and orthogonal fractions of deltas, beside their null."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raygeo.geometry import linalg
+from raygeo.geometry.norms import BaseWeights, entry_cost
+from raygeo.settings import Settings, content_key
+from raygeo.students.delta import Delta, Entry, LowRank, layer_index, module_name
+from raygeo.students.run import Run
+from raygeo.workload import Rows, Task, Workload
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of N deltas over some parameters, each [N, N] fp64; moments of disjoint parameters add up.
+
+    ``inner[i, j]`` is the inner product; ``residual[i, j]`` the energy of delta j left when the direction of delta i is
+    taken out of it, parameter by parameter; ``variance[i, j]`` the variance ``inner[i, j]`` would have were the directions
+    of both random within each parameter, their norms kept.
+    """
+
+    inner: np.ndarray
+    residual: np.ndarray
+    variance: np.ndarray
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.inner + other.inner, self.residual + other.residual, self.variance + other.variance)
+
+    @property
+    def cosine(self) -> np.ndarray:
+        """Cosine of i and j, NaN where either is zero."""
+        return np.clip(self.inner / self._scale, -1.0, 1.0)
+
+    @property
+    def orthogonal_fraction(self) -> np.ndarray:
+        """Norm of j orthogonal to i over the norm of j, NaN where either is zero.
+
+        Within one parameter it is sqrt(1 - cos^2). Over several, i's direction is projected out of each parameter on its
+        own: sqrt(sum_m |j_m|^2 (1 - cos_m^2) / sum_m |j_m|^2), never more than sqrt(1 - cos^2) of the whole.
+        """
+        energy = np.where(np.isnan(self._scale), np.nan, np.diag(self.inner)[None, :])
+        return np.sqrt(np.clip(self.residual / energy, 0.0, 1.0))
+
+    @property
+    def null_sd(self) -> np.ndarray:
+        """Standard deviation of the cosine of random directions (see ``null_variance``), NaN where either is zero."""
+        return np.sqrt(self.variance) / self._scale
+
+    @property
+    def _scale(self) -> np.ndarray:
+        norms = np.sqrt(np.diag(self.inner))
+        norms[norms == 0] = np.nan
+        return np.outer(norms, norms)
+
+
+def null_variance(entries: Sequence[Entry]) -> np.ndarray:
+    """Variance of the cosine of two random deltas shaped like each pair of ``entries``: [N, N].
+
+    If either is ``Dense``, its random direction is uniform on the sphere of R^n and the variance is exactly 1/n. Two
+    ``LowRank`` deltas keep their A and draw B from i.i.d. normal entries: their inner product then has variance
+    out |A1 A2'|_F^2 and their squared norms the means out |A|_F^2, hence to first order in 1/out
+
+        |A1 A2'|_F^2 / (out |A1|_F^2 |A2|_F^2),
+
+    which is 1/(out r_eff) for a shared A, r_eff the participation ratio of A, and about 1/(out in) for independent ones.
+    """
+    out = np.full((len(entries), len(entries)), 1.0 / math.prod(entries[0].shape))
+    low = [i for i, entry in enumerate(entries) if isinstance(entry, LowRank)]
+    if low:
+        factors = [entry.a.double() for entry in entries if isinstance(entry, LowRank)]
+        a = torch.cat(factors)
+        cross = linalg.block_sums((a @ a.T) ** 2, [len(factor) for factor in factors]).numpy()
+        energy = np.array([factor.square().sum().item() for factor in factors])
+        scale = entries[0].shape[0] * np.outer(energy, energy)
+        out[np.ix_(low, low)] = np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
+    return out
+
+
+def moments(entries: Sequence[Entry | None]) -> Moments:
+    """Moments of one parameter; None stands for a delta that lacks it and counts as zero."""
+    here = [i for i, entry in enumerate(entries) if entry is not None]
+    present = [entry for entry in entries if entry is not None]
+    inner, variance = np.zeros((2, len(entries), len(entries)))
+    inner[np.ix_(here, here)] = linalg.gram(present).numpy()
+    energy = np.diag(inner).clip(min=0.0)
+    np.fill_diagonal(inner, energy)
+    variance[np.ix_(here, here)] = null_variance(present)
+    removed = np.divide(inner**2, energy[:, None], out=np.zeros_like(inner), where=energy[:, None] > 0)
+    return Moments(inner, (energy[None, :] - removed).clip(min=0.0), variance * np.outer(energy, energy))
+
+
+def pairwise_cosine(deltas: Mapping[str, Delta]) -> tuple[list[str], np.ndarray]:
+    """Cosines over all parameters of all pairs: the names in order and [N, N] fp64, NaN where a delta is zero.
+
+    Raises:
+        DeltaError: two deltas have a parameter in different shapes, or one is not finite.
+    """
+    total = _nothing(len(deltas))
+    for name in _parameters(deltas.values()):
+        total += moments([delta.get(name) for delta in deltas.values()])
+    return list(deltas), total.cosine
+
+
+class SimilaritySettings(Settings):
+    """Similarity has no options."""
+
+
+class Similarity(Workload):
+    """Cosine, orthogonal fraction and null of all ordered pairs of runs, for table ``similarity``.
+
+    Scopes are "module" (one parameter), "layer" (the parameters of one transformer block) and "global" (all). The
+    orthogonal fraction is run b's share orthogonal to run a, projected parameter by parameter (``Moments``); over several
+    parameters it differs between (a, b) and (b, a), so both are given. A parameter that one of two runs lacks counts as
+    zero there. Where either delta is zero in a scope, cosine, fraction and null are null.
+
+    It is one task, as global rows need every parameter: each delta is read once, and memory holds one parameter of all
+    runs at a time.
+    """
+
+    name = "similarity"
+    tables = ("similarity",)
+
+    def __init__(self, runs: list[Run], base: str, settings: SimilaritySettings | None = None):
+        self.runs = [run for run in runs if run.delta is not None]
+        self.base = base
+        self.settings = settings or SimilaritySettings()
+
+    def tasks(self) -> list[Task]:
+        """One task over all runs, none if fewer than two have a delta."""
+        if len(self.runs) < 2:
+            return []
+        base = BaseWeights(self.base)
+        return [
+            Task(
+                key=content_key(self.name, self.settings, sorted(run.key for run in self.runs)),
+                cost=sum(entry_cost(delta, base.shape(name)) for delta in open_all(self.runs) for name in delta),
+                payload=self.runs,
+                label=f"{len(self.runs)} runs",
+            )
+        ]
+
+    def setup(self) -> BaseWeights:
+        """Open the base checkpoint, which every delta must fit."""
+        return BaseWeights(self.base)
+
+    def compute(self, state: BaseWeights, payload: list[Run]) -> dict[str, Rows]:
+        """Rows of all pairs."""
+        runs = [run.name for run in payload]
+        deltas = open_all(payload)
+        whole = _nothing(len(runs))
+        layers: defaultdict[int, Moments] = defaultdict(lambda: _nothing(len(runs)))
+        rows: Rows = []
+        for name in _parameters(deltas):
+            entries = [delta.get(name) for delta in deltas]
+            for entry in entries:
+                if entry is not None:
+                    state.check(name, entry)
+            part = moments(entries)
+            rows += _rows(runs, "module", module_name(name), part)
+            whole += part
+            layer = layer_index(name)
+            if layer is not None:
+                layers[layer] += part
+        for layer, part in sorted(layers.items()):
+            rows += _rows(runs, "layer", str(layer), part)
+        return {"similarity": rows + _rows(runs, "global", "", whole)}
+
+
+def open_all(runs: Iterable[Run]) -> list[Delta]:
+    """Open the deltas of runs that have one, in order."""
+    return [delta for run in runs if (delta := run.open()) is not None]
+
+
+def _parameters(deltas: Iterable[Delta]) -> list[str]:
+    return sorted(set().union(*deltas))
+
+
+def _nothing(n: int) -> Moments:
+    return Moments(*np.zeros((3, n, n)))
+
+
+def _rows(runs: list[str], scope: str, name: str, part: Moments) -> Rows:
+    columns = {"cosine": part.cosine, "orthogonal_fraction": part.orthogonal_fraction, "null_sd": part.null_sd}
+    return [
+        {"run_a": a, "run_b": b, "scope": scope, "name": name}
+        | {column: None if np.isnan(values[i, j]) else float(values[i, j]) for column, values in columns.items()}
+        for i, a in enumerate(runs)
+        for j, b in enumerate(runs)
+        if i != j
+    ]

@@ -1,0 +1,109 @@
+"""From the rollout table to what losses choose from: the usable rollouts of each prompt, and counts of all others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+
+import pyarrow as pa
+
+from raygeo.errors import DataError
+from raygeo.losses.base import Example, Selection
+
+
+@dataclass(frozen=True)
+class Group:
+    """The usable rollouts of one prompt in table order; ``rewards`` are None where absent or not finite."""
+
+    rows: tuple[int, ...]
+    correct: tuple[bool, ...]
+    rewards: tuple[float | None, ...]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some rollouts are correct and some are wrong."""
+        return any(self.correct) and not all(self.correct)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Every prompt with a usable rollout, in order of first appearance, and what was counted on the way.
+
+    ``counts``: ``rows_seen``, ``truncated_dropped``, ``ungraded_dropped``, ``prompts``, ``mixed_prompts``,
+    ``all_correct_prompts``, ``all_wrong_prompts``.
+    """
+
+    groups: list[Group]
+    counts: dict[str, int]
+
+    def select(self, title: str, examples: Sequence[Example]) -> Selection:
+        """Order ``examples`` by their rows and add the counts of what they use.
+
+        ``rows_used`` counts distinct rows, of which ``correct_rows`` and ``wrong_rows`` by verdict (the share of
+        negatives in the data is ``wrong_rows / rows_used``); ``negative_rows`` counts those with a weight below zero.
+
+        Raises:
+            DataError: there is no example; ``title`` names the loss.
+        """
+        if not examples:
+            raise DataError(
+                f"{title} finds nothing to learn from in {_describe(self.counts)}. "
+                "Sample more rollouts for each prompt, or leave this loss out of the study."
+            )
+        ordered = sorted(examples, key=lambda example: example.rows)
+        weights = {
+            row: weight for example in ordered for row, weight in zip(example.rows, example.weights, strict=True)
+        }
+        verdicts = {row: ok for group in self.groups for row, ok in zip(group.rows, group.correct, strict=True)}
+        correct = sum(verdicts[row] for row in weights)
+        used = {
+            "rows_used": len(weights),
+            "correct_rows": correct,
+            "wrong_rows": len(weights) - correct,
+            "negative_rows": sum(weight < 0 for weight in weights.values()),
+        }
+        return Selection(ordered, self.counts | used)
+
+
+def group_rollouts(rollouts: pa.Table) -> Groups:
+    """Group the rollout table by prompt, leaving out rows that no loss can use.
+
+    Truncated completions lack the end-of-text token, so imitating them teaches never to stop; rows whose ``correct`` is
+    null were not graded. Both are counted; a row that is both counts as truncated.
+
+    Raises:
+        DataError: a row has no ``prompt_id``.
+    """
+    columns = ("prompt_id", "correct", "reward", "truncated")
+    table = zip(*(rollouts.column(name).to_pylist() for name in columns), strict=True)
+    found: dict[str, list[tuple[int, bool, float | None]]] = {}
+    truncated_dropped = ungraded_dropped = 0
+    for row, (prompt, correct, reward, truncated) in enumerate(table):
+        if prompt is None:
+            raise DataError(f"row {row} of the rollouts has no prompt_id; every rollout must name its prompt.")
+        if truncated:
+            truncated_dropped += 1
+        elif correct is None:
+            ungraded_dropped += 1
+        else:
+            usable = reward if reward is not None and isfinite(reward) else None
+            found.setdefault(prompt, []).append((row, correct, usable))
+    groups = [Group(*zip(*members, strict=True)) for members in found.values()]
+    counts = {
+        "rows_seen": rollouts.num_rows,
+        "truncated_dropped": truncated_dropped,
+        "ungraded_dropped": ungraded_dropped,
+        "prompts": len(groups),
+        "mixed_prompts": sum(group.mixed for group in groups),
+        "all_correct_prompts": sum(all(group.correct) for group in groups),
+        "all_wrong_prompts": sum(not any(group.correct) for group in groups),
+    }
+    return Groups(groups, counts)
+
+
+def _describe(counts: dict[str, int]) -> str:
+    return (
+        f"{counts['rows_seen']} rollouts ({counts['truncated_dropped']} truncated, "
+        f"{counts['ungraded_dropped']} ungraded; "
+        f"of {counts['prompts']} usable prompts {counts['mixed_prompts']} are mixed, "
+        f"{counts['all_correct_prompts']} all correct, {counts['all_wrong_prompts']} all wrong)"
+    )

@@ -1,0 +1,91 @@
+"""Progress on the driver: live bars on a terminal, a line now and then in a log file, and the study's stage table."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+_LOG_EVERY_SECONDS = 10.0
+
+
+@dataclass
+class Bar:
+    """A running count; ``advance`` and ``update`` are cheap enough to call at every step."""
+
+    total: int
+    _show: "object"
+    done: int = 0
+
+    def update(self, done: int, note: str = "") -> None:
+        """Set the count."""
+        self.done = done
+        self._show(done, note)  # type: ignore[operator]
+
+    def advance(self, by: int = 1, note: str = "") -> None:
+        """Raise the count."""
+        self.update(self.done + by, note)
+
+
+class Progress:
+    """Shows what the driver is doing. ``console`` defaults to standard error."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(stderr=True)
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, highlight=False)
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Bar]:
+        """Show a bar for ``total`` units of work, or a line every ten seconds where there is no terminal."""
+        if not self.console.is_terminal:
+            started = last = time.monotonic()
+
+            def log(done: int, note: str) -> None:
+                nonlocal last
+                now = time.monotonic()
+                if now - last >= _LOG_EVERY_SECONDS:
+                    last = now
+                    self.say(f"  {title}: {done}/{total} after {now - started:.0f} s {note}".rstrip())
+
+            yield Bar(total, log)
+            return
+        columns = (
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+        )
+        with RichProgress(*columns, console=self.console, transient=True) as rich:
+            task = rich.add_task(title, total=total, note="")
+            yield Bar(total, lambda done, note: rich.update(task, completed=done, note=note))
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """How long a stage took, and how many of its units were made now and found in the store."""
+
+    stage: str
+    seconds: float
+    made: int
+    reused: int
+
+
+def stage_table(times: list[StageTime]) -> Table:
+    """A printable table of stage timings with their total."""
+    table = Table(title="stages", title_justify="left")
+    for name in ("stage", "seconds", "made", "from store"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for row in times:
+        table.add_row(row.stage, f"{row.seconds:.1f}", str(row.made), str(row.reused))
+    table.add_section()
+    table.add_row("total", f"{sum(t.seconds for t in times):.1f}", "", "")
+    return table

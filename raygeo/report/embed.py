@@ -1,0 +1,47 @@
+"""A matplotlib figure as part of a page: inline SVG that follows the page's colours, or a PNG when that would be large."""
+
+import base64
+import io
+import re
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from raygeo.report.style import GRID, INK, MUTED, PAPER
+
+SVG_LIMIT = 400_000
+_PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
+_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+
+
+def embed(fig: Figure, name: str, alt: str) -> Markup:
+    """Return ``fig`` as one ``<svg>`` or, above ``SVG_LIMIT`` characters of SVG, one ``<img>`` element.
+
+    The same figure always gives the same text. ``name`` must be unique on the page: it prefixes every id of the SVG.
+    """
+    svg = _svg(fig, name, alt)
+    return Markup(svg if len(svg) <= SVG_LIMIT else _png(fig, alt))
+
+
+def _svg(fig: Figure, name: str, alt: str) -> str:
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        fig.savefig(buffer, format="svg", transparent=True, metadata=_METADATA)
+    body = buffer.getvalue().partition("<svg")[2].partition(">")
+    width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', body[0]).groups()  # type: ignore[union-attr]
+    inner = re.sub(r"<metadata>.*?</metadata>", "", body[2], count=1, flags=re.DOTALL)
+    inner = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", inner)
+    inner = re.sub("|".join(_PAGE_COLOURS), lambda found: _PAGE_COLOURS[found[0]], inner)
+    label = Markup.escape(alt)
+    return (
+        f'<svg role="img" aria-label="{label}" viewBox="0 0 {width} {height}" '
+        f'style="--width: {float(width) / 72:.2f}" xmlns:xlink="http://www.w3.org/1999/xlink">{inner.rstrip()}'
+    )
+
+
+def _png(fig: Figure, alt: str) -> str:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{Markup.escape(alt)}" style="--width: {fig.get_figwidth():.2f}" src="data:image/png;base64,{data}">'

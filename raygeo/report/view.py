@@ -1,0 +1,72 @@
+"""A read-only view of a study's tables: missing ones are empty, pairs are found in either order, runs have an order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from raygeo.report.style import RunStyle, run_styles
+from raygeo.tables import SCHEMAS
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class View:
+    """``tables`` hold any subset of ``raygeo.tables.SCHEMAS``; ``reference_run`` is the run the others are compared with."""
+
+    tables: Mapping[str, pa.Table]
+    reference_run: str
+
+    def frame(self, table: str, **equal: Any) -> pd.DataFrame:
+        """Return ``table`` as a frame, keeping rows whose columns equal ``equal``; empty when the table is missing."""
+        found = self.tables.get(table)
+        frame = (SCHEMAS[table].empty_table() if found is None else found).to_pandas()
+        for column, value in equal.items():
+            frame = frame[frame[column] == value]
+        return frame.reset_index(drop=True)
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """Rows of ``runs`` without the base, in the study's order."""
+        runs = self.frame("runs")
+        return runs[runs.run != BASE].drop_duplicates("run").reset_index(drop=True)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Every run but the base: those of ``runs``, then any other that a table names, in the order they appear."""
+        seen = dict.fromkeys(self.runs.run)
+        for table in ("accuracy", "deltas", "similarity", "subspaces", "paths", "curvature", "cka"):
+            frame = self.frame(table)
+            for column in ("run", "run_a", "run_b"):
+                if column in frame:
+                    seen |= dict.fromkeys(frame[column].dropna().unique())
+        seen.pop(BASE, None)
+        return list(seen)
+
+    @cached_property
+    def styles(self) -> dict[str, RunStyle]:
+        """Colour, line and marker of the base and every run."""
+        losses = dict(zip(self.runs.run, self.runs.loss, strict=True))
+        return run_styles({name: losses.get(name) or name.split("-")[0] for name in self.names}, BASE)
+
+    def order(self, present: "pd.Series[Any] | set[str]") -> list[str]:
+        """Sort run names into the study's order, the base first."""
+        wanted = set(present)
+        return [name for name in (BASE, *self.names) if name in wanted]
+
+    def against(self, other: str, table: str, **equal: Any) -> pd.DataFrame:
+        """Rows of a pair table in which ``other`` takes part, with its partner as ``run``.
+
+        ``flipped`` is true where ``other`` stands second; ``alpha``, where there is one, is turned so that 0 is ``other``.
+        """
+        frame = self.frame(table, **equal)
+        frame = frame[((frame.run_a == other) | (frame.run_b == other)) & (frame.run_a != frame.run_b)].copy()
+        frame["flipped"] = frame.run_b == other
+        frame["run"] = frame.run_a.where(frame.flipped, frame.run_b)
+        if "alpha" in frame:
+            frame["alpha"] = frame.alpha.where(~frame.flipped, 1 - frame.alpha)
+        return frame.reset_index(drop=True)

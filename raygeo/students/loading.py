@@ -1,0 +1,98 @@
+"""Students as they come from disk or the Hub: a causal language model and its tokenizer, ready to use."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from raygeo.errors import StudentError
+
+
+def default_device() -> torch.device:
+    """Return the current CUDA device when there is one, the CPU otherwise."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_student(
+    path: str | Path, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load the model, in evaluation mode on the CPU, and the tokenizer stored under ``path``.
+
+    A folder is read without touching the network; any other ``owner/name`` is looked up on the Hugging Face Hub. Only
+    safetensors weights are read and no code of the model's own is run. ``attention`` names the implementation
+    (``"sdpa"``, or ``"eager"`` where second derivatives are taken).
+
+    Raises:
+        StudentError: there is no such folder or no causal language model in it, weights are missing or of the wrong
+            shape, there is no usable tokenizer, or it has more tokens than the model has embeddings.
+    """
+    tokenizer = load_tokenizer(path)
+    model = _load_model(path, dtype, attention)
+    rows = len(next(model.get_input_embeddings().parameters()))
+    if len(tokenizer) > rows:
+        raise StudentError(
+            f"student {str(path)!r}: the tokenizer has {len(tokenizer)} tokens but the model only {rows} embeddings; "
+            "they do not belong together. Save the model's own tokenizer beside it."
+        )
+    return model, tokenizer
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer stored under ``path``, as ``load_student`` does; without a pad token it pads with end-of-text.
+
+    Raises:
+        StudentError: there is no such folder, no tokenizer in it, or it has no end-of-text token.
+    """
+    source, local = _locate(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise StudentError(f"student {str(path)!r}: no usable tokenizer ({_first_line(error)}).") from error
+    if tokenizer.eos_token_id is None:
+        raise StudentError(
+            f"student {str(path)!r}: its tokenizer has no end-of-text token, so completions could not end. "
+            "Set eos_token in tokenizer_config.json."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load_model(path: str | Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    source, local = _locate(path)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            attn_implementation=attention,
+            local_files_only=local,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise StudentError(f"student {str(path)!r}: no usable causal language model ({_first_line(error)}).") from error
+    model, report = loaded
+    wrong = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
+    if wrong:
+        raise StudentError(
+            f"student {str(path)!r}: {len(wrong)} parameters are missing from its weights or have another shape than "
+            f"config.json says ({', '.join(wrong[:3])}); they would be random. Fetch or save the model again."
+        )
+    return model.eval()
+
+
+def _locate(path: str | Path) -> tuple[str, bool]:
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return str(folder), True
+    if isinstance(path, Path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise StudentError(f"student {str(path)!r}: no such folder; give the folder that holds config.json.")
+    return path, False
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")

@@ -1,0 +1,129 @@
+from fractions import Fraction
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from raygeo.errors import DataError
+from raygeo.rollouts.grading import Verdict, gold_answer, grade_exact, grader, marked_answer, parse_number
+
+
+@pytest.mark.parametrize(
+    ("completion", "gold"),
+    [
+        ("2 + 2 = 4\n#### 4", "4"),
+        ("so #### 4", "#### 4"),
+        ("so\nA: 18", "16 - 3\nA: 18"),
+        ("#### 3\nno, wait\n#### 18", "18"),
+        ("A: 3\n#### 18", "18"),
+        ("#### 3\nA: 18\n", "18"),
+        ("#### 18.00", "18"),
+        ("#### $18.", "18"),
+        ("#### 18 .", "18"),
+        ("#### $ 1,080.50", "1080.5"),
+        ("#### -$5", "-5"),
+        ("#### $-5", "-5"),
+        ("#### \N{MINUS SIGN}5", "-5"),
+        ("#### $18$", "18"),
+        ("#### **18**", "18"),
+        ("#### 25%", "25"),
+        (r"#### 25\%", "25"),
+        ("#### 18 dollars", "18"),
+        ("#### 18 dollars.", "18"),
+        ("#### 7/14", "0.5"),
+        ("#### 1/3", "2/6"),
+        ("#### .5", "1/2"),
+        ("#### 007", "7"),
+        ("#### 109,200,000", "109200000"),
+        ("#### 0.1", "0.10"),
+    ],
+)
+def test_right_answers(completion, gold):
+    assert grade_exact(completion, gold).correct
+
+
+@pytest.mark.parametrize(
+    ("completion", "extracted", "note"),
+    [
+        ("", None, "no answer marker"),
+        ("the answer is 18", None, "no answer marker"),
+        ("PLEA: 18", None, "no answer marker"),
+        ("#### 18\n####", None, "answer is not a number"),
+        ("####\n18", None, "answer is not a number"),
+        ("#### 16 + 2 = 18", None, "answer is not a number"),
+        ("#### 17 or 18", None, "answer is not a number"),
+        ("#### 18 million", None, "answer is not a number"),
+        ("#### 18 and a half", None, "answer is not a number"),
+        ("#### 1,8", None, "answer is not a number"),
+        ("#### 1$8", None, "answer is not a number"),
+        ("#### 18e0", None, "answer is not a number"),
+        ("#### 18x", None, "answer is not a number"),
+        ("#### 1_8", None, "answer is not a number"),
+        ("#### 18/0", None, "answer is not a number"),
+        ("#### \u0661\u0668", None, "answer is not a number"),  # digits of another script
+        ("#### " + "1" * 5_000, None, "answer is not a number"),
+        ("#### 18.000000000000000001", "18.000000000000000001", ""),
+        ("#### 18\n#### 19", "19", ""),
+    ],
+)
+def test_everything_else_is_wrong_against_18(completion, extracted, note):
+    assert grade_exact(completion, "18") == Verdict(extracted, False, note)
+
+
+def test_the_verdict_shows_the_number_as_written():
+    assert grade_exact("#### $1,018.00", "1018") == Verdict("1018.00", True)
+
+
+def test_numbers_beyond_float_precision_are_told_apart():
+    assert not grade_exact("#### 9007199254740993", "9007199254740992").correct
+
+
+@pytest.mark.parametrize("gold", ["", "####", "x + 1", "#### one", r"\frac12"])
+def test_a_gold_answer_that_is_no_number_is_refused(gold):
+    assert gold_answer(gold) is None
+    with pytest.raises(DataError, match="not a number"):
+        grade_exact("#### 18", gold)
+
+
+def test_marked_answer():
+    assert marked_answer("a #### 5 dollars\nmore") == "5 dollars"
+    assert marked_answer("a\n  A: 5") == "5"
+    assert marked_answer("none") is None
+
+
+def test_exact_grader_keeps_the_order():
+    with grader("exact") as g:
+        verdicts = g.grade_many([("#### 1", "1"), ("#### 2", "1"), ("", "1")])
+    assert verdicts == [Verdict("1", True), Verdict("2", False), Verdict(None, False, "no answer marker")]
+
+
+decimals = st.decimals(allow_nan=False, allow_infinity=False, places=4, min_value=-(10**12), max_value=10**12)
+
+
+@given(decimals)
+def test_every_spelling_of_a_decimal_is_the_same_number(value):
+    for text in (f"{value:f}", f"{value:,f}", f"${value:,f}.", f"{value:f}000", f"**{value:f}**", f"{value:f} apples"):
+        number = parse_number(text)
+        assert number is not None
+        assert Fraction(number) == Fraction(value)
+
+
+@given(st.integers(), st.integers(min_value=1))
+def test_fractions_are_exact(numerator, denominator):
+    assert Fraction(parse_number(f"{numerator}/{denominator}")) == Fraction(numerator, denominator)
+
+
+@given(decimals, decimals)
+@example(0, 0)
+def test_verdict_equals_equality_of_numbers(a, b):
+    assert grade_exact(f"#### {a:f}", f"{b:f}").correct == (Fraction(a) == Fraction(b))
+
+
+@given(st.text() | st.from_regex(r"(####|\nA:)[ 0-9.,/$%+-]*", fullmatch=True))
+def test_any_text_gets_a_verdict_and_only_readable_numbers_are_extracted(completion):
+    verdict = grade_exact(completion, "18")
+    if verdict.extracted is None:
+        assert not verdict.correct
+        assert verdict.note
+    else:
+        assert verdict.correct == (Fraction(verdict.extracted) == 18)
