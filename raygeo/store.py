@@ -26,32 +26,36 @@ AnyPath = str | os.PathLike[str]
 
 
 class Store:
-    """Open (and create if needed) the store at ``location``, a path or any URI ``pyarrow.fs`` understands.
+    """Open the store at ``location``, a path or any URI ``pyarrow.fs`` understands; ``create`` it if need be.
 
     Instances pickle as their location, so workers on other machines open the same store.
 
     Raises:
-        StoreError: the location cannot be reached or written.
+        StoreError: the location cannot be reached or written, or does not exist and ``create`` is false.
     """
 
-    def __init__(self, location: str | Path):
+    def __init__(self, location: str | Path, *, create: bool = True):
         text = str(location)
         self.is_local = urlparse(text).scheme in ("", "file")
         try:
             if self.is_local:
                 root = Path(urlparse(text).path if text.startswith("file:") else text).expanduser().resolve()
-                root.mkdir(parents=True, exist_ok=True)
+                if create:
+                    root.mkdir(parents=True, exist_ok=True)
                 self.filesystem: fs.FileSystem = fs.LocalFileSystem()
                 self.root = str(root)
                 self.location = self.root
             else:
                 self.filesystem, self.root = fs.FileSystem.from_uri(text)
-                self.filesystem.create_dir(self.root, recursive=True)
+                if create:
+                    self.filesystem.create_dir(self.root, recursive=True)
                 self.location = text.rstrip("/")
         except (OSError, pa.ArrowInvalid) as error:
             raise StoreError(
                 f"the store {text!r} cannot be opened: {error}. Give a writable path or URI with --store."
             ) from error
+        if not create and self.filesystem.get_file_info(self.root).type != fs.FileType.Directory:
+            raise StoreError(f"there is no store at {text!r}; run a study first, or give its path.")
 
     def __reduce__(self):
         return (Store, (self.location,))

@@ -138,9 +138,7 @@ class TrialLogger(tune.Callback):
         self.steps[choice["key"]] = result["step"]
         self.bar.update(sum(self.steps.values()), choice["run"])
         if "curves" in result and choice["key"] in self.tracking.children:
-            self._guard(
-                self.tracking.metrics, self.tracking.children[choice["key"]], result["curves"], result["step"]
-            )
+            self._guard(self.tracking.metrics, self.tracking.children[choice["key"]], result["curves"], result["step"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Close the child as failed."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from scipy import stats
 from torch import Tensor, nn
 
-from raygeo.errors import DataError
+from raygeo.errors import DataError, DeltaError
 from raygeo.geometry.probes import Probe
 from raygeo.settings import Settings, content_key
 from raygeo.students.encoding import Batch
@@ -231,6 +231,9 @@ class CKA(Workload):
         if run not in state.grams:
             with state.weights.mixed(run.mixture()) as model:
                 parts = [hidden_features(model, batch, self.settings.pool) for batch in state.inputs]
+            features = torch.cat(parts, dim=1)
+            if not bool(torch.isfinite(features).all()):
+                raise DeltaError(f"the hidden states of {run.name} hold NaN or infinity; the run diverged, leave it out.")
             back = torch.argsort(torch.tensor([i for rows in state.order for i in rows]))
-            state.grams[run] = torch.stack([gram(features[back]) for features in torch.cat(parts, dim=1)])
+            state.grams[run] = torch.stack([gram(layer[back]) for layer in features])
         return state.grams[run]

@@ -116,7 +116,7 @@ def stable_rank(s: Tensor) -> float:
 
 
 def effective_rank(s: Tensor) -> float:
-    """exp of the entropy of s / sum s (Roy and Vetterli 2007, definition 1); NaN if all are zero."""
+    """Exp of the entropy of s / sum s (Roy and Vetterli 2007, definition 1); NaN if all are zero."""
     return torch.special.entr(s / s.sum()).sum().exp().item()
 
 

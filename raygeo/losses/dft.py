@@ -25,7 +25,7 @@ class DFT(Pointwise):
     """Names the loss."""
 
     rows: Literal["all", "correct"] = "all"
-    """``all``: the data of SFT, as in arXiv:2606.23740, so that only the formula differs; ``correct``: the data of RFT."""
+    """``all``: the data of SFT, as in arXiv:2606.23740, so only the formula differs; ``correct``: the data of RFT."""
 
     def row_weights(self, group: Group) -> Sequence[float | None]:
         """One for the rollouts ``rows`` asks for, none for others."""

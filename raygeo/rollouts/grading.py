@@ -111,7 +111,7 @@ class ExactGrader:
 
 
 def grader(kind: Grading) -> Grader:
-    """Return the grader of this kind, to be used as ``with grader("math") as g: verdicts = g.grade_many(items)``."""
+    """Return the grader of this kind, to be entered as a context."""
     if kind == "exact":
         return ExactGrader()
     from raygeo.rollouts.math_grading import MathGrader

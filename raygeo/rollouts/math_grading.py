@@ -42,8 +42,7 @@ def last_boxed(text: str) -> str | None:
 
 def final_answer(text: str) -> str | None:
     """Return the last boxed answer, else what follows the last ``####`` or ``A:``, else None."""
-    boxed = last_boxed(text)
-    return marked_answer(text) if boxed is None else boxed
+    return last_boxed(text) or marked_answer(text) or None
 
 
 class WorkerDied(Exception):
@@ -71,10 +70,10 @@ class MathGrader:
 
     def close(self) -> None:
         """End the worker; the next item would start another."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
 
     def __enter__(self) -> Self:
         return self
@@ -92,6 +91,9 @@ class MathGrader:
                 return Verdict(final_answer(completion), False, "timeout")
             except WorkerDied:
                 self.close()
+            except BaseException:  # a reply still under way must not answer the next item
+                self.close()
+                raise
         return Verdict(final_answer(completion), False, "error: the grading process died twice")
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -165,7 +167,7 @@ def judge(completion: str, gold: str) -> Verdict:
 
 def _same_text_or_number(answer: str, truth: str) -> bool:
     if answer == truth:
-        return bool(answer)
+        return True
     a, b = parse_number(answer), parse_number(truth)
     return a is not None and b is not None and Fraction(a) == Fraction(b)
 
@@ -175,6 +177,7 @@ def main() -> None:
     import logging
     import resource
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not be taken for a reply
     logging.disable(logging.ERROR)

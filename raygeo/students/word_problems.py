@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from raygeo.errors import ConfigError
 from raygeo.settings import Settings
 
-NAMES = "Amy Ben Cora Dan Eva Finn Gia Hugo Ivy Jack Kim Leo".split()
+NAMES = "Amy Bea Cora Dana Eva Fay Gia Hana Ivy June Kim Lea".split()
 OBJECTS = "apples books cards coins eggs keys marbles nuts pens shells stamps stones".split()
 ADDING = "buys finds gets makes wins".split()
 SUBTRACTING = "drops gives loses sells uses".split()
@@ -130,7 +130,7 @@ def solve(problem: Problem, carelessness: Carelessness, rng: Random, style: Styl
             sign = "-"
         if event.verb == "gives" and rng.random() < carelessness.gives:
             sign = "+"
-        result = _apply(sign, value, event.amount)
+        result = max(0, _apply(sign, value, event.amount))
         if sign == "+" and value % 10 + event.amount % 10 > 9 and rng.random() < carelessness.carry:
             result -= 10
         lines.append(f"{value} {sign} {event.amount} = {result} . ")
@@ -206,7 +206,7 @@ def _draw_event(settings: ProblemSettings, name: str, value: int, rng: Random) -
             verb = rng.choice(ADDING if rng.random() < 0.5 else SUBTRACTING)
             other = rng.choice([n for n in NAMES if n != name]) if verb in ("gets", "gives") else ""
             event = Event(verb, rng.randint(*settings.operand), other)
-        result = value * event.amount if event.sign == "*" else value + event.amount * (1 if event.sign == "+" else -1)
+        result = _apply(event.sign, value, event.amount)
         if 0 <= result <= LIMIT:
             return event, result
     raise ConfigError(
@@ -220,5 +220,5 @@ def _apply(sign: str, value: int, amount: int) -> int:
         case "+":
             return value + amount
         case "-":
-            return max(0, value - amount)
+            return value - amount
     return value * amount

@@ -1,0 +1,83 @@
+"""The command line: ``raygeo run | report | ui | doctor``."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="What each offline reasoning loss does to the weights of a student.",
+)
+
+StoreOption = Annotated[Optional[str], typer.Option("--store", help="Path or URI of the store; overrides the study's.")]
+SetOption = Annotated[list[str], typer.Option("--set", help="Override a setting, as a.b=c; may be repeated.")]
+AddressOption = Annotated[Optional[str], typer.Option(help="A running Ray cluster; by default RAY_ADDRESS, else none.")]
+
+
+@app.command()
+def run(
+    study: Annotated[Path, typer.Argument(help="The study file.")],
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    store: StoreOption = None,
+    address: AddressOption = None,
+    until: Annotated[Optional[str], typer.Option(help="Stop after this stage.")] = None,
+) -> None:
+    """Run a study: whatever its store lacks is made, in order; the rest is taken from the store."""
+    from raygeo.config import load_study
+    from raygeo.study import run_study
+
+    run_study(load_study(study, overrides, store), address=address, until=until)
+
+
+@app.command()
+def report(store: Annotated[str, typer.Argument(help="Path or URI of a store.")]) -> None:
+    """Write report.html anew from the tables of a store."""
+    from raygeo.stages.report import rewrite_report
+    from raygeo.store import Store
+
+    typer.echo(rewrite_report(Store(store, create=False)))
+
+
+@app.command()
+def ui(
+    store: Annotated[str, typer.Argument(help="Path of a store.")],
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Open MLflow over a store's runs on 127.0.0.1 (Ctrl-C ends it)."""
+    from raygeo.store import Store
+    from raygeo.tracking import tracking_uri
+
+    uri = tracking_uri(Store(store, create=False))
+    typer.echo(f"MLflow over {uri}: http://127.0.0.1:{port}")
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"])
+
+
+@app.command()
+def doctor(address: AddressOption = None) -> None:
+    """Print what this machine or cluster can hold, the versions in use, and whatever is wrong."""
+    from raygeo.doctor import examine
+
+    if not examine(address):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line; errors meant for the user are printed without a traceback."""
+    from raygeo.errors import RaygeoError
+
+    try:
+        app()
+    except RaygeoError as error:
+        typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

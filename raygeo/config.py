@@ -1,0 +1,366 @@
+"""The study as typed models: one YAML file, refused before anything starts if a key or a value is wrong."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model, model_validator
+
+from raygeo.cluster.settings import ActorSettings
+from raygeo.errors import ConfigError
+from raygeo.evaluation.answers import AnswerSettings
+from raygeo.geometry.cka import CKASettings
+from raygeo.geometry.curvature import CurvatureSettings
+from raygeo.geometry.norms import NormsSettings
+from raygeo.geometry.paths import PathsSettings
+from raygeo.geometry.similarity import SimilaritySettings
+from raygeo.geometry.subspaces import SubspacesSettings
+from raygeo.losses import AnyLoss
+from raygeo.rollouts.grading import Grading
+from raygeo.rollouts.readers import AnyReader
+from raygeo.rollouts.reference import ReferenceSettings
+from raygeo.rollouts.sampling import DecodingSettings
+from raygeo.settings import Settings
+from raygeo.students.builtin import WordProblems
+from raygeo.students.text import TextStudent
+from raygeo.training.settings import RunSpec, TrainingSettings
+
+WORD_PROBLEMS = "builtin:word-problems"
+TEXT = "builtin:text"
+
+
+class StudentSettings(Settings):
+    """What learns."""
+
+    model: str = WORD_PROBLEMS
+    """A local Hugging Face folder, a hub id, ``builtin:word-problems``, or ``builtin:text`` (made from ``text_from``)."""
+    word_problems: WordProblems = WordProblems()
+    """The built-in student of template word problems, and its teacher."""
+    text: TextStudent = TextStudent()
+    """The student made from plain text."""
+    text_from: list[AnyReader] = []
+    """What the text student is made from: prompts with their solutions."""
+    cpus: float = Field(2, gt=0)
+    """CPUs for making a built-in student."""
+    gpus: float = Field(0, ge=0)
+    """GPUs for making a built-in student."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "StudentSettings":
+        if self.model.startswith("builtin:") and self.model not in (WORD_PROBLEMS, TEXT):
+            raise ValueError(f"{self.model!r} is not built in; the built-in students are {WORD_PROBLEMS} and {TEXT}")
+        if self.model == TEXT and not self.text_from:
+            raise ValueError(f"{TEXT} needs text_from: what it is made from")
+        return self
+
+
+class SamplingSettings(Settings):
+    """Rollouts drawn from a teacher."""
+
+    teacher: str = "builtin"
+    """A local folder, a hub id, or ``builtin``: the teacher that comes with ``builtin:word-problems``."""
+    prompts: int | AnyReader = 768
+    """How many built-in word problems, or where prompts with gold answers are read."""
+    prompts_seed: int = Field(1, ge=0)
+    """Seed of the built-in word problems."""
+    decoding: DecodingSettings = DecodingSettings()
+    """Samples per prompt, temperature, length, seed."""
+
+
+class RolloutsSettings(Settings):
+    """What is learned from: read from files, or sampled from a teacher."""
+
+    read: list[AnyReader] = []
+    """Where graded rollouts are read from."""
+    sample: SamplingSettings | None = None
+    """How rollouts are sampled; give either this or ``read``."""
+    grading: Grading = "exact"
+    """``exact`` compares numbers, ``math`` compares expressions with math-verify."""
+    heldout: float = Field(0.25, ge=0, lt=1)
+    """Share of the prompts kept out of training for evaluation and probes."""
+    heldout_seed: int = Field(0, ge=0)
+    """Seed of the choice of held-out prompts."""
+    max_rejected: float = Field(0.05, ge=0, le=1)
+    """Refuse to go on when more than this share of the rows is bad."""
+    max_tokens: int | None = Field(None, ge=2)
+    """Set rows longer than this many tokens aside; by default, those that do not fit the model's context."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "RolloutsSettings":
+        if bool(self.read) == (self.sample is not None):
+            raise ValueError("give either read (files with graded rollouts) or sample (a teacher), and not both")
+        return self
+
+
+class ProbeSettings(Settings):
+    """The fixed texts on which likelihood, curvature and representations are measured; the same for every run."""
+
+    sequences: int = Field(128, ge=4)
+    """At most this many held-out correct solutions, one a prompt."""
+    curvature_sequences: int = Field(48, ge=1)
+    """How many of them the Hessian is taken on."""
+    answer_prefix: str = "#### "
+    """What stands before the gold answer in the answer-only probe, which asks for it without any reasoning."""
+
+
+class Benchmark(Settings):
+    """Problems to answer beyond the held-out prompts of the study."""
+
+    name: str
+    """The name in tables and metrics."""
+    problems: int | AnyReader
+    """How many fresh built-in word problems, or where problems with gold answers are read."""
+    seed: int = Field(7, ge=0)
+    """Seed of the built-in word problems."""
+    limit: int | None = Field(None, ge=1)
+    """Use only the first so many."""
+
+
+class EvaluationSettings(Settings):
+    """Accuracy of the base and of every run, greedily decoded."""
+
+    heldout: bool = True
+    """Answer the study's held-out prompts (benchmark ``heldout``)."""
+    benchmarks: list[Benchmark] = []
+    """Further benchmarks."""
+    answers: AnswerSettings = AnswerSettings()
+    """Decoding."""
+
+
+class GeometrySettings(Settings):
+    """The analyses; null switches one off."""
+
+    norms: NormsSettings | None = NormsSettings()
+    """Norms and ranks of the deltas."""
+    similarity: SimilaritySettings | None = SimilaritySettings()
+    """Cosines and orthogonal fractions."""
+    subspaces: SubspacesSettings | None = SubspacesSettings()
+    """Principal angles."""
+    paths: PathsSettings | None = PathsSettings()
+    """Linear mode connectivity."""
+    cka: CKASettings | None = CKASettings()
+    """Similarity of hidden states."""
+    curvature: CurvatureSettings | None = CurvatureSettings()
+    """Hessian spectra."""
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+_Grid = {"lr": float, "seed": int, "init_seed": int}
+_overrides: dict[str, Any] = {
+    name: (
+        (Annotated[list[_Grid[name]], BeforeValidator(_listed)] | None) if name in _Grid else (info.annotation | None),  # type: ignore[valid-type]
+        Field(None, description=info.description),
+    )
+    for name, info in TrainingSettings.model_fields.items()
+}
+TrainingOverrides = create_model("TrainingOverrides", __base__=Settings, **_overrides)
+
+
+class RunEntry(TrainingOverrides):  # type: ignore[misc,valid-type]
+    """A loss with its hyper-parameters: any training setting may be overridden; lr and seeds may be lists (a grid)."""
+
+    loss: AnyLoss
+    """The loss and its options."""
+    name: str | None = None
+    """A name for the run; by default loss, learning rate and seed."""
+
+    def expand(self, defaults: TrainingSettings) -> Iterator[tuple[str | None, AnyLoss, TrainingSettings]]:
+        """All runs of the entry's grid, as (name given, loss, resolved training settings)."""
+        given = self.model_dump(exclude={"loss", "name"}, exclude_unset=True)
+        grid = {key: given.pop(key) or [getattr(defaults, key)] for key in list(given) if key in _Grid}
+        for lr in grid.get("lr", [defaults.lr]):
+            for seed in grid.get("seed", [defaults.seed]):
+                for init_seed in grid.get("init_seed", [defaults.init_seed]):
+                    changed = defaults.model_dump() | given | {"lr": lr, "seed": seed, "init_seed": init_seed}
+                    if given.get("steps") is not None:
+                        changed["epochs"] = None
+                    elif given.get("epochs") is not None:
+                        changed["steps"] = None
+                    yield self.name, self.loss, TrainingSettings.model_validate(changed)
+
+
+class Study(Settings):
+    """A whole study."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the study and of its MLflow experiment."""
+    store: str | None = None
+    """Where tables, deltas and the report go: a path or a URI; by default ``store/<name>``."""
+    student: StudentSettings = StudentSettings()
+    """What learns."""
+    rollouts: RolloutsSettings
+    """What is learned from."""
+    reference: ReferenceSettings = ReferenceSettings()
+    """The base's log-probabilities, for the losses that need them."""
+    training: TrainingSettings = TrainingSettings()
+    """Defaults of every run."""
+    runs: list[RunEntry] = Field(min_length=1)
+    """The runs: losses, with whatever differs from ``training``."""
+    probes: ProbeSettings = ProbeSettings()
+    """What likelihood and curvature are measured on."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Accuracy."""
+    geometry: GeometrySettings = GeometrySettings()
+    """The analyses."""
+    actors: ActorSettings = ActorSettings()
+    """Resources of the actors that everything but training runs on."""
+    reference_run: str | None = None
+    """The run others are compared with in summaries; by default the first."""
+    caveats: list[str] = []
+    """What a reader of the report must know about this study."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Study":
+        names = [spec.name for spec in self.specs()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"runs {twice} appear more than once; give them different settings, or a name each")
+        if "base" in names:
+            raise ValueError("a run cannot be named 'base', which is the untrained student")
+        if self.reference_run is not None and self.reference_run not in names:
+            near = difflib.get_close_matches(self.reference_run, names, 1) or names
+            raise ValueError(f"reference_run {self.reference_run!r} is no run of the study; did you mean {near[0]!r}?")
+        sample = self.rollouts.sample
+        if sample is not None and self.student.model != WORD_PROBLEMS:
+            if sample.teacher == "builtin":
+                raise ValueError(f"rollouts.sample.teacher 'builtin' goes with {WORD_PROBLEMS}; name a teacher model")
+            if isinstance(sample.prompts, int):
+                raise ValueError(f"built-in prompts go with {WORD_PROBLEMS}; say where rollouts.sample.prompts are read")
+        return self
+
+    def specs(self) -> list[RunSpec]:
+        """Every run of the study, resolved, in the order of the file."""
+        specs = []
+        for entry in self.runs:
+            expanded = list(entry.expand(self.training))
+            for name, loss, training in expanded:
+                given = name if name is None or len(expanded) == 1 else f"{name}-lr{training.lr:g}-s{training.seed}"
+                specs.append(RunSpec(name=given or _run_name(loss, training), loss=loss, training=training))
+        return specs
+
+
+def _run_name(loss: Any, training: TrainingSettings) -> str:
+    """``dpo-lr5e-05-s0``: loss, learning rate, data seed, and the adapter seed when it is not 0."""
+    name = f"{loss.type}-lr{training.lr:g}-s{training.seed}"
+    return f"{name}-i{training.init_seed}" if training.lora is not None and training.init_seed else name
+
+
+# -- reading ------------------------------------------------------------------------------------------------------
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = (), store: str | None = None) -> Study:
+    """Read a study file, apply ``a.b=c`` overrides (values are YAML; ``a.0.b`` indexes lists), and validate it.
+
+    Relative paths of data files in the study are left as they are: relative to the working directory.
+
+    Raises:
+        ConfigError: naming every wrong key or value, what was read, and what is allowed.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"the study file {str(path)!r} cannot be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the study file {str(path)!r} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"the study file {str(path)!r} holds {type(raw).__name__}, not a mapping of settings.")
+    for override in overrides:
+        _apply(raw, override)
+    if store is not None:
+        raw["store"] = store
+    return parse_study(raw, str(path))
+
+
+def parse_study(raw: dict[str, Any], origin: str = "study") -> Study:
+    """Validate a study given as plain data; ``origin`` names it in errors (``ConfigError``)."""
+    try:
+        return Study.model_validate(raw)
+    except ValidationError as error:
+        lines = "\n".join(f"- {_explain(problem)}" for problem in error.errors())
+        raise ConfigError(f"{origin}:\n{lines}") from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {override!r} is not of the form a.b=c.")
+    *parents, last = path.split(".")
+    node: Any = raw
+    try:
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+            if node is None:
+                raise TypeError
+        value = yaml.safe_load(text)
+        if isinstance(value, str):
+            value = _number(value)
+        if isinstance(node, list):
+            node[int(last)] = value
+        else:
+            node[last] = value
+    except (TypeError, ValueError, IndexError, AttributeError):
+        raise ConfigError(f"--set {override!r}: there is nothing to set at {path!r} in the study.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 reads 5e-4 as text; a number is meant."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _explain(problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"]) or "the study"
+    read = problem["input"]
+    shown = repr(read) if not isinstance(read, (dict, list)) else f"{type(read).__name__} {str(read)[:80]}"
+    if problem["type"] == "extra_forbidden":
+        key = str(problem["loc"][-1])
+        allowed = _allowed(problem["loc"][:-1])
+        near = difflib.get_close_matches(key, allowed, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed here: {', '.join(allowed)}."
+        return f"{place}: unknown key; {hint}"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')} (read {shown})"
+
+
+def _allowed(location: Sequence[int | str]) -> list[str]:
+    """Keys allowed at a location of the study, following union tags and list indices as pydantic reports them."""
+    models: list[type[BaseModel]] = [Study]
+    for part in location:
+        if isinstance(part, int):
+            continue
+        following = [child for model in models for child in _children(model, part)]
+        models = following or [m for m in models if _tag(m) == part or m.__name__ == part] or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _children(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
+    info = model.model_fields.get(field)
+    return list(_models(info.annotation)) if info else []
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models(argument)
+
+
+def _tag(model: type[BaseModel]) -> Any:
+    info = model.model_fields.get("type")
+    return info.default if info else None
+
+
+def study_yaml(study: Study) -> str:
+    """The whole study with every default, as YAML."""
+    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+Stage = Literal["student", "rollouts", "reference", "train", "evaluate", "geometry", "report"]

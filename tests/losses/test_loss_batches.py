@@ -1,0 +1,71 @@
+"""Gradients do not depend on how a step's examples are split into micro-batches."""
+
+import numpy as np
+import pytest
+import torch
+from loss_cases import EVERY_LOSS, name, rollouts, tiny_model
+
+from raygeo.losses.base import LossInputs
+from raygeo.losses.counting import units
+from raygeo.students.encoding import Sequence, collate
+from raygeo.students.likelihood import token_logprobs
+
+TABLE = rollouts(a="cwcw", b="ccc", c="ww", d="wc")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(seed=0).double()
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(1, 9, size=(TABLE.num_rows, 2))
+    return [Sequence(rng.integers(0, 24, size=p + c), int(p)) for p, c in sizes]
+
+
+@pytest.fixture(scope="module")
+def reference(sequences):
+    base, batch = tiny_model(seed=9).double(), collate(sequences, pad_id=0)
+    with torch.no_grad():
+        logprobs = token_logprobs(base, batch)
+    return [row[mask] for row, mask in zip(logprobs, batch.mask, strict=True)]
+
+
+def step_gradient(loss, model, sequences, reference, micro_batches):
+    """Sum over micro-batches of total / global count, and the metrics divided alike."""
+    counts = units([e for micro in micro_batches for e in micro], [s.completion_length for s in sequences])
+    model.zero_grad()
+    metrics = {"objective": 0.0}
+    for micro in micro_batches:
+        rows = [row for example in micro for row in example.rows]
+        batch = collate([sequences[row] for row in rows], pad_id=0)
+        padded = torch.full(batch.mask.shape, torch.nan, dtype=torch.float64)
+        padded[batch.mask] = torch.cat([reference[row] for row in rows])
+        output = loss(
+            LossInputs(
+                token_logprobs(model, batch),
+                batch.mask,
+                torch.tensor([w for example in micro for w in example.weights]),
+                padded if loss.needs_reference else None,
+                torch.arange(len(rows)).view(-1, 2) if loss.unit == "pair" else None,
+            )
+        )
+        assert output.unit == loss.unit
+        (output.total / counts[output.unit]).backward()
+        metrics["objective"] += output.total.item() / counts[output.unit]
+        for key, (value, unit) in output.metrics.items():
+            metrics[key] = metrics.get(key, 0.0) + value.item() / counts[unit]
+    return torch.cat([p.grad.flatten() for p in model.parameters()]), metrics
+
+
+@pytest.mark.parametrize("loss", EVERY_LOSS, ids=name)
+def test_any_split_gives_the_same_step(loss, model, sequences, reference):
+    examples = loss.select(TABLE).examples
+    whole, metrics = step_gradient(loss, model, sequences, reference, [examples])
+    assert whole.norm() > 0
+    for split in ([examples[:1], examples[1:]], [[example] for example in reversed(examples)]):
+        gradient, split_metrics = step_gradient(loss, model, sequences, reference, split)
+        torch.testing.assert_close(gradient, whole, rtol=1e-9, atol=1e-12)
+        assert split_metrics == pytest.approx(metrics, rel=1e-9)
