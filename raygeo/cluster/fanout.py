@@ -1,17 +1,20 @@
 """Fan any workload out over Ray actors: resident state, calls of similar worth, lost actors replaced.
 
 The longest tasks go first; once a task's cost has been measured, small ones are packed into calls worth about a
-second, so that neither scheduling overhead nor a straggler dominates. A unit in the store is never computed again.
+second, so that neither scheduling overhead nor a straggler dominates. Rows are stored as they come, and a unit in the
+store is never computed again. Actors are kept from one workload to the next, because starting one costs seconds.
 """
 
 import logging
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import ray
+import torch
 from ray.exceptions import RayActorError, RayTaskError
 
 from raygeo.cluster.preflight import check_fits, count_fitting
@@ -48,6 +51,9 @@ class FanoutResult:
     failures: dict[str, str] = field(default_factory=dict)
 
 
+Executor = Callable[[Workload, list[Task], Callable[[list[Outcome]], None]], None]
+
+
 def compute(workload: Workload, state: Any, tasks: list[Task]) -> list[Outcome]:
     """Run ``tasks`` one after the other; an error in one does not touch the others."""
     outcomes = []
@@ -63,38 +69,24 @@ def compute(workload: Workload, state: Any, tasks: list[Task]) -> list[Outcome]:
     return outcomes
 
 
-@ray.remote(max_restarts=0)
-class _Actor:
-    def __init__(self, workload: Workload, threads: int):
-        import torch
-
-        torch.set_num_threads(threads)
-        self.workload = workload
-        self.state: Any = None
-
-    def compute(self, tasks: list[Task]) -> list[Outcome]:
-        if self.state is None:
-            self.state = self.workload.setup()
-        return compute(self.workload, self.state, tasks)
+def in_process(workload: Workload, todo: list[Task], keep: Callable[[list[Outcome]], None]) -> None:
+    """Run the tasks here, one after the other, without Ray."""
+    state = workload.setup()
+    for task in todo:
+        keep(compute(workload, state, [task]))
 
 
 def run_workload(
-    workload: Workload,
-    store: Store,
-    *,
-    actors: ActorSettings | None = None,
-    progress: Progress | None = None,
-    in_process: bool = False,
+    workload: Workload, store: Store, execute: Executor = in_process, progress: Progress | None = None
 ) -> FanoutResult:
     """Compute every task of ``workload`` that the store lacks and write its rows as units of the workload's tables.
 
-    With ``in_process`` the same tasks run here, one after the other, without Ray.
+    ``execute`` is where the tasks run: ``in_process``, or an ``ActorPool``.
 
     Raises:
         WorkloadError: tasks failed (all others are finished and stored), or actors died too often.
         ClusterError: the cluster can hold no actor of the asked size.
     """
-    progress = progress or Progress()
     tasks = list({task.key: task for task in workload.tasks()}.values())
     finished = store.finished(workload.tables)
     todo = sorted((t for t in tasks if t.key not in finished), key=lambda t: -t.cost)
@@ -102,7 +94,7 @@ def run_workload(
     if not todo:
         return result
     labels = {t.key: t.label for t in todo}
-    with progress.bar(workload.name, len(todo)) as bar:
+    with (progress or Progress()).bar(workload.name, len(todo)) as bar:
 
         def keep(outcomes: list[Outcome]) -> None:
             for outcome in outcomes:
@@ -114,12 +106,7 @@ def run_workload(
                     result.made += 1
                 bar.advance(note=labels[outcome.key])
 
-        if in_process:
-            state = workload.setup()
-            for task in todo:
-                keep(compute(workload, state, [task]))
-        else:
-            _over_actors(workload, todo, actors or ActorSettings(), keep)
+        execute(workload, todo, keep)
     if result.failures:
         named = "\n".join(f"- {labels[key]}: {error.strip()}" for key, error in list(result.failures.items())[:5])
         raise WorkloadError(
@@ -129,63 +116,103 @@ def run_workload(
     return result
 
 
-def _over_actors(workload: Workload, todo: list[Task], settings: ActorSettings, keep: Any) -> None:
-    demand = {"CPU": settings.cpus, "GPU": settings.gpus}
-    check_fits(f"an actor for {workload.name}", demand)
-    count = max(1, min(len(todo), count_fitting(demand), settings.max_actors or len(todo)))
-    shared = ray.put(workload)
-    threads = max(1, int(settings.cpus))
-    environment = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-    options = {"num_cpus": settings.cpus, "num_gpus": settings.gpus, "runtime_env": {"env_vars": environment}}
-    waiting = deque(todo)
-    losses: dict[str, int] = {}
-    seconds_per_cost: float | None = None
-    running: dict[Any, tuple[Any, list[Task]]] = {}
+@ray.remote(max_restarts=0)
+class _Actor:
+    """Holds the state of the workload it worked on last."""
 
-    def start() -> Any:
-        return _Actor.options(**options).remote(shared, threads)
+    def __init__(self, threads: int):
+        torch.set_num_threads(threads)
+        self.held: ray.ObjectRef | None = None
+        self.workload: Any = None
+        self.state: Any = None
 
-    def submit(actor: Any) -> None:
-        batch = [waiting.popleft()]
-        if seconds_per_cost is not None:
-            worth, fair = batch[0].cost * seconds_per_cost, max(1, len(waiting) // (2 * count))
-            while waiting and len(batch) < fair and worth + waiting[0].cost * seconds_per_cost <= CALL_SECONDS:
-                batch.append(waiting.popleft())
-                worth += batch[-1].cost * seconds_per_cost
-        running[actor.compute.remote(batch)] = (actor, batch)
+    def compute(self, workload: list[ray.ObjectRef], tasks: list[Task]) -> list[Outcome]:
+        if self.held != workload[0]:
+            self.held = self.workload = self.state = None
+            self.workload = ray.get(workload[0])
+            self.state = self.workload.setup()
+            self.held = workload[0]
+        return compute(self.workload, self.state, tasks)
 
-    for _ in range(count):
-        submit(start())
-    try:
-        while running:
-            ready, _ = ray.wait(list(running), num_returns=1)
-            actor, batch = running.pop(ready[0])
-            try:
-                outcomes = ray.get(ready[0])
-            except RayTaskError as error:
-                cause = error.cause if isinstance(error.cause, RaygeoError) else error
-                raise WorkloadError(f"{workload.name} could not be set up on an actor: {cause}") from None
-            except RayActorError as error:
-                for task in batch:
-                    losses[task.key] = losses.get(task.key, 0) + 1
-                    if losses[task.key] > MAX_LOSSES:
-                        raise WorkloadError(
-                            f"{workload.name}: {task.label} was lost {MAX_LOSSES + 1} times with its actor ({error}). "
-                            "It probably needs more memory: give actors more CPUs or a smaller batch."
-                        ) from None
-                log.warning("%s: an actor died (%s); its %d tasks go to a new one", workload.name, error, len(batch))
-                waiting.extendleft(reversed(batch))
-                submit(start())
-                continue
-            keep(outcomes)
-            spent, worth = sum(o.seconds for o in outcomes), sum(t.cost for t in batch)
-            if worth > 0:
-                measured = spent / worth
-                seconds_per_cost = measured if seconds_per_cost is None else 0.7 * seconds_per_cost + 0.3 * measured
-            if waiting:
-                submit(actor)
-            else:
-                ray.kill(actor)
-    finally:
-        for actor, _ in running.values():
+
+class ActorPool:
+    """Up to ``settings.max_actors`` actors, started when first needed and kept until ``close``."""
+
+    def __init__(self, settings: ActorSettings | None = None):
+        self.settings = settings or ActorSettings()
+        self.idle: list[Any] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the actors and free what they hold."""
+        for actor in self.idle:
             ray.kill(actor)
+        self.idle = []
+
+    def _take(self) -> Any:
+        if self.idle:
+            return self.idle.pop()
+        threads = max(1, int(self.settings.cpus))
+        return _Actor.options(num_cpus=self.settings.cpus, num_gpus=self.settings.gpus).remote(threads)
+
+    def __call__(self, workload: Workload, todo: list[Task], keep: Callable[[list[Outcome]], None]) -> None:
+        """Run the tasks over the pool's actors; see ``run_workload``."""
+        demand = {"CPU": self.settings.cpus, "GPU": self.settings.gpus}
+        check_fits(f"an actor for {workload.name}", demand)
+        count = max(1, min(len(todo), count_fitting(demand), self.settings.max_actors or len(todo)))
+        shared = ray.put(workload)
+        waiting = deque(todo)
+        losses: dict[str, int] = {}
+        seconds_per_cost: float | None = None
+        running: dict[ray.ObjectRef, tuple[Any, list[Task]]] = {}
+
+        def submit(actor: Any) -> None:
+            batch = [waiting.popleft()]
+            if seconds_per_cost is not None:
+                worth, fair = batch[0].cost * seconds_per_cost, max(1, len(waiting) // (2 * count))
+                while waiting and len(batch) < fair and worth + waiting[0].cost * seconds_per_cost <= CALL_SECONDS:
+                    batch.append(waiting.popleft())
+                    worth += batch[-1].cost * seconds_per_cost
+            running[actor.compute.remote([shared], batch)] = (actor, batch)
+
+        try:
+            for _ in range(count):
+                submit(self._take())
+            while running:
+                [ready], _ = ray.wait(list(running), num_returns=1)
+                actor, batch = running.pop(ready)
+                try:
+                    outcomes: list[Outcome] = ray.get(ready)
+                except RayTaskError as error:
+                    ray.kill(actor)
+                    cause = error.cause if isinstance(error.cause, RaygeoError) else error
+                    raise WorkloadError(f"{workload.name} could not be set up on an actor: {cause}") from None
+                except RayActorError as error:
+                    for task in batch:
+                        losses[task.key] = losses.get(task.key, 0) + 1
+                        if losses[task.key] > MAX_LOSSES:
+                            raise WorkloadError(
+                                f"{workload.name}: {task.label} was lost {MAX_LOSSES + 1} times with its actor "
+                                f"({error}). It probably needs more memory: use fewer actors or a smaller batch."
+                            ) from None
+                    log.warning("%s: an actor died; its %d tasks go to a new one", workload.name, len(batch))
+                    waiting.extendleft(reversed(batch))
+                    submit(self._take())
+                    continue
+                keep(outcomes)
+                spent, worth = sum(o.seconds for o in outcomes), sum(t.cost for t in batch)
+                if worth > 0:
+                    measured = spent / worth
+                    seconds_per_cost = measured if seconds_per_cost is None else (seconds_per_cost + measured) / 2
+                if waiting:
+                    submit(actor)
+                else:
+                    self.idle.append(actor)
+        finally:
+            for actor, _ in running.values():
+                ray.kill(actor)

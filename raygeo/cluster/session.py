@@ -5,11 +5,11 @@ import os
 import ray
 
 
-def connect(address: str | None = None) -> None:
+def connect(address: str | None = None, cpus: int | None = None) -> None:
     """Connect this process to Ray unless it is already connected.
 
     ``address`` (or ``RAY_ADDRESS``, which ``ray job submit`` sets) names a running cluster; without one Ray is started
-    inside this process for its lifetime, on this machine only.
+    inside this process for its lifetime, on this machine only, with ``cpus`` CPUs (by default all).
     """
     if ray.is_initialized():
         return
@@ -18,4 +18,8 @@ def connect(address: str | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(address=address or os.environ.get("RAY_ADDRESS") or "local", log_to_driver=False, logging_level="warning")
+    named = address or os.environ.get("RAY_ADDRESS")
+    if named:
+        ray.init(address=named, log_to_driver=False, logging_level="warning")
+    else:
+        ray.init(address="local", num_cpus=cpus, log_to_driver=False, logging_level="warning")
