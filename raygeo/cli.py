@@ -3,20 +3,20 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
     help="What each offline reasoning loss does to the weights of a student.",
 )
 
-StoreOption = Annotated[Optional[str], typer.Option("--store", help="Path or URI of the store; overrides the study's.")]
+StoreOption = Annotated[str | None, typer.Option("--store", help="Path or URI of the store; overrides the study's.")]
 SetOption = Annotated[list[str], typer.Option("--set", help="Override a setting, as a.b=c; may be repeated.")]
-AddressOption = Annotated[Optional[str], typer.Option(help="A running Ray cluster; by default RAY_ADDRESS, else none.")]
+AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; by default RAY_ADDRESS, else none.")]
 
 
 @app.command()
@@ -25,7 +25,7 @@ def run(
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     store: StoreOption = None,
     address: AddressOption = None,
-    until: Annotated[Optional[str], typer.Option(help="Stop after this stage.")] = None,
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
 ) -> None:
     """Run a study: whatever its store lacks is made, in order; the rest is taken from the store."""
     from raygeo.config import load_study

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model, model_validator
@@ -13,13 +13,13 @@ from raygeo.errors import ConfigError
 from raygeo.evaluation.answers import AnswerSettings
 from raygeo.geometry.cka import CKASettings
 from raygeo.geometry.curvature import CurvatureSettings
-from raygeo.geometry.norms import NormsSettings
+from raygeo.geometry.norms import NormSettings
 from raygeo.geometry.paths import PathsSettings
 from raygeo.geometry.similarity import SimilaritySettings
-from raygeo.geometry.subspaces import SubspacesSettings
+from raygeo.geometry.subspaces import SubspaceSettings
 from raygeo.losses import AnyLoss
 from raygeo.rollouts.grading import Grading
-from raygeo.rollouts.readers import AnyReader
+from raygeo.rollouts.readers import AnyPromptReader, AnyReader
 from raygeo.rollouts.reference import ReferenceSettings
 from raygeo.rollouts.sampling import DecodingSettings
 from raygeo.settings import Settings
@@ -35,12 +35,12 @@ class StudentSettings(Settings):
     """What learns."""
 
     model: str = WORD_PROBLEMS
-    """A local Hugging Face folder, a hub id, ``builtin:word-problems``, or ``builtin:text`` (made from ``text_from``)."""
+    """A local Hugging Face folder, a hub id, ``builtin:word-problems``, or ``builtin:text``, made from ``text_from``."""
     word_problems: WordProblems = WordProblems()
     """The built-in student of template word problems, and its teacher."""
     text: TextStudent = TextStudent()
     """The student made from plain text."""
-    text_from: list[AnyReader] = []
+    text_from: tuple[AnyPromptReader, ...] = ()
     """What the text student is made from: prompts with their solutions."""
     cpus: float = Field(2, gt=0)
     """CPUs for making a built-in student."""
@@ -61,7 +61,7 @@ class SamplingSettings(Settings):
 
     teacher: str = "builtin"
     """A local folder, a hub id, or ``builtin``: the teacher that comes with ``builtin:word-problems``."""
-    prompts: int | AnyReader = 768
+    prompts: int | AnyPromptReader = 768
     """How many built-in word problems, or where prompts with gold answers are read."""
     prompts_seed: int = Field(1, ge=0)
     """Seed of the built-in word problems."""
@@ -72,7 +72,7 @@ class SamplingSettings(Settings):
 class RolloutsSettings(Settings):
     """What is learned from: read from files, or sampled from a teacher."""
 
-    read: list[AnyReader] = []
+    read: tuple[AnyReader, ...] = ()
     """Where graded rollouts are read from."""
     sample: SamplingSettings | None = None
     """How rollouts are sampled; give either this or ``read``."""
@@ -110,7 +110,7 @@ class Benchmark(Settings):
 
     name: str
     """The name in tables and metrics."""
-    problems: int | AnyReader
+    problems: int | AnyPromptReader
     """How many fresh built-in word problems, or where problems with gold answers are read."""
     seed: int = Field(7, ge=0)
     """Seed of the built-in word problems."""
@@ -123,7 +123,7 @@ class EvaluationSettings(Settings):
 
     heldout: bool = True
     """Answer the study's held-out prompts (benchmark ``heldout``)."""
-    benchmarks: list[Benchmark] = []
+    benchmarks: tuple[Benchmark, ...] = ()
     """Further benchmarks."""
     answers: AnswerSettings = AnswerSettings()
     """Decoding."""
@@ -132,11 +132,11 @@ class EvaluationSettings(Settings):
 class GeometrySettings(Settings):
     """The analyses; null switches one off."""
 
-    norms: NormsSettings | None = NormsSettings()
+    norms: NormSettings | None = NormSettings()
     """Norms and ranks of the deltas."""
     similarity: SimilaritySettings | None = SimilaritySettings()
     """Cosines and orthogonal fractions."""
-    subspaces: SubspacesSettings | None = SubspacesSettings()
+    subspaces: SubspaceSettings | None = SubspaceSettings()
     """Principal angles."""
     paths: PathsSettings | None = PathsSettings()
     """Linear mode connectivity."""
@@ -161,7 +161,7 @@ _overrides: dict[str, Any] = {
 TrainingOverrides = create_model("TrainingOverrides", __base__=Settings, **_overrides)
 
 
-class RunEntry(TrainingOverrides):  # type: ignore[misc,valid-type]
+class RunEntry(TrainingOverrides):
     """A loss with its hyper-parameters: any training setting may be overridden; lr and seeds may be lists (a grid)."""
 
     loss: AnyLoss
@@ -199,7 +199,7 @@ class Study(Settings):
     """The base's log-probabilities, for the losses that need them."""
     training: TrainingSettings = TrainingSettings()
     """Defaults of every run."""
-    runs: list[RunEntry] = Field(min_length=1)
+    runs: tuple[RunEntry, ...] = Field(min_length=1)
     """The runs: losses, with whatever differs from ``training``."""
     probes: ProbeSettings = ProbeSettings()
     """What likelihood and curvature are measured on."""
@@ -211,7 +211,7 @@ class Study(Settings):
     """Resources of the actors that everything but training runs on."""
     reference_run: str | None = None
     """The run others are compared with in summaries; by default the first."""
-    caveats: list[str] = []
+    caveats: tuple[str, ...] = ()
     """What a reader of the report must know about this study."""
 
     @model_validator(mode="after")
@@ -225,12 +225,19 @@ class Study(Settings):
         if self.reference_run is not None and self.reference_run not in names:
             near = difflib.get_close_matches(self.reference_run, names, 1) or names
             raise ValueError(f"reference_run {self.reference_run!r} is no run of the study; did you mean {near[0]!r}?")
+        needing = [n for n in ("paths", "cka", "curvature") if getattr(self.geometry, n) is not None]
+        if needing and self.rollouts.heldout == 0:
+            raise ValueError(
+                f"geometry.{needing[0]} is measured on held-out prompts; give rollouts.heldout, or set it to null"
+            )
         sample = self.rollouts.sample
         if sample is not None and self.student.model != WORD_PROBLEMS:
             if sample.teacher == "builtin":
                 raise ValueError(f"rollouts.sample.teacher 'builtin' goes with {WORD_PROBLEMS}; name a teacher model")
             if isinstance(sample.prompts, int):
-                raise ValueError(f"built-in prompts go with {WORD_PROBLEMS}; say where rollouts.sample.prompts are read")
+                raise ValueError(
+                    f"built-in prompts go with {WORD_PROBLEMS}; say where rollouts.sample.prompts are read"
+                )
         return self
 
     def specs(self) -> list[RunSpec]:
@@ -361,6 +368,3 @@ def _tag(model: type[BaseModel]) -> Any:
 def study_yaml(study: Study) -> str:
     """The whole study with every default, as YAML."""
     return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-Stage = Literal["student", "rollouts", "reference", "train", "evaluate", "geometry", "report"]

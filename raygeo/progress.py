@@ -1,7 +1,7 @@
 """Progress on the driver: live bars on a terminal, a line now and then in a log file, and the study's stage table."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,16 +15,17 @@ _LOG_EVERY_SECONDS = 10.0
 
 @dataclass
 class Bar:
-    """A running count; ``advance`` and ``update`` are cheap enough to call at every step."""
+    """A running count; ``update`` is cheap enough to call at every step."""
 
     total: int
-    _show: "object"
+    show: Callable[["Bar", str], None]
     done: int = 0
 
-    def update(self, done: int, note: str = "") -> None:
-        """Set the count."""
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Set the count, and the total if it has become known only now."""
         self.done = done
-        self._show(done, note)  # type: ignore[operator]
+        self.total = total or self.total
+        self.show(self, note)
 
     def advance(self, by: int = 1, note: str = "") -> None:
         """Raise the count."""
@@ -47,12 +48,12 @@ class Progress:
         if not self.console.is_terminal:
             started = last = time.monotonic()
 
-            def log(done: int, note: str) -> None:
+            def log(bar: Bar, note: str) -> None:
                 nonlocal last
                 now = time.monotonic()
                 if now - last >= _LOG_EVERY_SECONDS:
                     last = now
-                    self.say(f"  {title}: {done}/{total} after {now - started:.0f} s {note}".rstrip())
+                    self.say(f"  {title}: {bar.done}/{bar.total} after {now - started:.0f} s {note}".rstrip())
 
             yield Bar(total, log)
             return
@@ -66,7 +67,7 @@ class Progress:
         )
         with RichProgress(*columns, console=self.console, transient=True) as rich:
             task = rich.add_task(title, total=total, note="")
-            yield Bar(total, lambda done, note: rich.update(task, completed=done, note=note))
+            yield Bar(total, lambda bar, note: rich.update(task, completed=bar.done, total=bar.total, note=note))
 
 
 @dataclass(frozen=True)

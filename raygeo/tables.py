@@ -1,4 +1,4 @@
-"""The Arrow schema of every table in a store. Angles are in degrees, log-probabilities and losses in nats, time in seconds."""
+"""The Arrow schema of every table in a store. Angles are in degrees, losses in nats, time in seconds."""
 
 import pyarrow as pa
 
@@ -10,7 +10,7 @@ def _table(**columns: pa.DataType) -> pa.Schema:
 
 
 SCHEMAS: dict[str, pa.Schema] = {
-    # What is learned from. `split` is "train" or "heldout" (whole prompts); `reward` is as given, `correct` the verdict.
+    # What is learned from. `split` is "train" or "heldout", whole prompts; `correct` is the verdict on `reward`.
     "rollouts": _table(
         prompt_id=_S,
         prompt=_S,
@@ -88,8 +88,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
     # metric: "nll" or "accuracy"; loss holds the token-mean NLL, accuracy the share right (the other is null).
     "paths": _table(run_a=_S, run_b=_S, probe=_S, metric=_S, alpha=_F, loss=_F, accuracy=_F, n=_I),
-    # Max over alpha of the excess over the "chord" (Entezari) or the "mean" of the ends (Frankle), of the NLL or, where the
-    # metric is "accuracy", of the error rate; low/high = 95 % paired bootstrap.
+    # Max over alpha of the excess over the "chord" (Entezari) or the "mean" of the ends (Frankle), of the NLL or, where
+    # the metric is "accuracy", of the error rate; low/high = 95 % paired bootstrap.
     "barriers": _table(
         run_a=_S,
         run_b=_S,
@@ -105,7 +105,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         mean_high=_F,
         n=_I,
     ),
-    # quantity: eigenvalue, residual, trace, density, ritz, directional. `x` is the abscissa of a density or a direction's name in `name`.
+    # quantity: eigenvalue, trace, density, directional, ...; `x` is a density's abscissa, `name` a direction's run.
     "curvature": _table(
         run=_S,
         space=_S,
@@ -124,7 +124,7 @@ SCHEMAS: dict[str, pa.Schema] = {
 
 
 def to_arrow(table: str, rows: list[dict]) -> pa.Table:
-    """Build the Arrow table ``table`` from row dictionaries; a missing key is null, an unknown key raises ``KeyError``."""
+    """Build the Arrow table ``table`` from row dictionaries; missing keys are null, unknown ones raise ``KeyError``."""
     schema = SCHEMAS[table]
     unknown = {key for row in rows for key in row} - set(schema.names)
     if unknown:

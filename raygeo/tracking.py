@@ -127,6 +127,10 @@ class TrialLogger(tune.Callback):
         self.tracking, self.params, self.bar = tracking, params, bar
         self.steps: dict[str, int] = {}
 
+    def __reduce__(self) -> Any:
+        # Tune pickles its callbacks for `Tuner.restore`; a study goes on by content keys instead and never restores one.
+        return (tune.Callback, ())
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Open the trial's child run."""
         choice = trial.config["choice"]

@@ -158,7 +158,8 @@ class ActorPool:
         if self.idle:
             return self.idle.pop()
         threads = max(1, int(self.settings.cpus))
-        return _Actor.options(num_cpus=self.settings.cpus, num_gpus=self.settings.gpus).remote(threads)
+        actor: Any = _Actor
+        return actor.options(num_cpus=self.settings.cpus, num_gpus=self.settings.gpus).remote(threads)
 
     def __call__(self, workload: Workload, todo: list[Task], keep: Callable[[list[Outcome]], None]) -> None:
         """Run the tasks over the pool's actors; see ``run_workload``."""

@@ -1,5 +1,6 @@
 """Connecting to Ray: the cluster a job was submitted to, one named by the user, or an embedded one on this machine."""
 
+import logging
 import os
 
 import ray
@@ -20,6 +21,6 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     named = address or os.environ.get("RAY_ADDRESS")
     if named:
-        ray.init(address=named, log_to_driver=False, logging_level="warning")
+        ray.init(address=named, log_to_driver=False, logging_level=logging.WARNING)
     else:
-        ray.init(address="local", num_cpus=cpus, log_to_driver=False, logging_level="warning")
+        ray.init(address="local", num_cpus=cpus, log_to_driver=False, logging_level=logging.WARNING)

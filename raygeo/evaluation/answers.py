@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from raygeo.rollouts.grading import Grading, grader
-from raygeo.rollouts.sampling import SamplePrompt
+from raygeo.rollouts.readers import Prompt
 from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath
 from raygeo.students.generation import generate
@@ -39,7 +39,7 @@ class Answers(Workload):
         runs: Sequence[Run],
         base: AnyPath,
         base_key: str,
-        benchmarks: Mapping[str, Sequence[SamplePrompt]],
+        benchmarks: Mapping[str, Sequence[Prompt]],
         grading: Grading,
     ):
         self.settings, self.runs, self.base, self.base_key = settings, runs, base, base_key

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from raygeo.errors import DataError, DeltaError
 from raygeo.geometry.probes import Probe
 from raygeo.settings import Settings, content_key
+from raygeo.store import AnyPath
 from raygeo.students.encoding import Batch
 from raygeo.students.loading import default_device, load_student
 from raygeo.students.mix import MixedWeights
@@ -170,11 +171,11 @@ class CKA(Workload):
     name = "cka"
     tables = ("cka",)
 
-    def __init__(self, settings: CKASettings, runs: Sequence[Run], base: str | Path, probe: str | Path):
+    def __init__(self, settings: CKASettings, runs: Sequence[Run], base: AnyPath, probe: AnyPath):
         self.settings = settings
         self.runs = sorted(runs, key=lambda run: run.delta is not None)
-        self.base = str(base)
-        self.probe = str(probe)
+        self.base = base
+        self.probe = probe
 
     def tasks(self) -> list[Task]:
         """One task a pair; all cost the same."""
@@ -233,7 +234,7 @@ class CKA(Workload):
                 parts = [hidden_features(model, batch, self.settings.pool) for batch in state.inputs]
             features = torch.cat(parts, dim=1)
             if not bool(torch.isfinite(features).all()):
-                raise DeltaError(f"the hidden states of {run.name} hold NaN or infinity; the run diverged, leave it out.")
+                raise DeltaError(f"the hidden states of {run.name} are not finite; it diverged, leave it out.")
             back = torch.argsort(torch.tensor([i for rows in state.order for i in rows]))
             state.grams[run] = torch.stack([gram(layer[back]) for layer in features])
         return state.grams[run]

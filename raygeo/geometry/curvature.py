@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ from raygeo.geometry.lanczos import Extremes, extreme_eigenvalues, lanczos_quadr
 from raygeo.geometry.operators import GGN, Hessian, Operator
 from raygeo.geometry.probes import Probe
 from raygeo.settings import Settings, content_key
+from raygeo.store import AnyPath
 from raygeo.students.encoding import Batch
 from raygeo.students.loading import default_device, load_student
 from raygeo.students.mix import MixedWeights
@@ -79,11 +79,11 @@ class Curvature(Workload):
     name = "curvature"
     tables = ("curvature",)
 
-    def __init__(self, settings: CurvatureSettings, runs: Sequence[Run], base: str | Path, probe: str | Path):
+    def __init__(self, settings: CurvatureSettings, runs: Sequence[Run], base: AnyPath, probe: AnyPath):
         self.settings = settings
         self.runs = list(runs)
-        self.base = str(base)
-        self.probe = str(probe)
+        self.base = base
+        self.probe = probe
 
     def tasks(self) -> list[Task]:
         """Spectra first, the longest tasks; a new run leaves their keys alone unless its delta widens the space."""

@@ -97,7 +97,8 @@ class Extremes:
     """The largest eigenvalues, in descending order, and the smallest one.
 
     ``values`` and ``residuals`` [k] are fp64, ``vectors`` [n, k] orthonormal in the operator's dtype. Within its
-    residual of each value lies an eigenvalue of the operator. ``products`` counts single products.
+    residual of each value lies an eigenvalue of the operator; none is below the rounding of the operator's dtype.
+    ``products`` counts single products.
     """
 
     values: np.ndarray
@@ -127,6 +128,7 @@ def extreme_eigenvalues(matmat: MatMat, start: Tensor, k: int, *, max_steps: int
             and bool((residuals[-k:] <= tolerance * np.abs(values[-k:])).all())
             and bool(residuals[0] <= tolerance * np.abs(values).max())
         )
+    residuals = np.maximum(residuals, torch.finfo(start.dtype).eps * np.abs(values).max())
     top = slice(None, -k - 1, -1)
     leading = torch.as_tensor(coefficients[:, top].copy()).to(start)
     return Extremes(

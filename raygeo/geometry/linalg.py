@@ -1,7 +1,7 @@
 """Linear algebra on the entries of a delta, in fp64. The factors of a ``LowRank`` entry are never multiplied out.
 
 With D = s B A, inner products come from the small matrices B1'B2 and A1 A2', singular values from the r x r core
-s R_B R_A' of the thin factorisations B = Q_B R_B and A' = Q_A R_A. ``Dense`` entries are widened to fp64 block by block.
+s R_B R_A' of the thin factorisations B = Q_B R_B and A' = Q_A R_A. ``Dense`` entries are widened block by block.
 """
 
 import math
@@ -26,7 +26,8 @@ def inner(a: Entry, b: Entry) -> float:
     """
     _check_shapes([a, b])
     if isinstance(a, Dense) and isinstance(b, Dense):
-        value = _dense_gram([a, b])[0, 1]
+        parts = zip(a.value.reshape(-1).split(_BLOCK), b.value.reshape(-1).split(_BLOCK), strict=True)
+        value = torch.stack([torch.dot(x.double(), y.double()) for x, y in parts]).sum()
     elif isinstance(a, LowRank) and isinstance(b, LowRank):
         value = a.scale * b.scale * ((a.b.double().T @ b.b.double()) * (a.a.double() @ b.a.double().T)).sum()
     elif isinstance(a, LowRank) and isinstance(b, Dense):
@@ -41,38 +42,38 @@ def inner(a: Entry, b: Entry) -> float:
 def gram(entries: Sequence[Entry]) -> Tensor:
     """Inner products of all pairs of entries of one shape: [N, N], fp64, symmetric.
 
-    LoRA factors are stacked, so that all their pairs cost two matrix products; each dense entry is read once.
+    LoRA factors are stacked, so that all their pairs cost two matrix products; dense entries are read together, once.
 
     Raises:
         DeltaError: the shapes differ, or a product is not finite.
     """
     _check_shapes(entries)
-    low = [i for i, entry in enumerate(entries) if isinstance(entry, LowRank)]
-    full = [i for i, entry in enumerate(entries) if isinstance(entry, Dense)]
+    low = {i: entry for i, entry in enumerate(entries) if isinstance(entry, LowRank)}
+    full = {i: entry for i, entry in enumerate(entries) if isinstance(entry, Dense)}
     out = torch.zeros(len(entries), len(entries), dtype=torch.float64)
     if low:
-        out[_grid(low)] = _low_rank_gram([entries[i] for i in low])
+        out[_grid(low)] = _low_rank_gram(list(low.values()))
     if full:
-        out[_grid(full)] = _dense_gram([entries[i] for i in full])
+        out[_grid(full)] = _dense_gram(list(full.values()))
     for i in low:
         for j in full:
-            out[i, j] = out[j, i] = inner(entries[i], entries[j])
+            out[i, j] = out[j, i] = inner(low[i], full[j])
     return _finite((out + out.T) / 2)
 
 
 def norm(entry: Entry) -> float:
-    """Frobenius norm."""
+    """Frobenius norm; errors are those of ``inner``."""
     return math.sqrt(max(0.0, inner(entry, entry)))
 
 
 def svd(entry: Entry, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Thin singular value decomposition: U [out, n], s [n] descending, Vh [n, in], fp64.
 
-    n is the LoRA rank for ``LowRank`` and min(out, in) for ``Dense``, or ``k`` if that is less. The rows of Vh of a whole
-    ``LowRank`` decomposition are a basis of row(A), also where singular values vanish. A ``Dense`` entry whose shorter side
-    exceeds 512 goes through the eigenvectors of its Gram matrix: exact for slowly decaying spectra too, where a randomised
-    range finder with a few power iterations is off by tens of degrees; singular values below 1e-8 of the largest are
-    rounding noise, as they are in the fp32 delta itself.
+    n is min(out, in), for ``LowRank`` the LoRA rank if that is less, or ``k`` if that is less still.
+
+    A ``Dense`` entry whose shorter side exceeds 512 goes through the eigenvectors of its Gram matrix. That is exact for
+    slowly decaying spectra too, where a randomised range finder with two power iterations is off by tens of degrees;
+    only singular values below about 1e-8 of the largest are rounding noise, as they are in the fp32 delta itself.
 
     Raises:
         DeltaError: the entry is no matrix or not finite.
@@ -85,7 +86,8 @@ def svd(entry: Entry, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     if min(entry.shape) <= _LAPACK_LIMIT:
         u, s, vh = torch.linalg.svd(_finite(entry.value.double()), full_matrices=False)
         return u[:, :k], s[:k], vh[:k]
-    tall = _tall(entry.value)
+    wide = entry.shape[0] < entry.shape[1]
+    tall = entry.value.T if wide else entry.value
     size = tall.shape[1]
     n = size if k is None else min(k, size)
     values, vectors = scipy.linalg.eigh(_column_gram(tall).numpy(), subset_by_index=[size - n, size - 1])
@@ -93,30 +95,27 @@ def svd(entry: Entry, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     long, r = torch.linalg.qr(torch.cat([block @ short for block in _row_blocks(tall)]))
     long = torch.where(r.diagonal() < 0, -long, long)
     s = torch.from_numpy(values).flip(0).clamp_min(0).sqrt()
-    u, v = (long, short) if tall is entry.value else (short, long)
-    return u, s, v.T
+    return (short, s, long.T) if wide else (long, s, short.T)
 
 
 def singular_values(entry: Entry) -> Tensor:
-    """All singular values, descending, fp64: the LoRA rank of them for ``LowRank``, min(out, in) for ``Dense``.
-
-    Accuracy and errors are those of ``svd``.
-    """
+    """All singular values, descending, fp64: as many as ``svd`` gives, with its accuracy and its errors."""
     if isinstance(entry, LowRank):
         return torch.linalg.svdvals(_core(entry)[1])
     _check_matrix(entry)
     if min(entry.shape) <= _LAPACK_LIMIT:
         return torch.linalg.svdvals(_finite(entry.value.double()))
-    return torch.linalg.eigvalsh(_column_gram(_tall(entry.value))).flip(0).clamp_min(0).sqrt()
+    tall = entry.value.T if entry.shape[0] < entry.shape[1] else entry.value
+    return torch.linalg.eigvalsh(_column_gram(tall)).flip(0).clamp_min(0).sqrt()
 
 
 def stable_rank(s: Tensor) -> float:
-    """Squared Frobenius over squared spectral norm, sum s^2 / max s^2, of singular values ``s``; NaN if all are zero."""
+    """Squared Frobenius over squared spectral norm, sum s^2 / max s^2, of singular values; NaN if all are zero."""
     return ((s / s.max()) ** 2).sum().item()
 
 
 def effective_rank(s: Tensor) -> float:
-    """Exp of the entropy of s / sum s (Roy and Vetterli 2007, definition 1); NaN if all are zero."""
+    """Exponential of the entropy of s / sum s (Roy and Vetterli 2007, definition 1); NaN if all are zero."""
     return torch.special.entr(s / s.sum()).sum().exp().item()
 
 
@@ -126,17 +125,17 @@ def participation_rank(s: Tensor) -> float:
     return (energy.sum() ** 2 / (energy**2).sum()).item()
 
 
-def _low_rank_gram(entries: Sequence[LowRank]) -> Tensor:
-    b = torch.cat([entry.scale * entry.b.double() for entry in entries], dim=1)
-    a = torch.cat([entry.a.double() for entry in entries])
-    return block_sums((b.T @ b) * (a @ a.T), [entry.a.shape[0] for entry in entries])
-
-
 def block_sums(matrix: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Sum each block of a square matrix whose rows and columns are both grouped by ``sizes``: [len(sizes), len(sizes)]."""
+    """Sum each block of a square matrix whose rows and columns are grouped by the same N ``sizes``: [N, N]."""
     owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     rows = matrix.new_zeros(len(sizes), matrix.shape[1]).index_add_(0, owner, matrix)
     return matrix.new_zeros(len(sizes), len(sizes)).index_add_(1, owner, rows)
+
+
+def _low_rank_gram(entries: Sequence[LowRank]) -> Tensor:
+    b = torch.cat([entry.scale * entry.b.double() for entry in entries], dim=1)
+    a = torch.cat([entry.a.double() for entry in entries])
+    return block_sums((b.T @ b) * (a @ a.T), [len(entry.a) for entry in entries])
 
 
 def _dense_gram(entries: Sequence[Dense]) -> Tensor:
@@ -154,10 +153,6 @@ def _core(entry: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     return q_b, _finite(entry.scale * (r_b @ r_a.T)), q_a
 
 
-def _tall(matrix: Tensor) -> Tensor:
-    return matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-
-
 def _column_gram(matrix: Tensor) -> Tensor:
     out = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)
     for block in _row_blocks(matrix):
@@ -165,25 +160,23 @@ def _column_gram(matrix: Tensor) -> Tensor:
     return _finite(out)
 
 
-def _block_rows(matrix: Tensor) -> int:
-    return max(1, _BLOCK // matrix.shape[1])
-
-
 def _row_blocks(matrix: Tensor) -> Iterator[Tensor]:
     return (part.double() for part in matrix.split(_block_rows(matrix)))
 
 
-def _grid(index: list[int]) -> tuple[Tensor, Tensor]:
-    place = torch.tensor(index)
-    return place[:, None], place
+def _block_rows(matrix: Tensor) -> int:
+    return max(1, _BLOCK // matrix.shape[1])
+
+
+def _grid(places: dict[int, Entry] | dict[int, LowRank] | dict[int, Dense]) -> tuple[Tensor, Tensor]:
+    index = torch.tensor(list(places))
+    return index[:, None], index
 
 
 def _check_shapes(entries: Sequence[Entry]) -> None:
-    shapes = {entry.shape for entry in entries}
+    shapes = sorted({entry.shape for entry in entries})
     if len(shapes) > 1:
-        raise DeltaError(
-            f"deltas of one parameter have the shapes {sorted(shapes)}; they belong to different base models."
-        )
+        raise DeltaError(f"deltas of one parameter have the shapes {shapes}; they belong to different base models.")
 
 
 def _check_matrix(entry: Entry) -> None:
@@ -193,7 +186,5 @@ def _check_matrix(entry: Entry) -> None:
 
 def _finite(values: Tensor) -> Tensor:
     if not torch.isfinite(values).all():
-        raise DeltaError(
-            "a delta holds NaN or infinity; its run diverged. Leave the run out or lower its learning rate."
-        )
+        raise DeltaError("a delta holds NaN or infinity, its run diverged; lower its learning rate or leave it out.")
     return values

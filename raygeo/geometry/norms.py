@@ -11,12 +11,18 @@ from safetensors import safe_open
 from raygeo.errors import DeltaError, StudentError
 from raygeo.geometry import linalg
 from raygeo.settings import Settings, content_key
-from raygeo.students.delta import Delta, Dense, Entry, layer_index, module_name
+from raygeo.store import AnyPath
+from raygeo.students.delta import Dense, Entry, layer_index, module_name
 from raygeo.students.run import Run
 from raygeo.workload import Rows, Task, Workload
 
 _TIED = {"lm_head.weight": "model.embed_tokens.weight", "model.embed_tokens.weight": "lm_head.weight"}
 _DTYPES = {"F64", "F32", "F16", "BF16"}
+_RANKS = {
+    "stable_rank": linalg.stable_rank,
+    "effective_rank": linalg.effective_rank,
+    "participation_rank": linalg.participation_rank,
+}
 
 
 class BaseWeights:
@@ -25,7 +31,7 @@ class BaseWeights:
     Of two tied parameters a checkpoint holds one; either name finds it.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: AnyPath):
         """Read which file holds which parameter.
 
         Raises:
@@ -40,9 +46,7 @@ class BaseWeights:
             weight_map = json.loads(index.read_text())["weight_map"]
             self._files = {name: self.folder / file for name, file in weight_map.items()}
         else:
-            raise StudentError(
-                f"{folder} holds neither {single.name} nor {index.name}; save the base model as safetensors."
-            )
+            raise StudentError(f"{folder} holds no {single.name} nor {index.name}; save the base as safetensors there.")
         self._norms: dict[str, float] = {}
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -62,9 +66,7 @@ class BaseWeights:
             with safe_open(self._files[key], framework="pt") as file:
                 dtype = file.get_slice(key).get_dtype()
                 if dtype not in _DTYPES:
-                    raise StudentError(
-                        f"{self.folder}: {key} is stored as {dtype}; deltas need an unquantised base model."
-                    )
+                    raise StudentError(f"{self.folder}: {key} is stored as {dtype}; give an unquantised base model.")
                 self._norms[name] = linalg.norm(Dense(file.get_tensor(key)))
         return self._norms[name]
 
@@ -74,19 +76,18 @@ class BaseWeights:
         Raises:
             DeltaError: the base lacks the parameter, or has it in another shape.
         """
-        if self.shape(name) != entry.shape:
-            raise DeltaError(f"the delta of {name} has shape {entry.shape}, the base model {self.shape(name)}.")
+        shape = self.shape(name)
+        if shape != entry.shape:
+            raise DeltaError(
+                f"the delta of {name} has shape {entry.shape} where {self.folder} has {shape}; "
+                "it was trained from another model."
+            )
 
     def _key(self, name: str) -> str:
         for key in (name, _TIED.get(name, name)):
             if key in self._files:
                 return key
         raise DeltaError(f"the delta names {name!r}, which {self.folder} lacks; it was trained from another model.")
-
-
-def entry_cost(delta: Delta, shape: Sequence[int]) -> float:
-    """Estimate the work on one entry: its elements if full, rows plus columns (one rank's factors) if low-rank."""
-    return float(sum(shape) if delta.low_rank else math.prod(shape))
 
 
 class NormSettings(Settings):
@@ -97,11 +98,11 @@ class Norms(Workload):
     """Norms and ranks of every delta; one task a run, rows for table ``deltas``.
 
     * Scope "module", one row a parameter: Frobenius ``norm``, ``base_norm``, their ratio, ``spectral_norm`` (largest
-      singular value) and the ranks of ``raygeo.geometry.linalg``. What is not a matrix has no spectral norm; ranks of what
-      is no matrix or did not move are null.
-    * Scopes "layer" and "global": the parameters as blocks of one block-diagonal matrix, so norms are root sums of squares
-      and the spectral norm is the largest. Base norms are over the parameters the delta holds. Ranks are null at scope
-      "layer" and, at scope "global", the unweighted mean over the matrices that moved.
+      singular value) and the ranks of ``raygeo.geometry.linalg``. The spectral norm is null for what is no matrix, the
+      ranks also for a matrix that did not move.
+    * Scopes "layer" and "global": the parameters as blocks of one block-diagonal matrix, so that norms are root sums of
+      squares and the spectral norm is the largest. Base norms are over the parameters the delta holds. Ranks are null
+      at scope "layer"; at scope "global" they are the unweighted mean over the matrices that moved.
 
     A relative norm is null where the base is zero.
     """
@@ -109,23 +110,16 @@ class Norms(Workload):
     name = "norms"
     tables = ("deltas",)
 
-    def __init__(self, runs: list[Run], base: str, settings: NormSettings | None = None):
+    def __init__(self, settings: NormSettings, runs: Sequence[Run], base: AnyPath):
+        self.settings = settings
         self.runs = [run for run in runs if run.delta is not None]
         self.base = base
-        self.settings = settings or NormSettings()
 
     def tasks(self) -> list[Task]:
-        """One task a run that has a delta."""
-        base = BaseWeights(self.base)
+        """One task a run that has a delta; all cost the same."""
         return [
-            Task(
-                key=content_key(self.name, self.settings, run.key),
-                cost=sum(entry_cost(delta, base.shape(name)) for name in delta),
-                payload=run,
-                label=run.name,
-            )
+            Task(content_key(self.name, self.settings, [run.name, run.key]), 1.0, run, f"norms of {run.name}")
             for run in self.runs
-            if (delta := run.open()) is not None
         ]
 
     def setup(self) -> BaseWeights:
@@ -142,13 +136,6 @@ class Norms(Workload):
         rows = modules + [_total([row for row in modules if row["layer"] == i], "layer", i) for i in layers]
         rows.append(_total(modules, "global", None) | _mean_ranks(modules))
         return {"deltas": [{"run": payload.name, **row} for row in rows]}
-
-
-_RANKS = {
-    "stable_rank": linalg.stable_rank,
-    "effective_rank": linalg.effective_rank,
-    "participation_rank": linalg.participation_rank,
-}
 
 
 def _module_row(name: str, entry: Entry, base_norm: float) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from raygeo.errors import DataError, DeltaError
 from raygeo.geometry.probes import Probe, sequence_nlls
 from raygeo.rollouts.grading import Grading, grader
 from raygeo.settings import Settings, content_key
+from raygeo.store import AnyPath
 from raygeo.students.generation import generate
 from raygeo.students.loading import default_device, load_student
 from raygeo.students.mix import MixedWeights
@@ -168,8 +169,9 @@ class _State:
 class Paths(Workload):
     """Loss on each probe and accuracy on problems along the path of every pair of runs; one task a pair.
 
-    The ends of paths are shared by many pairs: an actor evaluates each run once and remembers the values per example.
-    Rows of ``barriers`` whose metric is "accuracy" hold barriers of the error rate, 1 - accuracy.
+    A task costs ``points - 2`` passes over every probe and ``accuracy_points - 2`` generations. The ends are shared by
+    many pairs: an actor evaluates each run once and remembers its values per example. Rows of ``barriers``
+    whose metric is "accuracy" hold barriers of the error rate, 1 - accuracy.
 
     Args:
         settings: grids and sizes.
@@ -187,7 +189,7 @@ class Paths(Workload):
         self,
         settings: PathsSettings,
         runs: Sequence[Run],
-        base: str | Path,
+        base: AnyPath,
         probes: dict[str, str],
         problems: Sequence[tuple[str, str]] = (),
         grading: Grading = "exact",
@@ -196,7 +198,7 @@ class Paths(Workload):
             raise DataError(f"a probe may not be called {PROBLEMS!r}, the name of the accuracy rows; rename it.")
         self.settings = settings
         self.runs = sorted((r for r in runs if settings.include_base or r.delta), key=lambda run: run.delta is not None)
-        self.base = str(base)
+        self.base = base
         self.probes = probes
         self.problems = [tuple(problem) for problem in problems[: settings.accuracy_problems]]
         self.grading = grading

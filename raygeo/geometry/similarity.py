@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from raygeo.geometry import linalg
-from raygeo.geometry.norms import BaseWeights, entry_cost
+from raygeo.geometry.norms import BaseWeights
 from raygeo.settings import Settings, content_key
+from raygeo.store import AnyPath
 from raygeo.students.delta import Delta, Entry, LowRank, layer_index, module_name
 from raygeo.students.run import Run
 from raygeo.workload import Rows, Task, Workload
@@ -21,8 +22,8 @@ class Moments:
     """Second moments of N deltas over some parameters, each [N, N] fp64; moments of disjoint parameters add up.
 
     ``inner[i, j]`` is the inner product; ``residual[i, j]`` the energy of delta j left when the direction of delta i is
-    taken out of it, parameter by parameter; ``variance[i, j]`` the variance ``inner[i, j]`` would have were the directions
-    of both random within each parameter, their norms kept.
+    taken out of it, parameter by parameter; ``variance[i, j]`` the variance that ``inner[i, j]`` would have if both
+    directions were random within each parameter, their norms there kept.
     """
 
     inner: np.ndarray
@@ -41,8 +42,8 @@ class Moments:
     def orthogonal_fraction(self) -> np.ndarray:
         """Norm of j orthogonal to i over the norm of j, NaN where either is zero.
 
-        Within one parameter it is sqrt(1 - cos^2). Over several, i's direction is projected out of each parameter on its
-        own: sqrt(sum_m |j_m|^2 (1 - cos_m^2) / sum_m |j_m|^2), never more than sqrt(1 - cos^2) of the whole.
+        Within one parameter it is sqrt(1 - cos^2). Over several, i's direction is projected out of each parameter on
+        its own: sqrt(sum_m |j_m|^2 (1 - cos_m^2) / sum_m |j_m|^2), never more than sqrt(1 - cos^2) of the whole.
         """
         energy = np.where(np.isnan(self._scale), np.nan, np.diag(self.inner)[None, :])
         return np.sqrt(np.clip(self.residual / energy, 0.0, 1.0))
@@ -68,31 +69,35 @@ def null_variance(entries: Sequence[Entry]) -> np.ndarray:
 
         |A1 A2'|_F^2 / (out |A1|_F^2 |A2|_F^2),
 
-    which is 1/(out r_eff) for a shared A, r_eff the participation ratio of A, and about 1/(out in) for independent ones.
+    which is 1/(out r_eff) for a shared A, r_eff its participation rank, and about 1/(out in) for independent ones.
     """
     out = np.full((len(entries), len(entries)), 1.0 / math.prod(entries[0].shape))
-    low = [i for i, entry in enumerate(entries) if isinstance(entry, LowRank)]
-    if low:
-        factors = [entry.a.double() for entry in entries if isinstance(entry, LowRank)]
-        a = torch.cat(factors)
-        cross = linalg.block_sums((a @ a.T) ** 2, [len(factor) for factor in factors]).numpy()
-        energy = np.array([factor.square().sum().item() for factor in factors])
+    factors = {i: entry.a.double() for i, entry in enumerate(entries) if isinstance(entry, LowRank)}
+    if factors:
+        a = torch.cat(list(factors.values()))
+        cross = linalg.block_sums((a @ a.T) ** 2, [len(factor) for factor in factors.values()]).numpy()
+        energy = np.array([factor.square().sum().item() for factor in factors.values()])
         scale = entries[0].shape[0] * np.outer(energy, energy)
+        low = list(factors)
         out[np.ix_(low, low)] = np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0)
     return out
 
 
 def moments(entries: Sequence[Entry | None]) -> Moments:
-    """Moments of one parameter; None stands for a delta that lacks it and counts as zero."""
+    """Moments of one parameter; None stands for a delta that lacks it and counts as zero.
+
+    Raises:
+        DeltaError: the entries' shapes differ, or one is not finite.
+    """
     here = [i for i, entry in enumerate(entries) if entry is not None]
     present = [entry for entry in entries if entry is not None]
     inner, variance = np.zeros((2, len(entries), len(entries)))
     inner[np.ix_(here, here)] = linalg.gram(present).numpy()
+    variance[np.ix_(here, here)] = null_variance(present)
     energy = np.diag(inner).clip(min=0.0)
     np.fill_diagonal(inner, energy)
-    variance[np.ix_(here, here)] = null_variance(present)
     removed = np.divide(inner**2, energy[:, None], out=np.zeros_like(inner), where=energy[:, None] > 0)
-    return Moments(inner, (energy[None, :] - removed).clip(min=0.0), variance * np.outer(energy, energy))
+    return Moments(inner, (energy - removed).clip(min=0.0), variance * np.outer(energy, energy))
 
 
 def pairwise_cosine(deltas: Mapping[str, Delta]) -> tuple[list[str], np.ndarray]:
@@ -115,9 +120,10 @@ class Similarity(Workload):
     """Cosine, orthogonal fraction and null of all ordered pairs of runs, for table ``similarity``.
 
     Scopes are "module" (one parameter), "layer" (the parameters of one transformer block) and "global" (all). The
-    orthogonal fraction is run b's share orthogonal to run a, projected parameter by parameter (``Moments``); over several
-    parameters it differs between (a, b) and (b, a), so both are given. A parameter that one of two runs lacks counts as
-    zero there. Where either delta is zero in a scope, cosine, fraction and null are null.
+    orthogonal fraction is run b's share orthogonal to run a, projected parameter by parameter (``Moments``); over
+    several parameters it differs between (a, b) and (b, a), so both are given. A parameter that one of two runs lacks
+    counts as zero there; two that share none have cosine 0 and null 0. Where either delta is zero in a scope, cosine,
+    fraction and null are null.
 
     It is one task, as global rows need every parameter: each delta is read once, and memory holds one parameter of all
     runs at a time.
@@ -126,24 +132,17 @@ class Similarity(Workload):
     name = "similarity"
     tables = ("similarity",)
 
-    def __init__(self, runs: list[Run], base: str, settings: SimilaritySettings | None = None):
+    def __init__(self, settings: SimilaritySettings, runs: Sequence[Run], base: AnyPath):
+        self.settings = settings
         self.runs = [run for run in runs if run.delta is not None]
         self.base = base
-        self.settings = settings or SimilaritySettings()
 
     def tasks(self) -> list[Task]:
         """One task over all runs, none if fewer than two have a delta."""
         if len(self.runs) < 2:
             return []
-        base = BaseWeights(self.base)
-        return [
-            Task(
-                key=content_key(self.name, self.settings, sorted(run.key for run in self.runs)),
-                cost=sum(entry_cost(delta, base.shape(name)) for delta in open_all(self.runs) for name in delta),
-                payload=self.runs,
-                label=f"{len(self.runs)} runs",
-            )
-        ]
+        key = content_key(self.name, self.settings, sorted([run.name, run.key] for run in self.runs))
+        return [Task(key, 1.0, self.runs, f"similarity of {len(self.runs)} runs")]
 
     def setup(self) -> BaseWeights:
         """Open the base checkpoint, which every delta must fit."""
@@ -151,8 +150,7 @@ class Similarity(Workload):
 
     def compute(self, state: BaseWeights, payload: list[Run]) -> dict[str, Rows]:
         """Rows of all pairs."""
-        runs = [run.name for run in payload]
-        deltas = open_all(payload)
+        runs, deltas = [run.name for run in payload], open_all(payload)
         whole = _nothing(len(runs))
         layers: defaultdict[int, Moments] = defaultdict(lambda: _nothing(len(runs)))
         rows: Rows = []
@@ -173,12 +171,12 @@ class Similarity(Workload):
 
 
 def open_all(runs: Iterable[Run]) -> list[Delta]:
-    """Open the deltas of runs that have one, in order."""
+    """Open the deltas of the runs that have one, in order."""
     return [delta for run in runs if (delta := run.open()) is not None]
 
 
 def _parameters(deltas: Iterable[Delta]) -> list[str]:
-    return sorted(set().union(*deltas))
+    return sorted({name for delta in deltas for name in delta})
 
 
 def _nothing(n: int) -> Moments:

@@ -1,4 +1,4 @@
-"""A matplotlib figure as part of a page: inline SVG that follows the page's colours, or a PNG when that would be large."""
+"""A matplotlib figure as part of a page: inline SVG that follows the page's colours, or a PNG where that is large."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from raygeo.report.style import GRID, INK, MUTED, PAPER
 
 SVG_LIMIT = 400_000
-_PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
+PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
 _METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
@@ -32,7 +32,7 @@ def _svg(fig: Figure, name: str, alt: str) -> str:
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', body[0]).groups()  # type: ignore[union-attr]
     inner = re.sub(r"<metadata>.*?</metadata>", "", body[2], count=1, flags=re.DOTALL)
     inner = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", inner)
-    inner = re.sub("|".join(_PAGE_COLOURS), lambda found: _PAGE_COLOURS[found[0]], inner)
+    inner = re.sub("|".join(PAGE_COLOURS), lambda found: PAGE_COLOURS[found[0]], inner)
     label = Markup.escape(alt)
     return (
         f'<svg role="img" aria-label="{label}" viewBox="0 0 {width} {height}" '
@@ -44,4 +44,5 @@ def _png(fig: Figure, alt: str) -> str:
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{Markup.escape(alt)}" style="--width: {fig.get_figwidth():.2f}" src="data:image/png;base64,{data}">'
+    style = f"--width: {fig.get_figwidth():.2f}"
+    return f'<img alt="{Markup.escape(alt)}" style="{style}" src="data:image/png;base64,{data}">'

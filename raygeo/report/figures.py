@@ -17,17 +17,21 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, Normalize, SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from raygeo.report import typeset
-from raygeo.report.style import GRID, INK, MUTED, RC
+from raygeo.report.style import GRID, MUTED, PAPER, RC
 from raygeo.report.view import BASE, View
 
 WIDTH = 10.0
 _SMOOTHING = 25
+_MARKERS_A_CURVE = 8
 _DENSITY_DECADES = 7
+_WIDE = 5
+_PLAIN = FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−"))
+_POWERS = FuncFormatter(lambda value, _: typeset.significant(value, 1).removeprefix("1 × "))
 
 
 @dataclass(frozen=True)
@@ -86,21 +90,28 @@ def _integer_x(ax: Axes, label: str) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _name_rows(ax: Axes, view: View, names: list[str]) -> None:
-    """Name one row per run, top to bottom, in the run's colour."""
+def _log(ax: Axes, which: str) -> None:
+    """Make one axis logarithmic, with round numbers written out."""
+    ax.set(**{f"{which}scale": "log"})
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(_PLAIN)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _name_rows(ax: Axes, names: list[str]) -> None:
+    """Name one row per run, top to bottom."""
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
-    for label, name in zip(ax.get_yticklabels(), names, strict=True):
-        label.set_color(view.styles[name].colour)
 
 
-def _heatmap(ax: Axes, view: View, cells: pd.DataFrame, norm: Normalize, colours: Colormap, write: Callable) -> None:
+def _heatmap(ax: Axes, cells: pd.DataFrame, norm: Normalize, colours: Colormap, write: Callable) -> None:
     """Draw ``cells`` with each value written in it; missing cells stay empty."""
     values = cells.to_numpy(float)
     rows, columns = values.shape
-    ax.pcolormesh(np.ma.masked_invalid(values), norm=norm, cmap=colours, edgecolors="#fefefe", linewidth=1.2)
+    ax.pcolormesh(np.ma.masked_invalid(values), norm=norm, cmap=colours, edgecolors=PAPER, linewidth=1.2)
     size = float(np.clip(80 / columns, 5, 9))
     for i, j in np.ndindex(rows, columns):
         if np.isfinite(values[i, j]):
@@ -114,8 +125,6 @@ def _heatmap(ax: Axes, view: View, cells: pd.DataFrame, norm: Normalize, colours
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    for label in (*ax.get_xticklabels(), *ax.get_yticklabels()):
-        label.set_color(view.styles[label.get_text()].colour if label.get_text() in view.styles else INK)
 
 
 def _by_layer(ax: Axes, view: View, frame: pd.DataFrame, value: str) -> None:
@@ -141,8 +150,9 @@ def _leading_curvature(view: View, quantity: str) -> tuple[pd.DataFrame, str]:
 @figure(
     "accuracy",
     "Accuracy on held-out problems",
-    """Greedy answers; the line is the Wilson 95 % interval over problems, the dashed line the untrained base. Intervals
-    of two runs on the same problems may overlap although the runs differ: for pairs, read the McNemar table.""",
+    """Greedy answers; the line is the Wilson 95 % interval over problems, the dashed line the untrained base.
+    Intervals of two runs on the same problems may overlap although the runs differ: for pairs, read the
+    McNemar table.""",
 )
 def accuracy(view: View) -> Figure | None:
     """Draw accuracy with Wilson intervals, one row a run, one panel a benchmark."""
@@ -164,7 +174,7 @@ def accuracy(view: View) -> Figure | None:
                 ax.annotate(
                     typeset.percent(row.accuracy), (1.01, y), xycoords=("axes fraction", "data"), va="center", size=8.5
                 )
-        _name_rows(ax, view, names)
+        _name_rows(ax, names)
         ax.set_xlim(0, 100)
         ax.set_xlabel("accuracy, %")
         ax.set_title(f"{benchmark}, {int(rows.n.max())} problems")
@@ -175,11 +185,17 @@ def _curve_panels(fig: Figure, axes: list[Axes], view: View, groups: list[list[s
     for ax, names in zip(axes, groups, strict=True):
         for name in names:
             rows = frame[frame.run == name].sort_values("step")
-            line = view.styles[name].line(marker="none")
+            line = view.styles[name].line()
             window = max(1, len(rows) // _SMOOTHING)
             if window > 1:
                 ax.plot(rows.step, rows.value, color=line["color"], linewidth=0.6, alpha=0.25)
-            ax.plot(rows.step, rows.value.rolling(window, center=True, min_periods=1).mean(), **line)
+            smooth = rows.value.rolling(window, center=True, min_periods=1).mean()
+            first = view.names.index(name) * len(rows) // (_MARKERS_A_CURVE * len(view.names))
+            ax.plot(rows.step, smooth, markevery=(first, max(1, len(rows) // _MARKERS_A_CURVE)), **line)
+        steady = frame.value[frame.run.isin(set(names) - view.failed)]
+        if len(steady) and view.failed & set(names):
+            margin = 0.05 * (steady.max() - steady.min()) or 1.0
+            ax.set_ylim(steady.min() - margin, steady.max() + margin)
         _integer_x(ax, "optimiser step")
     _legend(fig, view, [name for names in groups for name in names])
 
@@ -187,9 +203,10 @@ def _curve_panels(fig: Figure, axes: list[Axes], view: View, groups: list[list[s
 @figure(
     "nll",
     "Training: plain negative log-likelihood",
-    """Token-mean NLL of each run's own training batches, the one curve that all losses share. Faint: every step; bold: a
-    running mean. A loss that never asks for likelihood (DPO, GRPO) need not lower it, and each loss sees its own selection
-    of rows, so levels differ by data as well as by loss.""",
+    """Token-mean NLL of each run's own training batches, the one curve that all losses share. Faint: every
+    step; bold: a running mean. A loss that never asks for likelihood (DPO, GRPO) need not lower it, and each
+    loss sees its own selection of rows, so levels differ by data as well as by loss. A run that diverged leaves
+    the panel.""",
 )
 def nll_curves(view: View) -> Figure | None:
     """Draw the plain token-mean NLL of all runs against the step."""
@@ -205,8 +222,8 @@ def nll_curves(view: View) -> Figure | None:
 @figure(
     "objective",
     "Training: each loss's own objective",
-    """One panel a loss, each in its own unit, so levels must not be compared between panels: what to look for is that a
-    curve falls and settles.""",
+    """One panel a loss, each in its own unit, so levels must not be compared between panels: what to look for
+    is that a curve falls and settles. A run that diverged leaves the panel.""",
 )
 def objective_curves(view: View) -> Figure | None:
     """Draw the objective against the step, one panel a loss."""
@@ -230,9 +247,10 @@ def objective_curves(view: View) -> Figure | None:
 @figure(
     "cosine",
     "Do the losses move the weights in the same direction?",
-    """Cosine of the angle between two runs' weight deltas, all modules flattened into one vector: 1 is the same direction,
-    0 unrelated, negative (blue) opposed. Runs are ordered so that similar ones stand together. Judge each cell against the
-    noise floor below: what the same loss gives when only the seed differs. The cosine ignores how far a run moved.""",
+    """Cosine of the angle between two runs' weight deltas, all modules flattened into one vector: 1 is the
+    same direction, 0 unrelated, negative (blue) opposed. Runs are ordered so that similar ones stand
+    together. Judge each cell against the noise floor below: what the same loss gives when only the seed
+    differs. The cosine ignores how far a run moved.""",
 )
 def cosine_heatmap(view: View) -> Figure | None:
     """Draw the matrix of global cosines, clustered when it is complete."""
@@ -245,12 +263,12 @@ def cosine_heatmap(view: View) -> Figure | None:
         if row.run_a in names and row.run_b in names and row.run_a != row.run_b:
             cells.loc[row.run_a, row.run_b] = cells.loc[row.run_b, row.run_a] = row.cosine
     if len(names) > 2 and cells.notna().to_numpy().all():
-        distance = squareform(1 - cells.to_numpy(), checks=False)
+        distance = squareform((1 - cells.to_numpy()).clip(min=0), checks=False)
         leaves = leaves_list(linkage(distance, "average", optimal_ordering=True))
         cells = cells.iloc[leaves, leaves]
     fig = Figure(figsize=(min(WIDTH, 2.6 + 0.62 * len(names)), 1.9 + 0.4 * len(names)), layout="constrained")
     ax = fig.subplots()
-    _heatmap(ax, view, cells, Normalize(-1, 1), matplotlib.colormaps["RdBu_r"], typeset.fixed)
+    _heatmap(ax, cells, Normalize(-1, 1), matplotlib.colormaps["RdBu_r"], typeset.fixed)
     ax.set_title("cosine of weight deltas, all modules")
     return fig
 
@@ -258,8 +276,9 @@ def cosine_heatmap(view: View) -> Figure | None:
 @figure(
     "norms",
     "How far did each layer move?",
-    """Frobenius norm of the delta per layer, absolute and as a share of the same base weights. Runs with very different
-    norms are not matched comparisons: a longer step along one direction changes accuracy, curvature and paths too.""",
+    """Frobenius norm of the delta per layer, absolute and as a share of the same base weights. Runs with very
+    different norms are not matched comparisons: a longer step along one direction changes accuracy, curvature
+    and paths too.""",
 )
 def norms(view: View) -> Figure | None:
     """Draw absolute and relative delta norms by layer."""
@@ -274,8 +293,10 @@ def norms(view: View) -> Figure | None:
     _by_layer(axes[1], view, layers, "relative")
     axes[0].set_title("norm of the delta")
     axes[1].set_title("norm of the delta, % of the base weights")
+    moved = layers.norm[layers.norm > 0]
     for ax in axes:
-        ax.set_yscale("log" if layers.norm.max() > 10 * layers.norm[layers.norm > 0].min() else "linear")
+        if moved.max() > 2 * _WIDE * moved.min():
+            _log(ax, "y")
     _legend(fig, view, layers.run)
     return fig
 
@@ -283,11 +304,12 @@ def norms(view: View) -> Figure | None:
 @figure(
     "angles",
     "Principal angles to the reference run, layer by layer",
-    """Angles between the leading singular subspaces of each run's delta and the reference run's: 0° is a shared direction,
-    90° none. Top: the smallest angle (the best-shared direction); bottom: the largest; each the median over the modules of
-    a layer. The dashed line is the mean angle between random subspaces of the same size: only angles clearly below it
-    mean something is shared. Left vectors live in a module's output space, right vectors in its input space; under LoRA
-    with a common initial adapter the right side agrees before any training, so there the left side is the evidence.""",
+    """Angles between the leading singular subspaces of each run's delta and the reference run's: 0° is a
+    shared direction, 90° none. Top: the smallest angle (the best-shared direction); bottom: the largest; each
+    the median over the modules of a layer. The dashed line is the mean angle between random subspaces of the
+    same size: only angles clearly below it mean that something is shared. Left vectors live in a module's
+    output space, right vectors in its input space. Under LoRA, runs that start from one adapter agree on the
+    right before any training; the dashed line there allows for it.""",
 )
 def angle_profile(view: View) -> Figure | None:
     """Draw the smallest and largest principal angle to the reference run by layer, left and right."""
@@ -296,8 +318,9 @@ def angle_profile(view: View) -> Figure | None:
         return None
     widest = frame.groupby(["run", "module", "side"]).k.transform("max")
     modules = frame[frame.k == widest].groupby(["run", "layer", "module", "side"])[["angle_degrees", "null_degrees"]]
-    fig, axes = _panels(4, 2, 2.7, sharex=True)
-    cases = [(which, side) for which in ("min", "max") for side in ("left", "right")]
+    sides = [side for side in _SIDES if side in set(frame.side)]
+    cases = [(which, side) for which in ("min", "max") for side in sides]
+    fig, axes = _panels(len(cases), len(sides), 2.7, sharex=True)
     for ax, (which, side) in zip(axes, cases, strict=True):
         extreme = modules.agg(which).xs(side, level="side").groupby(["run", "layer"]).median().reset_index()
         _by_layer(ax, view, extreme, "angle_degrees")
@@ -330,7 +353,7 @@ def _path_figure(view: View, origin: str, partners: str) -> Figure | None:
     ]
     if not panels:
         return None
-    fig, axes = _panels(len(panels), 3 if len(panels) != 4 else 2, 3.1)
+    fig, axes = _panels(len(panels), 3 if len(panels) != 4 else 2, 3.4)
     for ax, (probe, column) in zip(axes, panels, strict=True):
         rows = frame[(frame.probe == probe) & frame[column].notna()].sort_values("alpha")
         for name in view.order(rows.run):
@@ -348,9 +371,10 @@ def _path_figure(view: View, origin: str, partners: str) -> Figure | None:
 @figure(
     "paths",
     "Straight lines between the reference run and the others",
-    """Each probe along (1 − α) · reference + α · other, in the space of merged weights. A barrier is a stretch of curve
-    above the straight line between its two ends; a smooth curve without a bump means that the two runs lie in one basin
-    as far as this grid shows. Small deltas make flat paths: absence of a barrier is not evidence of similarity.""",
+    """Each probe along (1 − α) · reference + α · other, in the space of merged weights. A barrier is a
+    stretch of curve above the straight line between its two ends; a smooth curve without a bump means that
+    the two runs lie in one basin as far as this grid shows. Small deltas make flat paths: absence of a
+    barrier is not evidence of similarity.""",
 )
 def paths(view: View) -> Figure | None:
     """Draw loss and accuracy along the line from the reference run to every other run."""
@@ -360,8 +384,8 @@ def paths(view: View) -> Figure | None:
 @figure(
     "base-paths",
     "Straight lines from the base to each run",
-    """The same along base + α · delta: how the probes change as a delta is switched on (α = 1 is the trained run). A
-    minimum before α = 1 says that the run overshot this probe.""",
+    """The same along base + α · delta: how the probes change as a delta is switched on (α = 1 is the trained
+    run). A minimum before α = 1 says that the run overshot this probe.""",
 )
 def base_paths(view: View) -> Figure | None:
     """Draw loss and accuracy along the line from the base to every run."""
@@ -374,10 +398,11 @@ def base_paths(view: View) -> Figure | None:
 @figure(
     "spectra",
     "Spectral density of the curvature",
-    """Density of eigenvalues at each run by stochastic Lanczos quadrature (log scale), the base in grey behind each. Mass
-    to the left of zero is negative curvature; isolated bumps to the right are the sharp directions. The width of a bump is
-    the smoothing kernel's, not the spectrum's. The curve is that of one probe loss common to all runs, not of any run's own
-    training loss.""",
+    """Density of eigenvalues at each run by stochastic Lanczos quadrature (log scale), the base in grey
+    behind each. Mass to the left of zero is negative curvature; isolated bumps to the right are the sharp
+    directions. The width of a bump is the smoothing kernel's, not the spectrum's. The curve is that of one
+    probe loss common to all runs, not of any run's own training loss. Where runs differ much, the axis is
+    linear near zero and logarithmic beyond.""",
 )
 def spectra(view: View) -> Figure | None:
     """Draw the spectral density of each run in its own panel, the base behind it."""
@@ -395,10 +420,16 @@ def spectra(view: View) -> Figure | None:
             colour = view.styles[run].colour if front else MUTED
             ax.plot(rows.x, rows.value, color=colour, linewidth=1.5 if front else 0.9, alpha=1 if front else 0.8)
         ax.axvline(0, color=GRID, linewidth=1.2, zorder=0)
-        ax.set_title(name, color=view.styles[name].colour)
+        ax.set_title(name)
     peak = frame.value.max()
     axes[0].set_yscale("log")
-    axes[0].set_ylim(peak * 10**-_DENSITY_DECADES, peak * 3)
+    floor = peak * 10**-_DENSITY_DECADES
+    axes[0].set_ylim(floor, peak * 3)
+    axes[0].yaxis.set_major_formatter(_POWERS)
+    reach = frame[frame.value > floor].groupby("run").x.max()
+    if reach.min() > 0 and reach.max() > _WIDE * reach.min():
+        axes[0].set_xscale("symlog", linthresh=10 ** math.floor(math.log10(reach.min() / 3)))
+        axes[0].xaxis.set_major_formatter(_PLAIN)
     fig.supxlabel(f"eigenvalue ({what})", size=9)
     fig.supylabel("density", size=9)
     return fig
@@ -407,8 +438,8 @@ def spectra(view: View) -> Figure | None:
 @figure(
     "eigenvalues",
     "Largest eigenvalues",
-    """The top eigenvalues of the same operator at each run by Lanczos, the largest written out. Larger means sharper: the
-    probe loss rises faster along some direction.""",
+    """The top eigenvalues of the same operator at each run by Lanczos, the largest written out. Larger means
+    sharper: the probe loss rises faster along some direction.""",
 )
 def top_eigenvalues(view: View) -> Figure | None:
     """Draw the top eigenvalues, one row a run."""
@@ -426,10 +457,10 @@ def top_eigenvalues(view: View) -> Figure | None:
         ax.annotate(
             typeset.significant(values[0]), (1.01, y), xycoords=("axes fraction", "data"), va="center", size=8.5
         )
-    _name_rows(ax, view, names)
+    _name_rows(ax, names)
     low, high = frame.value.min(), frame.value.max()
-    if low > 0 and high > 20 * low:
-        ax.set_xscale("log")
+    if low > 0 and high > _WIDE * low:
+        _log(ax, "x")
     elif low > 0:
         ax.set_xlim(left=0)
     ax.set_title(f"eigenvalues ({what})")
@@ -439,9 +470,9 @@ def top_eigenvalues(view: View) -> Figure | None:
 @figure(
     "directional",
     "Curvature along each delta",
-    """Each cell is u·Hu / u·u at the run of its row, with u the delta named by its column: how sharply the probe loss
-    bends along the direction that training took. The diagonal is each run's own direction; negative (blue) bends down.
-    The colour scale is logarithmic away from zero.""",
+    """Each cell is u·Hu / u·u at the run of its row, with u the delta named by its column: how sharply the
+    probe loss bends along the direction that training took. Where row and column agree it is a run's own
+    direction; negative (purple) bends down. The colour scale is logarithmic away from zero.""",
 )
 def directional(view: View) -> Figure | None:
     """Draw the curvature along every delta at every run."""
@@ -456,8 +487,10 @@ def directional(view: View) -> Figure | None:
     fig = Figure(figsize=(min(WIDTH, 2.6 + 0.72 * cells.shape[1]), 1.9 + 0.4 * cells.shape[0]), layout="constrained")
     ax = fig.subplots()
     norm = SymLogNorm(largest / 100, vmin=-largest, vmax=largest)
-    _heatmap(ax, view, cells, norm, matplotlib.colormaps["PuOr_r"], lambda value: typeset.significant(value, 2))
-    ax.set_title(f"curvature ({what}) at the row's run along the column's delta")
+    _heatmap(ax, cells, norm, matplotlib.colormaps["PuOr_r"], lambda value: typeset.significant(value, 2))
+    ax.set_title(f"curvature ({what}) along a delta")
+    ax.set_xlabel("along the delta of")
+    ax.set_ylabel("at the weights of")
     return fig
 
 
@@ -467,9 +500,10 @@ def directional(view: View) -> Figure | None:
 @figure(
     "cka",
     "Representations, layer by layer",
-    """Unbiased linear CKA of hidden states on the same tokens: 1 is the same representation up to rotation and scale.
-    Bands are bootstrap intervals where they were computed; the unbiased estimate may pass 1 by chance. Values near 1
-    everywhere are normal for one student fine-tuned briefly, so read differences between runs rather than levels.""",
+    """Unbiased linear CKA of hidden states on the same texts: 1 is the same representation up to rotation and
+    scale. Bands are 95 % intervals over minibatches, where known; the unbiased estimate may pass 1 by chance.
+    Values near 1 everywhere are normal for one student fine-tuned briefly, so read differences between runs
+    rather than levels.""",
 )
 def cka(view: View) -> Figure | None:
     """Draw CKA by layer against the base and against the reference run."""

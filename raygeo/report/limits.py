@@ -1,18 +1,19 @@
 """What a study's numbers do not show, worked out from its tables: one sentence or two for each limit that applies."""
 
-import numpy as np
+import json
+
 import pandas as pd
 
 from raygeo.report import typeset
-from raygeo.report.view import BASE, View
+from raygeo.report.view import View
 
 _MATCHED_NORMS = 1.25
 
 
 def seed_pairs(view: View) -> pd.DataFrame:
-    """Pairs of runs with the same loss, learning rate and parameters that differ in a seed: the study's noise floor.
+    """Pairs of runs whose settings differ in nothing but a seed: the study's noise floor.
 
-    Columns: run_a, run_b, loss, lr, differs ("data order", "adapter initialisation" or both), cosine.
+    Columns: run_a, run_b, differs ("data order", "adapter initialisation" or both), cosine.
     """
     runs = view.runs.set_index("run")
     rows = []
@@ -21,12 +22,19 @@ def seed_pairs(view: View) -> pd.DataFrame:
             continue
         a, b = runs.loc[row.run_a], runs.loc[row.run_b]
         differs = [what for column, what in _SEEDS.items() if a[column] != b[column]]
-        if (a.loss, a.lr) == (b.loss, b.lr) and differs:
-            rows.append((row.run_a, row.run_b, a.loss, a.lr, " and ".join(differs), row.cosine))
-    return pd.DataFrame(rows, columns=["run_a", "run_b", "loss", "lr", "differs", "cosine"])
+        if differs and _seedless(a) == _seedless(b):
+            rows.append((row.run_a, row.run_b, " and ".join(differs), row.cosine))
+    return pd.DataFrame(rows, columns=["run_a", "run_b", "differs", "cosine"])
 
 
 _SEEDS = {"seed": "data order", "init_seed": "adapter initialisation"}
+
+
+def _seedless(run: pd.Series) -> tuple:
+    """What a run was trained with, but for its seeds."""
+    params = json.loads(run.params) if isinstance(run.params, str) else {}
+    training = {name: value for name, value in params.get("training", {}).items() if name not in _SEEDS}
+    return run.loss, run.lr, params.get("loss"), training
 
 
 def limits(view: View) -> list[str]:
@@ -36,8 +44,11 @@ def limits(view: View) -> list[str]:
 
 
 def _failures(view: View) -> list[str]:
-    failed = view.runs[view.runs.reason.fillna("") != ""]
-    return [f"{row.run} has no result: {row.status}, {row.reason.rstrip('.')}." for row in failed.itertuples()]
+    failed = view.runs[view.runs.run.isin(view.failed)]
+    return [
+        f"{row.run} has no result: {row.status}, {(row.reason or 'no reason was recorded').rstrip('.')}."
+        for row in failed.itertuples()
+    ]
 
 
 def _seeds(view: View) -> list[str]:
@@ -47,12 +58,11 @@ def _seeds(view: View) -> list[str]:
     single, total = int((seeds <= 1).sum()), len(seeds)
     if not single:
         return []
-    which = "Every" if single == total else f"{single} of {total}"
-    verb = "was" if single == 1 or single == total else "were"
+    which = "Every combination" if single == total else f"{single} of {total} combinations"
+    verb = "was" if single in (1, total) else "were"
     return [
-        f"{which} combination{'s' if which != 'Every' else ''} of loss and learning rate {verb} trained with one seed only, "
-        "so nothing here is an interval over training runs: intervals of accuracy are over problems, and another seed "
-        "may give another number."
+        f"{which} of loss and learning rate {verb} trained with one seed only, so nothing here is an interval over "
+        "training runs: intervals of accuracy are over problems, and another seed may give another number."
     ]
 
 
@@ -78,7 +88,7 @@ def _problems(view: View) -> list[str]:
 def _tests(view: View) -> list[str]:
     sizes = view.frame("mcnemar").groupby("benchmark", sort=False).size()
     return [
-        f"p-values on {benchmark} are Holm-corrected over all {size} pairs; a large one is no evidence that two runs are equal."
+        f"p-values on {benchmark} are Holm-corrected over {size} pairs; a large one does not show two runs to be equal."
         for benchmark, size in sizes.items()
     ]
 
@@ -89,8 +99,8 @@ def _norms(view: View) -> list[str]:
         return []
     return [
         f"The runs are not matched in how far they moved: the delta of {moved.idxmax()} is "
-        f"{typeset.significant(moved.max() / moved.min(), 2)} times as long as that of {moved.idxmin()}. Differences in "
-        "accuracy, paths, CKA and curvature mix the direction of a delta with its length; cosines and angles do not."
+        f"{typeset.significant(moved.max() / moved.min(), 2)} times as long as that of {moved.idxmin()}. Differences "
+        "in accuracy, paths, CKA and curvature mix a delta's direction with its length; cosines and angles do not."
     ]
 
 
@@ -98,12 +108,12 @@ def _angles(view: View) -> list[str]:
     frame = view.frame("subspaces").dropna(subset="null_degrees")
     if frame.empty:
         return []
-    widest = frame[frame.k == frame.k.max()].groupby(["run_a", "run_b", "module", "side"]).null_degrees
-    low, high = float(widest.min().median()), float(widest.max().median())
+    widest = frame[frame.k == frame.k.max()].groupby(["side", "run_a", "run_b", "module"]).null_degrees
+    lows, highs = widest.min().groupby("side").median(), widest.max().groupby("side").median()
+    ranges = " and ".join(f"{low:.0f}° to {highs[side]:.0f}° on the {side}" for side, low in lows.items())
     return [
-        f"Random subspaces of the same size ({frame.k.max()} directions) have a smallest principal angle of about "
-        f"{typeset.fixed(low, 0)}° and a largest of about {typeset.fixed(high, 0)}°: angles near these show nothing shared, "
-        "and a largest angle near 90° is what chance gives."
+        f"Principal angles between random subspaces of the same size ({frame.k.max()} directions) run from {ranges} "
+        "(medians, smallest to largest): angles near these show nothing shared, however far from 90° they are."
     ]
 
 
@@ -111,12 +121,17 @@ def _paths(view: View) -> list[str]:
     frame = view.frame("paths")
     if frame.empty:
         return []
-    alphas = np.unique(frame.alpha)
+    grids = " and ".join(
+        f"{alphas.nunique()} values of α for {_METRICS.get(metric, metric)}"
+        for metric, alphas in frame.groupby("metric", sort=False).alpha
+    )
     return [
-        f"Paths were sampled at {len(alphas)} values of α between {typeset.significant(alphas.min(), 2)} and "
-        f"{typeset.significant(alphas.max(), 2)}. A barrier is a maximum over this grid with the ends included: it cannot be "
-        "negative by construction, noise can only raise it, and what lies between grid points is not seen."
+        f"Paths were sampled at {grids}. A barrier is a maximum over the grid with the ends included: it cannot be "
+        "negative by construction, noise biases it upwards, and what lies between grid points is not seen."
     ]
+
+
+_METRICS = {"nll": "the NLL", "accuracy": "accuracy"}
 
 
 def _curvature(view: View) -> list[str]:
@@ -126,8 +141,8 @@ def _curvature(view: View) -> list[str]:
     tokens = frame.tokens.dropna()
     size = f" over {typeset.count(tokens.max())} tokens" if len(tokens) else ""
     return [
-        f"Curvature is that of one probe loss{size}, the same for all runs: it is not the sharpness of the loss a run was "
-        "trained on. Traces and densities are estimates from random vectors, with the standard error shown where known."
+        f"Curvature is that of one probe loss{size}, the same for all runs: it is not the sharpness of the loss a run "
+        "was trained on. Traces and densities are estimates from random vectors; the trace has its standard error."
     ]
 
 
@@ -136,6 +151,6 @@ def _cka(view: View) -> list[str]:
     if n.empty:
         return []
     return [
-        f"CKA compares hidden states at {typeset.count(n.max())} positions of one fixed text; it is blind to rotation and "
-        "scale, and says nothing of what the models would write themselves."
+        f"CKA compares hidden states on {typeset.count(n.max())} fixed texts; it is blind to rotation and scale, and "
+        "says nothing of what the models would write themselves."
     ]

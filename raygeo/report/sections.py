@@ -1,6 +1,6 @@
 """The tables of the page as rows of ready text, one function each; a table without data has no rows."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -15,9 +15,9 @@ Cell = str | tuple[str, str]
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table to be shown: a cell is text, or text and a smaller detail; ``prose`` names the columns that are not numbers.
+    """A table to be shown; ``prose`` names the columns that are not numbers, and the first column heads its row.
 
-    The first column heads its row.
+    A cell is text, or text and a smaller detail below it.
     """
 
     columns: Sequence[str]
@@ -36,22 +36,26 @@ class Fact:
 def facts(view: View) -> list[Fact]:
     """Prompts, rollouts, how many are correct, mixed, truncated and rejected, and the runs made from them."""
     found = []
-    rollouts = view.frame("rollouts")
-    if len(rollouts):
-        prompts = rollouts.groupby("prompt_id").correct
+    if "rollouts" in view.tables and view.tables["rollouts"].num_rows:
+        rollouts = view.tables["rollouts"].select(["prompt_id", "split", "correct", "truncated"]).to_pandas()
+        verdicts, truncated = (rollouts[column].fillna(False).astype(bool) for column in ("correct", "truncated"))
+        prompts = verdicts.groupby(rollouts.prompt_id)
         mixed = int((prompts.any() & ~prompts.all()).sum())
-        correct, truncated = rollouts.correct.mean(), rollouts.truncated.fillna(False).astype(bool).sum()
+        held_out = rollouts[rollouts.split == "heldout"].prompt_id.nunique()
         found += [
-            Fact(typeset.count(prompts.ngroups), "prompts"),
+            Fact(
+                typeset.count(prompts.ngroups),
+                f"prompts, {typeset.count(held_out)} held out" if held_out else "prompts",
+            ),
             Fact(typeset.count(len(rollouts)), "graded rollouts"),
-            Fact(typeset.percent(correct), "of rollouts correct"),
+            Fact(typeset.percent(verdicts.mean()), "of rollouts correct"),
             Fact(typeset.percent(mixed / prompts.ngroups), "of prompts mixed: right and wrong"),
-            Fact(typeset.count(truncated), "rollouts truncated"),
+            Fact(typeset.count(truncated.sum()), "rollouts truncated"),
         ]
     if "rejected" in view.tables:
         found.append(Fact(typeset.count(len(view.frame("rejected"))), "input rows rejected"))
     if len(view.runs):
-        finished = int((view.runs.status == "finished").sum())
+        finished = len(view.runs) - len(view.failed)
         found.append(Fact(f"{finished} of {len(view.runs)}", "runs finished"))
     return found
 
@@ -69,7 +73,7 @@ def results(view: View) -> Sheet:
     columns = ["run", "loss", "lr", "seed", "status"]
     for benchmark in benchmarks:
         prefix = f"{benchmark} " if len(benchmarks) > 1 else ""
-        columns += [f"{prefix}accuracy", "Δ base, points", "p (Holm) vs base"]
+        columns += [f"{prefix}accuracy", "points vs base", "p (Holm) vs base"]
     columns += ["‖Δ‖", "‖Δ‖/‖W‖", "cosine to ref.", "top eigenvalue", "trace", "barrier to ref."]
 
     rows: list[list[Cell]] = []
@@ -84,7 +88,7 @@ def results(view: View) -> Sheet:
         row += [
             typeset.significant(norm if _known(norm) else _at(norms, name, "norm")),
             _share(relative if _known(relative) else _at(norms, name, "relative_norm")),
-            "1 (itself)" if name == view.reference_run else typeset.fixed(_at(cosines.to_frame(), name, "cosine")),
+            "1" if name == view.reference_run else typeset.fixed(_at(cosines.to_frame(), name, "cosine")),
             typeset.significant(_at(top.to_frame(), name, "value")),
             _with_error(_at(trace, name, "value"), _at(trace, name, "error")),
             _barrier(barriers, name, "chord"),
@@ -95,7 +99,7 @@ def results(view: View) -> Sheet:
 
 
 def mcnemar(view: View) -> dict[str, Sheet]:
-    """One matrix a benchmark: Holm-corrected p, below it the problems only the row's run and only the column's run solved."""
+    """One matrix a benchmark: Holm-corrected p, below it the problems that only the row's : the column's run solved."""
     sheets = {}
     for benchmark, frame in view.frame("mcnemar").groupby("benchmark", sort=False):
         names = view.order({*frame.run_a, *frame.run_b})
@@ -105,7 +109,7 @@ def mcnemar(view: View) -> dict[str, Sheet]:
             cells[row.run_a, row.run_b] = (p, f"{row.only_a} : {row.only_b}")
             cells[row.run_b, row.run_a] = (p, f"{row.only_b} : {row.only_a}")
         rows = [[a, *(cells.get((a, b), "") for b in names)] for a in names]
-        sheets[benchmark] = Sheet(["", *names], rows, frozenset({""}))
+        sheets[benchmark] = Sheet(["run", *names], rows, frozenset({"run"}))
     return sheets
 
 
@@ -114,7 +118,8 @@ def reference_pairs(view: View) -> Sheet:
     similarity = _against_reference(view, "similarity", scope="global")
     angles = _median_angles(view)
     cka = view.against(view.reference_run, "cka").dropna(subset="cka").sort_values("layer").groupby("run").last()
-    columns = ["run", "cosine", "null s.d.", "orthogonal fraction", *(f"{side} angles" for side in _SIDES), "CKA, last layer"]
+    sides = [f"{side} angles" for side in _SIDES]
+    columns = ["run", "cosine", "null s.d.", "orthogonal fraction", *sides, "CKA, last layer"]
     rows = [
         [
             name,
@@ -196,7 +201,8 @@ def curvature(view: View) -> Sheet:
     frame = view.frame("curvature")
     rows: list[list[Cell]] = []
     for (operator, space), part in frame.groupby(["operator", "space"], sort=False):
-        values, traces = part[part.quantity == "eigenvalue"], part[part.quantity == "trace"].set_index("run")
+        values = part[part.quantity == "eigenvalue"]
+        lowest, traces = (part[part.quantity == name].set_index("run") for name in ("min_eigenvalue", "trace"))
         for name in view.order({*values.run, *traces.index}):
             top = values[values.run == name].value.sort_values(ascending=False).head(5)
             parameters = part[part.run == name].parameters.max()
@@ -206,20 +212,21 @@ def curvature(view: View) -> Sheet:
                     name,
                     f"{operator}, {space}",
                     "  ".join(typeset.significant(value) for value in top) or typeset.MISSING,
+                    typeset.significant(_at(lowest, name, "value")),
                     _with_error(trace, _at(traces, name, "error")),
                     typeset.significant(trace / parameters if trace is not None and parameters else None),
                     typeset.count(parameters),
                     typeset.count(part[part.run == name].tokens.max()),
                 ]
             )
-    columns = ["run", "of", "largest eigenvalues", "trace", "trace / parameters", "parameters", "tokens"]
+    columns = ["run", "of", "largest eigenvalues", "smallest", "trace", "trace / parameters", "parameters", "tokens"]
     return Sheet(columns, rows, frozenset({"run", "of"}))
 
 
 def counts(view: View) -> Sheet:
     """Every count the stages recorded."""
-    rows = [(row.stage, row.name_, typeset.count(row.value)) for row in view.frame("counts").rename(
-        columns={"name": "name_"}).itertuples()]
+    frame = view.frame("counts")
+    rows = [(*what, typeset.count(n)) for *what, n in zip(frame.stage, frame["name"], frame.value, strict=True)]
     return Sheet(["stage", "what", "count"], rows, frozenset({"stage", "what"}))
 
 
@@ -308,10 +315,12 @@ def _barrier(frame: pd.DataFrame, name: str, kind: str) -> Cell:
 
 def _barrier_cell(row: pd.Series, kind: str) -> Cell:
     value, low, high = (getattr(row, column) for column in (kind, f"{kind}_low", f"{kind}_high"))
-    def write(number):
-        return typeset.fixed(number, 4)
-    spread = typeset.interval(low, high, write)
-    return (write(value), spread) if spread else write(value)
+    spread = typeset.interval(low, high, _nats)
+    return (_nats(value), spread) if spread else _nats(value)
+
+
+def _nats(value: float | None) -> str:
+    return typeset.fixed(value, 3)
 
 
 def _unordered(view: View, frame: pd.DataFrame) -> Iterable[tuple]:

@@ -1,7 +1,7 @@
 """How a run looks, the same in every figure and table: colour by loss, line and marker by learning rate and seed.
 
-The six colours were chosen for the largest smallest distance (CIELAB, 24) under normal, protan, deutan and tritan vision,
-with a contrast of at least 3 : 1 on both white and near-black paper.
+Any two of the six colours differ by at least 24 in CIELAB under normal, protan and deutan vision (18 under tritan), and
+each has a contrast of at least 3 : 1 on white as on near-black paper.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ _COLOURS = {
 _DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.6), (1.2, 1.4), (6, 1.6, 1.2, 1.6))
 _MARKERS = ("o", "s", "^", "D")
 
-RC: dict[str, Any] = {
+RC: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -56,7 +56,6 @@ RC: dict[str, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "legend.handlelength": 2.6,
-    "axes.formatter.use_mathtext": True,
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
 }
@@ -64,7 +63,7 @@ RC: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class RunStyle:
-    """``dashes`` are points on and off, empty for a solid line; the first run of a loss has a filled marker, others hollow."""
+    """``dashes`` are points on and off, empty for a solid line; only the first run of a loss has a filled marker."""
 
     colour: str
     dashes: tuple[float, ...]

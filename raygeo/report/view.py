@@ -16,7 +16,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class View:
-    """``tables`` hold any subset of ``raygeo.tables.SCHEMAS``; ``reference_run`` is the run the others are compared with."""
+    """``tables`` are any of ``raygeo.tables.SCHEMAS``; ``reference_run`` is the run others are compared with."""
 
     tables: Mapping[str, pa.Table]
     reference_run: str
@@ -34,6 +34,11 @@ class View:
         """Rows of ``runs`` without the base, in the study's order."""
         runs = self.frame("runs")
         return runs[runs.run != BASE].drop_duplicates("run").reset_index(drop=True)
+
+    @cached_property
+    def failed(self) -> set[str]:
+        """Runs that did not finish."""
+        return set(self.runs.run[self.runs.status != "finished"])
 
     @cached_property
     def names(self) -> list[str]:
@@ -61,7 +66,7 @@ class View:
     def against(self, other: str, table: str, **equal: Any) -> pd.DataFrame:
         """Rows of a pair table in which ``other`` takes part, with its partner as ``run``.
 
-        ``flipped`` is true where ``other`` stands second; ``alpha``, where there is one, is turned so that 0 is ``other``.
+        ``flipped`` is true where ``other`` stands second; ``alpha``, if there is one, is turned so that 0 is ``other``.
         """
         frame = self.frame(table, **equal)
         frame = frame[((frame.run_a == other) | (frame.run_b == other)) & (frame.run_a != frame.run_b)].copy()

@@ -1,12 +1,12 @@
 """Rollouts sampled from a teacher and graded as they come: one task is a slice of the prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
 
 from raygeo.rollouts.grading import Grading, grader
+from raygeo.rollouts.readers import Prompt
 from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath
 from raygeo.students.generation import generate
@@ -31,15 +31,6 @@ class DecodingSettings(Settings):
     """Prompts per unit of work."""
 
 
-@dataclass(frozen=True)
-class SamplePrompt:
-    """A prompt with the answer its completions are graded against."""
-
-    prompt_id: str
-    prompt: str
-    gold: str
-
-
 class Sampling(Workload):
     """One task a slice of prompts -> table ``rollouts``, graded, all in the training split."""
 
@@ -51,7 +42,7 @@ class Sampling(Workload):
         settings: DecodingSettings,
         teacher: AnyPath,
         teacher_key: str,
-        prompts: Sequence[SamplePrompt],
+        prompts: Sequence[Prompt],
         grading: Grading,
     ):
         self.settings, self.teacher, self.teacher_key = settings, teacher, teacher_key

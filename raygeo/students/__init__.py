@@ -1,1 +1,1 @@
-"""What learns: students read from disk or made here, their text, their likelihoods, their weights and the deltas of those."""
+"""What learns: students read from disk or made here, what they write, and the deltas of their weights."""

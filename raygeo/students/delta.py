@@ -148,7 +148,8 @@ def _open_lora(folder: Path) -> Delta:
                     f"{folder / ADAPTER_FILE}: {key!r} is empty; sharded weights were saved without being gathered."
                 )
             found.setdefault(match["module"], {})[match["side"]] = key
-    entries, scales = {}, {}
+    entries: dict[str, tuple[str, ...]] = {}
+    scales: dict[str, float] = {}
     for module, sides in sorted(found.items()):
         if set(sides) != {"A", "B"}:
             raise DeltaError(f"{folder / ADAPTER_FILE}: {module} has only factor {next(iter(sides))}.")

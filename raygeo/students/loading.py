@@ -8,6 +8,10 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from raygeo.errors import StudentError
+from raygeo.store import AnyPath
+
+# Without any of these transformers would make up an empty tokenizer of the model's type.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def default_device() -> torch.device:
@@ -16,7 +20,7 @@ def default_device() -> torch.device:
 
 
 def load_student(
-    path: str | Path, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+    path: AnyPath, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model, in evaluation mode on the CPU, and the tokenizer stored under ``path``.
 
@@ -30,7 +34,7 @@ def load_student(
     """
     tokenizer = load_tokenizer(path)
     model = _load_model(path, dtype, attention)
-    rows = len(next(model.get_input_embeddings().parameters()))
+    rows = model.config.get_text_config().vocab_size
     if len(tokenizer) > rows:
         raise StudentError(
             f"student {str(path)!r}: the tokenizer has {len(tokenizer)} tokens but the model only {rows} embeddings; "
@@ -39,13 +43,15 @@ def load_student(
     return model, tokenizer
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: AnyPath) -> PreTrainedTokenizerBase:
     """Load the tokenizer stored under ``path``, as ``load_student`` does; without a pad token it pads with end-of-text.
 
     Raises:
         StudentError: there is no such folder, no tokenizer in it, or it has no end-of-text token.
     """
     source, local = _locate(path)
+    if local and not any(Path(source, name).is_file() for name in _TOKENIZER_FILES):
+        raise StudentError(f"student {str(path)!r}: no tokenizer in this folder; save the model's own beside it.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -60,7 +66,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load_model(path: str | Path, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def _load_model(path: AnyPath, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     source, local = _locate(path)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -85,11 +91,11 @@ def _load_model(path: str | Path, dtype: torch.dtype, attention: str) -> PreTrai
     return model.eval()
 
 
-def _locate(path: str | Path) -> tuple[str, bool]:
+def _locate(path: AnyPath) -> tuple[str, bool]:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return str(folder), True
-    if isinstance(path, Path) or path.startswith((".", "/", "~")) or path.count("/") > 1:
+    if not isinstance(path, str) or path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise StudentError(f"student {str(path)!r}: no such folder; give the folder that holds config.json.")
     return path, False
 

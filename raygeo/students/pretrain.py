@@ -1,5 +1,6 @@
 """Pretraining from scratch: Muon on the matrices, AdamW on the rest, batches of similar length."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
@@ -51,18 +52,24 @@ def pretrain(
 ) -> None:
     """Train ``model`` in place, on the device it is on, to continue each prompt of ``texts`` with its completion.
 
-    The loss of a step is the mean negative log-likelihood (nats) over the batch's tokens, end-of-text included. Texts are
-    visited in a seeded random order, again in another once all were seen; a batch holds texts of similar length.
+    The loss of a step is the mean negative log-likelihood (nats) over the batch's tokens, end-of-text included. Texts
+    are visited in a seeded random order, again in another once all were seen; a batch holds texts of similar length.
     ``on_step(step, steps, loss)`` is called after each step, counted from 1. Matrices of the transformer blocks are
     trained with Muon (Jordan et al. 2024), the update scaled as in Liu et al. 2025 (arXiv:2502.16982), embeddings and
     vectors with AdamW. With equal arguments, machine and thread count the result on a CPU is bitwise equal.
 
     Raises:
-        StudentError: ``texts`` is empty or the loss is not finite.
+        StudentError: ``texts`` is empty, one exceeds the model's context, or the loss is not finite.
     """
     if not texts:
         raise StudentError("pretraining was given no texts; give at least one prompt with its completion.")
     batches = _plan(tokenizer, texts, settings)
+    longest = max(len(sequence) for batch in batches for sequence in batch)
+    if longest > model.config.max_position_embeddings:
+        raise StudentError(
+            f"pretraining: the longest text has {longest} tokens, more than the model's context of "
+            f"{model.config.max_position_embeddings}. Raise context or drop long texts."
+        )
     optimizers = _optimizers(model, settings)
     schedules = [LambdaLR(optimizer, lambda step: _rate(step, settings)) for optimizer in optimizers]
     model.train()
@@ -75,8 +82,8 @@ def pretrain(
             optimizer.zero_grad()
             schedule.step()
         value = loss.item()
-        if value != value:
-            raise StudentError(f"pretraining diverged at step {step}: the loss is not a number; lower lr={settings.lr}.")
+        if not math.isfinite(value):
+            raise StudentError(f"pretraining diverged at step {step}: the loss is {value}. Lower lr={settings.lr}.")
         if on_step is not None:
             on_step(step, settings.steps, value)
     model.eval()
@@ -109,7 +116,8 @@ def _mean_nll(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def _optimizers(model: PreTrainedModel, settings: PretrainSettings) -> list[Optimizer]:
-    embeddings = {id(p) for part in (model.get_input_embeddings(), model.get_output_embeddings()) for p in part.parameters()}
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    embeddings = {id(p) for end in ends for p in end.parameters()}
     matrices = [p for p in model.parameters() if p.ndim == 2 and id(p) not in embeddings]
     rest = [p for p in model.parameters() if p.ndim != 2 or id(p) in embeddings]
     return [

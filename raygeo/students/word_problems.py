@@ -11,14 +11,17 @@ from transformers import PreTrainedTokenizerFast
 from raygeo.errors import ConfigError
 from raygeo.settings import Settings
 
-NAMES = "Amy Bea Cora Dana Eva Fay Gia Hana Ivy June Kim Lea".split()
-OBJECTS = "apples books cards coins eggs keys marbles nuts pens shells stamps stones".split()
-ADDING = "buys finds gets makes wins".split()
-SUBTRACTING = "drops gives loses sells uses".split()
+NAMES = ("Amy", "Bea", "Cora", "Dana", "Eva", "Fay", "Gia", "Hana", "Ivy", "June", "Kim", "Lea")
+OBJECTS = ("apples", "books", "cards", "coins", "eggs", "keys", "marbles", "nuts", "pens", "shells", "stamps", "stones")
+ADDING = ("buys", "finds", "gets", "makes", "wins")
+SUBTRACTING = ("drops", "gives", "loses", "sells", "uses")
 MULTIPLYING = {"doubles": 2, "triples": 3}
 LIMIT = 99
 
-_OTHER_WORDS = ". ? has she more from to how many the pile + - * = #### first then so".split()
+_OTHER_WORDS = (
+    ".", "?", "has", "she", "more", "from", "to", "how", "many", "the", "pile", "+", "-", "*", "=", "####",
+    "first", "then", "so",
+)  # fmt: skip
 _ATTEMPTS = 10_000
 
 Style = Literal["plain", "teacher"]
@@ -60,7 +63,7 @@ class Carelessness(Settings):
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happens to the pile; ``amount`` is added, taken away or multiplied by, ``other`` a second person."""
+    """One thing that happens: ``amount`` is added, taken away or multiplied by, ``other`` is a second person."""
 
     verb: str
     amount: int
@@ -160,7 +163,7 @@ def draw_corpus(
     settings: ProblemSettings, carelessness: Carelessness, teacher_share: float, count: int, seed: int
 ) -> list[tuple[str, str]]:
     """Draw ``count`` (prompt, solution) pairs, ``teacher_share`` of them in the teacher style."""
-    rng = Random(seed)
+    rng = Random(f"corpus {seed}")
     corpus = []
     for _ in range(count):
         problem = draw_problem(settings, rng)

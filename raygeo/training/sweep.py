@@ -49,7 +49,8 @@ def run_sweep(
         ),
     )
     failures: dict[str, str] = {}
-    for result in tuner.fit():
+    results = tuner.fit()
+    for result in (results[i] for i in range(len(results))):
         if result.error is not None and result.config is not None:
             failures[result.config["choice"]["key"]] = str(result.error)
     return failures

@@ -20,7 +20,7 @@ def fit_run(
     """
     settings = spec.training
     trainer = TorchTrainer(
-        train,
+        train,  # type: ignore[arg-type]
         train_loop_config={"spec": spec.model_dump_json(), "key": key, "inputs": inputs, "store": store},
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
@@ -32,8 +32,8 @@ def fit_run(
         ),
     )
     # Reports carry no checkpoint, so only the return value of rank 0 is reliable here, not `metrics`.
-    summary: dict[str, Any] = trainer.fit().return_value  # type: ignore[assignment]
-    return summary
+    result: Any = trainer.fit()
+    return result.return_value
 
 
 def worker_resources(spec: RunSpec) -> dict[str, float]:

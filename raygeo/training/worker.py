@@ -164,6 +164,7 @@ def build_engine(settings: TrainingSettings, examples: int, student: AnyPath) ->
         from transformers.integrations import HfDeepSpeedConfig
 
         alive = HfDeepSpeedConfig(config)  # noqa: F841 (weights are partitioned while loading as long as it lives)
+    model: nn.Module
     model, _ = load_student(student)
     no_dropout(model)
     fingerprint: dict[str, str] = {}

@@ -192,8 +192,8 @@ def runs(student, tmp_path):
     found = [Run(BASE, "k0", None)]
     for seed in (1, 2):
         noise = torch.Generator().manual_seed(seed)
-        names = {n: p for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2}
-        save_full_delta(tmp_path / f"d{seed}", {n: 0.1 * torch.randn(p.shape, generator=noise) for n, p in names.items()})
+        blocks = {n: p.shape for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2}
+        save_full_delta(tmp_path / f"d{seed}", {n: 0.1 * torch.randn(s, generator=noise) for n, s in blocks.items()})
         found.append(Run(f"r{seed}", f"k{seed}", str(tmp_path / f"d{seed}")))
     return found
 
@@ -222,7 +222,7 @@ def test_layer_zero_is_the_embeddings_and_the_last_layer_feeds_the_logits(studen
 
 
 def test_workload_equals_a_direct_computation(student, probe, runs, tmp_path):
-    model, folder = student
+    folder = student[1]
     probe.save(tmp_path / "probe.npz")
     settings = CKASettings(batch_size=6, seed=5, forward_batch_size=7)
     workload = CKA(settings, runs, folder, tmp_path / "probe.npz")
@@ -291,7 +291,9 @@ def test_a_diverged_run_and_a_tiny_probe_are_refused(student, probe, runs, tmp_p
         CKA(CKASettings(), runs, student[1], tmp_path / "few.npz").tasks()
     name = "model.layers.0.mlp.up_proj.weight"
     save_full_delta(tmp_path / "bad", {name: torch.full((64, 32), math.inf)})
-    workload = CKA(CKASettings(), [runs[0], Run("bad", "kb", str(tmp_path / "bad"))], student[1], tmp_path / "probe.npz")
+    workload = CKA(
+        CKASettings(), [runs[0], Run("bad", "kb", str(tmp_path / "bad"))], student[1], tmp_path / "probe.npz"
+    )
     with pytest.raises(DeltaError, match="bad"):
         workload.compute(workload.setup(), workload.tasks()[0].payload)
 

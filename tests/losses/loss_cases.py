@@ -70,7 +70,7 @@ def row_weight(loss, correct: bool) -> float:
 
 
 def make_inputs(loss, seed: int, lengths: list[int], width: int = 7, scale: float = 1.0) -> LossInputs:
-    """Random fp64 inputs: row i has ``lengths[i]`` tokens at a random offset; even rows are correct (chosen), odd wrong."""
+    """Random fp64 inputs: row i has ``lengths[i]`` tokens at a random offset; even rows are correct (chosen)."""
     generator = torch.Generator().manual_seed(seed)
     logprobs = -scale * torch.rand(len(lengths), width, generator=generator, dtype=torch.float64).add(1e-3)
     reference = -scale * torch.rand(len(lengths), width, generator=generator, dtype=torch.float64).add(1e-3)

@@ -1,0 +1,79 @@
+"""The study's page: one self-contained HTML file without scripts, the same text for the same tables and context."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+import pyarrow as pa
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from raygeo.report import sections
+from raygeo.report.embed import PAGE_COLOURS, embed
+from raygeo.report.figures import FIGURES
+from raygeo.report.limits import limits
+from raygeo.report.view import BASE, View
+
+
+@dataclass(frozen=True)
+class PageContext:
+    """What the tables do not hold. All text is escaped on the page.
+
+    ``student`` says in a sentence what learned; ``reference_run`` names the run the others are compared with;
+    ``settings_yaml`` is the study as it ran, with defaults; ``timings`` are (stage, seconds, units done, units reused);
+    ``caveats`` are sentences put first under "What these numbers do not show"; ``created`` is an ISO 8601 time, given
+    so that the page can be made again to the letter.
+    """
+
+    title: str
+    student: str
+    reference_run: str
+    created: str
+    settings_yaml: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    timings: list[tuple[str, float, int, int]] = field(default_factory=list)
+    caveats: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    name: str
+    title: str
+    caption: str
+    body: Markup
+
+
+def render_page(tables: Mapping[str, pa.Table], context: PageContext, figures: Mapping[str, Figure]) -> str:
+    """Return the page as HTML. ``tables`` are any of ``raygeo.tables.SCHEMAS``; ``figures`` come from ``draw_figures``.
+
+    Figures stand in the order given, with the caption of their name in ``FIGURES``; those of ``FIGURES`` that are not
+    given are named as not drawn.
+    """
+    view = View(tables, context.reference_run)
+    return _ENVIRONMENT.get_template("page.html").render(
+        context=context,
+        view=view,
+        base=BASE,
+        sections=sections,
+        limits=limits(view),
+        figures=[_shown(name, fig) for name, fig in figures.items()],
+        not_drawn=[plot.title for name, plot in FIGURES.items() if name not in figures],
+        failed=view.runs[view.runs.run.isin(view.failed)].to_dict("records"),
+    )
+
+
+def _shown(name: str, fig: Figure) -> _Shown:
+    plot = FIGURES.get(name)
+    title, caption = (plot.title, plot.caption) if plot else (name, "")
+    return _Shown(name, title, caption, embed(fig, name, f"{title}. {caption}".strip()))
+
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters["themed"] = lambda colour: PAGE_COLOURS.get(colour, colour)

@@ -1,0 +1,171 @@
+"""Stages 3 and 4: the base's log-probabilities where a loss needs them, and one trained run after the other."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from raygeo.errors import TrainingError
+from raygeo.rollouts.reference import ReferenceLogprobs, save_reference
+from raygeo.rollouts.tokens import RolloutTokens
+from raygeo.settings import content_key
+from raygeo.stages.context import Context
+from raygeo.stages.rollouts import Rollouts
+from raygeo.stages.student import Student
+from raygeo.students.run import BASE, Run
+from raygeo.tables import to_arrow
+from raygeo.tracking import Tracking, TrialLogger
+from raygeo.training.order import step_count
+from raygeo.training.settings import RunSpec
+from raygeo.training.sweep import run_sweep
+from raygeo.training.worker import RunInputs
+
+REFERENCE = "reference"
+
+
+def select_examples(context: Context, rollouts: Rollouts) -> dict[str, int]:
+    """Let every loss select its examples, before anything is trained; how many each run has, by run name.
+
+    What each loss saw, used and dropped goes to the table ``counts``.
+
+    Raises:
+        DataError: a loss finds nothing to learn from.
+    """
+    train = rollouts.train
+    rows, examples = [], {}
+    for spec in context.study.specs():
+        selection = spec.loss.select(train)
+        examples[spec.name] = len(selection.examples)
+        rows += [{"stage": spec.name, "name": name, "value": value} for name, value in selection.counts.items()]
+    key = content_key(
+        "selection", rollouts.key, [[spec.name, spec.loss.model_dump()] for spec in context.study.specs()]
+    )
+    context.store.write_unit(key, {"counts": rows})
+    context.store.publish("counts", [rollouts.key, key])
+    return examples
+
+
+def provide_reference(context: Context, student: Student, rollouts: Rollouts) -> str | None:
+    """Key of the reference log-probabilities' folder; None when no loss needs them."""
+    if not any(spec.loss.needs_reference for spec in context.study.specs()):
+        return None
+    store, settings = context.store, context.study.reference
+    key = content_key("reference", rollouts.tokens_key, student.key, settings)
+    workload = ReferenceLogprobs(settings, student.folder, rollouts.tokens, key)
+    result = context.run(workload)
+    if not store.has_folder(REFERENCE, key):
+        folder = store.scratch()
+        table = pa.concat_tables([store.read_unit("reference", unit) for unit in result.keys])
+        save_reference(table, RolloutTokens.open(rollouts.tokens), folder)
+        store.save_folder(REFERENCE, key, folder)
+    store.publish("reference", result.keys)
+    return key
+
+
+def train_runs(
+    context: Context, student: Student, rollouts: Rollouts, reference: str | None, tracking: Tracking
+) -> list[Run]:
+    """Train every run the store lacks, publish ``runs`` and ``curves``, and return the runs that finished.
+
+    A run that diverged or failed is a row with its reason; the others are not disturbed by it.
+
+    Raises:
+        TrainingError: no run finished.
+    """
+    store = context.store
+    specs = {spec.key(student.key, rollouts.key): spec for spec in context.study.specs()}
+    names = [(spec.name, spec.key(student.key, rollouts.key), spec) for spec in context.study.specs()]
+    examples = select_examples(context, rollouts)
+    done = store.finished(("runs", "curves"))
+    missing = {key: spec for key, spec in specs.items() if key not in done}
+    context.count(0, len(specs) - len(missing))
+    failures: dict[str, str] = {}
+    if missing:
+        inputs = RunInputs(
+            rollouts=rollouts.key,
+            student=student.folder,
+            tokens=rollouts.tokens,
+            reference=None if reference is None else store.stored(REFERENCE, reference),
+            pad_id=rollouts.pad_id,
+        )
+        steps = sum(
+            step_count(examples[s.name], s.training.batch_size, s.training.steps, s.training.epochs)
+            for s in missing.values()
+        )
+        context.pool.close()  # its CPUs are the workers' now
+        with context.progress.bar("training steps", steps) as bar:
+            logger = TrialLogger(tracking, {key: run_params(spec) for key, spec in missing.items()}, bar)
+            failures = run_sweep(missing, inputs, store, content_key(sorted(missing)), [logger])
+        context.count(len(missing) - len(failures), 0)
+    runs = _publish(context, student, names, failures, tracking)
+    if not runs:
+        reasons = "; ".join(
+            f"{row['run']}: {row['reason']}" for row in store.table("runs").to_pylist() if row["reason"]
+        )
+        raise TrainingError(f"no run finished, so there is nothing to compare. {reasons}")
+    return [Run(BASE, content_key(student.key, BASE), None), *runs]
+
+
+def run_params(spec: RunSpec) -> dict[str, Any]:
+    """The parameters shown for a run in MLflow: few, flat, the same keys for every loss where they can be."""
+    training = spec.training
+    params = {
+        "loss": spec.loss.type,
+        "lr": training.lr,
+        "seed": training.seed,
+        "init_seed": training.init_seed,
+        "method": "full" if training.lora is None else f"lora-r{training.lora.r}",
+        "batch_size": training.batch_size,
+        "steps": training.steps or f"{training.epochs or 1} epochs",
+        "schedule": training.schedule,
+        "precision": training.precision,
+        "zero_stage": training.zero_stage,
+    }
+    return params | {f"loss.{name}": value for name, value in spec.loss.model_dump().items() if name != "type"}
+
+
+def _publish(
+    context: Context,
+    student: Student,
+    names: list[tuple[str, str, RunSpec]],
+    failures: dict[str, str],
+    tracking: Tracking,
+) -> list[Run]:
+    """Gather the tables of all runs under the names this study gives them."""
+    store = context.store
+    rows: list[dict[str, Any]] = []
+    curves: list[pa.Table] = []
+    runs = []
+    base_id = tracking.child(f"{student.key}:base", BASE, {"loss": "none", "lr": 0.0, "seed": 0})
+    tracking.end(base_id)
+    for name, key, spec in names:
+        child = tracking.child(key, name, run_params(spec))
+        if key in failures or key not in store.units("runs"):
+            reason = failures.get(key, "no result was stored").strip().splitlines()[-1]
+            rows.append(
+                {"run": name, "loss": spec.loss.type, "lr": spec.training.lr, "seed": spec.training.seed,
+                 "init_seed": spec.training.init_seed, "status": "failed", "reason": reason, "key": key,
+                 "params": json.dumps({"loss": spec.loss.model_dump(), "training": spec.training.model_dump()}),
+                 "mlflow_run_id": child}
+            )  # fmt: skip
+            context.progress.say(f"  [red]{name} failed[/red]: {reason}")
+            tracking.tags(child, {"status": "failed", "reason": reason})
+            tracking.end(child, failed=True)
+            continue
+        row = store.read_unit("runs", key).to_pylist()[0] | {"run": name, "mlflow_run_id": child}
+        if row["status"] == "finished":
+            row["delta"] = store.path("deltas", key) if store.is_local else f"{store.location}/deltas/{key}"
+            runs.append(Run(name, content_key(key, name), store.stored("deltas", key)))
+        else:
+            context.progress.say(f"  [yellow]{name} {row['status']}[/yellow]: {row['reason']}")
+        curve = store.read_unit("curves", key)
+        curves.append(curve.set_column(0, "run", pa.array([name] * curve.num_rows, pa.string())))
+        tracking.curves(child, curve.to_pylist())
+        tracking.tags(child, {"status": row["status"], "reason": row["reason"] or ""})
+        tracking.end(child, failed=row["status"] != "finished")
+        rows.append(row)
+    key = content_key("published-runs", [[name, unit] for name, unit, _ in names], failures)
+    store.write_unit(key, {"runs": to_arrow("runs", rows), "curves": pa.concat_tables(curves) if curves else []})
+    store.publish("runs", [key])
+    store.publish("curves", [key])
+    return runs

@@ -1,0 +1,65 @@
+"""Small models and deltas for the tests of weight geometry."""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from raygeo.students.delta import ADAPTER_FILE, LowRank
+
+Q, V = "model.layers.{}.self_attn.q_proj", "model.layers.{}.self_attn.v_proj"
+
+
+def gaussian(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def low_rank(out: int, into: int, rank: int, seed: int, scale: float = 2.0) -> LowRank:
+    return LowRank(gaussian(out, rank, seed=seed), gaussian(rank, into, seed=seed + 1000), scale)
+
+
+def tiny_model(seed: int = 0, tied: bool = True) -> Qwen3ForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=48,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        intermediate_size=64,
+        tie_word_embeddings=tied,
+        attn_implementation="eager",
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+def tiny_peft(seed: int = 0, **options) -> PeftModel:
+    """A PEFT model over ``tiny_model`` whose B factors are random instead of zero."""
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **options})
+    model = get_peft_model(tiny_model(), config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def save_lora(folder: Path, entries: dict[str, LowRank]) -> Path:
+    """Write entries of one rank and scale, by module name, as PEFT does."""
+    first = next(iter(entries.values()))
+    rank = len(first.a)
+    assert {(len(entry.a), entry.scale) for entry in entries.values()} == {(rank, first.scale)}
+    folder.mkdir(parents=True)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": first.scale * rank}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    prefix = "base_model.model."
+    factors = {f"{prefix}{name}.lora_A.weight": entry.a.contiguous() for name, entry in entries.items()}
+    factors |= {f"{prefix}{name}.lora_B.weight": entry.b.contiguous() for name, entry in entries.items()}
+    save_file(factors, folder / ADAPTER_FILE)
+    return folder

@@ -1,0 +1,179 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import COSINES, DIVERGED, REFERENCE, RUNS
+from matplotlib.colors import to_rgb
+
+from raygeo.report.figures import FIGURES, draw_figures
+from raygeo.report.style import _COLOURS, run_styles
+from raygeo.report.view import View
+from raygeo.tables import to_arrow
+
+SOURCE = {
+    "accuracy": "accuracy",
+    "nll": "curves",
+    "objective": "curves",
+    "cosine": "similarity",
+    "norms": "deltas",
+    "angles": "subspaces",
+    "paths": "paths",
+    "base-paths": "paths",
+    "spectra": "curvature",
+    "eigenvalues": "curvature",
+    "directional": "curvature",
+    "cka": "cka",
+}
+
+
+def lines(ax, colour, minimum=2):
+    """Data of the lines in ``ax`` of one colour with at least ``minimum`` points."""
+    return [x for x in ax.lines if to_rgb(x.get_color()) == to_rgb(colour) and len(x.get_xdata()) >= minimum]
+
+
+def test_a_full_study_draws_every_figure_in_reading_order(figures):
+    assert list(figures) == list(FIGURES) == list(SOURCE)
+
+
+def test_an_empty_study_draws_nothing():
+    assert draw_figures({}, REFERENCE) == {}
+
+
+@pytest.mark.parametrize("name", SOURCE)
+def test_a_figure_without_its_table_is_skipped(tables, name):
+    without = {key: table for key, table in tables.items() if key != SOURCE[name]}
+    assert FIGURES[name].draw(View(without, REFERENCE)) is None
+
+
+def test_cosines_stand_in_clustered_order_with_their_values(figures):
+    (ax,) = figures["cosine"].axes
+    shown = [label.get_text() for label in ax.get_yticklabels()]
+    assert sorted(shown) == sorted(RUNS)
+    assert abs(shown.index(REFERENCE) - shown.index("sft-lr5e-05-s1")) == 1
+    names = list(RUNS)
+    cells = ax.collections[0].get_array().reshape(8, 8)
+    for i, a in enumerate(shown):
+        for j, b in enumerate(shown):
+            assert cells[i, j] == pytest.approx(COSINES[names.index(a), names.index(b)], abs=1e-12)
+    norm = ax.collections[0].norm
+    assert (norm.vmin, norm.vmax) == (-1, 1)
+
+
+def test_a_missing_cosine_leaves_its_cell_empty(tables):
+    rows = [
+        row for row in tables["similarity"].to_pylist() if {row["run_a"], row["run_b"]} != {REFERENCE, "rft-lr5e-05-s0"}
+    ]
+    (ax,) = draw_figures(tables | {"similarity": to_arrow("similarity", rows)}, REFERENCE)["cosine"].axes
+    assert ax.collections[0].get_array().mask.sum() == 2
+    assert len(ax.texts) == 62
+
+
+def test_paths_start_at_the_reference_whichever_way_they_were_measured(tables):
+    path = [0.5, 0.4, 0.9]
+    there = [
+        {"run_a": REFERENCE, "run_b": "b", "probe": "p", "metric": "nll", "alpha": a, "loss": loss}
+        for a, loss in zip([0, 0.25, 1], path, strict=True)
+    ]
+    back = [
+        {
+            "run_a": "b",
+            "run_b": REFERENCE,
+            "probe": "p",
+            "metric": "nll",
+            "alpha": 1 - row["alpha"],
+            "loss": row["loss"],
+        }
+        for row in there
+    ]
+    for rows in (there, back):
+        fig = draw_figures({"runs": tables["runs"], "paths": to_arrow("paths", rows)}, REFERENCE)["paths"]
+        (line,) = [line for line in fig.axes[0].lines if len(line.get_xdata()) == 3]
+        np.testing.assert_allclose(line.get_xdata(), [0, 0.25, 1])
+        np.testing.assert_allclose(line.get_ydata(), path)
+
+
+def test_paths_have_a_panel_for_each_probe_and_accuracy(figures):
+    titles = [ax.get_title(loc="left") for ax in figures["paths"].axes]
+    assert titles == ["solutions: NLL, nats a token", "answers: NLL, nats a token", "problems: accuracy, %"]
+    partners = [name for name in RUNS if name != REFERENCE]
+    assert [text.get_text() for text in figures["paths"].legends[0].get_texts()] == partners
+    assert [text.get_text() for text in figures["base-paths"].legends[0].get_texts()] == list(RUNS)
+
+
+def test_angles_are_medians_of_extremes_beside_the_null():
+    rows = []
+    for module, angles in {"q": (10.0, 40.0), "k": (20.0, 60.0), "v": (24.0, 89.0)}.items():
+        for index, angle in enumerate(angles):
+            pair = {"run_a": "b", "run_b": REFERENCE, "module": module, "layer": 4, "side": "left", "k": 2}
+            rows.append(pair | {"index": index, "angle_degrees": angle, "null_degrees": 70.0 + 15 * index})
+    smallest, largest = draw_figures({"subspaces": to_arrow("subspaces", rows)}, REFERENCE)["angles"].axes
+    assert [line.get_ydata().item() for line in smallest.lines] == [20.0, 70.0]
+    assert [line.get_ydata().item() for line in largest.lines] == [60.0, 85.0]
+
+
+def test_norms_are_root_sums_of_squares_of_a_layer():
+    rows = [
+        {"run": "b", "module": module, "layer": 0, "scope": "module", "norm": norm, "base_norm": base}
+        for module, norm, base in (("q", 3.0, 6.0), ("k", 4.0, 8.0))
+    ] + [{"run": "b", "module": "", "layer": 0, "scope": "layer", "norm": 5.0, "base_norm": 10.0}]
+    absolute, relative = draw_figures({"deltas": to_arrow("deltas", rows)}, REFERENCE)["norms"].axes
+    assert absolute.lines[0].get_ydata().item() == pytest.approx(5.0)
+    assert relative.lines[0].get_ydata().item() == pytest.approx(50.0)
+
+
+def test_accuracy_shows_the_base_intervals_and_numbers(tables, figures):
+    (ax,) = figures["accuracy"].axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["base", *RUNS]
+    assert [text.get_text() for text in ax.texts][:2] == ["42.0 %", "83.3 %"]
+    base = tables["accuracy"].to_pylist()[0]
+    bar = next(line for line in ax.lines if len(line.get_xdata()) == 2 and list(line.get_ydata()) == [0, 0])
+    np.testing.assert_allclose(bar.get_xdata(), [100 * base["low"], 100 * base["high"]])
+
+
+def test_a_diverged_run_is_drawn_but_does_not_set_the_scale(figures):
+    (ax,) = figures["nll"].axes
+    assert ax.get_ylim()[1] < 0.5
+    assert DIVERGED in [text.get_text() for text in figures["nll"].legends[0].get_texts()]
+
+
+def test_a_loss_keeps_its_colour_in_every_figure(tables, figures):
+    colour = View(tables, REFERENCE).styles["rft-lr5e-05-s0"].colour
+    for name in ("nll", "norms", "angles", "paths", "base-paths", "cka"):
+        assert lines(figures[name].axes[0], colour), name
+
+
+def test_variants_of_a_loss_differ_in_line_and_marker():
+    styles = run_styles({"a": "dpo", "b": "dpo", "c": "sft"}, "base")
+    assert styles["a"].colour == styles["b"].colour != styles["c"].colour
+    assert styles["a"].filled
+    assert not styles["b"].filled
+    assert (styles["a"].dashes, styles["a"].marker) != (styles["b"].dashes, styles["b"].marker)
+
+
+def test_an_unknown_loss_takes_a_free_colour():
+    styles = run_styles({"a": "sft", "b": "mine", "c": "yours"}, "base")
+    assert len({style.colour for style in styles.values()}) == 4
+
+
+def test_colours_stand_out_on_light_and_dark_paper():
+    def luminance(colour):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722])) + 0.05
+
+    for colour in _COLOURS.values():
+        for paper in ("#ffffff", "#14171c"):
+            high, low = sorted((luminance(colour), luminance(paper)), reverse=True)
+            assert high / low >= 2.9, (colour, paper)
+
+
+def test_spectra_give_every_run_a_panel_with_the_base_behind(figures):
+    axes = figures["spectra"].axes
+    assert [ax.get_title(loc="left") for ax in axes] == list(RUNS)
+    assert all(sum(len(line.get_xdata()) > 2 for line in ax.lines) == 2 for ax in axes)
+
+
+def test_rows_of_another_operator_are_not_mixed_in(tables):
+    doubled = [row | {"operator": "ggn", "value": 1e9} for row in tables["curvature"].to_pylist() if row["operator"]]
+    both = pa.concat_tables([tables["curvature"], to_arrow("curvature", doubled)])
+    (ax,) = draw_figures({"runs": tables["runs"], "curvature": both}, REFERENCE)["eigenvalues"].axes
+    assert max(max(line.get_xdata()) for line in ax.lines) < 100
+    assert "hessian" in ax.get_title(loc="left")

@@ -1,0 +1,231 @@
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from conftest import CONTEXT, DIVERGED, REFERENCE, RUNS, build_tables
+
+from raygeo.report import embed, sections
+from raygeo.report.figures import FIGURES, draw_figures
+from raygeo.report.limits import limits, seed_pairs
+from raygeo.report.page import render_page
+from raygeo.report.view import View
+from raygeo.tables import SCHEMAS, to_arrow
+
+VOID = {"meta", "link", "br", "img", "path", "use"}
+
+
+class Outline(HTMLParser):
+    """Every start tag with its attributes, the text outside styles, and whether tags nest."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open[-1:]:
+            self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def outline(page):
+    return Outline(page)
+
+
+def row(sheet, name):
+    cells = next(cells for cells in sheet.rows if cells[0] == name)
+    return dict(zip(sheet.columns, cells, strict=True))
+
+
+def test_the_page_is_whole_and_its_tags_nest(page, outline):
+    assert page.startswith("<!doctype html>")
+    assert outline.open == []
+
+
+def test_the_page_asks_for_nothing_from_outside(page, outline):
+    for tag, attributes in outline.tags:
+        assert tag not in {"script", "iframe", "object"}
+        for name in ("src", "href", "xlink:href", "data", "srcset"):
+            assert re.match(r"#|data:", attributes.get(name) or "#"), (tag, attributes)
+    assert not re.search(r"@import|url\((?!#)", page)
+
+
+def test_ids_are_unique_and_links_lead_to_them(outline):
+    ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = {a.get("href") or a.get("xlink:href") for _, a in outline.tags} - {None, "data:,"}
+    assert links
+    assert {link.removeprefix("#") for link in links} <= set(ids)
+
+
+def test_every_figure_is_shown_with_words_for_those_who_do_not_see_it(page, outline):
+    pictures = [a for _, a in outline.tags if a.get("role") == "img"]
+    assert len(pictures) == len(FIGURES) == page.count("<figcaption>")
+    assert all(len(a["aria-label"]) > 80 for a in pictures)
+
+
+def test_every_table_has_a_caption_and_headed_rows_and_columns(page):
+    for table in re.findall(r"<table>.*?</table>", page, re.DOTALL):
+        assert "<caption>" in table
+        assert table.count('<th scope="row">') == table.count("<tr") - 1
+
+
+def test_results_hold_the_right_numbers_with_the_base_first(tables):
+    sheet = sections.results(View(tables, REFERENCE))
+    assert [cells[0] for cells in sheet.rows] == ["base", *RUNS, DIVERGED]
+    rft = row(sheet, "rft-lr5e-05-s0")
+    assert rft["accuracy"] == ("91.7 %", "[88.0, 94.3]")
+    assert rft["points vs base"] == "+49.7"
+    assert rft["p (Holm) vs base"] == "< 0.001"
+    assert rft["‖Δ‖"] == "3.70"
+    assert rft["‖Δ‖/‖W‖"] == "4.4 %"
+    assert rft["cosine to ref."] == "0.68"
+    assert rft["top eigenvalue"] == "13.4"
+    assert rft["trace"] == ("425", "± 12")
+    assert rft["barrier to ref."] == ("0.000", "[0.000, 0.001]")
+    base = row(sheet, "base")
+    assert base["accuracy"] == ("42.0 %", "[36.6, 47.7]")
+    assert base["cosine to ref."] == base["points vs base"] == "–"
+    diverged = row(sheet, DIVERGED)
+    assert diverged["status"] == "diverged"
+    assert {diverged[c] for c in ("accuracy", "‖Δ‖", "cosine to ref.", "trace", "barrier to ref.")} == {"–"}
+
+
+def test_several_benchmarks_have_their_own_columns(tables):
+    more = [r | {"benchmark": "gsm8k"} for r in tables["accuracy"].to_pylist()]
+    both = to_arrow("accuracy", tables["accuracy"].to_pylist() + more)
+    columns = sections.results(View(tables | {"accuracy": both}, REFERENCE)).columns
+    assert "word-problems accuracy" in columns
+    assert "gsm8k accuracy" in columns
+
+
+def test_missing_values_are_dashes_and_never_nan(outline):
+    text = " ".join(outline.text)
+    assert not re.search(r"\bNaN\b|\bnan\b(?! at step)|\bNone\b|<NA>", text)
+
+
+def test_mcnemar_reads_from_both_sides(tables):
+    sheet = sections.mcnemar(View(tables, REFERENCE))["word-problems"]
+    assert row(sheet, "base")[REFERENCE] == ("< 0.001", "12 : 136")
+    assert row(sheet, REFERENCE)["base"] == ("< 0.001", "136 : 12")
+    assert row(sheet, "base")["base"] == ""
+
+
+def test_facts_count_what_was_learned_from(tables):
+    shown = {fact.label: fact.value for fact in sections.facts(View(tables, REFERENCE))}
+    assert shown == {
+        "prompts": "40",
+        "graded rollouts": "320",
+        "of rollouts correct": "46.9 %",
+        "of prompts mixed: right and wrong": "77.5 %",
+        "rollouts truncated": "1",
+        "input rows rejected": "1",
+        "runs finished": "8 of 9",
+    }
+
+
+def test_the_noise_floor_counts_pairs_at_least_as_alike(tables):
+    (cells,) = sections.noise_floor(View(tables, REFERENCE)).rows
+    assert cells == [REFERENCE, "sft-lr5e-05-s1", "data order", "0.871", "2 of 26"]
+
+
+def test_runs_with_other_settings_are_no_noise_floor(tables):
+    runs = tables["runs"].to_pylist()
+    for run in runs:
+        if run["run"] == "sft-lr5e-05-s1":
+            run["params"] = '{"loss": {"type": "sft"}, "training": {"lr": 5e-05, "seed": 1, "batch_size": 64}}'
+    assert seed_pairs(View(tables | {"runs": to_arrow("runs", runs)}, REFERENCE)).empty
+
+
+def test_limits_name_what_this_study_cannot_show(tables):
+    said = "\n".join(limits(View(tables, REFERENCE)))
+    assert f"{DIVERGED} has no result: diverged, objective became nan at step 12" in said
+    assert "7 of 8 combinations of loss and learning rate were trained with one seed" in said
+    assert "300 problems" in said
+    assert "± 5.6 points" in said
+    assert "dpo-lr0.0005-s0 has the most, 10.3 %" in said
+    assert "Holm-corrected over 36 pairs" in said
+    assert "delta of dpo-lr0.0005-s0 is 6.2 times as long as that of dpo-lr5e-05-s0" in said
+    assert "61° to 89° on the left" in said
+    assert "11 values of α for the NLL and 5 values of α for accuracy" in said
+    assert "cannot be negative by construction" in said
+    assert "200 fixed texts" in said
+
+
+def test_limits_that_do_not_apply_are_not_said(tables):
+    runs = [r | {"delta_norm": 1.0, "seed": s} for r in tables["runs"].to_pylist()[:2] for s in (0, 1)]
+    for run in runs:
+        run["run"] += f"-{run['seed']}"
+    assert limits(View({"runs": to_arrow("runs", runs)}, REFERENCE)) == []
+
+
+def test_caveats_settings_versions_and_stages_are_on_the_page(page):
+    for text in (CONTEXT.caveats[0], "model: builtin:word-problems", "2.60.0", "3 min 5 s", CONTEXT.created):
+        assert text in page
+    assert "tables/similarity.parquet" in page
+
+
+def test_all_text_is_escaped(tables):
+    attack = '"><script>alert(1)</script>'
+    runs = [r | {"run": attack, "reason": attack, "loss": attack} for r in tables["runs"].to_pylist()[-1:]]
+    hostile = {
+        "runs": to_arrow("runs", runs),
+        "accuracy": to_arrow("accuracy", [{"run": attack, "benchmark": attack, "n": 3, "accuracy": 0.5}]),
+        "rejected": to_arrow("rejected", [{"source": attack, "reason": attack, "line": 1}]),
+        "curves": to_arrow("curves", [{"run": attack, "step": s, "metric": "nll", "value": 1.0} for s in range(3)]),
+    }
+    context = replace(
+        CONTEXT, title=attack, student=attack, caveats=[attack], settings_yaml=attack, versions={attack: attack}
+    )
+    page = render_page(hostile, replace(context, reference_run=attack), draw_figures(hostile, attack))
+    assert "<script" not in page
+    assert Outline(page).open == []
+
+
+@pytest.mark.parametrize("name", [*SCHEMAS, None])
+def test_the_page_does_without_any_table(tables, name):
+    """Each table missing in turn, and (None) all of them."""
+    left = {} if name is None else {key: table for key, table in tables.items() if key != name}
+    page = render_page(left, CONTEXT, {})
+    assert CONTEXT.title in page
+    assert Outline(page).open == []
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_page_does_with_empty_tables(tables, name):
+    page = render_page(tables | {name: SCHEMAS[name].empty_table()}, CONTEXT, {})
+    assert Outline(page).open == []
+
+
+def test_the_same_study_gives_the_same_page(page):
+    tables = build_tables()
+    assert render_page(tables, CONTEXT, draw_figures(tables, REFERENCE)) == page
+
+
+def test_figures_not_drawn_are_named(tables, figures):
+    page = render_page(tables, CONTEXT, {"accuracy": figures["accuracy"]})
+    assert page.count('role="img"') == 1
+    assert FIGURES["cka"].title in page
+
+
+def test_a_large_figure_becomes_a_png(figures, monkeypatch):
+    monkeypatch.setattr(embed, "SVG_LIMIT", 1000)
+    text = embed.embed(figures["accuracy"], "accuracy", 'say "hi"')
+    assert text.startswith('<img alt="say &#34;hi&#34;"')
+    assert "data:image/png;base64,iVBORw0KGgo" in text
