@@ -1,4 +1,4 @@
-"""Run a study on the cluster this is submitted to: ``ray job submit --working-dir . -- python jobs/study.py STUDY.yaml``.
+"""Run a study where it is submitted: ``ray job submit --working-dir . -- python jobs/study.py STUDY.yaml``.
 
 Takes what ``raygeo run`` takes (``--set a.b=c``, ``--store URI``).
 """

@@ -3,10 +3,19 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
 from raygeo.cluster.settings import ActorSettings
 from raygeo.errors import ConfigError
@@ -35,7 +44,7 @@ class StudentSettings(Settings):
     """What learns."""
 
     model: str = WORD_PROBLEMS
-    """A local Hugging Face folder, a hub id, ``builtin:word-problems``, or ``builtin:text``, made from ``text_from``."""
+    """A Hugging Face folder, a hub id, ``builtin:word-problems``, or ``builtin:text``, made from ``text_from``."""
     word_problems: WordProblems = WordProblems()
     """The built-in student of template word problems, and its teacher."""
     text: TextStudent = TextStudent()
@@ -150,12 +159,13 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-_Grid = {"lr": float, "seed": int, "init_seed": int}
+_GRID: dict[str, Any] = {
+    "lr": Annotated[list[float], BeforeValidator(_listed), Field(min_length=1)],
+    "seed": Annotated[list[int], BeforeValidator(_listed), Field(min_length=1)],
+    "init_seed": Annotated[list[int], BeforeValidator(_listed), Field(min_length=1)],
+}
 _overrides: dict[str, Any] = {
-    name: (
-        (Annotated[list[_Grid[name]], BeforeValidator(_listed)] | None) if name in _Grid else (info.annotation | None),  # type: ignore[valid-type]
-        Field(None, description=info.description),
-    )
+    name: (Optional[_GRID.get(name, info.annotation)], Field(None, description=info.description))  # noqa: UP045
     for name, info in TrainingSettings.model_fields.items()
 }
 TrainingOverrides = create_model("TrainingOverrides", __base__=Settings, **_overrides)
@@ -169,10 +179,15 @@ class RunEntry(TrainingOverrides):
     name: str | None = None
     """A name for the run; by default loss, learning rate and seed."""
 
+    @model_serializer(mode="wrap")
+    def _only_what_was_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A setting left out takes the study's default, which null would not."""
+        return {name: value for name, value in handler(self).items() if name in self.model_fields_set}
+
     def expand(self, defaults: TrainingSettings) -> Iterator[tuple[str | None, AnyLoss, TrainingSettings]]:
         """All runs of the entry's grid, as (name given, loss, resolved training settings)."""
-        given = self.model_dump(exclude={"loss", "name"}, exclude_unset=True)
-        grid = {key: given.pop(key) or [getattr(defaults, key)] for key in list(given) if key in _Grid}
+        given = self.model_dump(exclude={"loss", "name"})
+        grid = {key: given.pop(key) for key in list(given) if key in _GRID}
         for lr in grid.get("lr", [defaults.lr]):
             for seed in grid.get("seed", [defaults.seed]):
                 for init_seed in grid.get("init_seed", [defaults.init_seed]):

@@ -23,6 +23,7 @@ from raygeo.tables import SCHEMAS, to_arrow
 
 _COMPLETE = "_COMPLETE"
 AnyPath = str | os.PathLike[str]
+open_uri = fs.FileSystem.from_uri
 
 
 class Store:
@@ -46,7 +47,7 @@ class Store:
                 self.root = str(root)
                 self.location = self.root
             else:
-                self.filesystem, self.root = fs.FileSystem.from_uri(text)
+                self.filesystem, self.root = open_uri(text)
                 if create:
                     self.filesystem.create_dir(self.root, recursive=True)
                 self.location = text.rstrip("/")

@@ -9,6 +9,9 @@ def _table(**columns: pa.DataType) -> pa.Schema:
     return pa.schema(list(columns.items()))
 
 
+BASE = "base"
+"""The name of the untrained student in every table."""
+
 SCHEMAS: dict[str, pa.Schema] = {
     # What is learned from. `split` is "train" or "heldout", whole prompts; `correct` is the verdict on `reward`.
     "rollouts": _table(
@@ -57,7 +60,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         run=_S, benchmark=_S, n=_I, correct=_I, accuracy=_F, low=_F, high=_F, truncated=_I, no_answer=_I
     ),
     "mcnemar": _table(benchmark=_S, run_a=_S, run_b=_S, n=_I, only_a=_I, only_b=_I, p_exact=_F, p_holm=_F),
-    # `energy_rank` is the participation ratio (sum s^2)^2 / sum s^4; ranks are null where the delta is not a matrix.
+    # `participation_rank` is (sum s^2)^2 / sum s^4; ranks are null where the delta is not a matrix.
     "deltas": _table(
         run=_S,
         module=_S,
@@ -73,7 +76,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
     # scope: "global", "layer" or "module"; name: "" for global, the layer number, or the module.
     "similarity": _table(run_a=_S, run_b=_S, scope=_S, name=_S, cosine=_F, orthogonal_fraction=_F, null_sd=_F),
-    # null_degrees: the mean of the same angle between two random k-dimensional subspaces of the same space.
+    # null_degrees: the mean of the same angle between two random k-dimensional subspaces of that space
+    # (on the right of two LoRA deltas: of their row spaces).
     "subspaces": _table(
         run_a=_S,
         run_b=_S,

@@ -128,7 +128,7 @@ class TrialLogger(tune.Callback):
         self.steps: dict[str, int] = {}
 
     def __reduce__(self) -> Any:
-        # Tune pickles its callbacks for `Tuner.restore`; a study goes on by content keys instead and never restores one.
+        # Tune pickles its callbacks for `Tuner.restore`; a study goes on by content keys and never restores one.
         return (tune.Callback, ())
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

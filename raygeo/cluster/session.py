@@ -19,6 +19,7 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune would print over our progress
     named = address or os.environ.get("RAY_ADDRESS")
     if named:
         ray.init(address=named, log_to_driver=False, logging_level=logging.WARNING)

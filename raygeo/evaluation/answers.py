@@ -66,9 +66,9 @@ class Answers(Workload):
 
     def setup(self) -> Any:
         """The base model with room for every run's delta."""
-        model, tokenizer = load_student(self.base)
+        model, tokenizer = load_student(self.base, device=default_device())
         names = {name for run in self.runs for _, delta in run.mixture() for name in delta}
-        return MixedWeights(model.to(default_device()), names), tokenizer
+        return MixedWeights(model, names), tokenizer
 
     def compute(self, state: Any, payload: Any) -> dict[str, Rows]:
         """Answer and grade one slice with the run's weights."""

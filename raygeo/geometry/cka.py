@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -197,8 +196,7 @@ class CKA(Workload):
 
     def setup(self) -> _State:
         """Load the base student and tokenised texts once."""
-        model, tokenizer = load_student(self.base)
-        model.to(default_device())  # type: ignore[arg-type]
+        model, tokenizer = load_student(self.base, device=default_device())
         opened = [delta for run in self.runs if (delta := run.open()) is not None]
         probe, size = Probe.load(self.probe), self.settings.forward_batch_size
         return _State(

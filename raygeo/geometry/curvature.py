@@ -116,8 +116,7 @@ class Curvature(Workload):
 
     def setup(self) -> _State:
         """Load the base student with attention that can be differentiated twice, and the probe's batches."""
-        model, tokenizer = load_student(self.base, attention="eager")
-        model.to(default_device())  # type: ignore[arg-type]
+        model, tokenizer = load_student(self.base, attention="eager", device=default_device())
         touched = self._touched()
         parameters = touched if self.settings.parameters == "delta" else [name for name, _ in model.named_parameters()]
         batches = Probe.load(self.probe).batches(tokenizer.pad_token_id, self.settings.batch_size)

@@ -7,7 +7,6 @@ multiplied out first: mixing ``A`` and ``B`` apart would add cross terms). The b
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -220,8 +219,7 @@ class Paths(Workload):
 
     def setup(self) -> _State:
         """Load the base student once and tokenise what is measured."""
-        model, tokenizer = load_student(self.base)
-        model.to(default_device())  # type: ignore[arg-type]
+        model, tokenizer = load_student(self.base, device=default_device())
         opened = [delta for run in self.runs if (delta := run.open()) is not None]
         weights = MixedWeights(model, {name for delta in opened for name in delta})
         measures = [self._nll(model, tokenizer, name, Probe.load(path)) for name, path in self.probes.items()]

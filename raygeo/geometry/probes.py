@@ -5,13 +5,13 @@ import zipfile
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raygeo.errors import DataError, StoreError
+from raygeo.store import AnyPath
 from raygeo.students.encoding import Batch, Sequence, collate, length_buckets
 from raygeo.students.likelihood import token_logprobs
 
@@ -59,13 +59,13 @@ class Probe:
         """Right-padded batches of at most ``batch_size`` sequences, in the order of ``order``."""
         return [collate([self.sequences[i] for i in rows], pad_id) for rows in self.order(batch_size)]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Write one ``.npz`` file, without pickles."""
         with open(path, "wb") as file:
             np.savez(file, allow_pickle=False, name=np.array(self.name), **self._arrays())
 
     @classmethod
-    def load(cls, path: str | Path) -> "Probe":
+    def load(cls, path: AnyPath) -> "Probe":
         """Read what ``save`` wrote.
 
         Raises:

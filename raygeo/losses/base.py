@@ -1,4 +1,4 @@
-"""The contract of a loss: which rows it learns from, with which weights, and a sum over the tokens, sequences or pairs it sees.
+"""The contract of a loss: the rows it learns from, their weights, and a sum over tokens, sequences or pairs.
 
 Shapes: ``B`` sequences, ``T`` target positions (position ``t`` predicts token ``t + 1`` of the input), ``P`` pairs.
 """
@@ -29,7 +29,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Selection:
-    """The examples a loss learns from and every count a reader should know (rows dropped, groups unusable, pairs made)."""
+    """The examples a loss learns from and every count a reader should know (rows dropped, pairs made)."""
 
     examples: list[Example]
     counts: dict[str, int]
@@ -39,8 +39,8 @@ class Selection:
 class LossInputs:
     """One micro-batch. Prompt and padding positions are 0 in ``mask``.
 
-    ``logprobs`` [B, T] fp32, with gradient; ``mask`` [B, T] bool; ``weights`` [B] fp32; ``reference_logprobs`` [B, T] fp32,
-    without gradient, present when the loss needs them; ``pairs`` [P, 2] int64, rows of the batch, chosen first.
+    ``logprobs`` [B, T] fp32, with gradient; ``mask`` [B, T] bool; ``weights`` [B] fp32; ``reference_logprobs`` [B, T]
+    fp32, without gradient, present when the loss needs them; ``pairs`` [P, 2] int64, rows of the batch, chosen first.
     """
 
     logprobs: Tensor
@@ -52,7 +52,7 @@ class LossInputs:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """``total`` [] is a sum in ``unit`` units over the micro-batch; the trainer divides by the global count of those units.
+    """``total`` [] is a sum in ``unit`` units over the micro-batch; the trainer divides by their global count.
 
     ``metrics`` are sums too, each with its own unit, divided in the same way: name -> (sum [], unit).
     """
@@ -84,7 +84,7 @@ class Loss(Settings):
 
     @abstractmethod
     def select(self, rollouts: pa.Table) -> Selection:
-        """Choose examples from the rollout table (columns of ``raygeo.tables.SCHEMAS['rollouts']``, training split only).
+        """Choose examples from the training split of the rollout table (``raygeo.tables.SCHEMAS['rollouts']``).
 
         Deterministic; examples come in the order of their first row.
         """
@@ -95,5 +95,5 @@ class Loss(Settings):
 
 
 def masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Sum ``values`` [B, T] over positions where ``mask`` [B, T] is true: [B]. Masked positions may hold anything, NaN included."""
+    """Sum ``values`` [B, T] where ``mask`` [B, T] is true: [B]. Masked positions may hold anything, NaN included."""
     return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device)).sum(-1)

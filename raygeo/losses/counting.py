@@ -12,7 +12,7 @@ def units(examples: Iterable[Example], lengths: Sequence[int]) -> dict[Unit, int
     """
     counts: dict[Unit, int] = {"token": 0, "sequence": 0, "pair": 0}
     for example in examples:
-        counts["token"] += sum(lengths[row] for row in example.rows)
+        counts["token"] += sum(int(lengths[row]) for row in example.rows)
         counts["sequence"] += len(example.rows)
         counts["pair"] += len(example.rows) == 2
     return counts

@@ -23,7 +23,8 @@ from scipy.spatial.distance import squareform
 
 from raygeo.report import typeset
 from raygeo.report.style import GRID, MUTED, PAPER, RC
-from raygeo.report.view import BASE, View
+from raygeo.report.view import View
+from raygeo.tables import BASE
 
 WIDTH = 10.0
 _SMOOTHING = 25
@@ -133,15 +134,6 @@ def _by_layer(ax: Axes, view: View, frame: pd.DataFrame, value: str) -> None:
         rows = frame[frame.run == name].sort_values("layer")
         ax.plot(rows.layer, rows[value], **view.styles[name].line())
     _integer_x(ax, "layer")
-
-
-def _leading_curvature(view: View, quantity: str) -> tuple[pd.DataFrame, str]:
-    """Rows of ``quantity`` for the first (operator, space) of the curvature table that has it, and that pair's name."""
-    frame = view.frame("curvature", quantity=quantity)
-    if frame.empty:
-        return frame, ""
-    first = frame.iloc[0]
-    return frame[(frame.operator == first.operator) & (frame.space == first.space)], f"{first.operator}, {first.space}"
 
 
 # -- accuracy and training --------------------------------------------------------------------------------------------
@@ -406,7 +398,7 @@ def base_paths(view: View) -> Figure | None:
 )
 def spectra(view: View) -> Figure | None:
     """Draw the spectral density of each run in its own panel, the base behind it."""
-    frame, what = _leading_curvature(view, "density")
+    frame, what = view.curvature("density")
     frame = frame[frame.value > 0]
     if frame.empty:
         return None
@@ -443,8 +435,7 @@ def spectra(view: View) -> Figure | None:
 )
 def top_eigenvalues(view: View) -> Figure | None:
     """Draw the top eigenvalues, one row a run."""
-    frame, what = _leading_curvature(view, "eigenvalue")
-    frame = frame.dropna(subset="value")
+    frame, what = view.curvature("eigenvalue")
     if frame.empty:
         return None
     names = view.order(frame.run)
@@ -476,8 +467,7 @@ def top_eigenvalues(view: View) -> Figure | None:
 )
 def directional(view: View) -> Figure | None:
     """Draw the curvature along every delta at every run."""
-    frame, what = _leading_curvature(view, "directional")
-    frame = frame.dropna(subset="value")
+    frame, what = view.curvature("directional")
     if frame.empty:
         return None
     cells = frame.pivot_table(index="run", columns="name", values="value", aggfunc="first", sort=False)

@@ -13,7 +13,8 @@ from raygeo.report import sections
 from raygeo.report.embed import PAGE_COLOURS, embed
 from raygeo.report.figures import FIGURES
 from raygeo.report.limits import limits
-from raygeo.report.view import BASE, View
+from raygeo.report.view import View
+from raygeo.tables import BASE
 
 
 @dataclass(frozen=True)

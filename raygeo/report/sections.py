@@ -7,8 +7,8 @@ import pandas as pd
 
 from raygeo.report import typeset
 from raygeo.report.limits import seed_pairs
-from raygeo.report.view import BASE, View
-from raygeo.tables import SCHEMAS
+from raygeo.report.view import View
+from raygeo.tables import BASE, SCHEMAS
 
 Cell = str | tuple[str, str]
 
@@ -42,11 +42,9 @@ def facts(view: View) -> list[Fact]:
         prompts = verdicts.groupby(rollouts.prompt_id)
         mixed = int((prompts.any() & ~prompts.all()).sum())
         held_out = rollouts[rollouts.split == "heldout"].prompt_id.nunique()
+        kinds = f"prompts, {typeset.count(held_out)} held out" if held_out else "prompts"
         found += [
-            Fact(
-                typeset.count(prompts.ngroups),
-                f"prompts, {typeset.count(held_out)} held out" if held_out else "prompts",
-            ),
+            Fact(typeset.count(prompts.ngroups), kinds),
             Fact(typeset.count(len(rollouts)), "graded rollouts"),
             Fact(typeset.percent(verdicts.mean()), "of rollouts correct"),
             Fact(typeset.percent(mixed / prompts.ngroups), "of prompts mixed: right and wrong"),
@@ -65,10 +63,12 @@ def results(view: View) -> Sheet:
     benchmarks = list(view.frame("accuracy").benchmark.unique())
     runs = view.runs.set_index("run")
     accuracy = view.frame("accuracy").set_index(["benchmark", "run"])
-    norms = view.frame("deltas", scope="global").set_index("run")
+    whole = view.frame("deltas", scope="global").set_index("run")
+    norms = runs.delta_norm.combine_first(whole["norm"])
+    shares = runs.relative_norm.combine_first(whole.relative_norm)
     cosines = _against_reference(view, "similarity", scope="global").cosine
-    top = _curvature(view, "eigenvalue").groupby("run").value.max()
-    trace = _curvature(view, "trace").set_index("run")
+    top = view.curvature("eigenvalue")[0].groupby("run").value.max()
+    trace = view.curvature("trace")[0].set_index("run")
     barriers = _against_reference(view, "barriers", metric="nll", probe=_first_probe(view))
     columns = ["run", "loss", "lr", "seed", "status"]
     for benchmark in benchmarks:
@@ -78,18 +78,15 @@ def results(view: View) -> Sheet:
 
     rows: list[list[Cell]] = []
     for name in (BASE, *view.names):
-        run = runs.loc[name] if name in runs.index else None
-        row: list[Cell] = [name, *(_run_cells(run) if run is not None else ["–", "–", "–", "untrained"])]
+        row: list[Cell] = [name, *_run_cells(runs, name)]
         for benchmark in benchmarks:
             row += _accuracy_cells(view, accuracy, benchmark, name)
-        known = run is not None and name != BASE
-        norm = _at(runs, name, "delta_norm") if known else None
-        relative = _at(runs, name, "relative_norm") if known else None
+        itself = name == view.reference_run and name not in view.failed
         row += [
-            typeset.significant(norm if _known(norm) else _at(norms, name, "norm")),
-            _share(relative if _known(relative) else _at(norms, name, "relative_norm")),
-            "1" if name == view.reference_run else typeset.fixed(_at(cosines.to_frame(), name, "cosine")),
-            typeset.significant(_at(top.to_frame(), name, "value")),
+            typeset.significant(norms.get(name)),
+            _share(shares.get(name)),
+            "1" if itself else typeset.fixed(cosines.get(name)),
+            typeset.significant(top.get(name)),
             _with_error(_at(trace, name, "value"), _at(trace, name, "error")),
             _barrier(barriers, name, "chord"),
         ]
@@ -163,13 +160,14 @@ def barriers(view: View) -> Sheet:
             row.run_a,
             row.run_b,
             row.probe if row.metric == "nll" else f"{row.probe}, error rate",
-            *(_barrier_cell(row, kind) for kind in ("chord", "mean")),
+            _barrier_cell(row, "chord"),
             typeset.fixed(row.chord_alpha),
+            _barrier_cell(row, "mean"),
             typeset.count(row.n),
         ]
         for row in view.frame("barriers").itertuples()
     ]
-    columns = ["a", "b", "probe", "above the chord", "above the mean of the ends", "at α", "examples"]
+    columns = ["a", "b", "probe", "above the chord", "at α", "above the mean of the ends", "examples"]
     return Sheet(columns, rows, frozenset({"a", "b", "probe"}))
 
 
@@ -277,7 +275,10 @@ def _with_error(value: float | None, error: float | None) -> Cell:
     return (text, f"± {typeset.significant(error, 2)}") if _known(value) and _known(error) else text
 
 
-def _run_cells(run: pd.Series) -> list[Cell]:
+def _run_cells(runs: pd.DataFrame, name: str) -> list[Cell]:
+    if name not in runs.index:
+        return [*[typeset.MISSING] * 3, "untrained" if name == BASE else typeset.MISSING]
+    run = runs.loc[name]
     return [str(run.loss), typeset.rate(run.lr), typeset.count(run.seed), str(run.status or typeset.MISSING)]
 
 
@@ -302,11 +303,6 @@ def _against_reference(view: View, table: str, **equal: str) -> pd.DataFrame:
 def _first_probe(view: View) -> str:
     probes = view.frame("barriers", metric="nll").probe
     return "" if probes.empty else str(probes.iloc[0])
-
-
-def _curvature(view: View, quantity: str) -> pd.DataFrame:
-    frame = view.frame("curvature", quantity=quantity).dropna(subset="value")
-    return frame if frame.empty else frame[(frame.operator == frame.operator[0]) & (frame.space == frame.space[0])]
 
 
 def _barrier(frame: pd.DataFrame, name: str, kind: str) -> Cell:

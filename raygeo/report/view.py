@@ -9,9 +9,7 @@ import pandas as pd
 import pyarrow as pa
 
 from raygeo.report.style import RunStyle, run_styles
-from raygeo.tables import SCHEMAS
-
-BASE = "base"
+from raygeo.tables import BASE, SCHEMAS
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,15 @@ class View:
         """Sort run names into the study's order, the base first."""
         wanted = set(present)
         return [name for name in (BASE, *self.names) if name in wanted]
+
+    def curvature(self, quantity: str) -> tuple[pd.DataFrame, str]:
+        """Rows of ``quantity`` for the first (operator, space) that has it, so that like meets like, and its name."""
+        frame = self.frame("curvature", quantity=quantity).dropna(subset="value")
+        if frame.empty:
+            return frame, ""
+        first = frame.iloc[0]
+        same = (frame.operator == first.operator) & (frame.space == first.space)
+        return frame[same].reset_index(drop=True), f"{first.operator}, {first.space}"
 
     def against(self, other: str, table: str, **equal: Any) -> pd.DataFrame:
         """Rows of a pair table in which ``other`` takes part, with its partner as ``run``.

@@ -53,8 +53,8 @@ class ReferenceLogprobs(Workload):
 
     def setup(self) -> Any:
         """The base model, its tokenizer's pad id and the mapped tokens."""
-        model, tokenizer = load_student(self.base)
-        return model.to(default_device()), tokenizer.pad_token_id, RolloutTokens.open(self.tokens)
+        model, tokenizer = load_student(self.base, device=default_device())
+        return model, tokenizer.pad_token_id, RolloutTokens.open(self.tokens)
 
     def compute(self, state: Any, payload: Any) -> dict[str, Rows]:
         """Log-probabilities of the slice's rows, in row order."""

@@ -64,8 +64,8 @@ class Sampling(Workload):
 
     def setup(self) -> Any:
         """The teacher and its tokenizer."""
-        model, tokenizer = load_student(self.teacher)
-        return model.to(default_device()), tokenizer
+        model, tokenizer = load_student(self.teacher, device=default_device())
+        return model, tokenizer
 
     def compute(self, state: Any, payload: Any) -> dict[str, Rows]:
         """Sample and grade one slice."""

@@ -16,7 +16,7 @@ from raygeo.report.page import PageContext, render_page
 from raygeo.stages.context import Context
 from raygeo.stages.student import Student
 from raygeo.store import Store
-from raygeo.students.run import BASE
+from raygeo.tables import BASE
 from raygeo.tracking import Tracking
 
 PAGE = "report.html"

@@ -105,7 +105,7 @@ def benchmark_problems(context: Context, benchmark: Benchmark) -> list[Prompt]:
 def builtin_prompts(context: Context, count: int, seed: int) -> list[Prompt]:
     """Distinct built-in word problems as prompts."""
     found = problems(context.study.student.word_problems, count, seed)
-    return [Prompt(f"wp{seed}-{i}", p.prompt, str(p.gold), None) for i, p in enumerate(found)]
+    return [Prompt(f"wp{seed}-{i}", p.prompt, p.gold, p.solution) for i, p in enumerate(found)]
 
 
 def _read(readers: Sequence[AnyReader]) -> tuple[Iterator[Record], str]:

@@ -12,8 +12,8 @@ from raygeo.settings import content_key
 from raygeo.stages.context import Context
 from raygeo.stages.rollouts import Rollouts
 from raygeo.stages.student import Student
-from raygeo.students.run import BASE, Run
-from raygeo.tables import to_arrow
+from raygeo.students.run import Run
+from raygeo.tables import BASE, to_arrow
 from raygeo.tracking import Tracking, TrialLogger
 from raygeo.training.order import step_count
 from raygeo.training.settings import RunSpec

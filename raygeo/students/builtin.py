@@ -83,10 +83,9 @@ def make_base(settings: WordProblems, folder: AnyPath, progress: OnStep | None =
 
 def make_teacher(settings: WordProblems, base_folder: AnyPath, folder: AnyPath, progress: OnStep | None = None) -> None:
     """Train the base on into its teacher and save that as a Hugging Face folder."""
-    model, tokenizer = load_student(base_folder)
+    model, tokenizer = load_student(base_folder, device=default_device())
     teacher = settings.teacher
     corpus = draw_corpus(settings.problems, teacher.carelessness, 1.0, teacher.corpus, teacher.corpus_seed)
-    model.to(default_device())  # type: ignore[arg-type]
     pretrain(model, tokenizer, corpus, teacher.training, progress)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -21,6 +21,10 @@ from raygeo.errors import DeltaError
 
 FULL_FILE = "delta.safetensors"
 ADAPTER_FILE = "adapter_model.safetensors"
+_NOT_BA = (
+    "use_dora", "use_qalora", "use_bdlora", "fan_in_fan_out", "modules_to_save", "lora_bias", "layer_replication",
+    "target_parameters", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
+)  # fmt: skip
 _LORA_KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$")
 
 
@@ -93,6 +97,9 @@ class Delta(Mapping[str, Entry]):
             return Dense(tensors[0])
         return LowRank(b=tensors[1], a=tensors[0], scale=self._scales[name])
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
@@ -107,7 +114,7 @@ def open_delta(folder: str | Path) -> Delta:
     """Open a delta folder of either format.
 
     Raises:
-        DeltaError: the folder holds neither format, a LoRA variant that is not ``scale * B A``, unpaired or empty factors.
+        DeltaError: the folder holds neither format, a LoRA variant that is not ``scale * B A``, or broken factors.
     """
     folder = Path(folder)
     try:
@@ -124,18 +131,31 @@ def open_delta(folder: str | Path) -> Delta:
             f"{folder} holds a damaged safetensors file ({error}); delete the folder and train the run again."
         ) from error
     raise DeltaError(
-        f"{folder} is no delta: expected {FULL_FILE} (full fine-tuning) or {ADAPTER_FILE} with adapter_config.json (LoRA)."
+        f"{folder} is no delta: expected {FULL_FILE} (full), or {ADAPTER_FILE} and adapter_config.json (LoRA)."
     )
 
 
 def _open_lora(folder: Path) -> Delta:
-    config = json.loads((folder / "adapter_config.json").read_text())
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+    except ValueError as error:
+        raise DeltaError(f"{folder / 'adapter_config.json'} is not JSON ({error}).") from error
     if config.get("peft_type") != "LORA":
         raise DeltaError(f"{folder} holds a {config.get('peft_type')} adapter; only LoRA deltas can be compared.")
-    for option in ("use_dora", "fan_in_fan_out", "modules_to_save", "lora_bias"):
+    default_rank, default_alpha = config.get("r"), config.get("lora_alpha")
+    if not default_rank or default_alpha is None:
+        raise DeltaError(f"{folder / 'adapter_config.json'} lacks r or lora_alpha; its delta has no scale.")
+    initialisation = config.get("init_lora_weights", True)
+    if initialisation is not True and initialisation not in ("gaussian", "orthogonal"):
+        raise DeltaError(
+            f"{folder} was initialised with init_lora_weights={initialisation!r}, which moves the base or does not "
+            "start from zero, so scale * B A is not tuned minus base; train it with the default initialisation."
+        )
+    for option in _NOT_BA:
         if config.get(option):
             raise DeltaError(
-                f"{folder} was trained with {option}={config[option]!r}, so its delta is not scale * B A; train without it."
+                f"{folder} was trained with {option}={config[option]!r}, so its delta is not scale * B A; "
+                "train it without that."
             )
     found: dict[str, dict[str, str]] = {}
     with safe_open(folder / ADAPTER_FILE, framework="pt") as file:
@@ -153,8 +173,8 @@ def _open_lora(folder: Path) -> Delta:
     for module, sides in sorted(found.items()):
         if set(sides) != {"A", "B"}:
             raise DeltaError(f"{folder / ADAPTER_FILE}: {module} has only factor {next(iter(sides))}.")
-        rank = _pattern(config.get("rank_pattern"), module, config["r"])
-        alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+        rank = _pattern(config.get("rank_pattern"), module, default_rank)
+        alpha = _pattern(config.get("alpha_pattern"), module, default_alpha)
         entries[module + ".weight"] = (sides["A"], sides["B"])
         scales[module + ".weight"] = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if not entries:

@@ -1,4 +1,4 @@
-"""From text to padded tensors: prompt and completion are tokenised apart, so that the boundary between them is exact."""
+"""From text to padded tensors; prompt and completion are tokenised apart, so that their boundary is exact."""
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Sequence:
 
 
 def encode(tokenizer: Any, prompt: str, completion: str, *, ended: bool = True) -> Sequence:
-    """Tokenise ``prompt`` (with the tokenizer's own special tokens) and ``completion`` (without), appending end-of-text if ``ended``."""
+    """Tokenise ``prompt``, with the tokenizer's own special tokens, and ``completion``, without, ended if ``ended``."""
     head = tokenizer(prompt).input_ids
     tail = tokenizer(completion, add_special_tokens=False).input_ids
     if ended:
@@ -37,7 +37,8 @@ def encode(tokenizer: Any, prompt: str, completion: str, *, ended: bool = True) 
 @dataclass(frozen=True)
 class Batch:
     """Right-padded sequences. ``input_ids`` and ``attention_mask`` are [B, T + 1] int64; ``mask`` [B, T] bool marks the
-    target positions that belong to the completion (target ``t`` is token ``t + 1``)."""
+    target positions that belong to the completion (target ``t`` is token ``t + 1``).
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
@@ -67,6 +68,6 @@ def collate(sequences: Seq[Sequence], pad_id: int) -> Batch:
 
 
 def length_buckets(lengths: Seq[int], batch_size: int) -> list[list[int]]:
-    """Split indices into batches of at most ``batch_size`` items of similar length, shortest first; ties keep their order."""
+    """Split indices into batches of at most ``batch_size`` items of similar length, shortest first, ties in order."""
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from raygeo.errors import StudentError
@@ -20,9 +21,13 @@ def default_device() -> torch.device:
 
 
 def load_student(
-    path: AnyPath, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+    path: AnyPath,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+    device: torch.device | str = "cpu",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model, in evaluation mode on the CPU, and the tokenizer stored under ``path``.
+    """Load the model, in evaluation mode on ``device``, and the tokenizer stored under ``path``.
 
     A folder is read without touching the network; any other ``owner/name`` is looked up on the Hugging Face Hub. Only
     safetensors weights are read and no code of the model's own is run. ``attention`` names the implementation
@@ -40,6 +45,7 @@ def load_student(
             f"student {str(path)!r}: the tokenizer has {len(tokenizer)} tokens but the model only {rows} embeddings; "
             "they do not belong together. Save the model's own tokenizer beside it."
         )
+    nn.Module.to(model, device)
     return model, tokenizer
 
 

@@ -11,7 +11,7 @@ from raygeo.students.delta import Delta
 
 
 class MixedWeights:
-    """Keeps a copy of the base weights of ``parameters`` (those that any delta touches) and writes mixtures into ``model``.
+    """Keeps the base weights of ``parameters`` (those that any delta touches) and writes mixtures into ``model``.
 
     Sums are taken in the parameter's dtype, fp32 at least; a LoRA delta is multiplied out one module at a time.
     """

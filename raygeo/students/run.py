@@ -6,12 +6,10 @@ from pathlib import Path
 from raygeo.store import AnyPath
 from raygeo.students.delta import Delta, open_delta
 
-BASE = "base"
-
 
 @dataclass(frozen=True)
 class Run:
-    """``key`` is the content key of the training run; ``delta`` its folder (an absolute path), None for the base itself."""
+    """``key`` is the training run's content key; ``delta`` its folder (an absolute path), None for the base itself."""
 
     name: str
     key: str

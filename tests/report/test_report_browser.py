@@ -28,7 +28,7 @@ def browse(folder, page: str, width: int, *flags: str) -> tuple[str, str]:
     file.write_text(page, encoding="utf-8")
     command = [
         CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
-        "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr",
+        "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--hide-scrollbars",
         f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", *flags, file.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)

@@ -1,8 +1,8 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import COSINES, DIVERGED, REFERENCE, RUNS
 from matplotlib.colors import to_rgb
+from report_study import COSINES, DIVERGED, REFERENCE, RUNS
 
 from raygeo.report.figures import FIGURES, draw_figures
 from raygeo.report.style import _COLOURS, run_styles
@@ -73,17 +73,7 @@ def test_paths_start_at_the_reference_whichever_way_they_were_measured(tables):
         {"run_a": REFERENCE, "run_b": "b", "probe": "p", "metric": "nll", "alpha": a, "loss": loss}
         for a, loss in zip([0, 0.25, 1], path, strict=True)
     ]
-    back = [
-        {
-            "run_a": "b",
-            "run_b": REFERENCE,
-            "probe": "p",
-            "metric": "nll",
-            "alpha": 1 - row["alpha"],
-            "loss": row["loss"],
-        }
-        for row in there
-    ]
+    back = [row | {"run_a": "b", "run_b": REFERENCE, "alpha": 1 - row["alpha"]} for row in there]
     for rows in (there, back):
         fig = draw_figures({"runs": tables["runs"], "paths": to_arrow("paths", rows)}, REFERENCE)["paths"]
         (line,) = [line for line in fig.axes[0].lines if len(line.get_xdata()) == 3]

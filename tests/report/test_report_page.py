@@ -3,7 +3,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from conftest import CONTEXT, DIVERGED, REFERENCE, RUNS, build_tables
+from report_study import CONTEXT, DIVERGED, REFERENCE, RUNS, build_tables
 
 from raygeo.report import embed, sections
 from raygeo.report.figures import FIGURES, draw_figures
@@ -105,6 +105,16 @@ def test_results_hold_the_right_numbers_with_the_base_first(tables):
     diverged = row(sheet, DIVERGED)
     assert diverged["status"] == "diverged"
     assert {diverged[c] for c in ("accuracy", "‖Δ‖", "cosine to ref.", "trace", "barrier to ref.")} == {"–"}
+
+
+def test_a_run_known_only_from_its_geometry_is_not_called_untrained(tables):
+    view = View({name: tables[name] for name in ("deltas", "similarity")}, REFERENCE)
+    rft = row(sections.results(view), "rft-lr5e-05-s0")
+    assert (rft["status"], rft["‖Δ‖"], rft["‖Δ‖/‖W‖"], rft["cosine to ref."]) == ("–", "3.70", "4.4 %", "0.68")
+
+
+def test_a_reference_run_that_failed_has_no_cosine(tables):
+    assert row(sections.results(View(tables, DIVERGED)), DIVERGED)["cosine to ref."] == "–"
 
 
 def test_several_benchmarks_have_their_own_columns(tables):

@@ -95,4 +95,10 @@ def test_padding_falls_back_to_end_of_text_and_end_of_text_is_required(tmp_path)
 
 
 def _small():
-    return {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    return {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }

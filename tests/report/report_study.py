@@ -1,0 +1,324 @@
+"""A made-up study with realistic numbers: nine runs of six losses, one of them diverged, of a three-layer student."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+
+from raygeo.report.page import PageContext
+from raygeo.tables import to_arrow
+
+REFERENCE = "sft-lr5e-05-s0"
+RUNS = {
+    REFERENCE: ("sft", 5e-5, 0, 2.94, 0.833),
+    "rft-lr5e-05-s0": ("rft", 5e-5, 0, 3.70, 0.917),
+    "dft-lr5e-05-s0": ("dft", 5e-5, 0, 4.25, 0.907),
+    "rift-lr5e-05-s0": ("rift", 5e-5, 0, 3.38, 0.893),
+    "grpo-lr5e-05-s0": ("grpo", 5e-5, 0, 2.32, 0.433),
+    "dpo-lr5e-05-s0": ("dpo", 5e-5, 0, 0.73, 0.677),
+    "dpo-lr0.0005-s0": ("dpo", 5e-4, 0, 4.54, 0.143),
+    "sft-lr5e-05-s1": ("sft", 5e-5, 1, 2.95, 0.830),
+}
+DIVERGED = "grpo-lr0.005-s0"
+COSINES = np.array(
+    [
+        [1.000, 0.683, 0.598, 0.679, -0.080, 0.002, 0.020, 0.871],
+        [0.683, 1.000, 0.897, 0.891, 0.158, 0.355, 0.336, 0.669],
+        [0.598, 0.897, 1.000, 0.840, 0.182, 0.416, 0.410, 0.599],
+        [0.679, 0.891, 0.840, 1.000, 0.173, 0.367, 0.349, 0.644],
+        [-0.080, 0.158, 0.182, 0.173, 1.000, 0.374, 0.316, -0.084],
+        [0.002, 0.355, 0.416, 0.367, 0.374, 1.000, 0.720, 0.004],
+        [0.020, 0.336, 0.410, 0.349, 0.316, 0.720, 1.000, 0.026],
+        [0.871, 0.669, 0.599, 0.644, -0.084, 0.004, 0.026, 1.000],
+    ]
+)
+PROBLEMS, STEPS, LAYERS, PROMPTS, SAMPLES = 300, 150, 3, 40, 8
+MODULES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    z, p = 1.959964, correct / n
+    centre, half = (p + z**2 / (2 * n)), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
+
+
+def _training(rng):
+    runs, curves = [], []
+    for name, (loss, lr, seed, norm, _) in RUNS.items():
+        runs.append(
+            {
+                "run": name,
+                "loss": loss,
+                "lr": lr,
+                "seed": seed,
+                "init_seed": 0,
+                "status": "finished",
+                "reason": "",
+                "steps": STEPS,
+            }
+            | {"examples": 4800, "tokens": 153_600, "seconds": 21.3, "delta": f"deltas/{name}", "delta_norm": norm}
+            | {
+                "relative_norm": norm / 84,
+                "params": json.dumps({"loss": {"type": loss}, "training": {"lr": lr, "seed": seed}}),
+                "key": name,
+            }
+        )
+        start, end = {"sft": (0.12, 0.05), "dpo": (0.69, 0.6), "grpo": (0.01, -0.03)}.get(loss, (0.08, 0.004))
+        rise = 0.15 if loss in ("dpo", "grpo") else -0.09
+        for step in range(1, STEPS + 1):
+            fall = np.exp(-step / 40)
+            noise = rng.normal(0, 0.006, 2)
+            curves += [
+                {"run": name, "step": step, "metric": "objective", "value": end + (start - end) * fall + noise[0]},
+                {"run": name, "step": step, "metric": "nll", "value": 0.15 + rise * (1 - fall) + noise[1]},
+            ]
+    for step in range(1, 13):
+        value = 0.1 * step**2 if step < 12 else float("nan")
+        curves += [{"run": DIVERGED, "step": step, "metric": metric, "value": value} for metric in ("objective", "nll")]
+    reason = "objective became nan at step 12 of 150; lower lr (0.005)"
+    runs.append(
+        {
+            "run": DIVERGED,
+            "loss": "grpo",
+            "lr": 5e-3,
+            "seed": 0,
+            "init_seed": 0,
+            "status": "diverged",
+            "reason": reason,
+            "steps": 12,
+        }
+    )
+    return runs, curves
+
+
+def _evaluation():
+    accuracy = []
+    for name, share in {"base": 0.42, **{name: row[4] for name, row in RUNS.items()}}.items():
+        correct = round(share * PROBLEMS)
+        low, high = wilson(correct, PROBLEMS)
+        accuracy.append(
+            {
+                "run": name,
+                "benchmark": "word-problems",
+                "n": PROBLEMS,
+                "correct": correct,
+                "accuracy": correct / PROBLEMS,
+            }
+            | {"low": low, "high": high, "truncated": 31 if name == "dpo-lr0.0005-s0" else 0, "no_answer": 0}
+        )
+    tests = []
+    for i, a in enumerate(accuracy):
+        for b in accuracy[i + 1 :]:
+            gap = b["correct"] - a["correct"]
+            p = min(1.0, 36 * float(np.exp(-abs(gap) / 4)))
+            tests.append(
+                {"benchmark": "word-problems", "run_a": a["run"], "run_b": b["run"], "n": PROBLEMS}
+                | {"only_a": 12 + max(-gap, 0), "only_b": 12 + max(gap, 0), "p_exact": p / 36, "p_holm": p}
+            )
+    return accuracy, tests
+
+
+def _deltas(rng):
+    deltas, similarity, subspaces, cka = [], [], [], []
+    names = list(RUNS)
+    for name in names:
+        norm = RUNS[name][3]
+        for layer in range(LAYERS):
+            for module in MODULES:
+                size = norm / np.sqrt(LAYERS * len(MODULES)) * rng.uniform(0.8, 1.2)
+                deltas.append(
+                    {
+                        "run": name,
+                        "module": f"model.layers.{layer}.{module}",
+                        "layer": layer,
+                        "scope": "module",
+                        "norm": size,
+                    }
+                    | {"base_norm": 24.0 + layer, "relative_norm": size / (24.0 + layer), "effective_rank": 22.0}
+                )
+        deltas.append(
+            {"run": name, "module": "", "scope": "global", "norm": norm, "base_norm": 84.0, "relative_norm": norm / 84}
+        )
+    for i, a in enumerate(names):
+        for j, b in enumerate(names):
+            cosine = COSINES[i, j]
+            if i != j:
+                similarity.append(
+                    {"run_a": a, "run_b": b, "scope": "global", "name": "", "cosine": cosine, "null_sd": 0.0013}
+                    | {"orthogonal_fraction": 0.99 * float(np.sqrt(1 - cosine**2))}
+                )
+            if i >= j:
+                continue
+            for layer in range(LAYERS):
+                drop = (1 - cosine) * 0.05 * layer
+                cka.append(
+                    {"run_a": a, "run_b": b, "layer": layer, "cka": 1 - drop, "cka_biased": 1 - drop / 2, "n": 200}
+                    | {"low": 1 - 1.2 * drop, "high": 1 - 0.8 * drop}
+                )
+                for module in MODULES:
+                    for side, ease in (("left", 1.0), ("right", 0.8)):
+                        least = np.degrees(np.arccos(np.clip(abs(cosine) ** 0.3, 0, 1))) * ease + rng.uniform(0, 4)
+                        widest = least + (89 - least) * (1 - abs(cosine) / 2)
+                        pair = {"run_a": a, "run_b": b, "module": f"model.layers.{layer}.{module}", "layer": layer}
+                        subspaces += [
+                            pair
+                            | {"side": side, "k": 8, "dimension": 128, "index": index, "null_degrees": 61.0 + 4 * index}
+                            | {"angle_degrees": float(least + (widest - least) * (index / 7) ** 0.6)}
+                            for index in range(8)
+                        ]
+    for name in names:
+        for layer in range(LAYERS):
+            drop = RUNS[name][3] * 0.01 * layer**2
+            cka.append(
+                {
+                    "run_a": "base",
+                    "run_b": name,
+                    "layer": layer,
+                    "cka": 1 - drop,
+                    "low": 1 - 1.1 * drop,
+                    "high": 1 - 0.9 * drop,
+                    "n": 200,
+                }
+            )
+    return deltas, similarity, subspaces, cka
+
+
+def _paths():
+    paths, barriers = [], []
+    ends = {"base": (0.153, 0.055), **{name: (0.06 + 0.15 * (1 - row[4]), 0.26 * row[4]) for name, row in RUNS.items()}}
+    ends["dpo-lr0.0005-s0"] = (0.702, 0.254)
+    names = list(ends)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            for p, probe in enumerate(("solutions", "answers")):
+                first, last = ends[a][p], ends[b][p]
+                for alpha in np.linspace(0, 1, 11):
+                    sag = 0.35 * abs(last - first) * alpha * (1 - alpha) + 0.01 * alpha * (1 - alpha)
+                    loss = (1 - alpha) * first + alpha * last - sag
+                    paths.append(
+                        {
+                            "run_a": a,
+                            "run_b": b,
+                            "probe": probe,
+                            "metric": "nll",
+                            "alpha": alpha,
+                            "loss": loss,
+                            "n": 200,
+                        }
+                    )
+                barriers.append(
+                    {
+                        "run_a": a,
+                        "run_b": b,
+                        "probe": probe,
+                        "metric": "nll",
+                        "chord": 0.0,
+                        "chord_alpha": 0.0,
+                        "chord_low": 0.0,
+                    }
+                    | {
+                        "chord_high": 0.0012,
+                        "mean": abs(last - first) / 2,
+                        "mean_alpha": 1.0,
+                        "mean_low": 0.0,
+                        "n": 200,
+                    }
+                    | {"mean_high": abs(last - first)}
+                )
+            for alpha in np.linspace(0, 1, 5):
+                shares = [0.42 if name == "base" else RUNS[name][4] for name in (a, b)]
+                value = (1 - alpha) * shares[0] + alpha * shares[1]
+                paths.append(
+                    {
+                        "run_a": a,
+                        "run_b": b,
+                        "probe": "problems",
+                        "metric": "accuracy",
+                        "alpha": alpha,
+                        "accuracy": value,
+                        "n": 100,
+                    }
+                )
+    return paths, barriers
+
+
+def _curvature(rng):
+    rows = []
+    common = {"space": "weights", "operator": "hessian", "parameters": 589_824, "tokens": 6_412}
+    rows += [common | {"run": "base", "operator": None, "quantity": "nll", "value": 0.153}]
+    tops = {"base": 9.1, **{name: 6 + 2 * row[3] for name, row in RUNS.items()}, "dpo-lr0.0005-s0": 84.0}
+    for name, top in tops.items():
+        grid = np.linspace(-0.2 * top, 1.1 * top, 160)
+        density = 40 * np.exp(-0.5 * (grid / (0.01 * top)) ** 2)
+        for index in range(5):
+            value = top / (1 + index)
+            rows.append(
+                common | {"run": name, "quantity": "eigenvalue", "index": index, "value": value, "error": 1e-4 * value}
+            )
+            density += 2e-5 * np.exp(-0.5 * ((grid - value) / (0.012 * top)) ** 2)
+        density += 1e-3 * np.exp(-np.abs(grid) / (0.12 * top)) * (grid > -0.1 * top)
+        rows += [
+            common | {"run": name, "quantity": "density", "x": x, "value": y}
+            for x, y in zip(grid, density, strict=True)
+        ]
+        rows.append(common | {"run": name, "quantity": "min_eigenvalue", "value": -0.11 * top, "error": 1e-3})
+        rows.append(common | {"run": name, "quantity": "trace", "value": 31.7 * top, "error": 0.9 * top})
+        rows += [
+            common | {"run": name, "quantity": "directional", "name": other, "value": rng.normal(0.08, 0.05) * top}
+            for other in RUNS
+        ]
+    return rows
+
+
+def build_tables() -> dict[str, pa.Table]:
+    rng = np.random.default_rng(7)
+    runs, curves = _training(rng)
+    accuracy, mcnemar = _evaluation()
+    deltas, similarity, subspaces, cka = _deltas(rng)
+    paths, barriers = _paths()
+    rollouts = [
+        {
+            "prompt_id": f"p{i}",
+            "prompt": "...",
+            "gold": "8",
+            "sample": s,
+            "completion": "... #### 8",
+            "source": "teacher",
+            "split": "train",
+        }
+        | {"reward": float(s < i % 9), "correct": s < i % 9, "truncated": i == 3 and s == 7}
+        for i in range(PROMPTS)
+        for s in range(SAMPLES)
+    ]
+    rows = {
+        "rollouts": rollouts,
+        "rejected": [{"source": "rollouts.jsonl", "line": 17, "reason": "empty completion", "text": "{}"}],
+        "counts": [
+            {"stage": "rollouts", "name": "rows read", "value": 321},
+            {"stage": "dpo", "name": "pairs made", "value": 12_345},
+        ],
+        "runs": runs,
+        "curves": curves,
+        "accuracy": accuracy,
+        "mcnemar": mcnemar,
+        "deltas": deltas,
+        "similarity": similarity,
+        "subspaces": subspaces,
+        "paths": paths,
+        "barriers": barriers,
+        "curvature": _curvature(rng),
+        "cka": cka,
+    }
+    return {name: to_arrow(name, content) for name, content in rows.items()}
+
+
+CONTEXT = PageContext(
+    title="Quickstart: six losses on word problems",
+    student="Built-in student: a 0.60 M-parameter Qwen3-shaped model trained on word problems by a careless solver.",
+    reference_run=REFERENCE,
+    created="2026-01-02T03:04:05+00:00",
+    settings_yaml="student:\n  model: builtin:word-problems\nlosses: [sft, rft, dft, rift, grpo, dpo]\n",
+    versions={"raygeo": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "ray": "2.60.0"},
+    timings=[("student", 71.2, 1, 0), ("train", 185.4, 8, 1), ("geometry", 62.0, 120, 0)],
+    caveats=["The rollouts are engineered: teacher and student share a style chosen to raise the SFT–RFT cosine."],
+)
