@@ -31,7 +31,7 @@ def ending(tokenizer):
     model = build_model(ARCHITECTURE.model_copy(update={"tied": False}), tokenizer, seed=1).eval()
     with torch.no_grad():
         ids = torch.arange(3, 60)[None]
-        model.lm_head.weight[tokenizer.eos_token_id] = 2.0 * model.model(ids).last_hidden_state[0].mean(0)
+        model.lm_head.weight[tokenizer.eos_token_id] = 0.7 * model.model(ids).last_hidden_state[0].mean(0)
     return model
 
 
@@ -98,7 +98,7 @@ def test_sampling_depends_on_its_seed_alone_and_leaves_the_global_generator(mode
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_samples_follow_the_exact_distribution_of_two_tokens(tokenizer, temperature):
     """Chi-squared statistic of 4000 completions of two tokens against the model's exact joint probabilities."""
-    model = build_model(ARCHITECTURE.model_copy(update={"init_std": 0.1}), tokenizer, seed=2).eval()
+    model = build_model(ARCHITECTURE.model_copy(update={"init_std": 0.2}), tokenizer, seed=2).eval()
     prompt = "how many pens ?"
     ids = tokenizer(prompt).input_ids
     with torch.no_grad():

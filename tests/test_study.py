@@ -1,0 +1,224 @@
+"""Whole studies on real Ray, DeepSpeed and MLflow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from mlflow.tracking import MlflowClient
+from student_cases import draw_rollouts
+from study_cases import tiny_study
+
+import raygeo
+from raygeo.config import parse_study
+from raygeo.errors import DataError, TrainingError
+from raygeo.stages.report import rewrite_report
+from raygeo.students.delta import open_delta
+from raygeo.study import run_study
+
+RUNS = [
+    {"loss": {"type": "sft"}, "seed": [0, 1]},
+    {"loss": {"type": "dpo"}, "batch_size": 4},
+    {"loss": {"type": "grpo"}, "lora": {"r": 4, "alpha": 8}, "name": "grpo-lora"},
+    {"loss": {"type": "sft"}, "lr": 1e30, "name": "explodes"},
+]
+
+
+@pytest.fixture(scope="module")
+def rollout_file(tmp_path_factory):
+    """Graded rollouts as a user would bring them, with some bad rows among them."""
+    path = tmp_path_factory.mktemp("rollouts") / "rollouts.jsonl"
+    rows = draw_rollouts(40).select(["prompt", "completion", "reward", "gold"]).to_pylist()
+    lines = [json.dumps(row) for row in rows]
+    lines[3] = "{not json"
+    lines[5] = json.dumps(rows[5] | {"completion": " "})
+    lines[8] = json.dumps(rows[8] | {"reward": "good"})
+    lines[9] = json.dumps(rows[9] | {"completion": "1 " * 200})
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def study_over(rollout_file, **changes):
+    fields = {"gold": "gold", "reward": "reward"}
+    read = [{"type": "jsonl", "path": str(rollout_file), "fields": fields}]
+    return parse_study(tiny_study(rollouts={"read": read, "heldout": 0.3}, **changes))
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session, tmp_path_factory):
+    """A finished study with two data orders, a pairwise loss, an adapter and a run that diverges."""
+    folder = tmp_path_factory.mktemp("finished")
+    pq.write_table(draw_rollouts(60), folder / "rollouts.parquet")
+    location = str(folder / "store")
+    rollouts = {"read": [{"type": "parquet", "path": str(folder / "rollouts.parquet")}], "heldout": 0.3}
+    study = parse_study(tiny_study(rollouts=rollouts, runs=RUNS, store=location))
+    run_study(study)
+    return study, raygeo.open(location)
+
+
+def test_every_table_is_there(finished):
+    study, store = finished
+    tables = {name: table.num_rows for name, table in store.tables().items()}
+    assert {name for name, rows in tables.items() if rows == 0} <= {"rejected"}
+    assert set(store.table("answers")["run"].to_pylist()) == {
+        "base", "sft-lr0.001-s0", "sft-lr0.001-s1", "dpo-lr0.001-s0", "grpo-lora",
+    }  # fmt: skip
+    assert tables["paths"] == 10 * 3 * 3
+    assert tables["mcnemar"] == 10
+
+
+def test_a_run_that_diverges_is_named_and_the_others_go_on(finished):
+    _, store = finished
+    runs = {row["run"]: row for row in store.table("runs").to_pylist()}
+    assert runs["explodes"]["status"] == "diverged"
+    assert "lower lr" in runs["explodes"]["reason"]
+    assert runs["explodes"]["delta"] is None
+    assert [row["status"] for name, row in runs.items() if name != "explodes"] == ["finished"] * 4
+
+
+def test_deltas_are_whole_and_norms_agree_with_them(finished):
+    _, store = finished
+    for row in store.table("runs").to_pylist():
+        if row["status"] != "finished":
+            continue
+        delta = open_delta(row["delta"])
+        norm = sum(float(entry.dense(torch.float64).square().sum()) for entry in delta.values()) ** 0.5
+        assert row["delta_norm"] == pytest.approx(norm, rel=1e-6)
+        assert delta.low_rank == (row["run"] == "grpo-lora")
+
+
+def test_counts_say_what_each_loss_saw(finished):
+    _, store = finished
+    counts = {(row["stage"], row["name"]): row["value"] for row in store.table("counts").to_pylist()}
+    assert counts["rollouts", "rows"] == 240
+    assert counts["rollouts", "heldout_prompts"] == 18
+    assert counts["sft-lr0.001-s0", "rows_seen"] == 42 * 4
+    assert counts["dpo-lr0.001-s0", "pairs"] > 0
+
+
+def test_mlflow_has_one_child_for_each_run_with_curves_and_summaries(finished):
+    study, store = finished
+    client = MlflowClient(f"sqlite:///{store.path('mlflow.db')}")
+    experiment = client.get_experiment_by_name("tiny")
+    runs = client.search_runs([experiment.experiment_id])
+    [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.info.run_name: run for run in runs if run is not parent}
+    assert set(children) == {"base", *(spec.name for spec in study.specs())}
+    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children.values())
+    dpo = children["dpo-lr0.001-s0"]
+    assert dpo.data.params["loss.beta"] == "0.1"
+    steps = [m.step for m in client.get_metric_history(dpo.info.run_id, "nll")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 4
+    assert {"accuracy.heldout", "delta_norm", "cosine_to_reference", "top_eigenvalue.hessian"} <= dpo.data.metrics.keys()
+    assert "accuracy.heldout" in children["base"].data.metrics
+    assert children["explodes"].info.status == "FAILED"
+    assert parent.info.status == "FINISHED"
+    assert "report.html" in {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {f"figures/{n}.png" for n in ("cosine", "spectra", "cka")} <= {
+        item.path for item in client.list_artifacts(parent.info.run_id, "figures")
+    }
+
+
+def test_the_report_stands_alone_and_can_be_written_again(finished):
+    _, store = finished
+    page = Path(store.path("report.html")).read_text()
+    assert "explodes" in page
+    assert "made for demonstration" in page
+    os.remove(store.path("report.html"))
+    assert rewrite_report(store) == store.path("report.html")
+    assert "explodes" in Path(store.path("report.html")).read_text()
+
+
+def test_a_finished_study_trains_nothing_again(finished, capfd):
+    study, store = finished
+    before = {path: path.stat().st_mtime_ns for path in Path(store.path("units")).rglob("*.parquet")}
+    run_study(study)
+    after = {path: path.stat().st_mtime_ns for path in Path(store.path("units")).rglob("*.parquet")}
+    derived = {path for path in after if before.get(path) != after[path]}
+    assert {path.parent.name for path in derived} <= {"runs", "curves", "counts"}
+    assert all("deltas" not in str(path) for path in derived)
+
+
+def test_the_same_study_gives_the_same_bits(finished, tmp_path):
+    study, store = finished
+    again = study.model_copy(update={"store": str(tmp_path / "again")})
+    run_study(again, until="train")
+    other = raygeo.open(again.store)
+    for one, two in zip(store.table("runs").to_pylist(), other.table("runs").to_pylist(), strict=True):
+        assert one["key"] == two["key"]
+        if one["status"] == "finished":
+            first, second = open_delta(one["delta"]), open_delta(two["delta"])
+            for name in first:
+                assert torch.equal(first[name].dense(), second[name].dense()), (one["run"], name)
+
+
+def test_rollouts_are_sampled_from_the_built_in_teacher(ray_session, tmp_path):
+    store = run_study(parse_study(tiny_study(store=str(tmp_path / "store"))), until="rollouts")
+    rollouts = store.table("rollouts").to_pandas()
+    assert len(rollouts) == 240
+    assert set(rollouts.groupby("prompt_id").size()) == {4}
+    assert set(rollouts.groupby("prompt_id")["split"].nunique()) == {1}
+    assert rollouts.groupby("split")["prompt_id"].nunique().to_dict() == {"heldout": 18, "train": 42}
+    assert rollouts["completion"].nunique() > 100
+
+
+def test_bad_rows_are_set_aside_counted_and_survivable(rollout_file, ray_session, tmp_path):
+    study = study_over(rollout_file, store=str(tmp_path / "store"))
+    store = run_study(study, until="rollouts")
+    rejected = store.table("rejected").to_pylist()
+    assert {(row["line"], row["reason"]) for row in rejected} == {
+        (4, "not JSON"), (6, "empty completion"), (9, "reward is not a number"),
+        (10, "prompt and completion longer than the context"),
+    }  # fmt: skip
+    counts = {row["name"]: row["value"] for row in store.table("counts").to_pylist()}
+    assert counts["rows"] == 156
+    assert counts["rejected"] == 4
+
+
+def test_too_many_bad_rows_stop_the_study(rollout_file, ray_session, tmp_path):
+    study = study_over(rollout_file, store=str(tmp_path / "store"))
+    strict = study.model_copy(update={"rollouts": study.rollouts.model_copy(update={"max_rejected": 0.01})})
+    with pytest.raises(DataError, match="4 of 160 records cannot be used"):
+        run_study(strict, until="rollouts")
+
+
+def test_a_study_in_which_nothing_finishes_says_why(rollout_file, ray_session, tmp_path):
+    runs = [{"loss": {"type": "sft"}, "lr": 1e30}]
+    with pytest.raises(TrainingError, match="no run finished(.|\n)*lower lr"):
+        run_study(study_over(rollout_file, store=str(tmp_path / "store"), runs=runs), until="train")
+
+
+def test_a_killed_study_goes_on_where_it_was(rollout_file, tmp_path):
+    location = tmp_path / "store"
+    runs = [{"loss": {"type": "sft"}, "seed": [0, 1, 2]}]
+    study = study_over(rollout_file, store=str(location), runs=runs, geometry=dict.fromkeys(
+        ("paths", "cka", "curvature", "subspaces"), None))  # fmt: skip
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(study.model_dump(mode="json")))
+    command = [sys.executable, "-m", "raygeo", "run", str(file)]
+    environment = os.environ | {"RAY_ADDRESS": ""}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (done := list(location.glob("units/runs/*.parquet"))):
+        assert first.poll() is None, "the study ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    stamps = {path: path.stat().st_mtime_ns for path in done}
+    models = {path: path.stat().st_mtime_ns for path in location.glob("students/*/model.safetensors")}
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in (stamps | models).items())
+    store = raygeo.open(str(location))
+    assert store.table("runs")["status"].to_pylist() == ["finished"] * 3
+    norms = np.array(store.table("runs")["delta_norm"].to_pylist())
+    assert len(set(norms)) == 3
