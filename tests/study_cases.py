@@ -30,7 +30,13 @@ def tiny_study(**changes: Any) -> dict[str, Any]:
         "evaluation": {"answers": {"max_new_tokens": 40}},
         "geometry": {
             "subspaces": {"k": 4},
-            "paths": {"points": 3, "accuracy_points": 3, "accuracy_problems": 4, "max_new_tokens": 20, "bootstrap": 100},
+            "paths": {
+                "points": 3,
+                "accuracy_points": 3,
+                "accuracy_problems": 4,
+                "max_new_tokens": 20,
+                "bootstrap": 100,
+            },
             "cka": {"batch_size": 4},
             "curvature": {"top_k": 2, "max_steps": 6, "slq_probes": 2, "slq_steps": 4},
         },

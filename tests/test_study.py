@@ -65,7 +65,7 @@ def finished(ray_session, tmp_path_factory):
 
 
 def test_every_table_is_there(finished):
-    study, store = finished
+    _, store = finished
     tables = {name: table.num_rows for name, table in store.tables().items()}
     assert {name for name, rows in tables.items() if rows == 0} <= {"rejected"}
     assert set(store.table("answers")["run"].to_pylist()) == {
@@ -118,7 +118,12 @@ def test_mlflow_has_one_child_for_each_run_with_curves_and_summaries(finished):
     steps = [m.step for m in client.get_metric_history(dpo.info.run_id, "nll")]
     assert steps == sorted(set(steps))
     assert steps[-1] == 4
-    assert {"accuracy.heldout", "delta_norm", "cosine_to_reference", "top_eigenvalue.hessian"} <= dpo.data.metrics.keys()
+    assert {
+        "accuracy.heldout",
+        "delta_norm",
+        "cosine_to_reference",
+        "top_eigenvalue.hessian",
+    } <= dpo.data.metrics.keys()
     assert "accuracy.heldout" in children["base"].data.metrics
     assert children["explodes"].info.status == "FAILED"
     assert parent.info.status == "FINISHED"
@@ -193,7 +198,7 @@ def test_too_many_bad_rows_stop_the_study(rollout_file, ray_session, tmp_path):
 
 def test_a_study_in_which_nothing_finishes_says_why(rollout_file, ray_session, tmp_path):
     runs = [{"loss": {"type": "sft"}, "lr": 1e30}]
-    with pytest.raises(TrainingError, match="no run finished(.|\n)*lower lr"):
+    with pytest.raises(TrainingError, match=r"no run finished(.|\n)*lower lr"):
         run_study(study_over(rollout_file, store=str(tmp_path / "store"), runs=runs), until="train")
 
 

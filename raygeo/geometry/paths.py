@@ -4,16 +4,17 @@ A point of the path is ``base + (1 - alpha) delta_a + alpha delta_b``, taken on 
 multiplied out first: mixing ``A`` and ``B`` apart would add cross terms). The base is an end like any other.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raygeo.errors import DataError, DeltaError
 from raygeo.geometry.probes import Probe, sequence_nlls
@@ -25,6 +26,9 @@ from raygeo.students.loading import default_device, load_student
 from raygeo.students.mix import MixedWeights
 from raygeo.students.run import Run
 from raygeo.workload import Rows, Task, Workload
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Array = NDArray[np.float64]
 PROBLEMS = "problems"

@@ -15,10 +15,10 @@ from raygeo.stages.student import Student
 from raygeo.students.run import Run
 from raygeo.tables import BASE, to_arrow
 from raygeo.tracking import Tracking, TrialLogger
+from raygeo.training.inputs import RunInputs
 from raygeo.training.order import step_count
 from raygeo.training.settings import RunSpec
 from raygeo.training.sweep import run_sweep
-from raygeo.training.worker import RunInputs
 
 REFERENCE = "reference"
 

@@ -1,10 +1,16 @@
 """The shape of students made here: small Qwen3 models, randomly initialised."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from pydantic import Field, model_validator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from raygeo.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Architecture(Settings):
@@ -32,7 +38,7 @@ class Architecture(Settings):
     """Longest sequence, in tokens."""
 
     @model_validator(mode="after")
-    def _grouped(self) -> "Architecture":
+    def _grouped(self) -> Architecture:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
         return self
@@ -40,6 +46,8 @@ class Architecture(Settings):
 
 def build_model(architecture: Architecture, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """Build an untrained fp32 model for the vocabulary of ``tokenizer``; its weights depend on the arguments alone."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=architecture.hidden,

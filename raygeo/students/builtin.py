@@ -32,7 +32,7 @@ class TeacherSettings(Settings):
     """Number of problems."""
     corpus_seed: int = 1
     """Seed of the problems and of the errors in their solutions."""
-    training: PretrainSettings = PretrainSettings(steps=120, lr=2e-3, warmup=10)
+    training: PretrainSettings = PretrainSettings(steps=180, lr=2e-3, warmup=10)
     """The training that is added to the base's."""
 
 

@@ -1,13 +1,18 @@
 """Completions written by a student: greedy or sampled, batched over prompts of similar length."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from raygeo.errors import StudentError
 from raygeo.students.encoding import length_buckets
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 _COMPACT_BELOW = 0.75  # share of unfinished rows under which dropping the finished ones repays copying the cache
 
@@ -87,6 +92,8 @@ def _decode(
 
     Returns [R, max_new_tokens] int64, filled with ``eos_id`` from the first end-of-text on.
     """
+    from transformers import DynamicCache
+
     cache = DynamicCache(config=model.config)
     positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
     logits = _next_logits(model, input_ids, attention_mask, positions, cache)

@@ -1,15 +1,19 @@
 """Students as they come from disk or the Hub: a causal language model and its tokenizer, ready to use."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from raygeo.errors import StudentError
 from raygeo.store import AnyPath
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Without any of these transformers would make up an empty tokenizer of the model's type.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -55,6 +59,8 @@ def load_tokenizer(path: AnyPath) -> PreTrainedTokenizerBase:
     Raises:
         StudentError: there is no such folder, no tokenizer in it, or it has no end-of-text token.
     """
+    from transformers import AutoTokenizer
+
     source, local = _locate(path)
     if local and not any(Path(source, name).is_file() for name in _TOKENIZER_FILES):
         raise StudentError(f"student {str(path)!r}: no tokenizer in this folder; save the model's own beside it.")
@@ -73,6 +79,8 @@ def load_tokenizer(path: AnyPath) -> PreTrainedTokenizerBase:
 
 
 def _load_model(path: AnyPath, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
     source, local = _locate(path)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

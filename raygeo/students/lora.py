@@ -1,16 +1,20 @@
 """Low-rank adapters on a student (Hu et al. 2021, arXiv:2106.09685), initialised from a seed of their own."""
 
+from __future__ import annotations
+
 import hashlib
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import Field
 from torch import nn
-from transformers import PreTrainedModel
 
 from raygeo.errors import StudentError
 from raygeo.settings import Settings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class LoraSettings(Settings):
@@ -24,8 +28,6 @@ class LoraSettings(Settings):
     """Last parts of the names of the linear modules that get an adapter."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) (Kalajdzievski 2023, arXiv:2312.03732)."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the adapter's input."""
 
 
 def attach_lora(model: PreTrainedModel, settings: LoraSettings, init_seed: int) -> PeftModel:
@@ -37,6 +39,8 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, init_seed: int) 
     Raises:
         StudentError: a target names no linear module.
     """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if settings.targets != "all-linear":
         for target in settings.targets:
@@ -49,7 +53,7 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, init_seed: int) 
         lora_alpha=settings.alpha,  # type: ignore[arg-type]
         target_modules="all-linear" if settings.targets == "all-linear" else list(settings.targets),
         use_rslora=settings.rslora,
-        lora_dropout=settings.dropout,
+        lora_dropout=0.0,
     )
     with torch.random.fork_rng():
         torch.manual_seed(init_seed)

@@ -1,22 +1,26 @@
 """Pretraining from scratch: Muon on the matrices, AdamW on the rest, batches of similar length."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raygeo.errors import StudentError
 from raygeo.settings import Settings
 from raygeo.students.encoding import Batch, Sequence, collate, encode, length_buckets
 from raygeo.students.likelihood import token_logprobs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 OnStep = Callable[[int, int, float], None]
 

@@ -1,14 +1,20 @@
 """A small student made from plain text: its own byte-level BPE tokenizer and a model of a few million parameters."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
 from raygeo.settings import Settings
 from raygeo.store import AnyPath
 from raygeo.students.architecture import Architecture, build_model
 from raygeo.students.loading import default_device
 from raygeo.students.pretrain import OnStep, PretrainSettings, pretrain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _SPECIAL = ["<pad>", "<bos>", "<eos>"]
 _BYTES = 256
@@ -49,6 +55,8 @@ def train_tokenizer(texts: list[tuple[str, str]], vocabulary: int) -> PreTrained
 
     Any text decodes back to itself; digits are one token each; prompts start with ``<bos>``.
     """
+    from transformers import PreTrainedTokenizerFast
+
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -1,15 +1,19 @@
 """Word problems written from templates, the solvers that answer them, careful or careless, and their tokenizer."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from raygeo.errors import ConfigError
 from raygeo.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 NAMES = ("Amy", "Bea", "Cora", "Dana", "Eva", "Fay", "Gia", "Hana", "Ivy", "June", "Kim", "Lea")
 OBJECTS = ("apples", "books", "cards", "coins", "eggs", "keys", "marbles", "nuts", "pens", "shells", "stamps", "stones")
@@ -40,7 +44,7 @@ class ProblemSettings(Settings):
     """Probability that a step doubles or triples the pile."""
 
     @model_validator(mode="after")
-    def _ranges(self) -> "ProblemSettings":
+    def _ranges(self) -> ProblemSettings:
         for name, least in (("steps", 1), ("start", 0), ("operand", 1)):
             low, high = getattr(self, name)
             if not least <= low <= high <= LIMIT:
@@ -178,6 +182,8 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     Decoding puts one space between tokens but none between digits, so text and tokens map onto each other exactly, and
     prompt and completion give the same tokens together as apart. A word outside the vocabulary raises ``Exception``.
     """
+    from transformers import PreTrainedTokenizerFast
+
     special = ["<pad>", "<bos>", "<eos>"]
     words = [*"0123456789", *NAMES, *OBJECTS, *ADDING, *SUBTRACTING, *MULTIPLYING, *_OTHER_WORDS]
     vocabulary = {token: number for number, token in enumerate([*special, *words])}

@@ -8,11 +8,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from raygeo.cluster.preflight import check_fits, count_fitting
 from raygeo.store import Store
+from raygeo.training.inputs import RunInputs
 from raygeo.training.settings import RunSpec
 from raygeo.training.trainer import fit_run, worker_resources
-from raygeo.training.worker import RunInputs
 
-TRIAL_CPUS = 0.01  # a trial's driver only waits for its workers; Tune refuses to place it on nothing
+# A trial's driver only waits for its workers. Any share of a CPU would keep the last worker from being placed on a full
+# cluster, and Tune refuses to place a trial on nothing, so drivers take a sliver of the head node instead.
+TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
 
 
 def run_sweep(
@@ -41,7 +43,7 @@ def run_sweep(
 
     choices = [{"key": key, "run": spec.name, "spec": spec.model_dump_json()} for key, spec in specs.items()]
     tuner = tune.Tuner(
-        tune.with_resources(lambda config: trial(config["choice"]), {"CPU": TRIAL_CPUS}),
+        tune.with_resources(lambda config: trial(config["choice"]), TRIAL_RESOURCES),
         param_space={"choice": tune.grid_search(choices)},
         tune_config=tune.TuneConfig(max_concurrent_trials=max(1, at_once)),
         run_config=tune.RunConfig(

@@ -6,8 +6,15 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from raygeo.store import Store
+from raygeo.training.inputs import RunInputs
 from raygeo.training.settings import RunSpec
-from raygeo.training.worker import RunInputs, train
+
+
+def _train(config: dict[str, Any]) -> dict[str, Any]:
+    """Import what training needs in the worker alone; the run's driver and controller start sooner without it."""
+    from raygeo.training.worker import train
+
+    return train(config)
 
 
 def fit_run(
@@ -20,7 +27,7 @@ def fit_run(
     """
     settings = spec.training
     trainer = TorchTrainer(
-        train,  # type: ignore[arg-type]
+        _train,  # type: ignore[arg-type]
         train_loop_config={"spec": spec.model_dump_json(), "key": key, "inputs": inputs, "store": store},
         scaling_config=ScalingConfig(
             num_workers=settings.workers,

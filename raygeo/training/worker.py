@@ -26,20 +26,10 @@ from raygeo.students.encoding import collate
 from raygeo.students.likelihood import token_logprobs
 from raygeo.students.loading import load_student
 from raygeo.students.lora import adapter_fingerprint, attach_lora
+from raygeo.training.inputs import RunInputs
 from raygeo.training.order import micro_batches, step_batches, step_count
 from raygeo.training.schedule import lr_factor
 from raygeo.training.settings import RunSpec, TrainingSettings
-
-
-@dataclass(frozen=True)
-class RunInputs:
-    """Where a run finds what it learns from; ``rollouts`` is the rollout table's unit key, the rest are folders."""
-
-    rollouts: str
-    student: AnyPath
-    tokens: AnyPath
-    reference: AnyPath | None
-    pad_id: int
 
 
 @dataclass(frozen=True)

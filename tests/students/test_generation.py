@@ -4,6 +4,7 @@ from random import Random
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from raygeo.errors import StudentError
 from raygeo.students.architecture import Architecture, build_model
@@ -71,6 +72,18 @@ def test_a_prompt_is_answered_alike_alone_and_among_longer_ones(model, tokenizer
     (alone,) = generate(model, tokenizer, [short], max_new_tokens=10)
     together = generate(model, tokenizer, [*others, short], max_new_tokens=10, batch_size=12)
     assert together[-1] == alone
+
+
+def test_padding_does_not_shift_learned_absolute_positions(tokenizer):
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3
+    )
+    model = GPT2LMHeadModel(config).eval()
+    asked = prompts(12)
+    for prompt, (completion,) in zip(asked, generate(model, tokenizer, asked, max_new_tokens=8), strict=True):
+        expected = naive_greedy(model, tokenizer, prompt, 8)
+        assert completion.text == tokenizer.decode(expected, skip_special_tokens=True)
 
 
 def test_order_and_number_of_completions(model, tokenizer):

@@ -77,6 +77,7 @@ def test_problems_cover_their_ranges_and_only_those():
     ("error", "problem", "expected"),
     [
         ("carry", Problem("Ivy", "pens", 17, (Event("wins", 8),)), "17 + 8 = 15 . #### 15"),
+        ("carry", Problem("Ivy", "pens", 14, (Event("wins", 6),)), "14 + 6 = 10 . #### 10"),
         ("carry", Problem("Ivy", "pens", 95, (Event("wins", 17),)), "95 + 17 = 102 . #### 102"),
         ("carry", Problem("Ivy", "pens", 12, (Event("wins", 7),)), "12 + 7 = 19 . #### 19"),
         ("gets", Problem("Ivy", "pens", 20, (Event("gets", 3, "Amy"),)), "20 - 3 = 17 . #### 17"),

@@ -22,10 +22,11 @@ from raygeo.students.encoding import collate
 from raygeo.students.likelihood import token_logprobs
 from raygeo.students.loading import load_student
 from raygeo.students.lora import LoraSettings, attach_lora
+from raygeo.training.inputs import RunInputs
 from raygeo.training.order import step_batches
 from raygeo.training.schedule import lr_factor
 from raygeo.training.settings import RunSpec, TrainingSettings
-from raygeo.training.worker import RunInputs, build_engine, export, open_data, optimise
+from raygeo.training.worker import build_engine, export, open_data, optimise
 
 STEPS, BATCH = 6, 8
 LOSSES = {
