@@ -1,0 +1,101 @@
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import pytest
+
+from raygeo.errors import ConfigError
+from raygeo.store import Store
+from raygeo.tracking import Tracking, tracking_uri
+
+CHROMIUM = shutil.which("chromium")
+
+
+def test_a_study_that_goes_on_finds_its_own_runs(store):
+    first = Tracking(store, "study", {"student": "s"})
+    child = first.child("k1", "sft", {"loss": "sft", "lr": 0.1})
+    first.metrics(child, {"nll": 1.0, "missing": None}, step=3)
+    again = Tracking(store, "study", {"student": "s"})
+    assert again.parent == first.parent
+    assert again.child("k1", "sft", {"loss": "sft", "lr": 0.1}) == child
+    assert again.child("k2", "dpo", {}) != child
+    data = again.client.get_run(child).data
+    assert data.metrics == {"nll": 1.0}
+    assert data.params == {"loss": "sft", "lr": "0.1"}
+    assert data.tags["mlflow.parentRunId"] == first.parent
+
+
+def test_curves_are_written_once(store):
+    tracking = Tracking(store, "study", {})
+    child = tracking.child("k", "sft", {})
+    rows = [{"metric": "nll", "value": 1.0 / step, "step": step} for step in range(1, 4)]
+    tracking.curves(child, rows)
+    tracking.curves(child, rows)
+    assert [m.step for m in tracking.client.get_metric_history(child, "nll")] == [1, 2, 3]
+
+
+def test_a_remote_store_needs_a_server(store, monkeypatch):
+    monkeypatch.setattr(store, "is_local", False)
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_URI"):
+        tracking_uri(store)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking_uri(store) == "http://127.0.0.1:5000"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_comparison_page_shows_losses_side_by_side(store: Store, tmp_path):
+    tracking = Tracking(store, "study", {})
+    ids = []
+    for seed, loss in enumerate(("sft", "rift", "dpo")):
+        child = tracking.child(
+            loss, f"{loss}-lr0.0005-s0", {"loss": loss, "lr": 5e-4, "seed": seed, "training.steps": 4}
+        )
+        tracking.metrics(child, {"accuracy.heldout": 0.3 + 0.2 * seed, "delta_norm": 2.0 + seed})
+        tracking.end(child)
+        ids.append(child)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "raygeo", "ui", store.location, "--port", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", server)
+        runs, experiments = (urllib.parse.quote(json.dumps(x)) for x in (ids, [tracking.experiment]))
+        page = dump(f"http://127.0.0.1:{port}/#/compare-runs?runs={runs}&experiments={experiments}", tmp_path)
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(30)
+    assert "Comparing 3 Runs" in page
+    assert "Parallel Coordinates Plot" in page
+    for text in ("sft-lr0.0005-s0", "rift", "accuracy.heldout", "delta_norm", "training.steps"):
+        assert text in page
+
+
+def wait_for(url: str, server: subprocess.Popen) -> None:
+    for _ in range(300):
+        assert server.poll() is None, "the server ended"
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise AssertionError("the server never answered")
+
+
+def dump(url: str, folder) -> str:
+    """The page's document after its scripts have run."""
+    command = [
+        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1600,1400", "--virtual-time-budget=30000", "--dump-dom", url,
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
