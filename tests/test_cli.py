@@ -46,12 +46,8 @@ def test_a_stage_that_does_not_exist_is_refused_before_anything_starts(tmp_path)
 
 def test_errors_for_the_user_come_without_a_traceback(tmp_path):
     (tmp_path / "study.yaml").write_text("name: x\nrunns: []\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "raygeo", "run", str(tmp_path / "study.yaml")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "raygeo", "run", str(tmp_path / "study.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "runns: unknown key; did you mean 'runs'?" in done.stderr
     assert "Traceback" not in done.stderr

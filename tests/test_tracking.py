@@ -93,9 +93,8 @@ def wait_for(url: str, server: subprocess.Popen) -> None:
 
 def dump(url: str, folder) -> str:
     """The page's document after its scripts have run."""
-    command = [
-        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'profile'}",
-        "--window-size=1600,1400", "--virtual-time-budget=30000", "--dump-dom", url,
-    ]  # fmt: skip
+    quiet = "no-sandbox disable-gpu no-first-run disable-background-networking disable-component-update disable-sync"
+    command = [CHROMIUM, "--headless=new", *(f"--{flag}" for flag in quiet.split())]
+    command += [f"--user-data-dir={folder / 'profile'}", "--window-size=1600,1400"]
+    command += ["--virtual-time-budget=30000", "--dump-dom", url]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
