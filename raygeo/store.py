@@ -204,9 +204,9 @@ class Store:
                 staged.rename(cache / key)
         return str(cache / key)
 
-    def stored(self, kind: str, key: str) -> AnyPath:
-        """A path to a folder that any machine may open; from a remote store it is fetched on first use."""
-        return self.path(kind, key) if self.is_local else StoredFolder(self, kind, key)
+    def stored(self, kind: str, key: str, *inside: str) -> AnyPath:
+        """A path to a folder (or a file in it) that any machine may open; a remote folder is fetched on first use."""
+        return self.path(kind, key, *inside) if self.is_local else StoredPath(self, kind, key, *inside)
 
     def scratch(self) -> Path:
         """A new local temporary folder, on the store's own disk when the store is local (so that moves are renames)."""
@@ -217,13 +217,13 @@ class Store:
         return Path(tempfile.mkdtemp(dir=parent))
 
 
-class StoredFolder(os.PathLike[str]):
-    """A folder of a remote store; wherever it is used as a path, it is first copied to that machine."""
+class StoredPath(os.PathLike[str]):
+    """A folder of a remote store, or a file in one; where it is used as a path, the folder is first copied there."""
 
-    def __init__(self, store: Store, kind: str, key: str):
-        self.store, self.kind, self.key = store, kind, key
+    def __init__(self, store: Store, kind: str, key: str, *inside: str):
+        self.store, self.kind, self.key, self.inside = store, kind, key, inside
 
     def __fspath__(self) -> str:
-        return self.store.folder(self.kind, self.key)
+        return os.path.join(self.store.folder(self.kind, self.key), *self.inside)
 
     __str__ = __fspath__

@@ -9,7 +9,7 @@ from pyarrow import fs
 
 import raygeo
 from raygeo.errors import StoreError
-from raygeo.store import Store, StoredFolder
+from raygeo.store import Store, StoredPath
 
 ROWS = [{"stage": "s", "name": "n", "value": 1}]
 
@@ -51,7 +51,8 @@ def test_folders_appear_whole(any_store, tmp_path):
     path = any_store.folder("models", "k")
     assert Path(path, "sub", "file.txt").read_text() == "hello"
     assert os.fspath(any_store.stored("models", "k")) == path
-    assert any_store.is_local or isinstance(any_store.stored("models", "k"), StoredFolder)
+    assert Path(any_store.stored("models", "k", "sub", "file.txt")).read_text() == "hello"
+    assert any_store.is_local or isinstance(any_store.stored("models", "k"), StoredPath)
 
 
 def test_an_incomplete_folder_is_refused(store):

@@ -6,7 +6,7 @@ multiplied out first: mixing ``A`` and ``B`` apart would add cross terms). The b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -193,7 +193,7 @@ class Paths(Workload):
         settings: PathsSettings,
         runs: Sequence[Run],
         base: AnyPath,
-        probes: dict[str, str],
+        probes: Mapping[str, AnyPath],
         problems: Sequence[tuple[str, str]] = (),
         grading: Grading = "exact",
     ):

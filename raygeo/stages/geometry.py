@@ -1,7 +1,5 @@
 """Stage 6: every analysis of the trained weights, fanned out over the pool."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 
@@ -18,7 +16,8 @@ from raygeo.stages.context import Context
 from raygeo.stages.evaluate import heldout_problems
 from raygeo.stages.rollouts import Rollouts
 from raygeo.stages.student import Student
-from raygeo.students.encoding import Sequence, encode
+from raygeo.store import AnyPath
+from raygeo.students.encoding import encode
 from raygeo.students.loading import load_tokenizer
 from raygeo.students.run import Run
 from raygeo.workload import Workload
@@ -38,54 +37,54 @@ def analyse_runs(context: Context, student: Student, rollouts: Rollouts, runs: l
     if geometry.subspaces is not None:
         workloads.append(Subspaces(geometry.subspaces, runs, base))
     if geometry.paths or geometry.cka or geometry.curvature:
-        folder = provide_probes(context, student, rollouts)
-        solutions = f"{folder}/solutions.npz"
+        probes = provide_probes(context, student, rollouts)
+        curvature = probes.pop("curvature")
         if geometry.paths is not None:
-            probes = {"solutions": solutions, "answer": f"{folder}/answer.npz"}
             problems = [(p.prompt, p.gold) for p in heldout_problems(rollouts)]
             workloads.append(Paths(geometry.paths, runs, base, probes, problems, context.study.rollouts.grading))
         if geometry.cka is not None:
-            workloads.append(CKA(geometry.cka, runs, base, solutions))
+            workloads.append(CKA(geometry.cka, runs, base, probes["solutions"]))
         if geometry.curvature is not None:
-            workloads.append(Curvature(geometry.curvature, runs, base, f"{folder}/curvature.npz"))
+            workloads.append(Curvature(geometry.curvature, runs, base, curvature))
     for workload in workloads:
         context.publish(workload)
     if geometry.norms is not None:
         _fill_norms(context)
 
 
-def provide_probes(context: Context, student: Student, rollouts: Rollouts) -> str:
-    """Folder of the study's probes: ``solutions``, ``answer`` and ``curvature``, the same for every run.
+def provide_probes(context: Context, student: Student, rollouts: Rollouts) -> dict[str, AnyPath]:
+    """Make the study's probes, the same for every run, and return their files.
+
+    ``solutions`` holds one correct held-out solution a prompt, ``curvature`` the first of them, and ``answer``, where
+    prompts have gold answers, the bare answer put directly after the prompt.
 
     Raises:
         DataError: there is no correct held-out solution.
     """
     settings, store = context.study.probes, context.store
+    chosen: dict[str, tuple[str, str, str | None]] = {}
+    for row in rollouts.heldout.to_pylist():
+        if row["correct"] and not row["truncated"]:
+            chosen.setdefault(row["prompt_id"], (row["prompt"], row["completion"], row["gold"]))
+    texts = list(chosen.values())[: settings.sequences]
+    if not texts:
+        raise DataError(
+            "no held-out prompt has a correct solution, so there is nothing to measure likelihood and curvature on; "
+            "hold out more prompts (rollouts.heldout) or sample more."
+        )
+    solutions = [(prompt, completion) for prompt, completion, _ in texts]
+    probes = {"solutions": solutions, "curvature": solutions[: settings.curvature_sequences]}
+    answers = [(prompt, settings.answer_prefix + gold) for prompt, _, gold in texts if gold]
+    if answers:
+        probes["answer"] = answers
     key = content_key(PROBES, settings, rollouts.key, student.key)
     if not store.has_folder(PROBES, key):
         tokenizer = load_tokenizer(student.folder)
-        chosen: dict[str, tuple[str, str, str | None]] = {}
-        for row in rollouts.heldout.to_pylist():
-            if row["correct"] and not row["truncated"]:
-                chosen.setdefault(row["prompt_id"], (row["prompt"], row["completion"], row["gold"]))
-        texts = list(chosen.values())[: settings.sequences]
-        if not texts:
-            raise DataError(
-                "no held-out prompt has a correct solution, so there is nothing to measure likelihood and curvature "
-                "on; hold out more prompts (rollouts.heldout) or sample more."
-            )
-        solutions = [encode(tokenizer, prompt, completion) for prompt, completion, _ in texts]
-        answers = [encode(tokenizer, prompt, settings.answer_prefix + gold) for prompt, _, gold in texts if gold]
         folder = store.scratch()
-        _save(folder, "solutions", solutions)
-        _save(folder, "answer", answers or solutions)
-        _save(folder, "curvature", solutions[: settings.curvature_sequences])
+        for name, pairs in probes.items():
+            Probe(name, [encode(tokenizer, *pair) for pair in pairs]).save(folder / f"{name}.npz")
         store.save_folder(PROBES, key, folder)
-    return str(store.stored(PROBES, key))
-
-
-def _save(folder: Path, name: str, sequences: list[Sequence]) -> None:
-    Probe(name, sequences).save(folder / f"{name}.npz")
+    return {name: store.stored(PROBES, key, f"{name}.npz") for name in probes}
 
 
 def _fill_norms(context: Context) -> None:
