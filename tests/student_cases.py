@@ -3,11 +3,24 @@
 from pathlib import Path
 from random import Random
 
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
 from raygeo.students.architecture import Architecture, build_model
 from raygeo.students.word_problems import Carelessness, ProblemSettings, draw_problem, solve, word_tokenizer
 from raygeo.tables import to_arrow
 
 TINY = Architecture(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=64, context=128)
+
+
+def tiny_qwen(vocabulary: int, seed: int = 0, **changes) -> Qwen3ForCausalLM:
+    """A random Qwen3 with two layers, eager attention and tied embeddings, unless ``changes`` say otherwise."""
+    shape = {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "intermediate_size": 64, "tie_word_embeddings": True, "attn_implementation": "eager",
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(Qwen3Config(vocab_size=vocabulary, **(shape | changes))).eval()
 
 
 def save_tiny_student(folder: Path, seed: int = 0) -> Path:

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
+from student_cases import tiny_qwen
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from raygeo.students.delta import ADAPTER_FILE, LowRank
 
@@ -23,19 +24,7 @@ def low_rank(out: int, into: int, rank: int, seed: int, scale: float = 2.0) -> L
 
 
 def tiny_model(seed: int = 0, tied: bool = True) -> Qwen3ForCausalLM:
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=48,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        intermediate_size=64,
-        tie_word_embeddings=tied,
-        attn_implementation="eager",
-    )
-    return Qwen3ForCausalLM(config).eval()
+    return tiny_qwen(48, seed, tie_word_embeddings=tied)
 
 
 def tiny_peft(seed: int = 0, **options) -> PeftModel:

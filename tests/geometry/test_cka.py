@@ -5,18 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from student_cases import tiny_qwen
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from raygeo.errors import DataError, DeltaError
 from raygeo.geometry.cka import CKA, CKASettings, align, gram, hidden_features, hsic1, minibatches
 from raygeo.geometry.probes import Probe
 from raygeo.students.delta import save_full_delta
 from raygeo.students.encoding import Sequence, collate
-from raygeo.students.run import BASE, Run
-from raygeo.tables import to_arrow
+from raygeo.students.run import Run
+from raygeo.tables import BASE, to_arrow
 
 WORDS = 20
 
@@ -153,21 +154,7 @@ def test_minibatches_use_every_example_once_and_none_is_small():
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=WORDS,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        intermediate_size=64,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    model = Qwen3ForCausalLM(config).eval()
+    model = tiny_qwen(WORDS, initializer_range=0.2, pad_token_id=0, eos_token_id=1)
     folder = tmp_path_factory.mktemp("student")
     model.save_pretrained(folder)
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w2"))

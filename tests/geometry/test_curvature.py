@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from curvature_cases import make_probe
+from student_cases import tiny_qwen
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast
 
 from raygeo.geometry.curvature import Curvature, CurvatureSettings
 from raygeo.geometry.operators import GGN, Hessian
@@ -14,35 +15,26 @@ from raygeo.geometry.probes import Probe
 from raygeo.students.delta import save_full_delta
 from raygeo.students.loading import load_student
 from raygeo.students.mix import MixedWeights
-from raygeo.students.run import BASE, Run
-from raygeo.tables import to_arrow
+from raygeo.students.run import Run
+from raygeo.tables import BASE, to_arrow
 
 WORDS = 13
 TOUCHED = {"model.layers.0.self_attn.k_proj.weight": (8, 16), "model.norm.weight": (16,)}
 SETTINGS = CurvatureSettings(
     top_k=3, max_steps=60, tolerance=1e-4, slq_probes=3, slq_steps=6, batch_size=2, density_points=800, ggn=True
 )
+SMALL = {
+    "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16,
+    "initializer_range": 0.3,
+}  # fmt: skip
 OPERATORS = {"hessian": Hessian, "ggn": GGN}
 
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=WORDS,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        intermediate_size=16,
-        initializer_range=0.3,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
+    model = tiny_qwen(WORDS, **SMALL, pad_token_id=0, eos_token_id=1)
     folder = tmp_path_factory.mktemp("student")
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    model.save_pretrained(folder)
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w2"))
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1").save_pretrained(folder)
     return folder

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from raygeo.errors import DeltaError, StudentError
 from raygeo.geometry.norms import BaseWeights, Norms, NormSettings
 from raygeo.students.delta import LowRank, save_full_delta
-from raygeo.students.run import BASE, Run
-from raygeo.tables import to_arrow
+from raygeo.students.run import Run
+from raygeo.tables import BASE, to_arrow
 
 EMBED = "model.embed_tokens.weight"
 

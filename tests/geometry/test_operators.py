@@ -4,8 +4,9 @@ import pytest
 import torch
 from curvature_cases import UNEQUAL, TinyLM, completion_logits, dense_ggn, dense_hessian, make_probe
 from hessian_eigenthings import HessianOperator, lanczos
+from student_cases import tiny_qwen
 from torch import nn
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from raygeo.errors import StudentError, WorkloadError
 from raygeo.geometry.lanczos import extreme_eigenvalues, rademacher
@@ -15,23 +16,15 @@ from raygeo.students.likelihood import token_logprobs
 NAMES = ["embed.weight", "mix.weight", "mix.bias"]
 ALL = ["spare", *NAMES]
 VOCAB_QWEN = 11
+SMALL = {
+    "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16,
+    "initializer_range": 0.3,
+}  # fmt: skip
 
 
 def qwen(attention: str = "eager", dtype: torch.dtype = torch.float64) -> Qwen3ForCausalLM:
-    torch.manual_seed(3)
-    config = Qwen3Config(
-        vocab_size=VOCAB_QWEN,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        intermediate_size=16,
-        initializer_range=0.3,
-        tie_word_embeddings=True,
-    )
-    config._attn_implementation = attention
-    return Qwen3ForCausalLM(config).to(dtype).eval()
+    model = tiny_qwen(VOCAB_QWEN, 3, **SMALL, attn_implementation=attention)
+    return model.to(dtype)
 
 
 QWEN_NAMES = ["model.layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight"]

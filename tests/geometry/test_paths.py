@@ -17,8 +17,8 @@ from raygeo.geometry.probes import Probe, nll
 from raygeo.students.delta import ADAPTER_FILE, save_full_delta
 from raygeo.students.encoding import Sequence
 from raygeo.students.mix import MixedWeights
-from raygeo.students.run import BASE, Run
-from raygeo.tables import to_arrow
+from raygeo.students.run import Run
+from raygeo.tables import BASE, to_arrow
 
 GRID = np.linspace(0, 1, 11)
 WORDS = ["<pad>", "<eos>", "?", "####", "7", "8", "a", "b", "c", "d"]

@@ -19,8 +19,8 @@ from raygeo.geometry.similarity import (
     pairwise_cosine,
 )
 from raygeo.students.delta import Dense, LowRank, open_delta, save_full_delta
-from raygeo.students.run import BASE, Run
-from raygeo.tables import to_arrow
+from raygeo.students.run import Run
+from raygeo.tables import BASE, to_arrow
 
 Q0, V0, V1, NORM = Q.format(0) + ".weight", V.format(0) + ".weight", V.format(1) + ".weight", "model.norm.weight"
 

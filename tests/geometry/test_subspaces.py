@@ -18,8 +18,8 @@ from raygeo.geometry.subspaces import (
     random_angles,
 )
 from raygeo.students.delta import Dense, LowRank, save_full_delta
-from raygeo.students.run import BASE, Run
-from raygeo.tables import to_arrow
+from raygeo.students.run import Run
+from raygeo.tables import BASE, to_arrow
 
 Q0 = Q.format(0) + ".weight"
 

@@ -3,7 +3,8 @@
 import pyarrow as pa
 import torch
 from hypothesis import strategies as st
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from student_cases import tiny_qwen
+from transformers import Qwen3ForCausalLM
 
 from raygeo.losses import DFT, DPO, RFT, RIFT, SFT, OfflineGRPO
 from raygeo.losses.base import LossInputs
@@ -99,17 +100,4 @@ any_inputs = st.fixed_dictionaries(
 
 
 def tiny_model(seed: int, vocabulary: int = 24) -> Qwen3ForCausalLM:
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        intermediate_size=64,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-        attn_implementation="eager",
-    )
-    return Qwen3ForCausalLM(config).eval()
+    return tiny_qwen(vocabulary, seed, initializer_range=0.2)

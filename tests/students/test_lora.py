@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from student_cases import tiny_qwen
 
 from raygeo.errors import StudentError
 from raygeo.students.delta import open_delta
@@ -8,18 +8,7 @@ from raygeo.students.lora import LoraSettings, adapter_fingerprint, attach_lora
 
 
 def tiny(dtype=torch.float32):
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=20,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        intermediate_size=64,
-        tie_word_embeddings=True,
-    )
-    return Qwen3ForCausalLM(config).to(dtype)
+    return tiny_qwen(20).to(dtype)
 
 
 def factors(model, side):
