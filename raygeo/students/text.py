@@ -1,4 +1,4 @@
-"""A small student made from plain text: its own byte-level BPE tokenizer and a model of a few million parameters."""
+"""A small student made from plain text: its own byte-level BPE tokenizer and a model of two million parameters."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class TextStudent(Settings):
     vocabulary: int = Field(2048, ge=_BYTES + len(_SPECIAL))
     """At most so many tokens, the 256 bytes included."""
     architecture: Architecture = Architecture(
-        hidden=256, layers=4, heads=4, kv_heads=2, head_dim=64, intermediate=768, init_std=0.02, context=1024
+        hidden=192, layers=4, heads=4, kv_heads=2, head_dim=48, intermediate=576, init_std=0.02, context=1024
     )
     """The model."""
     model_seed: int = 0
     """Seed of the initial weights."""
-    training: PretrainSettings = PretrainSettings(loss_on="all")
+    training: PretrainSettings = PretrainSettings(steps=650, batch_size=16, loss_on="all")
     """How it is trained."""
 
 
