@@ -11,7 +11,6 @@ _EMBEDDED = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a run's end is noticed at a health check
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine cannot lose a node, and the watcher is a process a run
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
 }
 

@@ -45,7 +45,7 @@ def run_sweep(
     tuner = tune.Tuner(
         tune.with_resources(lambda config: trial(config["choice"]), TRIAL_RESOURCES),
         param_space={"choice": tune.grid_search(choices)},
-        tune_config=tune.TuneConfig(max_concurrent_trials=max(1, at_once)),
+        tune_config=tune.TuneConfig(max_concurrent_trials=max(1, at_once), reuse_actors=True),
         run_config=tune.RunConfig(
             name=name, storage_path=storage, callbacks=callbacks, verbose=0, failure_config=tune.FailureConfig(0)
         ),
