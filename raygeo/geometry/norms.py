@@ -1,23 +1,18 @@
 """How far each run moved each weight matrix, and in how many directions: one row a module, a layer and a run."""
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
-from raygeo.errors import DeltaError, StudentError
+from raygeo.errors import DeltaError
 from raygeo.geometry import linalg
 from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath
+from raygeo.students.checkpoint import Checkpoint
 from raygeo.students.delta import Dense, Entry, layer_index, module_name
 from raygeo.students.run import Run
 from raygeo.workload import Rows, Task, Workload
 
-_TIED = {"lm_head.weight": "model.embed_tokens.weight", "model.embed_tokens.weight": "lm_head.weight"}
-_DTYPES = {"F64", "F32", "F16", "BF16"}
 _RANKS = {
     "stable_rank": linalg.stable_rank,
     "effective_rank": linalg.effective_rank,
@@ -25,49 +20,17 @@ _RANKS = {
 }
 
 
-class BaseWeights:
-    """Shapes and norms of a base model's parameters, read from its safetensors one parameter at a time.
-
-    Of two tied parameters a checkpoint holds one; either name finds it.
-    """
+class BaseWeights(Checkpoint):
+    """Norms of a base model's parameters, read one parameter at a time and remembered."""
 
     def __init__(self, folder: AnyPath):
-        """Read which file holds which parameter.
-
-        Raises:
-            StudentError: the folder holds neither ``model.safetensors`` nor its index.
-        """
-        self.folder = Path(folder)
-        index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
-        if single.is_file():
-            with safe_open(single, framework="pt") as file:
-                self._files = dict.fromkeys(file.keys(), single)
-        elif index.is_file():
-            weight_map = json.loads(index.read_text())["weight_map"]
-            self._files = {name: self.folder / file for name, file in weight_map.items()}
-        else:
-            raise StudentError(f"{folder} holds no {single.name} nor {index.name}; save the base as safetensors there.")
+        super().__init__(folder)
         self._norms: dict[str, float] = {}
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a parameter; the tensor itself is not read."""
-        key = self._key(name)
-        with safe_open(self._files[key], framework="pt") as file:
-            return tuple(file.get_slice(key).get_shape())
-
     def norm(self, name: str) -> float:
-        """Frobenius norm of a parameter, summed in fp64 and remembered.
-
-        Raises:
-            StudentError: the parameter is stored quantised.
-        """
+        """Frobenius norm of a parameter, summed in fp64."""
         if name not in self._norms:
-            key = self._key(name)
-            with safe_open(self._files[key], framework="pt") as file:
-                dtype = file.get_slice(key).get_dtype()
-                if dtype not in _DTYPES:
-                    raise StudentError(f"{self.folder}: {key} is stored as {dtype}; give an unquantised base model.")
-                self._norms[name] = linalg.norm(Dense(file.get_tensor(key)))
+            self._norms[name] = linalg.norm(Dense(self.tensor(name)))
         return self._norms[name]
 
     def check(self, name: str, entry: Entry) -> None:
@@ -82,12 +45,6 @@ class BaseWeights:
                 f"the delta of {name} has shape {entry.shape} where {self.folder} has {shape}; "
                 "it was trained from another model."
             )
-
-    def _key(self, name: str) -> str:
-        for key in (name, _TIED.get(name, name)):
-            if key in self._files:
-                return key
-        raise DeltaError(f"the delta names {name!r}, which {self.folder} lacks; it was trained from another model.")
 
 
 class NormSettings(Settings):

@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from raygeo.errors import TrainingError
 from raygeo.losses.base import Example, Loss, LossInputs, Unit
 from raygeo.losses.counting import units
 from raygeo.rollouts.reference import open_reference
 from raygeo.rollouts.tokens import RolloutTokens
 from raygeo.store import AnyPath, Store
+from raygeo.students.checkpoint import Checkpoint
 from raygeo.students.delta import check_delta, save_full_delta
 from raygeo.students.encoding import collate
 from raygeo.students.likelihood import token_logprobs
@@ -63,9 +63,6 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     engine, fingerprint = build_engine(spec.training, len(data.examples), inputs.student)
     summary = optimise(engine, spec, data, lambda metrics: ray_train.report(metrics))
     curves = summary.pop("curves")
-    folder = store.scratch()
-    if summary["status"] == "finished":
-        export(engine, spec.training, inputs.student, folder)
     summary |= {
         "run": spec.name,
         "loss": spec.loss.type,
@@ -73,15 +70,19 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         "seed": spec.training.seed,
         "init_seed": spec.training.init_seed,
         "examples": len(data.examples),
-        "seconds": time.perf_counter() - started,
         "params": json.dumps({"loss": spec.loss.model_dump(), "training": spec.training.model_dump()} | fingerprint),
         "key": key,
     }
-    if rank() == 0:
-        if summary["status"] == "finished":
+    if summary["status"] == "finished":
+        values = trained_values(engine)
+        if rank() == 0:
+            folder = store.scratch()
+            export(engine, values, inputs.student, folder)
             check_delta(folder)
             store.save_folder("deltas", key, folder)
             summary["delta"] = store.path("deltas", key)
+    summary["seconds"] = time.perf_counter() - started
+    if rank() == 0:
         store.write_unit(key, {"curves": [{"run": spec.name, **row} for row in curves], "runs": [summary]})
     engine.destroy()
     return summary
@@ -275,47 +276,35 @@ def gathered(parameters: list[nn.Parameter]) -> Any:
         yield
 
 
-def master(parameter: nn.Parameter) -> Tensor:
-    """The fp32 value of a parameter, whole, on every rank: the optimiser's master copy where there is one."""
+def trained_values(engine: Any) -> dict[str, Tensor]:
+    """The fp32 values of all trained parameters, whole, on rank 0's CPU; all ranks take part, the others get none.
+
+    They are the optimiser's master copies where there are any.
+    """
     from deepspeed.utils import safe_get_full_fp32_param
 
-    value = safe_get_full_fp32_param(parameter)
-    if value is None:
-        with gathered([parameter]):
-            value = parameter.detach().clone()
-    return value.to("cpu", torch.float32)
+    values = {}
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        value = safe_get_full_fp32_param(parameter)
+        if value is None:
+            with gathered([parameter]):
+                value = parameter.detach().clone()
+        if rank() == 0:
+            values[name] = value.to("cpu", torch.float32)
+    return values
 
 
-def export(engine: Any, settings: TrainingSettings, student: AnyPath, folder: Path) -> None:
-    """Write the run's delta into ``folder`` in fp32 (all ranks take part, rank 0 writes): a PEFT adapter folder, or
-    ``delta.safetensors`` with tuned minus base for every trained parameter.
+def export(engine: Any, values: dict[str, Tensor], student: AnyPath, folder: Path) -> None:
+    """Write a run's delta into ``folder`` in fp32: a PEFT adapter folder where adapters were trained, else
+    ``delta.safetensors`` with tuned minus base for every parameter.
 
     Raises:
-        TrainingError: the base folder lacks a parameter the model has.
+        DeltaError: the base folder lacks a parameter the model has.
     """
-    named = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
-    if settings.lora is not None:
-        values = {name: master(p) for name, p in named}
-        if rank() == 0:
-            engine.module.save_pretrained(str(folder), state_dict=values, safe_serialization=True)
+    if hasattr(engine.module, "peft_config"):
+        engine.module.save_pretrained(str(folder), state_dict=values, safe_serialization=True)
         return
-    base = base_tensors(student)
-    tensors = {}
-    for name, parameter in named:
-        value = master(parameter)
-        if rank() == 0:
-            if name not in base:
-                raise TrainingError(f"the student {student} has no tensor {name!r}; its files do not match its config.")
-            tensors[name] = value - base[name].float()
-    if rank() == 0:
-        save_full_delta(folder, tensors)
-
-
-def base_tensors(student: AnyPath) -> dict[str, Tensor]:
-    """All tensors of a Hugging Face safetensors folder by name."""
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(Path(student).glob("*.safetensors")):
-        tensors |= load_file(file)
-    return tensors
+    base = Checkpoint(student)
+    save_full_delta(folder, {name: value - base.tensor(name).float() for name, value in values.items()})

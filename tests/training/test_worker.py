@@ -26,7 +26,7 @@ from raygeo.training.inputs import RunInputs
 from raygeo.training.order import step_batches
 from raygeo.training.schedule import lr_factor
 from raygeo.training.settings import RunSpec, TrainingSettings
-from raygeo.training.worker import build_engine, export, open_data, optimise
+from raygeo.training.worker import build_engine, export, open_data, optimise, trained_values
 
 STEPS, BATCH = 6, 8
 LOSSES = {
@@ -119,8 +119,9 @@ def train_cases(rank, world, port, inputs, location, root):
         summary = optimise(engine, spec, data, reports.append)
         folder = Path(root) / "out" / case
         folder.mkdir(parents=True, exist_ok=True)
-        export(engine, spec.training, inputs.student, folder)
+        values = trained_values(engine)
         if rank == 0:
+            export(engine, values, inputs.student, folder)
             (folder / "summary.json").write_text(json.dumps(summary))
             (folder / "reports.json").write_text(json.dumps(reports))
         engine.destroy()
