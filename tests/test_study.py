@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,12 @@ import pytest
 import torch
 import yaml
 from mlflow.tracking import MlflowClient
-from student_cases import draw_rollouts
+from student_cases import draw_rollouts, save_tiny_student
 from study_cases import tiny_study
 
 import raygeo
 from raygeo.config import parse_study
-from raygeo.errors import DataError, TrainingError
+from raygeo.errors import DataError, StudentError, TrainingError
 from raygeo.stages.report import rewrite_report
 from raygeo.students.delta import open_delta
 from raygeo.study import run_study
@@ -174,6 +175,28 @@ def test_rollouts_are_sampled_from_the_built_in_teacher(ray_session, tmp_path):
     assert set(rollouts.groupby("prompt_id")["split"].nunique()) == {1}
     assert rollouts.groupby("split")["prompt_id"].nunique().to_dict() == {"heldout": 18, "train": 42}
     assert rollouts["completion"].nunique() > 100
+
+
+def test_a_local_model_is_known_by_its_content_and_linked(rollout_file, ray_session, tmp_path):
+    folder = save_tiny_student(tmp_path / "model")
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    other = save_tiny_student(tmp_path / "other", seed=1)
+    location = tmp_path / "store"
+    for model in (folder, moved, other):
+        study = study_over(rollout_file, store=str(location), student={"model": str(model)})
+        run_study(study, until="student")
+    linked = list((location / "students").glob("*/model.safetensors"))
+    assert len(linked) == 2
+    assert all(path.is_symlink() for path in linked)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"), [("/no/such/model", "neither a folder nor a hub id"), ("nobody/nothing", "cannot be fetched")]
+)
+def test_a_model_that_is_not_there_is_named(rollout_file, ray_session, tmp_path, model, said):
+    study = study_over(rollout_file, store=str(tmp_path / "store"), student={"model": model})
+    with pytest.raises(StudentError, match=said):
+        run_study(study, until="student")
 
 
 def test_bad_rows_are_set_aside_counted_and_survivable(rollout_file, ray_session, tmp_path):

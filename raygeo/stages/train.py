@@ -141,9 +141,10 @@ def _publish(
     runs = []
     base_id = tracking.child(f"{student.key}:base", BASE, {"loss": "none", "lr": 0.0, "seed": 0})
     tracking.end(base_id)
+    finished = store.finished(("runs", "curves"))
     for name, key, spec in names:
         child = tracking.child(key, name, run_params(spec))
-        if key in failures or key not in store.units("runs"):
+        if key not in finished:
             reason = failures.get(key, "no result was stored").strip().splitlines()[-1]
             rows.append(
                 {"run": name, "loss": spec.loss.type, "lr": spec.training.lr, "seed": spec.training.seed,
