@@ -1,5 +1,6 @@
 """All runs of a study as Ray Tune trials, as many at once as the cluster holds."""
 
+import logging
 from typing import Any
 
 import ray
@@ -32,6 +33,7 @@ def run_sweep(
         demand = worker_resources(spec)
         check_fits(f"run {spec.name}", demand, spec.training.workers)
         at_once = min(at_once, count_fitting(demand) // spec.training.workers)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it remarks on every half second spent in a callback
     storage = store.path("ray") if store.is_local else f"{store.location}/ray"
     shared = ray.put((inputs, store, storage))
 
