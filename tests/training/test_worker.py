@@ -26,7 +26,7 @@ from raygeo.training.inputs import RunInputs
 from raygeo.training.order import step_batches
 from raygeo.training.schedule import lr_factor
 from raygeo.training.settings import RunSpec, TrainingSettings
-from raygeo.training.worker import build_engine, export, open_data, optimise, trained_values
+from raygeo.training.worker import build_engine, export, import_deepspeed, open_data, optimise, trained_values
 
 STEPS, BATCH = 6, 8
 LOSSES = {
@@ -102,12 +102,10 @@ def free_port() -> int:
 def train_cases(rank, world, port, inputs, location, root):
     torch.set_num_threads(1)
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "DS_ACCELERATOR": "cpu",
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    import deepspeed
-
-    deepspeed.init_distributed("gloo", verbose=False)
+    import_deepspeed().init_distributed("gloo", verbose=False)
     store = Store(location)
     for case, (name, needed, extra) in CASES.items():
         if needed != world:
@@ -161,7 +159,7 @@ def plain(store, inputs, name, extra):
             logprobs = token_logprobs(model, padded)
             total = loss(LossInputs(logprobs, padded.mask, weights, references, pairs)).total / count
             total.backward()
-            objective += float(total)
+            objective += total.item()
         curve.append(objective)
         torch.nn.utils.clip_grad_norm_(trained.values(), settings.clip)
         for group in optimizer.param_groups:
