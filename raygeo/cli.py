@@ -53,6 +53,9 @@ def ui(
     from raygeo.tracking import tracking_uri
 
     uri = tracking_uri(Store(store, create=False))
+    if uri.startswith("http"):
+        typer.echo(f"The runs are on the MLflow server at {uri}; open it in a browser.")
+        return
     typer.echo(f"MLflow over {uri}: http://127.0.0.1:{port}")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]

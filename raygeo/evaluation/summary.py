@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from statistics import median
 
 import pyarrow as pa
 
@@ -30,8 +31,6 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
         if row["scope"] == "global" and row["run_b"] == reference and row["run_a"] != reference:
             put(row["run_a"], "cosine_to_reference", row["cosine"])
             put(row["run_a"], "orthogonal_to_reference", row["orthogonal_fraction"])
-        elif row["scope"] == "global" and row["run_a"] == reference and row["run_b"] != reference:
-            summaries[row["run_b"]].setdefault("cosine_to_reference", row["cosine"])
     angles: defaultdict[str, list[float]] = defaultdict(list)
     for row in tables["subspaces"].to_pylist():
         pair = {row["run_a"], row["run_b"]}
@@ -39,7 +38,7 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
             [other] = pair - {reference}
             angles[other].append(row["angle_degrees"])
     for run, values in angles.items():
-        put(run, "first_left_angle_to_reference", sorted(values)[len(values) // 2])
+        put(run, "first_left_angle_to_reference", median(values))
     for row in tables["paths"].to_pylist():
         for end, run in ((0.0, row["run_a"]), (1.0, row["run_b"])):
             if row["alpha"] == end:

@@ -1,0 +1,61 @@
+import pytest
+
+from raygeo.evaluation.summary import run_summaries
+from raygeo.tables import SCHEMAS, to_arrow
+
+
+def tables(**rows):
+    return {name: to_arrow(name, rows.get(name, [])) for name in SCHEMAS}
+
+
+def test_comparisons_are_with_the_reference_whichever_way_a_pair_stands():
+    angle = {"module": "m", "side": "left", "k": 1, "index": 0}
+    found = run_summaries(
+        tables(
+            similarity=[
+                {"run_a": "dpo", "run_b": "sft", "scope": "global", "cosine": 0.1, "orthogonal_fraction": 0.9},
+                {"run_a": "sft", "run_b": "dpo", "scope": "global", "cosine": 0.1, "orthogonal_fraction": 0.8},
+                {"run_a": "dpo", "run_b": "sft", "scope": "layer", "cosine": 0.5, "orthogonal_fraction": 0.5},
+            ],
+            subspaces=[
+                {**angle, "run_a": a, "run_b": b, "angle_degrees": degrees}
+                for a, b, degrees in (
+                    ("sft", "dpo", 10.0),
+                    ("dpo", "sft", 40.0),
+                    ("sft", "dpo", 20.0),
+                    ("sft", "dpo", 30.0),
+                )
+            ],
+            barriers=[
+                {"run_a": "dpo", "run_b": "sft", "probe": "solutions", "chord": 0.25},
+                {"run_a": "base", "run_b": "dpo", "probe": "solutions", "chord": 7.0},
+            ],
+            cka=[{"run_a": "base", "run_b": "dpo", "layer": layer, "cka": layer / 10} for layer in (0, 3)],
+        ),
+        "sft",
+    )
+    assert found["dpo"] == pytest.approx(
+        {
+            "cosine_to_reference": 0.1,
+            "orthogonal_to_reference": 0.9,
+            "first_left_angle_to_reference": 25.0,
+            "barrier_to_reference.solutions": 0.25,
+            "last_cka_to_base": 0.3,
+        }
+    )
+
+
+def test_ends_of_paths_and_the_base_are_summarised_and_nulls_left_out():
+    path = {"run_a": "base", "run_b": "sft", "probe": "solutions", "metric": "nll", "n": 4}
+    found = run_summaries(
+        tables(
+            paths=[{**path, "alpha": alpha, "loss": 1.0 - alpha / 2} for alpha in (0.0, 0.5, 1.0)]
+            + [{**path, "probe": "problems", "metric": "accuracy", "alpha": 1.0, "accuracy": 0.5}],
+            curvature=[
+                {"run": "base", "operator": "hessian", "quantity": "eigenvalue", "index": i, "value": 5.0 - i}
+                for i in (0, 1)
+            ],
+        ),
+        "sft",
+    )
+    assert found == {"base": {"nll.solutions": 1.0, "top_eigenvalue.hessian": 5.0}, "sft": {"nll.solutions": 0.5}}
