@@ -36,6 +36,11 @@ def test_what_is_not_there_is_named(arguments, error, said):
     assert said in str(result.exception)
 
 
+def test_ui_names_the_tracking_server(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert "http://127.0.0.1:9" in run("ui", store.location).output
+
+
 def test_a_stage_that_does_not_exist_is_refused_before_anything_starts(tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(tiny_study(store=str(tmp_path / "store"))))
     result = run("run", str(tmp_path / "study.yaml"), "--until", "dinner")

@@ -60,6 +60,10 @@ def test_a_run_may_replace_steps_by_epochs():
         ({"student": {"model": "some/model"}}, "name a teacher model"),
         ({"geometry": {"hessian": {}}}, "geometry.hessian: unknown key"),
         ({"name": "a b"}, "name: "),
+        (
+            {"runs": [{"loss": {"type": "dpo"}}, {"loss": {"type": "dpo"}, "precision": "bf16", "name": "b"}]},
+            "must share one training.precision",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_what_was_read_and_what_is_allowed(change, said):

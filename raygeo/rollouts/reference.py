@@ -30,20 +30,26 @@ class ReferenceSettings(Settings):
 
 
 class ReferenceLogprobs(Workload):
-    """One task a slice of rows -> table ``reference``: ``logprobs`` [completion tokens] fp32 for each row."""
+    """One task a slice of rows -> table ``reference``: ``logprobs`` [completion tokens] fp32 for each row.
+
+    The base computes in ``dtype``, that of the runs which use the table: otherwise a policy equal to the base would
+    differ from it by rounding, a margin that no training made.
+    """
 
     name = "reference log-probabilities"
     tables = ("reference",)
 
-    def __init__(self, settings: ReferenceSettings, base: AnyPath, tokens: AnyPath, key: str):
-        self.settings, self.base, self.tokens, self.key = settings, base, tokens, key
+    def __init__(
+        self, settings: ReferenceSettings, base: AnyPath, tokens: AnyPath, key: str, dtype: torch.dtype = torch.float32
+    ):
+        self.settings, self.base, self.tokens, self.key, self.dtype = settings, base, tokens, key, dtype
 
     def tasks(self) -> list[Task]:
         """Slices of ``rows_per_task`` rows, costed by their tokens."""
         tokens, size = RolloutTokens.open(self.tokens), self.settings.rows_per_task
         return [
             Task(
-                content_key("reference", self.key, self.settings, start),
+                content_key("reference", self.key, self.settings, str(self.dtype), start),
                 float(tokens.lengths[start : start + size].sum()),
                 (start, min(start + size, len(tokens))),
                 f"rows {start} to {min(start + size, len(tokens))}",
@@ -53,7 +59,7 @@ class ReferenceLogprobs(Workload):
 
     def setup(self) -> Any:
         """The base model, its tokenizer's pad id and the mapped tokens."""
-        model, tokenizer = load_student(self.base, device=default_device())
+        model, tokenizer = load_student(self.base, dtype=self.dtype, device=default_device())
         return model, tokenizer.pad_token_id, RolloutTokens.open(self.tokens)
 
     def compute(self, state: Any, payload: Any) -> dict[str, Rows]:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from raygeo.errors import TrainingError
 from raygeo.rollouts.reference import ReferenceLogprobs, save_reference
@@ -47,11 +48,14 @@ def select_examples(context: Context, rollouts: Rollouts) -> dict[str, int]:
 
 def provide_reference(context: Context, student: Student, rollouts: Rollouts) -> str | None:
     """Key of the reference log-probabilities' folder; None when no loss needs them."""
-    if not any(spec.loss.needs_reference for spec in context.study.specs()):
+    precisions = {spec.training.precision for spec in context.study.specs() if spec.loss.needs_reference}
+    if not precisions:
         return None
+    [precision] = precisions
     store, settings = context.store, context.study.reference
-    key = content_key("reference", rollouts.tokens_key, student.key, settings)
-    workload = ReferenceLogprobs(settings, student.folder, rollouts.tokens, key)
+    key = content_key("reference", rollouts.tokens_key, student.key, settings, precision)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    workload = ReferenceLogprobs(settings, student.folder, rollouts.tokens, key, dtype)
     result = context.run(workload)
     if not store.has_folder(REFERENCE, key):
         folder = store.scratch()
