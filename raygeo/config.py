@@ -240,7 +240,7 @@ class Study(Settings):
         if self.reference_run is not None and self.reference_run not in names:
             near = difflib.get_close_matches(self.reference_run, names, 1) or names
             raise ValueError(f"reference_run {self.reference_run!r} is no run of the study; did you mean {near[0]!r}?")
-        precisions = {spec.training.precision for spec in self.specs() if spec.loss.needs_reference}
+        precisions = {spec.training.precision for spec in self.specs() if "reference" in spec.loss.needs}
         if len(precisions) > 1:
             raise ValueError("runs whose loss compares with the base must share one training.precision")
         needing = [n for n in ("paths", "cka", "curvature") if getattr(self.geometry, n) is not None]

@@ -4,6 +4,7 @@ Shapes: ``B`` sequences, ``T`` target positions (position ``t`` predicts token `
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from raygeo.settings import Settings
+from raygeo.students.likelihood import TokenLogits
 
 Unit = Literal["token", "sequence", "pair"]
+Need = Literal["reference", "reference_logits", "behaviour", "mismatched"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,11 @@ class Selection:
 class LossInputs:
     """One micro-batch. Prompt and padding positions are 0 in ``mask``.
 
-    ``logprobs`` [B, T] fp32, with gradient; ``mask`` [B, T] bool; ``weights`` [B] fp32; ``reference_logprobs`` [B, T]
-    fp32, without gradient, present when the loss needs them; ``pairs`` [P, 2] int64, rows of the batch, chosen first.
+    ``logprobs`` [B, T] fp32, with gradient; ``mask`` [B, T] bool; ``weights`` [B] fp32; ``pairs`` [P, 2] int64, rows of
+    the batch, chosen first. Present when the loss needs them, fp32 and without gradient: ``reference_logprobs`` [B, T]
+    of the base, ``behaviour_logprobs`` [B, T] of the model that wrote the rollouts, ``kl_baseline`` [], the mean over
+    the whole step's examples of log p / p_base of their mismatched completions. ``terms`` hold what the loss's own
+    ``token_terms`` made of the logits, [B, T] each, with gradient.
     """
 
     logprobs: Tensor
@@ -48,6 +54,9 @@ class LossInputs:
     weights: Tensor
     reference_logprobs: Tensor | None = None
     pairs: Tensor | None = None
+    behaviour_logprobs: Tensor | None = None
+    kl_baseline: Tensor | None = None
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,9 +82,27 @@ class Loss(Settings):
     formula: ClassVar[str]
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether log-probabilities of the base must be given; may depend on the settings."""
-        return False
+    def needs(self) -> frozenset[Need]:
+        """What must be given besides the rollouts' tokens and verdicts; may depend on the settings.
+
+        ``reference``: log-probabilities of the base; ``reference_logits``: the base's logits over the vocabulary, for
+        ``token_terms``; ``behaviour``: log-probabilities of the model that wrote the rollouts, recorded with them;
+        ``mismatched``: the KL baseline, from each prompt with a completion of another prompt (with ``reference``).
+        """
+        return frozenset()
+
+    @property
+    def embedding_mix(self) -> float:
+        """Share of the model's own greedy guess in the input embedding of each completion token; 0 leaves inputs be."""
+        return 0.0
+
+    def token_terms(self, tokens: TokenLogits) -> dict[str, Tensor]:
+        """Compute per-token quantities that need whole logits: name -> [N], with gradient; none by default.
+
+        Called on chunks of a micro-batch's completion tokens, so a token's value may depend on that token alone. The
+        results are in ``LossInputs.terms``, and must not depend on how tokens are grouped.
+        """
+        return {}
 
     @property
     @abstractmethod

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raygeo.errors import TrainingError
-from raygeo.losses.base import Example, Loss, LossInputs, LossOutput, Selection, Unit, masked_sum
+from raygeo.losses.base import Example, Loss, LossInputs, LossOutput, Need, Selection, Unit, masked_sum
 from raygeo.losses.selection import Group, group_rollouts
 
 
@@ -37,9 +37,9 @@ class DPO(Loss):
     """At most this many pairs of a prompt; None makes all of them."""
 
     @property
-    def needs_reference(self) -> bool:
-        """Always."""
-        return True
+    def needs(self) -> frozenset[Need]:
+        """The base's log-probabilities."""
+        return frozenset({"reference"})
 
     @property
     def unit(self) -> Unit:

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raygeo.errors import DataError, TrainingError
-from raygeo.losses.base import LossInputs, Unit, masked_sum
+from raygeo.losses.base import LossInputs, Need, Unit, masked_sum
 from raygeo.losses.pointwise import Pointwise
 from raygeo.losses.selection import Group
 
@@ -49,9 +49,9 @@ class OfflineGRPO(Pointwise):
     """Clip range of the ratio in ``ppo``."""
 
     @property
-    def needs_reference(self) -> bool:
+    def needs(self) -> frozenset[Need]:
         """Only the ``ppo`` surrogate compares with the base."""
-        return self.surrogate == "ppo"
+        return frozenset({"reference"} if self.surrogate == "ppo" else ())
 
     def row_weights(self, group: Group) -> Sequence[float | None]:
         """Advantages from rewards, or from verdicts (1 and 0) where a prompt has no reward at all.

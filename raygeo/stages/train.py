@@ -48,7 +48,7 @@ def select_examples(context: Context, rollouts: Rollouts) -> dict[str, int]:
 
 def provide_reference(context: Context, student: Student, rollouts: Rollouts) -> str | None:
     """Key of the reference log-probabilities' folder; None when no loss needs them."""
-    precisions = {spec.training.precision for spec in context.study.specs() if spec.loss.needs_reference}
+    precisions = {spec.training.precision for spec in context.study.specs() if "reference" in spec.loss.needs}
     if not precisions:
         return None
     [precision] = precisions

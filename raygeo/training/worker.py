@@ -93,7 +93,7 @@ def open_data(loss: Loss, store: Store, inputs: RunInputs) -> Data:
     tokens = RolloutTokens.open(inputs.tokens)
     rollouts = store.read_unit("rollouts", inputs.rollouts)
     rollouts = rollouts.filter(pc.equal(rollouts["split"], "train"))
-    reference = open_reference(inputs.reference) if loss.needs_reference and inputs.reference is not None else None
+    reference = open_reference(inputs.reference) if "reference" in loss.needs and inputs.reference is not None else None
     return Data(tokens, loss.select(rollouts).examples, reference, inputs.pad_id)
 
 

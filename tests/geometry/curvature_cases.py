@@ -27,11 +27,22 @@ class TinyLM(nn.Module):
         for parameter in self.parameters():
             parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         self.head.weight = self.embed.weight
+        text = SimpleNamespace(vocab_size=VOCAB)
+        self.config = SimpleNamespace(get_text_config=lambda: text)
 
-    def forward(self, input_ids, attention_mask=None, use_cache=False, logits_to_keep=0):
+    def get_decoder(self):
+        return self.decode
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def decode(self, input_ids, attention_mask=None, use_cache=False):
         h = self.embed(input_ids)
         steps = torch.arange(1, h.shape[1] + 1, dtype=h.dtype)[:, None]
-        h = torch.tanh(self.mix(h.cumsum(1) / steps))
+        return SimpleNamespace(last_hidden_state=torch.tanh(self.mix(h.cumsum(1) / steps)))
+
+    def forward(self, input_ids, attention_mask=None, use_cache=False, logits_to_keep=0):
+        h = self.decode(input_ids).last_hidden_state
         return SimpleNamespace(logits=self.head(h[:, logits_to_keep]))
 
 

@@ -81,7 +81,7 @@ def make_inputs(loss, seed: int, lengths: list[int], width: int = 7, scale: floa
         mask[i, start : start + length] = True
     weights = torch.tensor([row_weight(loss, i % 2 == 0) for i in range(len(lengths))], dtype=torch.float64)
     pairs = torch.arange(len(lengths)).view(-1, 2) if loss.unit == "pair" else None
-    return LossInputs(logprobs.requires_grad_(), mask, weights, reference if loss.needs_reference else None, pairs)
+    return LossInputs(logprobs.requires_grad_(), mask, weights, reference if "reference" in loss.needs else None, pairs)
 
 
 def gradient(loss, inputs: LossInputs) -> torch.Tensor:

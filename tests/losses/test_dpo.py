@@ -107,7 +107,7 @@ def test_large_margins_do_not_overflow():
 
 
 def test_needs_reference_and_pairs():
-    assert DPO().needs_reference
+    assert DPO().needs == {"reference"}
     inputs = make_inputs(DPO(), seed=0, lengths=[2, 2])
     with pytest.raises(TrainingError):
         DPO()(type(inputs)(inputs.logprobs, inputs.mask, inputs.weights, None, inputs.pairs))

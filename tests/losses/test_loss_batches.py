@@ -48,7 +48,7 @@ def step_gradient(loss, model, sequences, reference, micro_batches):
                 token_logprobs(model, batch),
                 batch.mask,
                 torch.tensor([w for example in micro for w in example.weights]),
-                padded if loss.needs_reference else None,
+                padded if "reference" in loss.needs else None,
                 torch.arange(len(rows)).view(-1, 2) if loss.unit == "pair" else None,
             )
         )

@@ -39,7 +39,7 @@ def test_a_row_without_tokens_adds_nothing():
 
 
 def test_needs_no_reference():
-    assert SFT().needs_reference is False
+    assert not SFT().needs
 
 
 @pytest.mark.parametrize("wrong", [{"normalization": "batch"}, {"prompts": "some"}, {"type": "rft"}, {"beta": 0.1}])
