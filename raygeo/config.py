@@ -1,14 +1,14 @@
 """The study as typed models: one YAML file, refused before anything starts if a key or a value is wrong."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Any, ClassVar, Optional
 
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -27,10 +27,15 @@ from raygeo.geometry.paths import PathsSettings
 from raygeo.geometry.similarity import SimilaritySettings
 from raygeo.geometry.subspaces import SubspaceSettings
 from raygeo.losses import AnyLoss
+from raygeo.losses.base import FROM_BASE
 from raygeo.rollouts.grading import Grading
 from raygeo.rollouts.readers import AnyPromptReader, AnyReader
 from raygeo.rollouts.reference import ReferenceSettings
 from raygeo.rollouts.sampling import DecodingSettings
+from raygeo.search.configurations import Configuration, grid, sample
+from raygeo.search.naming import describe
+from raygeo.search.settings import SweepSettings
+from raygeo.search.space import Choice, Domain, Place, Range, Varied, models_in, refusal, tag
 from raygeo.settings import Settings
 from raygeo.students.builtin import WordProblems
 from raygeo.students.text import TextStudent
@@ -155,48 +160,65 @@ class GeometrySettings(Settings):
     """Hessian spectra."""
 
 
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
+class TrainingDefaults(Varied, TrainingSettings):
+    """The training settings of every run that says nothing else; lists and ranges hold for all of them."""
 
 
-_GRID: dict[str, Any] = {
-    "lr": Annotated[list[float], BeforeValidator(_listed), Field(min_length=1)],
-    "seed": Annotated[list[int], BeforeValidator(_listed), Field(min_length=1)],
-    "init_seed": Annotated[list[int], BeforeValidator(_listed), Field(min_length=1)],
-}
 _overrides: dict[str, Any] = {
-    name: (Optional[_GRID.get(name, info.annotation)], Field(None, description=info.description))  # noqa: UP045
+    name: (Optional[info.annotation], Field(None, description=info.description))  # noqa: UP045
     for name, info in TrainingSettings.model_fields.items()
 }
 TrainingOverrides = create_model("TrainingOverrides", __base__=Settings, **_overrides)
+_ONE_OF = {"steps": "epochs", "epochs": "steps"}
+_SEEDS: tuple[Place, ...] = (("seed",), ("init_seed",))
+_LAST: tuple[Place, ...] = (("lr",), *_SEEDS)
 
 
-class RunEntry(TrainingOverrides):
-    """A loss with its hyper-parameters: any training setting may be overridden; lr and seeds may be lists (a grid)."""
+class RunEntry(Varied, TrainingOverrides):
+    """A loss with its hyper-parameters: any training setting may be overridden, and any setting may vary."""
+
+    fixed: ClassVar[frozenset[str]] = frozenset({"loss", "name"})
 
     loss: AnyLoss
     """The loss and its options."""
     name: str | None = None
-    """A name for the run; by default loss, learning rate and seed."""
+    """A name for the run; by default the loss."""
 
     @model_serializer(mode="wrap")
-    def _only_what_was_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A setting left out takes the study's default, which null would not."""
-        return {name: value for name, value in handler(self).items() if name in self.model_fields_set}
+        return self._spread({name: value for name, value in handler(self).items() if name in self.model_fields_set})
 
-    def expand(self, defaults: TrainingSettings) -> Iterator[tuple[str | None, AnyLoss, TrainingSettings]]:
-        """All runs of the entry's grid, as (name given, loss, resolved training settings)."""
-        given = self.model_dump(exclude={"loss", "name"})
-        grid = {key: given.pop(key) for key in list(given) if key in _GRID}
-        for lr in grid.get("lr", [defaults.lr]):
-            for seed in grid.get("seed", [defaults.seed]):
-                for init_seed in grid.get("init_seed", [defaults.init_seed]):
-                    changed = defaults.model_dump() | given | {"lr": lr, "seed": seed, "init_seed": init_seed}
-                    if given.get("steps") is not None:
-                        changed["epochs"] = None
-                    elif given.get("epochs") is not None:
-                        changed["steps"] = None
-                    yield self.name, self.loss, TrainingSettings.model_validate(changed)
+    def space(self, defaults: TrainingDefaults) -> dict[Place, Domain]:
+        """Everything that varies in the entry, ``defaults`` included; learning rate and seeds last."""
+        given = self._given()
+        merged = {place: domain for place, domain in defaults.domains.items() if place[0] not in given}
+        merged |= self.domains
+        return {place: merged[place] for place in (*(p for p in merged if p not in _LAST), *_LAST) if place in merged}
+
+    def resolve(self, defaults: TrainingDefaults, values: Configuration) -> RunSpec:
+        """The run with ``values`` for everything that varies; its name is the entry's or the loss's."""
+        given = self._given()
+        own = self.at({place: value for place, value in values.items() if place[0] in given})
+        training = defaults.at({place: value for place, value in values.items() if place[0] not in given})
+        loss, name = own.pop("loss"), own.pop("name", None)
+        training |= dict.fromkeys(given - own.keys() - {"loss", "name"}) | own
+        spec = RunSpec.model_validate({"name": name or loss["type"], "loss": loss, "training": training})
+        return spec
+
+    def _given(self) -> set[str]:
+        """The settings that the study's defaults have no say in."""
+        replaced = {_ONE_OF[name] for name in self.model_fields_set & _ONE_OF.keys() if getattr(self, name) is not None}
+        return self.model_fields_set | replaced
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run, and what was chosen for it: values for everything that varies in the entry of ``runs`` it comes from."""
+
+    entry: int
+    values: Configuration
+    spec: RunSpec
 
 
 class Study(Settings):
@@ -212,10 +234,12 @@ class Study(Settings):
     """What is learned from."""
     reference: ReferenceSettings = ReferenceSettings()
     """The base's log-probabilities, for the losses that need them."""
-    training: TrainingSettings = TrainingSettings()
+    training: TrainingDefaults = TrainingDefaults()
     """Defaults of every run."""
     runs: tuple[RunEntry, ...] = Field(min_length=1)
-    """The runs: losses, with whatever differs from ``training``."""
+    """The runs: losses, with whatever differs from ``training``. A list or a range of values makes several."""
+    sweep: SweepSettings | None = None
+    """How values are chosen from lists and ranges, and how runs are judged; by default every listed one is trained."""
     probes: ProbeSettings = ProbeSettings()
     """What likelihood and curvature are measured on."""
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -231,6 +255,8 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Study":
+        if self.sweep is None or self.sweep.search == "grid":
+            self._refuse_ranges()
         names = [spec.name for spec in self.specs()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -240,7 +266,7 @@ class Study(Settings):
         if self.reference_run is not None and self.reference_run not in names:
             near = difflib.get_close_matches(self.reference_run, names, 1) or names
             raise ValueError(f"reference_run {self.reference_run!r} is no run of the study; did you mean {near[0]!r}?")
-        precisions = {spec.training.precision for spec in self.specs() if "reference" in spec.loss.needs}
+        precisions = {spec.training.precision for spec in self.specs() if spec.loss.needs & FROM_BASE}
         if len(precisions) > 1:
             raise ValueError("runs whose loss compares with the base must share one training.precision")
         needing = [n for n in ("paths", "cka", "curvature") if getattr(self.geometry, n) is not None]
@@ -258,21 +284,74 @@ class Study(Settings):
                 )
         return self
 
+    def _refuse_ranges(self) -> None:
+        for above, part in (
+            (("training",), self.training),
+            *((("runs", index), entry) for index, entry in enumerate(self.runs)),
+        ):
+            for place, domain in part.domains.items():
+                if isinstance(domain, Range):
+                    raise refusal(
+                        (*above, *place),
+                        domain.plain(),
+                        "a grid takes lists; to draw from a range set sweep.search to random or optuna",
+                    )
+
+    def trials(self) -> list[Trial]:
+        """Every run that is known before training starts, in the order of the file.
+
+        A search by Optuna chooses the runs of entries that vary as it goes: these are not among them.
+        """
+        return [
+            trial
+            for index in range(len(self.runs))
+            for configuration in self._configurations(index)
+            for trial in self.planned(index, configuration)
+        ]
+
     def specs(self) -> list[RunSpec]:
-        """Every run of the study, resolved, in the order of the file."""
-        specs = []
-        for entry in self.runs:
-            expanded = list(entry.expand(self.training))
-            for name, loss, training in expanded:
-                given = name if name is None or len(expanded) == 1 else f"{name}-lr{training.lr:g}-s{training.seed}"
-                specs.append(RunSpec(name=given or _run_name(loss, training), loss=loss, training=training))
-        return specs
+        """The runs of ``trials``, resolved."""
+        return [trial.spec for trial in self.trials()]
+
+    def planned(self, index: int, configuration: Configuration) -> list[Trial]:
+        """The runs of one configuration of the entry ``runs[index]``: one for each of its seeds."""
+        entry, space = self.runs[index], self.runs[index].space(self.training)
+        seeds = grid({place: domain for place, domain in space.items() if _crossed(place, domain)})
+        trials = [Trial(index, configuration | seed, entry.resolve(self.training, configuration | seed)) for seed in seeds]
+        if entry.name is not None and not space:
+            return trials
+        chosen = describe({place: value for place, value in configuration.items() if place not in _LAST})
+        return [replace(trial, spec=_named(trial.spec, chosen)) for trial in trials]
+
+    def searched(self, index: int) -> dict[Place, Domain]:
+        """What a search chooses in the entry ``runs[index]``: all that varies but its seeds, which are all trained."""
+        space = self.runs[index].space(self.training)
+        return {place: domain for place, domain in space.items() if not _crossed(place, domain)}
+
+    def _configurations(self, index: int) -> list[Configuration]:
+        space, sweep = self.searched(index), self.sweep or SweepSettings()
+        if not space:
+            return [{}]
+        match sweep.search:
+            case "grid":
+                return grid(space)
+            case "random":
+                return sample(space, sweep.samples, sweep.seed)
+            case "optuna":
+                return []
 
 
-def _run_name(loss: Any, training: TrainingSettings) -> str:
-    """``dpo-lr5e-05-s0``: loss, learning rate, data seed, and the adapter seed when it is not 0."""
-    name = f"{loss.type}-lr{training.lr:g}-s{training.seed}"
-    return f"{name}-i{training.init_seed}" if training.lora is not None and training.init_seed else name
+def _crossed(place: Place, domain: Domain) -> bool:
+    return place in _SEEDS and isinstance(domain, Choice)
+
+
+def _named(spec: RunSpec, chosen: str) -> RunSpec:
+    """Name the run as in ``dpo-beta0.1-lr5e-05-s0``: loss, choices, learning rate, data seed, adapter seed if not 0."""
+    training = spec.training
+    parts = [spec.name, *([chosen] if chosen else []), f"lr{training.lr:g}", f"s{training.seed}"]
+    if training.lora is not None and training.init_seed:
+        parts.append(f"i{training.init_seed}")
+    return spec.model_copy(update={"name": "-".join(parts)})
 
 
 # -- reading ------------------------------------------------------------------------------------------------------
@@ -362,25 +441,13 @@ def _allowed(location: Sequence[int | str]) -> list[str]:
         if isinstance(part, int):
             continue
         following = [child for model in models for child in _children(model, part)]
-        models = following or [m for m in models if _tag(m) == part or m.__name__ == part] or models
+        models = following or [m for m in models if tag(m) == part or m.__name__ == part] or models
     return sorted({name for model in models for name in model.model_fields})
 
 
 def _children(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
     info = model.model_fields.get(field)
-    return list(_models(info.annotation)) if info else []
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _models(argument)
-
-
-def _tag(model: type[BaseModel]) -> Any:
-    info = model.model_fields.get("type")
-    return info.default if info else None
+    return list(models_in(info.annotation)) if info else []
 
 
 def study_yaml(study: Study) -> str:

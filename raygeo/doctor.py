@@ -16,7 +16,7 @@ from raygeo.errors import RaygeoError
 from raygeo.stages.report import PACKAGES
 from raygeo.store import Store
 from raygeo.tracking import tracking_uri
-from raygeo.training.worker import import_deepspeed
+from raygeo.training.engine import import_deepspeed
 
 _GIB = 2**30
 

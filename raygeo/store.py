@@ -183,6 +183,40 @@ class Store:
         except OSError as error:
             raise StoreError(f"{target} cannot be written: {error}. Check free space and permissions.") from error
 
+    def add_to_folder(self, kind: str, key: str, source: str | Path) -> None:
+        """Put the files of the local folder ``source`` into ``<kind>/<key>``, which several processes may fill.
+
+        The folder does not count as written until ``complete_folder``.
+        """
+        target = self.path(kind, key)
+        try:
+            self.filesystem.create_dir(target, recursive=True)
+            if self.is_local:
+                for file in Path(source).iterdir():
+                    shutil.move(file, Path(target) / file.name)
+            else:
+                fs.copy_files(str(source), target, destination_filesystem=self.filesystem)
+        except OSError as error:
+            raise StoreError(f"{target} cannot be written: {error}. Check free space and permissions.") from error
+
+    def complete_folder(self, kind: str, key: str) -> None:
+        """Mark ``<kind>/<key>`` as complete."""
+        self._write(self.path(kind, key, _COMPLETE), b"")
+
+    def folders(self, kind: str, prefix: str = "") -> list[str]:
+        """Keys of the folders of ``kind`` that begin with ``prefix``, complete or not, sorted."""
+        selector = fs.FileSelector(self.path(kind), allow_not_found=True)
+        found = (i.base_name for i in self.filesystem.get_file_info(selector) if i.type == fs.FileType.Directory)
+        return sorted(name for name in found if name.startswith(prefix))
+
+    def delete_folder(self, kind: str, key: str) -> None:
+        """Delete ``<kind>/<key>``; first it ceases to count as complete."""
+        path = self.path(kind, key)
+        if self.has_folder(kind, key):
+            self.filesystem.delete_file(f"{path}/{_COMPLETE}")
+        if self.filesystem.get_file_info(path).type == fs.FileType.Directory:
+            self.filesystem.delete_dir(path)
+
     def folder(self, kind: str, key: str) -> str:
         """Local path of a complete folder; a remote one is copied once to this machine's cache.
 

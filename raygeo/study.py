@@ -15,7 +15,7 @@ from raygeo.stages.geometry import analyse_runs
 from raygeo.stages.report import study_params, write_report
 from raygeo.stages.rollouts import provide_rollouts
 from raygeo.stages.student import provide_student
-from raygeo.stages.train import provide_reference, train_runs
+from raygeo.stages.train import provide_references, train_runs
 from raygeo.store import Store
 from raygeo.tracking import Tracking
 
@@ -62,9 +62,9 @@ def run_study(
             with stage("rollouts"):
                 rollouts = provide_rollouts(context, student)
             with stage("reference"):
-                reference = provide_reference(context, student, rollouts)
+                references = provide_references(context, student, rollouts)
             with stage("train"):
-                runs = train_runs(context, student, rollouts, reference, tracking)
+                runs = train_runs(context, student, rollouts, references, tracking)
             with stage("evaluate"):
                 evaluate_runs(context, student, rollouts, runs)
             with stage("geometry"):

@@ -13,7 +13,8 @@ BASE = "base"
 """The name of the untrained student in every table."""
 
 SCHEMAS: dict[str, pa.Schema] = {
-    # What is learned from. `split` is "train" or "heldout", whole prompts; `correct` is the verdict on `reward`.
+    # What is learned from. `split` is "train" or "heldout", whole prompts; `correct` is the verdict on `reward`;
+    # `logprobs` are those of the model that wrote the completion, one a token (end-of-text included), null if unknown.
     "rollouts": _table(
         prompt_id=_S,
         prompt=_S,
@@ -25,6 +26,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         truncated=_B,
         source=_S,
         split=_S,
+        logprobs=pa.list_(pa.float32()),
     ),
     # Rows set aside: where they came from and why.
     "rejected": _table(source=_S, line=_I, reason=_S, text=_S),
@@ -32,6 +34,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     "counts": _table(stage=_S, name=_S, value=_I),
     # Log-probabilities of the base, one list per rollout row, one entry per completion token (end-of-text included).
     "reference": _table(row=_I, logprobs=pa.list_(pa.float32())),
+    # Files of final hidden states of the base: the first rollout row and completion token in each, and how many.
+    "reference_states": _table(row=_I, rows=_I, token=_I, tokens=_I),
     "runs": _table(
         run=_S,
         loss=_S,
@@ -48,6 +52,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         delta_norm=_F,
         relative_norm=_F,
         params=_S,
+        student=_S,
         mlflow_run_id=_S,
         key=_S,
     ),

@@ -7,7 +7,7 @@ tag, so that a study that goes on, or runs again over a finished store, adds to 
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mlflow.entities import Metric, Param, RunStatus, RunTag
@@ -121,8 +121,10 @@ class TrialLogger(tune.Callback):
     the curves are written again from the store when training is over.
     """
 
-    def __init__(self, tracking: Tracking, params: Mapping[str, Mapping[str, Any]], bar: Bar):
-        self.tracking, self.params, self.bar = tracking, params, bar
+    def __init__(
+        self, tracking: Tracking, params: Mapping[str, Mapping[str, Any]], bar: Bar, say: Callable[[str], None]
+    ):
+        self.tracking, self.params, self.bar, self.say = tracking, params, bar, say
         self.steps: dict[str, int] = {}
 
     def __reduce__(self) -> Any:
@@ -137,6 +139,9 @@ class TrialLogger(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict, **info: Any) -> None:
         """Log the report's curves and move the bar."""
         choice = trial.config["choice"]
+        if "note" in result:
+            self.say(f"  [yellow]{choice['run']}[/yellow]: {result['note']}")
+            return
         self.steps[choice["key"]] = result["step"]
         self.bar.update(sum(self.steps.values()), choice["run"])
         if "curves" in result and choice["key"] in self.tracking.children:

@@ -17,6 +17,8 @@ from raygeo.students.likelihood import TokenLogits
 
 Unit = Literal["token", "sequence", "pair"]
 Need = Literal["reference", "reference_logits", "behaviour", "mismatched"]
+FROM_BASE: frozenset[Need] = frozenset({"reference", "reference_logits", "mismatched"})
+"""Needs that the base model meets, so in the precision of the runs."""
 
 
 @dataclass(frozen=True)

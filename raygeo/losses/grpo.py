@@ -1,27 +1,19 @@
-"""Offline GRPO: group-relative advantages computed once from a fixed rollout file."""
+"""Offline GRPO: group-relative advantages on rollouts whose behaviour policy is not known."""
 
-from collections.abc import Sequence
-from math import log1p
-from statistics import fmean, stdev
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from raygeo.errors import DataError, TrainingError
+from raygeo.losses.advantages import GroupAdvantage
 from raygeo.losses.base import LossInputs, Need, Unit, masked_sum
-from raygeo.losses.pointwise import Pointwise
-from raygeo.losses.selection import Group
-
-STD_EPSILON = 1e-4
+from raygeo.losses.ratios import clipped_ratio, is_clipped, log_ratio
 
 
-class OfflineGRPO(Pointwise):
-    """Each rollout weighs its advantage ``A = r - mean(r) + bias``, the mean being over its prompt's usable rollouts.
+class OfflineGRPO(GroupAdvantage):
+    """An advantage times what stands for the likelihood of each token; ``off-policy-grpo`` knows the true ratio.
 
-    The defaults are those of arXiv:2606.23740. Prompts with equal rewards and no bias, which give no gradient, are left
-    out. A bias on every row adds ``bias`` times SFT, wrong rollouts included.
+    Per-token coefficient: the advantage A times the derivative of the ``surrogate`` by log p_t.
     """
 
     title: ClassVar[str] = "Offline GRPO"
@@ -31,19 +23,15 @@ class OfflineGRPO(Pointwise):
     type: Literal["grpo"] = "grpo"
     """Names the loss."""
 
-    bias: float = 0.1
-    """Added to advantages, after scaling by the standard deviation if that is asked for."""
-
-    bias_on: Literal["all", "all_correct"] = "all"
-    """``all``: every rollout (arXiv:2606.23740); ``all_correct``: only prompts without a wrong one (KRAFTON)."""
-
-    scale_by_std: bool = False
-    """Divide centred rewards by their sample standard deviation + 1e-4 (arXiv:2402.03300); off as in Dr. GRPO."""
-
-    surrogate: Literal["logp", "p", "ppo"] = "logp"
+    surrogate: Literal["logp", "p", "shaped", "ppo"] = "logp"
     """What an advantage multiplies. ``logp``: log p_t (coefficient A), which has no lower bound where A < 0. ``p``: p_t
-    (coefficient A p_t), bounded, as in KRAFTON's Offline-GRPO. ``ppo``: the ratio of p_t to the base's, which stands in
-    for the unknown behaviour policy, clipped as in PPO (coefficient A ratio, 0 where clipped)."""
+    (coefficient A p_t), bounded, as in KRAFTON's Offline-GRPO. ``shaped``: p_t / (p_t + shaping), as in LUFFY
+    (arXiv:2504.14945; coefficient A shaping p_t / (p_t + shaping)^2), which gives unlikely tokens more of the gradient
+    than ``p`` does. ``ppo``: the ratio of p_t to the base's, which stands in for the unknown behaviour policy, clipped
+    as in PPO (coefficient A ratio, 0 where clipped)."""
+
+    shaping: float = Field(default=0.1, gt=0)
+    """The probability at which ``shaped`` is one half."""
 
     clip: float = Field(default=0.2, gt=0, lt=1)
     """Clip range of the ratio in ``ppo``."""
@@ -53,52 +41,22 @@ class OfflineGRPO(Pointwise):
         """Only the ``ppo`` surrogate compares with the base."""
         return frozenset({"reference"} if self.surrogate == "ppo" else ())
 
-    def row_weights(self, group: Group) -> Sequence[float | None]:
-        """Advantages from rewards, or from verdicts (1 and 0) where a prompt has no reward at all.
-
-        Raises:
-            DataError: only some rollouts of the prompt have a finite reward.
-        """
-        rewards = [reward for reward in group.rewards if reward is not None]
-        if not rewards:
-            rewards = [float(correct) for correct in group.correct]
-        elif len(rewards) < len(group.rows):
-            missing = [row for row, reward in zip(group.rows, group.rewards, strict=True) if reward is None]
-            raise DataError(
-                f"rollout rows {missing[:3]} have no finite reward while others of the same prompt have one. "
-                "Give every rollout of a prompt a reward, or none (then the verdicts count as 1 and 0)."
-            )
-        bias = self.bias if self.bias_on == "all" or all(group.correct) else 0.0
-        if len(set(rewards)) == 1:
-            return [bias or None] * len(rewards)
-        mean = fmean(rewards)
-        scale = stdev(rewards) + STD_EPSILON if self.scale_by_std else 1.0
-        return [(reward - mean) / scale + bias for reward in rewards]
-
     def token_objective(self, inputs: LossInputs) -> Tensor:
         """The surrogate of each token."""
         if self.surrogate == "logp":
             return inputs.logprobs
-        if self.surrogate == "p":
-            return inputs.logprobs.exp()
-        log_ratio = self._log_ratio(inputs)
-        # min(ratio A, clip(ratio) A) taken on logarithms: no overflow where the clip holds, hence no 0 * inf backward.
-        return torch.where(
-            inputs.weights[:, None] >= 0,
-            log_ratio.clamp(max=log1p(self.clip)),
-            log_ratio.clamp(min=log1p(-self.clip)),
-        ).exp()
+        if self.surrogate == "ppo":
+            return clipped_ratio(self._log_ratio(inputs), inputs.weights, self.clip, self.clip)
+        probabilities = inputs.logprobs.exp()
+        return probabilities if self.surrogate == "p" else probabilities / (probabilities + self.shaping)
 
     def metrics(self, inputs: LossInputs) -> dict[str, tuple[Tensor, Unit]]:
         """What rows of negative advantage contribute; for ``ppo`` also the share of tokens ``clipped``."""
         metrics = self.negative_metrics(inputs)
         if self.surrogate == "ppo":
-            log_ratio, up = self._log_ratio(inputs), inputs.weights[:, None] >= 0
-            clipped = torch.where(up, log_ratio > log1p(self.clip), log_ratio < log1p(-self.clip))
-            metrics["clipped"] = (masked_sum(clipped.to(log_ratio.dtype), inputs.mask).sum(), "token")
+            clipped = is_clipped(self._log_ratio(inputs), inputs.weights, self.clip, self.clip)
+            metrics["clipped"] = (masked_sum(clipped.to(inputs.logprobs.dtype), inputs.mask).sum(), "token")
         return metrics
 
     def _log_ratio(self, inputs: LossInputs) -> Tensor:
-        if inputs.reference_logprobs is None:
-            raise TrainingError(f"{self.title} with surrogate 'ppo' was given no log-probabilities of the base.")
-        return inputs.logprobs - inputs.reference_logprobs
+        return log_ratio(inputs, "reference", f"{self.title} with surrogate 'ppo'")

@@ -101,9 +101,12 @@ class Pointwise(Loss):
 
 
 def _without_padding(inputs: LossInputs) -> LossInputs:
-    reference = inputs.reference_logprobs
+    def masked(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.masked_fill(~inputs.mask, 0.0)
+
     return replace(
         inputs,
         logprobs=inputs.logprobs.masked_fill(~inputs.mask, 0.0),
-        reference_logprobs=None if reference is None else reference.masked_fill(~inputs.mask, 0.0),
+        reference_logprobs=masked(inputs.reference_logprobs),
+        behaviour_logprobs=masked(inputs.behaviour_logprobs),
     )

@@ -35,7 +35,18 @@ from raygeo.settings import Settings
 from raygeo.workload import Rows
 
 _log = logging.getLogger(__name__)
-_ROLLOUT_FIELDS = ("prompt", "completion", "gold", "reward", "correct", "truncated", "prompt_id", "sample", "source")
+_ROLLOUT_FIELDS = (
+    "prompt",
+    "completion",
+    "gold",
+    "reward",
+    "correct",
+    "truncated",
+    "prompt_id",
+    "sample",
+    "source",
+    "logprobs",
+)
 _PROMPT_FIELDS = ("prompt", "gold", "solution", "prompt_id")
 _PUBLISHED_MARKER = re.compile(r"A:[ \t]*")
 
@@ -61,6 +72,9 @@ class Fields(Settings):
     sample: str = "sample"
     source: str = "source"
     """Who wrote the completion; by default the name of the file or data set."""
+    logprobs: str = "logprobs"
+    """Log-probabilities of the completion's tokens under the model that wrote it, at its sampling temperature: a list
+    with one number a token, end-of-text included unless the completion was cut."""
 
     def pick(self, raw: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         """Return the values of ``names`` found in ``raw``; raise ``Rejection`` when a required one is missing."""

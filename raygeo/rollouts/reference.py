@@ -1,5 +1,7 @@
-"""Log-probabilities of the base student on every rollout token, computed once a study for the losses that need them."""
+"""What the base student says of every rollout token, computed once a study for the losses that need it."""
 
+import shutil
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -7,17 +9,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from raygeo.errors import DataError
 from raygeo.rollouts.tokens import RolloutTokens
 from raygeo.settings import Settings, content_key
-from raygeo.store import AnyPath
-from raygeo.students.encoding import collate, length_buckets
-from raygeo.students.likelihood import token_logprobs
+from raygeo.store import AnyPath, Store
+from raygeo.students.encoding import Batch, collate, length_buckets
+from raygeo.students.likelihood import completion_states, token_logprobs
 from raygeo.students.loading import default_device, load_student
 from raygeo.workload import Rows, Task, Workload
 
 REFERENCE_FILE = "logprobs.npy"
+REFERENCE_STATES = "reference_states"
 
 
 class ReferenceSettings(Settings):
@@ -29,27 +33,28 @@ class ReferenceSettings(Settings):
     """Rows per unit of work."""
 
 
-class ReferenceLogprobs(Workload):
-    """One task a slice of rows -> table ``reference``: ``logprobs`` [completion tokens] fp32 for each row.
+class _BasePass(Workload):
+    """One task a slice of rollout rows through the base, which computes in ``dtype``.
 
-    The base computes in ``dtype``, that of the runs which use the table: otherwise a policy equal to the base would
-    differ from it by rounding, a margin that no training made.
+    ``dtype`` is that of the runs which use the result: otherwise a policy equal to the base would differ from it by
+    rounding, a margin that no training made. ``key`` is the content key of the base and the tokens.
     """
-
-    name = "reference log-probabilities"
-    tables = ("reference",)
 
     def __init__(
         self, settings: ReferenceSettings, base: AnyPath, tokens: AnyPath, key: str, dtype: torch.dtype = torch.float32
     ):
         self.settings, self.base, self.tokens, self.key, self.dtype = settings, base, tokens, key, dtype
 
+    @abstractmethod
+    def of_completions(self, model: Any, batch: Batch) -> Tensor:
+        """What is wanted of each completion token of the batch, in row order: [N, ...]."""
+
     def tasks(self) -> list[Task]:
         """Slices of ``rows_per_task`` rows, costed by their tokens."""
         tokens, size = RolloutTokens.open(self.tokens), self.settings.rows_per_task
         return [
             Task(
-                content_key("reference", self.key, self.settings, str(self.dtype), start),
+                content_key(self.tables[0], self.key, self.settings, str(self.dtype), start),
                 float(tokens.lengths[start : start + size].sum()),
                 (start, min(start + size, len(tokens))),
                 f"rows {start} to {min(start + size, len(tokens))}",
@@ -62,19 +67,129 @@ class ReferenceLogprobs(Workload):
         model, tokenizer = load_student(self.base, dtype=self.dtype, device=default_device())
         return model, tokenizer.pad_token_id, RolloutTokens.open(self.tokens)
 
+    def by_row(self, state: Any, start: int, end: int) -> list[Tensor]:
+        """``of_completions`` of each row from ``start`` to ``end``, in row order, on the CPU."""
+        model, pad_id, tokens = state
+        found: dict[int, Tensor] = {}
+        for bucket in length_buckets(tokens.lengths[start:end].tolist(), self.settings.batch_size):
+            rows = [start + i for i in bucket]
+            batch = collate([tokens[row] for row in rows], pad_id).to(model.device)
+            with torch.inference_mode():
+                values = self.of_completions(model, batch).cpu()
+            found |= zip(rows, values.split(tokens.completion_lengths[rows].tolist()), strict=True)
+        return [found[row] for row in range(start, end)]
+
+
+class ReferenceLogprobs(_BasePass):
+    """One task a slice of rows -> table ``reference``: ``logprobs`` [completion tokens] fp32 for each row."""
+
+    name = "reference log-probabilities"
+    tables = ("reference",)
+
+    def of_completions(self, model: Any, batch: Batch) -> Tensor:
+        """Log-probabilities: [N]."""
+        return token_logprobs(model, batch)[batch.mask]
+
     def compute(self, state: Any, payload: Any) -> dict[str, Rows]:
         """Log-probabilities of the slice's rows, in row order."""
-        model, pad_id, tokens = state
+        values = self.by_row(state, *payload)
+        return {"reference": [{"row": payload[0] + i, "logprobs": row.numpy()} for i, row in enumerate(values)]}
+
+
+class ReferenceStates(_BasePass):
+    """One task a slice of rows -> a file of final hidden states [completion tokens, d] of the base.
+
+    The base's head turns them into its logits over the vocabulary, without its body in the training worker. All files
+    go to the store's folder ``reference_states/<folder_key>``, which the caller completes when all tasks are done;
+    ``open_reference_states`` reads it. Table ``reference_states`` has one row a file. States are kept in fp32 or, where
+    the base computes in bf16, exactly as they are, in two bytes.
+
+    On disk they take completion tokens x d x 4 or 2 bytes: 1 GB for 1,000 rows of 500 tokens of d = 1024 in bf16, and
+    192 GB for 75,000 such rows of d = 2560. With a large student, hold the number of rollouts down.
+    """
+
+    name = "reference states"
+    tables = ("reference_states",)
+
+    def __init__(
+        self,
+        settings: ReferenceSettings,
+        base: AnyPath,
+        tokens: AnyPath,
+        key: str,
+        store: Store,
+        dtype: torch.dtype = torch.float32,
+    ):
+        super().__init__(settings, base, tokens, key, dtype)
+        self.store = store
+
+    @property
+    def folder_key(self) -> str:
+        """Key of the folder in the store: of all that can change a bit of its files, or their division."""
+        return content_key(REFERENCE_STATES, self.key, self.settings, str(self.dtype))
+
+    def of_completions(self, model: Any, batch: Batch) -> Tensor:
+        """Final hidden states: [N, d]."""
+        return completion_states(model, batch)
+
+    def compute(self, state: Any, payload: Any) -> dict[str, Rows]:
+        """Write the file of the slice, named after its first completion token."""
         start, end = payload
-        rows: Rows = [{} for _ in range(start, end)]
-        for bucket in length_buckets(tokens.lengths[start:end].tolist(), self.settings.batch_size):
-            batch = collate([tokens[start + i] for i in bucket], pad_id).to(model.device)
-            with torch.inference_mode():
-                logprobs = token_logprobs(model, batch).cpu()
-            mask = batch.mask.cpu()
-            for place, i in enumerate(bucket):
-                rows[i] = {"row": start + i, "logprobs": logprobs[place][mask[place]].numpy()}
-        return {"reference": rows}
+        states = torch.cat(self.by_row(state, start, end))
+        bits = states.view(torch.uint16) if states.dtype == torch.bfloat16 else states.float()
+        first = int(state[2].completion_offsets[start])
+        folder = self.store.scratch()
+        np.save(folder / f"{first:015d}.npy", bits.numpy())
+        self.store.add_to_folder(REFERENCE_STATES, self.folder_key, folder)
+        shutil.rmtree(folder)
+        return {"reference_states": [{"row": start, "rows": end - start, "token": first, "tokens": len(states)}]}
+
+
+class ReferenceStatesFile:
+    """The states of all completion tokens, in row order, memory-mapped from the files of ``ReferenceStates``."""
+
+    def __init__(self, parts: list[np.ndarray]):
+        self.parts = parts
+        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def rows(self, start: int, end: int) -> Tensor:
+        """States of completion tokens ``start`` to ``end`` (``tokens.completion_offsets``): [end - start, d].
+
+        They come as a copy in the dtype they were computed in, fp32 or bf16.
+
+        Raises:
+            DataError: there are not so many tokens.
+        """
+        if not 0 <= start <= end <= len(self):
+            raise DataError(
+                f"states of completion tokens {start} to {end} were asked for, but the store's reference_states folder "
+                f"holds {len(self)}; delete that folder and units/reference_states and run the study again."
+            )
+        pieces = [
+            part[max(start - first, 0) : max(end - first, 0)]
+            for part, first in zip(self.parts, self.starts, strict=False)
+        ]
+        states = torch.from_numpy(np.concatenate(pieces))
+        return states.view(torch.bfloat16) if states.dtype == torch.uint16 else states
+
+
+def open_reference_states(folder: AnyPath) -> ReferenceStatesFile:
+    """Map the files in a folder of ``ReferenceStates`` into memory.
+
+    Raises:
+        DataError: there is none, or one is missing between them.
+    """
+    files = sorted(Path(folder).glob("*.npy"))
+    found = ReferenceStatesFile([np.load(file, mmap_mode="r", allow_pickle=False) for file in files])
+    if not files or [int(file.stem) for file in files] != found.starts[:-1].tolist():
+        raise DataError(
+            f"{folder} holds {len(files)} files of states that do not follow each other; delete it and the store's "
+            "units/reference_states folder and run the study again."
+        )
+    return found
 
 
 def save_reference(table: pa.Table, tokens: RolloutTokens, folder: Path) -> None:

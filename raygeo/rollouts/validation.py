@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from raygeo.errors import DataError
@@ -17,6 +18,9 @@ from raygeo.workload import Rows
 
 SNIPPET_CHARACTERS = 200
 """How much of a rejected record is kept."""
+
+LOGPROB_ROUNDING = 1e-3
+"""How far above 0 a log-probability may be; it is then taken as 0."""
 
 _UNREADABLE_GOLD = "error: gold answer not understood"
 
@@ -60,8 +64,9 @@ def validate(
     A verdict missing from a record comes from grading its completion against its gold answer, or, without a gold
     answer, from its reward being positive; a missing reward is the verdict's 1 or 0. ``prompt_id`` defaults to a hash
     of the prompt. ``sample`` keeps a given number that is free within its prompt and is the next free one otherwise.
-    ``unfit(prompt, completion)`` may give a further reason to reject a row, such as its length. Duplicates of (prompt,
-    completion) are kept: ``counts`` counts them.
+    ``unfit(prompt, completion)`` may give a further reason to reject a row, such as its length. A record whose
+    ``logprobs`` are no log-probabilities is rejected, not merely stripped of them: they show that it is not what it is
+    taken for. Duplicates of (prompt, completion) are kept: ``counts`` counts them.
 
     Raises ``DataError`` when no record is usable, or more than the share ``max_rejected`` of them is not.
     """
@@ -120,6 +125,7 @@ def _checked(record: Record) -> dict[str, Any]:
         "sample": _sample(values.get("sample")),
         "source": optional_text(values, "source") or record.origin,
         "split": "train",
+        "logprobs": _logprobs(values.get("logprobs")),
     }
     if row["correct"] is None and row["gold"] is None:
         if row["reward"] is None:
@@ -201,6 +207,24 @@ def _sample(value: Any) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
         raise Rejection("sample is not a number from 0")
     return value
+
+
+def _logprobs(value: Any) -> np.ndarray | None:
+    if value is None:
+        return None
+    try:
+        numbers = np.asarray(value)
+    except (TypeError, ValueError):  # lists of unequal length
+        raise Rejection("logprobs is not a list of numbers") from None
+    if numbers.ndim != 1 or numbers.dtype.kind not in "fiu" or numbers.size == 0:
+        raise Rejection("logprobs is not a list of numbers")
+    with np.errstate(over="ignore"):
+        numbers = numbers.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise Rejection("logprobs are not finite")
+    if numbers.max() > LOGPROB_ROUNDING:
+        raise Rejection("logprobs above 0")
+    return np.minimum(numbers, 0)
 
 
 def _grade(rows: Sequence[Mapping[str, Any]], grading: Grading) -> list[Verdict | None]:

@@ -8,21 +8,16 @@ from raygeo.geometry.cka import CKA
 from raygeo.geometry.curvature import Curvature
 from raygeo.geometry.norms import Norms
 from raygeo.geometry.paths import Paths
-from raygeo.geometry.probes import Probe
 from raygeo.geometry.similarity import Similarity
 from raygeo.geometry.subspaces import Subspaces
 from raygeo.settings import content_key
 from raygeo.stages.context import Context
 from raygeo.stages.evaluate import heldout_problems
+from raygeo.stages.probes import provide_probes
 from raygeo.stages.rollouts import Rollouts
 from raygeo.stages.student import Student
-from raygeo.store import AnyPath
-from raygeo.students.encoding import encode
-from raygeo.students.loading import load_tokenizer
 from raygeo.students.run import Run
 from raygeo.workload import Workload
-
-PROBES = "probes"
 
 
 def analyse_runs(context: Context, student: Student, rollouts: Rollouts, runs: list[Run]) -> None:
@@ -38,6 +33,11 @@ def analyse_runs(context: Context, student: Student, rollouts: Rollouts, runs: l
         workloads.append(Subspaces(geometry.subspaces, runs, base))
     if geometry.paths or geometry.cka or geometry.curvature:
         probes = provide_probes(context, student, rollouts)
+        if not probes:
+            raise DataError(
+                "no held-out prompt has a correct solution, so there is nothing to measure likelihood and curvature "
+                "on; hold out more prompts (rollouts.heldout) or sample more."
+            )
         curvature = probes.pop("curvature")
         if geometry.paths is not None:
             problems = [(p.prompt, p.gold) for p in heldout_problems(rollouts)]
@@ -50,41 +50,6 @@ def analyse_runs(context: Context, student: Student, rollouts: Rollouts, runs: l
         context.publish(workload)
     if geometry.norms is not None:
         _fill_norms(context)
-
-
-def provide_probes(context: Context, student: Student, rollouts: Rollouts) -> dict[str, AnyPath]:
-    """Make the study's probes, the same for every run, and return their files.
-
-    ``solutions`` holds one correct held-out solution a prompt, ``curvature`` the first of them, and ``answer``, where
-    prompts have gold answers, the bare answer put directly after the prompt.
-
-    Raises:
-        DataError: there is no correct held-out solution.
-    """
-    settings, store = context.study.probes, context.store
-    chosen: dict[str, tuple[str, str, str | None]] = {}
-    for row in rollouts.heldout.to_pylist():
-        if row["correct"] and not row["truncated"]:
-            chosen.setdefault(row["prompt_id"], (row["prompt"], row["completion"], row["gold"]))
-    texts = list(chosen.values())[: settings.sequences]
-    if not texts:
-        raise DataError(
-            "no held-out prompt has a correct solution, so there is nothing to measure likelihood and curvature on; "
-            "hold out more prompts (rollouts.heldout) or sample more."
-        )
-    solutions = [(prompt, completion) for prompt, completion, _ in texts]
-    probes = {"solutions": solutions, "curvature": solutions[: settings.curvature_sequences]}
-    answers = [(prompt, settings.answer_prefix + gold) for prompt, _, gold in texts if gold]
-    if answers:
-        probes["answer"] = answers
-    key = content_key(PROBES, settings, rollouts.key, student.key)
-    if not store.has_folder(PROBES, key):
-        tokenizer = load_tokenizer(student.folder)
-        folder = store.scratch()
-        for name, pairs in probes.items():
-            Probe(name, [encode(tokenizer, *pair) for pair in pairs]).save(folder / f"{name}.npz")
-        store.save_folder(PROBES, key, folder)
-    return {name: store.stored(PROBES, key, f"{name}.npz") for name in probes}
 
 
 def _fill_norms(context: Context) -> None:

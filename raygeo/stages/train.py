@@ -1,18 +1,23 @@
 """Stages 3 and 4: the base's log-probabilities where a loss needs them, and one trained run after the other."""
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import torch
 
 from raygeo.errors import TrainingError
-from raygeo.rollouts.reference import ReferenceLogprobs, save_reference
+from raygeo.losses.base import FROM_BASE
+from raygeo.rollouts.mismatched import mismatch
+from raygeo.rollouts.reference import REFERENCE_STATES, ReferenceLogprobs, ReferenceStates, save_reference
 from raygeo.rollouts.tokens import RolloutTokens
 from raygeo.settings import content_key
 from raygeo.stages.context import Context
-from raygeo.stages.rollouts import Rollouts
+from raygeo.stages.probes import provide_heldout
+from raygeo.stages.rollouts import Rollouts, context_length
 from raygeo.stages.student import Student
+from raygeo.store import AnyPath
 from raygeo.students.run import Run
 from raygeo.tables import BASE, to_arrow
 from raygeo.tracking import Tracking, TrialLogger
@@ -20,8 +25,10 @@ from raygeo.training.inputs import RunInputs
 from raygeo.training.order import step_count
 from raygeo.training.settings import RunSpec
 from raygeo.training.sweep import run_sweep
+from raygeo.training.worker import SNAPSHOTS
 
 REFERENCE = "reference"
+MISMATCHED = "mismatched"
 
 
 def select_examples(context: Context, rollouts: Rollouts) -> dict[str, int]:
@@ -46,28 +53,71 @@ def select_examples(context: Context, rollouts: Rollouts) -> dict[str, int]:
     return examples
 
 
-def provide_reference(context: Context, student: Student, rollouts: Rollouts) -> str | None:
-    """Key of the reference log-probabilities' folder; None when no loss needs them."""
-    precisions = {spec.training.precision for spec in context.study.specs() if "reference" in spec.loss.needs}
-    if not precisions:
-        return None
-    [precision] = precisions
-    store, settings = context.store, context.study.reference
-    key = content_key("reference", rollouts.tokens_key, student.key, settings, precision)
+@dataclass(frozen=True)
+class References:
+    """What the base says of the rollouts, in the precision of the runs that need it; None where no loss does."""
+
+    logprobs: AnyPath | None = None
+    states: AnyPath | None = None
+    mismatched: AnyPath | None = None
+    mismatched_logprobs: AnyPath | None = None
+
+
+def provide_references(context: Context, student: Student, rollouts: Rollouts) -> References:
+    """Compute, once a study, what its losses need of the base, so that no training worker holds it."""
+    specs = context.study.specs()
+    needs = {need for spec in specs for need in spec.loss.needs}
+    if not needs & FROM_BASE:
+        return References()
+    [precision] = {spec.training.precision for spec in specs if spec.loss.needs & FROM_BASE}
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    workload = ReferenceLogprobs(settings, student.folder, rollouts.tokens, key, dtype)
+    store = context.store
+    logprobs = states = mismatched = mismatched_logprobs = None
+    if "reference" in needs:
+        logprobs = _reference_logprobs(context, student, rollouts.tokens, rollouts.tokens_key, dtype, publish=True)
+    if "reference_logits" in needs:
+        states = _reference_states(context, student, rollouts, dtype)
+    if "mismatched" in needs:
+        key = content_key("mismatched", rollouts.tokens_key)
+        if not store.has_folder(MISMATCHED, key):
+            folder = store.scratch()
+            prompts = rollouts.train["prompt_id"].to_pylist()
+            mismatch(RolloutTokens.open(rollouts.tokens), prompts, context_length(student)).save(folder)
+            store.save_folder(MISMATCHED, key, folder)
+        mismatched = store.stored(MISMATCHED, key)
+        mismatched_logprobs = _reference_logprobs(context, student, mismatched, key, dtype)
+    return References(logprobs, states, mismatched, mismatched_logprobs)
+
+
+def _reference_logprobs(
+    context: Context, student: Student, tokens: AnyPath, tokens_key: str, dtype: torch.dtype, *, publish: bool = False
+) -> AnyPath:
+    store, settings = context.store, context.study.reference
+    key = content_key("reference", tokens_key, student.key, settings, str(dtype))
+    workload = ReferenceLogprobs(settings, student.folder, tokens, key, dtype)
     result = context.run(workload)
     if not store.has_folder(REFERENCE, key):
         folder = store.scratch()
         table = pa.concat_tables([store.read_unit("reference", unit) for unit in result.keys])
-        save_reference(table, RolloutTokens.open(rollouts.tokens), folder)
+        save_reference(table, RolloutTokens.open(tokens), folder)
         store.save_folder(REFERENCE, key, folder)
-    store.publish("reference", result.keys)
-    return key
+    if publish:
+        store.publish("reference", result.keys)
+    return store.stored(REFERENCE, key)
+
+
+def _reference_states(context: Context, student: Student, rollouts: Rollouts, dtype: torch.dtype) -> AnyPath:
+    store, settings = context.store, context.study.reference
+    key = content_key("reference-states", rollouts.tokens_key, student.key)
+    workload = ReferenceStates(settings, student.folder, rollouts.tokens, key, store, dtype)
+    context.run(workload)
+    if not store.has_folder(REFERENCE_STATES, workload.folder_key):
+        store.complete_folder(REFERENCE_STATES, workload.folder_key)
+    return store.stored(REFERENCE_STATES, workload.folder_key)
 
 
 def train_runs(
-    context: Context, student: Student, rollouts: Rollouts, reference: str | None, tracking: Tracking
+    context: Context, student: Student, rollouts: Rollouts, references: References, tracking: Tracking
 ) -> list[Run]:
     """Train every run the store lacks, publish ``runs`` and ``curves``, and return the runs that finished.
 
@@ -88,9 +138,14 @@ def train_runs(
         inputs = RunInputs(
             rollouts=rollouts.key,
             student=student.folder,
+            student_key=student.key,
             tokens=rollouts.tokens,
-            reference=None if reference is None else store.stored(REFERENCE, reference),
             pad_id=rollouts.pad_id,
+            reference=references.logprobs,
+            reference_states=references.states,
+            mismatched=references.mismatched,
+            mismatched_reference=references.mismatched_logprobs,
+            heldout=provide_heldout(context, student, rollouts),
         )
         steps = sum(
             step_count(examples[s.name], s.training.batch_size, s.training.steps, s.training.epochs)
@@ -98,7 +153,9 @@ def train_runs(
         )
         context.pool.close()  # its CPUs are the workers' now
         with context.progress.bar("training steps", steps) as bar:
-            logger = TrialLogger(tracking, {key: run_params(spec) for key, spec in missing.items()}, bar)
+            logger = TrialLogger(
+                tracking, {key: run_params(spec) for key, spec in missing.items()}, bar, context.progress.say
+            )
             failures = run_sweep(missing, inputs, store, content_key(sorted(missing)), [logger])
         context.count(len(missing) - len(failures), 0)
     runs = _publish(context, student, names, failures, tracking)
@@ -163,7 +220,8 @@ def _publish(
         row = store.read_unit("runs", key).to_pylist()[0] | {"run": name, "mlflow_run_id": child}
         if row["status"] == "finished":
             row["delta"] = store.path("deltas", key) if store.is_local else f"{store.location}/deltas/{key}"
-            runs.append(Run(name, content_key(key, name), store.stored("deltas", key)))
+            kept = store.stored(SNAPSHOTS, key) if store.has_folder(SNAPSHOTS, key) else None
+            runs.append(Run(name, content_key(key, name), store.stored("deltas", key), kept))
         else:
             context.progress.say(f"  [yellow]{name} {row['status']}[/yellow]: {row['reason']}")
         curve = store.read_unit("curves", key)

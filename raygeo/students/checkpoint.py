@@ -51,6 +51,16 @@ class Checkpoint:
                 raise StudentError(f"{self.folder}: {key} is stored as {dtype}; give an unquantised base model.")
             return file.get_tensor(key)
 
+    def head(self) -> Tensor:
+        """Read the matrix [V, d] that turns final hidden states into logits.
+
+        Raises:
+            StudentError: the head has a bias as well.
+        """
+        if "lm_head.bias" in self._files:
+            raise StudentError(f"{self.folder}: its output head has a bias, so its logits are not head times states.")
+        return self.tensor("lm_head.weight")
+
     def _key(self, name: str) -> str:
         for key in (name, _TIED.get(name, name)):
             if key in self._files:

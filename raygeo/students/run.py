@@ -9,11 +9,15 @@ from raygeo.students.delta import Delta, open_delta
 
 @dataclass(frozen=True)
 class Run:
-    """``key`` is the training run's content key; ``delta`` its folder (an absolute path), None for the base itself."""
+    """``key`` is the training run's content key; ``delta`` its folder (an absolute path), None for the base itself.
+
+    ``snapshots`` is the folder of the deltas kept while training, one subfolder ``step-000001`` a step, if any were.
+    """
 
     name: str
     key: str
     delta: AnyPath | None
+    snapshots: AnyPath | None = None
 
     def open(self) -> Delta | None:
         """Open the delta lazily; None for the base."""

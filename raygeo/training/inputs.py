@@ -7,10 +7,20 @@ from raygeo.store import AnyPath
 
 @dataclass(frozen=True)
 class RunInputs:
-    """``rollouts`` is the unit key of the rollout table; the rest are folders, ``reference`` where a loss needs it."""
+    """``rollouts`` is the unit key of the rollout table; the rest are folders and files, None where no loss needs them.
+
+    ``student_key`` is the student's content key; ``reference`` and ``reference_states`` hold what the base says of the
+    rollouts; ``mismatched`` the tokens of prompts with other prompts' completions, ``mismatched_reference`` what the
+    base says of those; ``heldout`` is the probe whose NLL is measured while training.
+    """
 
     rollouts: str
     student: AnyPath
+    student_key: str
     tokens: AnyPath
-    reference: AnyPath | None
     pad_id: int
+    reference: AnyPath | None = None
+    reference_states: AnyPath | None = None
+    mismatched: AnyPath | None = None
+    mismatched_reference: AnyPath | None = None
+    heldout: AnyPath | None = None

@@ -54,6 +54,14 @@ class TrainingSettings(Settings):
     """GPUs of each worker."""
     log_every: int = Field(10, ge=1)
     """Report the training curves every so many steps."""
+    eval_every: int | None = Field(None, ge=1)
+    """Measure the NLL of the held-out solutions every so many steps; it is always measured at the end."""
+    snapshots: int = Field(8, ge=0)
+    """Keep the delta at about so many steps, evenly spaced in log t; each is as large as a delta."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Write what is needed to go on every so many steps; by default every ten minutes."""
+    restarts: int = Field(3, ge=0)
+    """How often a run goes on from its last checkpoint after a worker was lost, before it counts as failed."""
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingSettings":
@@ -71,5 +79,5 @@ class RunSpec(Settings):
 
     def key(self, student_key: str, rollouts_key: str) -> str:
         """Content key: the loss, every training setting that can change the result, the inputs' keys; not the name."""
-        training = self.training.model_dump(mode="json", exclude={"log_every"})
+        training = self.training.model_dump(mode="json", exclude={"log_every", "checkpoint_every", "restarts"})
         return content_key("run", self.loss, training, student_key, rollouts_key)

@@ -169,10 +169,10 @@ def test_training_mode_unknown_and_tied_names_are_refused():
 
 def test_a_loss_that_varies_or_is_not_finite_is_refused():
     class Noisy(TinyLM):
-        def forward(self, *args, **kwargs):
-            output = super().forward(*args, **kwargs)
+        def decode(self, *args, **kwargs):
+            output = super().decode(*args, **kwargs)
             self.calls = getattr(self, "calls", 0) + 1
-            output.logits = output.logits * (1 + 1e-9 * self.calls)
+            output.last_hidden_state = output.last_hidden_state * (1 + 1e-9 * self.calls)
             return output
 
     with pytest.raises(WorkloadError, match="differ"):

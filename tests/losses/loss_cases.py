@@ -6,14 +6,34 @@ from hypothesis import strategies as st
 from student_cases import tiny_qwen
 from transformers import Qwen3ForCausalLM
 
-from raygeo.losses import DFT, DPO, RFT, RIFT, SFT, OfflineGRPO
-from raygeo.losses.base import LossInputs
+from raygeo.losses import (
+    ASFT,
+    DFT,
+    DPO,
+    IPO,
+    KTO,
+    OTR,
+    RFT,
+    RIFT,
+    SFT,
+    ConservativeDPO,
+    DPOWithNLL,
+    NormalizedDPO,
+    OfflineGRPO,
+    RobustDPO,
+    SimPO,
+)
+from raygeo.losses.base import Loss, LossInputs
+from raygeo.students.likelihood import TokenLogits
 from raygeo.tables import to_arrow
 
 POINTWISE = [
     SFT(),
     RFT(),
     DFT(),
+    ASFT(kl_weight=0.3),
+    ASFT(direction="reverse"),
+    OTR(samples=16),
     RIFT(negative="token"),
     RIFT(negative="sequence"),
     RIFT(negative="geometric"),
@@ -22,13 +42,24 @@ POINTWISE = [
     OfflineGRPO(surrogate="p"),
     OfflineGRPO(surrogate="ppo"),
 ]
+PAIRWISE = [
+    DPO(),
+    ConservativeDPO(label_smoothing=0.2),
+    RobustDPO(flip_rate=0.2),
+    NormalizedDPO(),
+    DPOWithNLL(alpha=0.7),
+    IPO(),
+    SimPO(),
+]
 VARIANTS = [*POINTWISE, *(loss.model_copy(update={"normalization": "sequence"}) for loss in POINTWISE)]
-EVERY_LOSS = [*VARIANTS, DPO()]
+EVERY_LOSS = [*VARIANTS, *PAIRWISE, KTO(desirable_weight=1.3, undesirable_weight=0.6)]
 
 
 def name(loss) -> str:
     options = [
-        str(value) for key, value in loss.model_dump().items() if key in ("negative", "surrogate", "normalization")
+        str(value)
+        for key, value in loss.model_dump().items()
+        if key in ("negative", "surrogate", "normalization", "direction")
     ]
     return "-".join([loss.type, *options])
 
@@ -67,6 +98,8 @@ def row_weight(loss, correct: bool) -> float:
             return 1.0 if correct else -loss.negative_weight
         case OfflineGRPO():
             return 0.6 if correct else -0.4
+        case KTO():
+            return loss.desirable_weight if correct else -loss.undesirable_weight
     return 1.0
 
 
@@ -81,7 +114,29 @@ def make_inputs(loss, seed: int, lengths: list[int], width: int = 7, scale: floa
         mask[i, start : start + length] = True
     weights = torch.tensor([row_weight(loss, i % 2 == 0) for i in range(len(lengths))], dtype=torch.float64)
     pairs = torch.arange(len(lengths)).view(-1, 2) if loss.unit == "pair" else None
-    return LossInputs(logprobs.requires_grad_(), mask, weights, reference if "reference" in loss.needs else None, pairs)
+    return LossInputs(
+        logprobs=logprobs.requires_grad_(),
+        mask=mask,
+        weights=weights,
+        reference_logprobs=reference if "reference" in loss.needs else None,
+        pairs=pairs,
+        kl_baseline=torch.tensor(0.3, dtype=torch.float64) if "mismatched" in loss.needs else None,
+        terms=make_terms(loss, mask.shape, generator, scale),
+    )
+
+
+def needs_logits(loss) -> bool:
+    return type(loss).token_terms is not Loss.token_terms
+
+
+def make_terms(loss, shape, generator, scale: float) -> dict[str, torch.Tensor]:
+    """What ``loss`` makes of random logits over 11 tokens at every position, without gradient."""
+    if not needs_logits(loss):
+        return {}
+    logits, base = scale * torch.randn(2, shape.numel(), 11, generator=generator, dtype=torch.float64)
+    targets = torch.randint(11, (shape.numel(),), generator=generator)
+    terms = loss.token_terms(TokenLogits(logits, targets, torch.arange(shape.numel()), base))
+    return {name: values.view(shape) for name, values in terms.items()}
 
 
 def gradient(loss, inputs: LossInputs) -> torch.Tensor:

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from loss_cases import EVERY_LOSS, name, rollouts, tiny_model
+from loss_cases import EVERY_LOSS, name, needs_logits, rollouts, tiny_model
 
 from raygeo.losses.base import LossInputs
 from raygeo.losses.counting import units
 from raygeo.students.encoding import Sequence, collate
-from raygeo.students.likelihood import token_logprobs
+from raygeo.students.likelihood import Likelihood, completion_states, token_logprobs
 
 TABLE = rollouts(a="cwcw", b="ccc", c="ww", d="wc")
 
@@ -26,14 +26,31 @@ def sequences():
 
 
 @pytest.fixture(scope="module")
-def reference(sequences):
-    base, batch = tiny_model(seed=9).double(), collate(sequences, pad_id=0)
+def base():
+    return tiny_model(seed=9).double()
+
+
+@pytest.fixture(scope="module")
+def reference(base, sequences):
+    batch = collate(sequences, pad_id=0)
     with torch.no_grad():
         logprobs = token_logprobs(base, batch)
     return [row[mask] for row, mask in zip(logprobs, batch.mask, strict=True)]
 
 
-def step_gradient(loss, model, sequences, reference, micro_batches):
+def outputs(loss, model, base, batch, rows):
+    """Log-probabilities and the loss's terms; a token is named by its row and its place."""
+    given = {}
+    if needs_logits(loss):
+        with torch.no_grad():
+            states = completion_states(base, batch)
+        keys = torch.cat([100 * row + torch.arange(int(mask.sum())) for row, mask in zip(rows, batch.mask, strict=True)])
+        given = {"keys": keys, "reference_states": states, "reference_head": base.get_output_embeddings().weight}
+    found = Likelihood(model, loss.token_terms)(batch, **given)
+    return found.pop("logprobs"), found
+
+
+def step_gradient(loss, model, base, sequences, reference, micro_batches):
     """Sum over micro-batches of total / global count, and the metrics divided alike."""
     counts = units([e for micro in micro_batches for e in micro], [s.completion_length for s in sequences])
     model.zero_grad()
@@ -43,13 +60,16 @@ def step_gradient(loss, model, sequences, reference, micro_batches):
         batch = collate([sequences[row] for row in rows], pad_id=0)
         padded = torch.full(batch.mask.shape, torch.nan, dtype=torch.float64)
         padded[batch.mask] = torch.cat([reference[row] for row in rows])
+        logprobs, terms = outputs(loss, model, base, batch, rows)
         output = loss(
             LossInputs(
-                token_logprobs(model, batch),
+                logprobs,
                 batch.mask,
                 torch.tensor([w for example in micro for w in example.weights]),
                 padded if "reference" in loss.needs else None,
                 torch.arange(len(rows)).view(-1, 2) if loss.unit == "pair" else None,
+                kl_baseline=torch.tensor(0.3, dtype=torch.float64) if "mismatched" in loss.needs else None,
+                terms=terms,
             )
         )
         assert output.unit == loss.unit
@@ -61,11 +81,11 @@ def step_gradient(loss, model, sequences, reference, micro_batches):
 
 
 @pytest.mark.parametrize("loss", EVERY_LOSS, ids=name)
-def test_any_split_gives_the_same_step(loss, model, sequences, reference):
+def test_any_split_gives_the_same_step(loss, model, base, sequences, reference):
     examples = loss.select(TABLE).examples
-    whole, metrics = step_gradient(loss, model, sequences, reference, [examples])
+    whole, metrics = step_gradient(loss, model, base, sequences, reference, [examples])
     assert whole.norm() > 0
     for split in ([examples[:1], examples[1:]], [[example] for example in reversed(examples)]):
-        gradient, split_metrics = step_gradient(loss, model, sequences, reference, split)
+        gradient, split_metrics = step_gradient(loss, model, base, sequences, reference, split)
         torch.testing.assert_close(gradient, whole, rtol=1e-9, atol=1e-12)
         assert split_metrics == pytest.approx(metrics, rel=1e-9)

@@ -1,11 +1,37 @@
 """Per-token coefficients -d total / d log p of every loss against their closed forms."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from loss_cases import EVERY_LOSS, VARIANTS, any_inputs, gradient, make_inputs, name
 
-from raygeo.losses import DFT, DPO, RIFT, OfflineGRPO
+from raygeo.losses import (
+    ASFT,
+    DFT,
+    DPO,
+    IPO,
+    KTO,
+    OTR,
+    RIFT,
+    ConservativeDPO,
+    DPOWithNLL,
+    NormalizedDPO,
+    OfflineGRPO,
+    RobustDPO,
+    SimPO,
+)
+
+
+def contrast(rows):
+    """[B, 1] -> [P, 1]: rows alternate between chosen and rejected."""
+    return rows[0::2] - rows[1::2]
+
+
+def opposite(size):
+    """[P, 1] -> [B, 1]: ``size`` on chosen rows, minus it on rejected ones."""
+    return torch.stack([size, -size], dim=1).view(-1, 1)
 
 
 def closed_form(loss, inputs):
@@ -13,14 +39,32 @@ def closed_form(loss, inputs):
     w = inputs.weights[:, None]
     length = inputs.mask.sum(-1, keepdim=True)
     log_sequence = (inputs.logprobs.detach() * inputs.mask).sum(-1, keepdim=True)
+    if inputs.reference_logprobs is not None:
+        log_ratio = ((inputs.logprobs.detach() - inputs.reference_logprobs) * inputs.mask).sum(-1, keepdim=True)
     match loss:
         case DPO():
-            ratio = ((inputs.logprobs.detach() - inputs.reference_logprobs) * inputs.mask).sum(-1)
-            margin = loss.beta * (ratio[0::2] - ratio[1::2])
-            size = loss.beta / (1 + margin.exp())
-            a = torch.stack([size, -size], dim=1).view(-1, 1) * torch.ones_like(p)
-        case DFT():
+            a = opposite(loss.beta / (1 + (loss.beta * contrast(log_ratio)).exp()))
+        case ConservativeDPO():
+            a = opposite(loss.beta * (1 / (1 + (loss.beta * contrast(log_ratio)).exp()) - loss.label_smoothing))
+        case RobustDPO():
+            excess = loss.flip_rate / (1 - 2 * loss.flip_rate)
+            a = opposite(loss.beta * (1 / (1 + (loss.beta * contrast(log_ratio)).exp()) + excess))
+        case NormalizedDPO():
+            a = opposite(loss.beta / (1 + (loss.beta * contrast(log_ratio / length)).exp())) / length
+        case DPOWithNLL():
+            chosen = torch.tensor([[1.0], [0.0]], dtype=p.dtype).repeat(len(inputs.pairs), 1)
+            a = opposite(loss.beta / (1 + (loss.beta * contrast(log_ratio)).exp())) + loss.alpha * chosen / length
+        case IPO():
+            a = opposite(2 * (1 / (2 * loss.tau) - contrast(log_ratio / length))) / length
+        case SimPO():
+            a = opposite(loss.beta / (1 + (loss.beta * contrast(log_sequence / length) - loss.gamma).exp())) / length
+        case KTO():
+            s = torch.sigmoid(loss.beta * (log_ratio - inputs.kl_baseline))
+            a = w * loss.beta * s * (1 - s)
+        case DFT() | ASFT():
             a = p
+        case OTR():
+            a = inputs.terms["hits"]
         case RIFT(negative="token"):
             a = torch.where(w > 0, torch.ones_like(p), w * p)
         case RIFT(negative="sequence"):
@@ -35,7 +79,7 @@ def closed_form(loss, inputs):
             a = w * ratio * inside
         case _:
             a = w * torch.ones_like(p)
-    return a * inputs.mask / (length if loss.unit == "sequence" else 1)
+    return a * inputs.mask / (length if getattr(loss, "normalization", "token") == "sequence" else 1)
 
 
 @pytest.mark.parametrize("loss", EVERY_LOSS, ids=name)
@@ -64,7 +108,8 @@ def test_masked_positions_may_hold_anything(loss):
         logprobs = inputs.logprobs.detach().masked_fill(~inputs.mask, junk).requires_grad_()
         reference = inputs.reference_logprobs
         reference = None if reference is None else reference.masked_fill(~inputs.mask, junk)
-        dirty = type(inputs)(logprobs, inputs.mask, inputs.weights, reference, inputs.pairs)
+        terms = {key: values.masked_fill(~inputs.mask, junk) for key, values in inputs.terms.items()}
+        dirty = replace(inputs, logprobs=logprobs, reference_logprobs=reference, terms=terms)
         output = loss(dirty)
         torch.testing.assert_close(output.total, clean.total, rtol=0, atol=0)
         for key, (value, unit) in output.metrics.items():
@@ -78,7 +123,15 @@ def test_long_unlikely_completions_stay_finite_in_fp32(loss):
     inputs = make_inputs(loss, seed=6, lengths=[400, 399], width=400, scale=40.0)
     logprobs = inputs.logprobs.detach().float().requires_grad_()
     reference = None if inputs.reference_logprobs is None else inputs.reference_logprobs.float()
-    single = type(inputs)(logprobs, inputs.mask, inputs.weights.float(), reference, inputs.pairs)
+    baseline = None if inputs.kl_baseline is None else inputs.kl_baseline.float()
+    single = replace(
+        inputs,
+        logprobs=logprobs,
+        weights=inputs.weights.float(),
+        reference_logprobs=reference,
+        kl_baseline=baseline,
+        terms={key: values.float() for key, values in inputs.terms.items()},
+    )
     output = loss(single)
     assert output.total.dtype == torch.float32
     assert torch.isfinite(output.total)

@@ -1,17 +1,28 @@
 import pickle
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import get_args
 
 import pytest
 from loss_cases import EVERY_LOSS, name
 from pydantic import TypeAdapter, ValidationError
 
+import raygeo.losses
 from raygeo.losses import LOSSES, AnyLoss, Loss
 from raygeo.settings import content_key
 
 ANY = TypeAdapter(AnyLoss)
 
 
+def test_the_union_holds_every_loss_once():
+    modules = [import_module(f"raygeo.losses.{module.name}") for module in iter_modules(raygeo.losses.__path__)]
+    members = (member for module in modules for member in vars(module).values() if isinstance(member, type))
+    defined = {member for member in members if issubclass(member, Loss) and "type" in member.model_fields}
+    assert set(LOSSES.values()) == defined
+    assert len(LOSSES) == len(get_args(get_args(AnyLoss)[0]))
+
+
 def test_every_loss_is_found_by_its_type():
-    assert list(LOSSES) == ["sft", "rft", "dft", "rift", "grpo", "dpo"]
     for key, loss in LOSSES.items():
         parsed = ANY.validate_python({"type": key})
         assert type(parsed) is loss
@@ -37,7 +48,9 @@ def test_every_option_is_described():
         assert all(field.description for field in loss.model_fields.values())
 
 
-@pytest.mark.parametrize("wrong", [{}, {"type": "kto"}, {"type": "sft", "beta": 0.1}, {"type": "dpo", "beta": "inf"}])
+@pytest.mark.parametrize(
+    "wrong", [{}, {"type": "unknown"}, {"type": "sft", "beta": 0.1}, {"type": "dpo", "beta": "inf"}]
+)
 def test_refuses(wrong):
     with pytest.raises(ValidationError):
         ANY.validate_python(wrong)

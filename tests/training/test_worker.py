@@ -22,11 +22,14 @@ from raygeo.students.encoding import collate
 from raygeo.students.likelihood import token_logprobs
 from raygeo.students.loading import load_student
 from raygeo.students.lora import LoraSettings, attach_lora
+from raygeo.training.data import open_data
+from raygeo.training.engine import build_engine, import_deepspeed
+from raygeo.training.export import export, trained_values
 from raygeo.training.inputs import RunInputs
+from raygeo.training.loop import Hooks, Progress, optimise
 from raygeo.training.order import step_batches
 from raygeo.training.schedule import lr_factor
 from raygeo.training.settings import RunSpec, TrainingSettings
-from raygeo.training.worker import build_engine, export, import_deepspeed, open_data, optimise, trained_values
 
 STEPS, BATCH = 6, 8
 LOSSES = {
@@ -87,7 +90,9 @@ def workplace(tmp_path_factory):
             reference.append(token_logprobs(model, batch)[batch.mask].numpy())
     (root / "reference").mkdir()
     np.save(root / "reference" / REFERENCE_FILE, np.concatenate(reference))
-    inputs = RunInputs("rollouts", str(student), str(root / "tokens"), str(root / "reference"), tokenizer.pad_token_id)
+    inputs = RunInputs(
+        "rollouts", str(student), "student", str(root / "tokens"), tokenizer.pad_token_id, str(root / "reference")
+    )
     for world in (1, 2):
         mp.spawn(train_cases, (world, free_port(), inputs, store.location, str(root)), nprocs=world)
     return root, store, inputs
@@ -112,9 +117,13 @@ def train_cases(rank, world, port, inputs, location, root):
             continue
         spec = RunSpec(name=case, loss=LOSSES[name], training=training(extra))
         data = open_data(spec.loss, store, inputs)
-        engine, _ = build_engine(spec.training, len(data.examples), inputs.student)
+        engine, _ = build_engine(spec, len(data.examples), inputs.student)
         reports = []
-        summary = optimise(engine, spec, data, reports.append)
+        hooks = Hooks(
+            lambda step, curves: reports.append({"step": step, "curves": curves}),  # noqa: B023
+            lambda progress: None, lambda step: None, lambda: False,
+        )  # fmt: skip
+        summary = optimise(engine, spec, data, Progress(), hooks).state()
         folder = Path(root) / "out" / case
         folder.mkdir(parents=True, exist_ok=True)
         values = trained_values(engine)

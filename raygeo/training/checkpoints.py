@@ -1,0 +1,62 @@
+"""What a run needs to go on after its workers were lost: DeepSpeed's state of every rank, and where the run stood.
+
+Data order, learning rate and random draws are functions of seed and step, so optimiser, weights and step are all.
+Checkpoints lie in the store as ``checkpoints/<run key>-<step>``; one is complete or does not exist, and only the newest
+is kept.
+"""
+
+import shutil
+from typing import Any
+
+import torch.distributed as dist
+
+from raygeo.store import Store
+from raygeo.training.engine import rank
+
+KIND = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of the run with content key ``key``."""
+
+    def __init__(self, store: Store, key: str):
+        self.store, self.key = store, key
+
+    def save(self, engine: Any, step: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint after ``step`` steps, with ``state`` of the loop, then drop older ones; collective."""
+        name = f"{self.key}-{step:08d}"
+        folder = self.store.scratch()
+        engine.save_checkpoint(
+            str(folder), tag="state", client_state={"loop": state}, exclude_frozen_parameters=True, save_latest=False
+        )
+        self.store.add_to_folder(KIND, name, folder / "state")
+        shutil.rmtree(folder, ignore_errors=True)
+        _barrier()
+        if rank() == 0:
+            self.store.complete_folder(KIND, name)
+            self.clear(keep=name)
+
+    def resume(self, engine: Any) -> dict[str, Any] | None:
+        """Load the newest complete checkpoint into the engine and return the loop's state, or None; collective."""
+        names = self._names()
+        if not names:
+            return None
+        folder = self.store.folder(KIND, names[-1])
+        _, client = engine.load_checkpoint(
+            str(folder), tag=".", load_module_strict=False, load_optimizer_states=True, load_lr_scheduler_states=True
+        )
+        return client["loop"]
+
+    def clear(self, keep: str | None = None) -> None:
+        """Delete all checkpoints of the run but ``keep``."""
+        for name in self.store.folders(KIND, self.key):
+            if name != keep:
+                self.store.delete_folder(KIND, name)
+
+    def _names(self) -> list[str]:
+        return sorted(n for n in self.store.folders(KIND, self.key) if self.store.has_folder(KIND, n))
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()

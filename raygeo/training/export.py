@@ -1,0 +1,73 @@
+"""What a run leaves behind: its delta in fp32, whole, whatever sharded it."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from raygeo.store import AnyPath, Store
+from raygeo.students.checkpoint import Checkpoint
+from raygeo.students.delta import check_delta, save_full_delta
+from raygeo.training.engine import rank
+
+
+def keep_delta(engine: Any, student: AnyPath, store: Store, kind: str, key: str) -> None:
+    """Put the engine's delta into the store as ``<kind>/<key>``; all ranks take part, rank 0 writes.
+
+    Raises:
+        DeltaError: the delta is empty, not finite, or zero everywhere.
+    """
+    values = trained_values(engine)
+    if rank() == 0:
+        folder = store.scratch()
+        export(engine, values, student, folder)
+        check_delta(folder)
+        store.save_folder(kind, key, folder)
+
+
+def trained_values(engine: Any) -> dict[str, Tensor]:
+    """The fp32 values of all trained parameters, whole, on rank 0's CPU; all ranks take part, the others get none.
+
+    They are the optimiser's master copies where there are any.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    values = {}
+    for name, parameter in engine.module.student.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        value = safe_get_full_fp32_param(parameter)
+        if value is None:
+            with _gathered([parameter]):
+                value = parameter.detach().clone()
+        if rank() == 0:
+            values[name] = value.to("cpu", copy=True).float()
+    return values
+
+
+def export(engine: Any, values: dict[str, Tensor], student: AnyPath, folder: Path) -> None:
+    """Write a run's delta into ``folder`` in fp32: a PEFT adapter folder where adapters were trained, else
+    ``delta.safetensors`` with tuned minus base for every parameter.
+
+    Raises:
+        DeltaError: the base folder lacks a parameter the model has.
+    """
+    model = engine.module.student
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(str(folder), state_dict=values, safe_serialization=True)
+        return
+    base = Checkpoint(student)
+    save_full_delta(folder, {name: value - base.tensor(name).float() for name, value in values.items()})
+
+
+@contextmanager
+def _gathered(parameters: list[nn.Parameter]) -> Any:
+    """Make ZeRO-3 shards whole while inside; nothing to do at other stages."""
+    if any(hasattr(p, "ds_id") for p in parameters):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameters):
+            yield
+    else:
+        yield

@@ -1,0 +1,139 @@
+"""Ray Train workers that stay: one group trains one run after the other, and only the first pays for starting it.
+
+A group is one Ray Train job. Its workers ask the trial's desk for the next run until there is none; when one of them is
+lost, Ray Train starts the group again and the run goes on from its last checkpoint.
+"""
+
+import gc
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from raygeo.errors import RaygeoError
+from raygeo.training.desk import Desk
+
+_FINAL = (RaygeoError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many workers a run has, and the resources of each."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Ray resources of one worker."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus > 0 else {})
+
+
+class Workers:
+    """A running group of workers of one shape; ``common`` is what all its runs share (inputs and store)."""
+
+    def __init__(self, shape: Shape, common: Any, storage: str):
+        self.shape = shape
+        actor: Any = Desk
+        self.desk = actor.remote()
+        self.trainer = TorchTrainer(
+            _serve,
+            train_loop_config={"desk": self.desk, "common": common},
+            scaling_config=ScalingConfig(
+                num_workers=shape.workers, use_gpu=shape.gpus > 0, resources_per_worker=shape.resources
+            ),
+            run_config=RunConfig(
+                name=f"workers-{uuid.uuid4().hex[:8]}",
+                storage_path=storage,
+                failure_config=FailureConfig(max_failures=-1),  # the desk counts, run by run
+            ),
+        )
+        self.thread = threading.Thread(target=self._fit, daemon=True)
+        self.thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the group can take another run."""
+        return self.thread.is_alive()
+
+    def run(self, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Train one run and yield the desk's messages about it, the last of kind done or failed.
+
+        A consumer that stops early (``GeneratorExit``) cancels the run.
+        """
+        ray.get(self.desk.submit.remote(job))
+        kind = ""
+        try:
+            while kind not in ("done", "failed"):
+                message = ray.get(self.desk.message.remote())
+                kind = message["kind"]
+                yield message
+        finally:
+            if kind not in ("done", "failed"):
+                self.desk.cancel.remote()
+
+    def close(self) -> None:
+        """Let the workers go, and wait until their resources are free."""
+        self.desk.close.remote()
+        self.thread.join()
+
+    def _fit(self) -> None:
+        try:
+            self.trainer.fit()
+        except Exception as error:
+            self.desk.abort.remote(f"Ray Train gave up: {error}")
+
+
+_held: Workers | None = None
+
+
+def hold_workers(shape: Shape, common: Any, storage: str) -> Workers:
+    """The group this process holds, started or, if it has another shape, replaced."""
+    global _held
+    if _held is not None and _held.alive and _held.shape != shape:
+        _held.close()
+    if _held is None or not _held.alive or _held.shape != shape:
+        _held = Workers(shape, common, storage)
+    return _held
+
+
+def _serve(config: dict[str, Any]) -> None:
+    """Do jobs from the desk until there are none (on every worker; what training needs is imported here alone)."""
+    import torch
+
+    from raygeo.training.engine import rank, shared
+    from raygeo.training.settings import RunSpec
+    from raygeo.training.worker import Job, train
+
+    desk, (inputs, store) = config["desk"], config["common"]
+    group, number = shared(uuid.uuid4().hex), 0
+    while (given := ray.get(desk.take.remote(group, number))) is not None:
+        spec = RunSpec.model_validate_json(given["spec"])
+        spec = spec.model_copy(
+            update={"training": spec.training.model_copy(update={"micro_batch": given["micro_batch"]})}
+        )
+        cancelled = desk.until_cancelled.remote()
+        try:
+            summary = train(
+                Job(spec, given["key"], inputs, store),
+                lambda step, metrics: ray.get(desk.report.remote(step, metrics)),
+                lambda: bool(ray.wait([cancelled], timeout=0)[0]),  # noqa: B023
+            )
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}".strip()
+            memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+            final = isinstance(error, _FINAL)
+            ray.get(desk.hit.remote(given["attempt"], text, out_of_memory=memory, final=final))
+            raise
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if rank() == 0:
+            ray.get(desk.done.remote(summary))
+        number += 1
