@@ -139,9 +139,8 @@ class TrialLogger(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict, **info: Any) -> None:
         """Log the report's curves and move the bar."""
         choice = trial.config["choice"]
-        if "note" in result:
-            self.say(f"  [yellow]{choice['run']}[/yellow]: {result['note']}")
-            return
+        if "text" in result:
+            self.say(f"  [yellow]{choice['run']}[/yellow]: {result['text']}")
         self.steps[choice["key"]] = result["step"]
         self.bar.update(sum(self.steps.values()), choice["run"])
         if "curves" in result and choice["key"] in self.tracking.children:

@@ -3,7 +3,6 @@
 import logging
 from typing import Any
 
-import ray
 from ray import tune
 
 from raygeo.cluster.preflight import check_fits, count_fitting
@@ -11,11 +10,57 @@ from raygeo.errors import TrainingError
 from raygeo.store import Store
 from raygeo.training.inputs import RunInputs
 from raygeo.training.settings import RunSpec
-from raygeo.training.workers import Shape, hold_workers
+from raygeo.training.workers import Shape, Workers
 
 # A trial's driver only waits for its workers. Any share of a CPU would keep the last worker from being placed on a full
 # cluster, and Tune refuses to place a trial on nothing, so drivers take a sliver of the head node instead.
 TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
+
+
+class Trial(tune.Trainable):
+    """Tune's side of one run after the other: begins them on workers it holds, and passes their messages on."""
+
+    def setup(self, config: dict[str, Any], common: Any = None, storage: str = "") -> None:
+        """Begin the first run; ``common`` are inputs and store, ``storage`` where Ray Train writes."""
+        self.common, self.storage = common, storage
+        self.workers: Workers | None = None
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin the next run, on the same workers if they have its shape."""
+        choice = new_config["choice"]
+        shape = Shape(**choice["shape"])
+        if self.workers is not None and (self.workers.shape != shape or not self.workers.alive):
+            self.workers.close()
+            self.workers = None
+        self.workers = self.workers or Workers(shape, self.common, self.storage)
+        self.workers.begin(choice["job"])
+        self.reached = 0
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Wait for news of the run.
+
+        Raises:
+            TrainingError: the run failed.
+        """
+        assert self.workers is not None
+        message = self.workers.message()
+        match message.pop("kind"):
+            case "failed":
+                raise TrainingError(message["reason"])
+            case "done":
+                summary = message["summary"]
+                self.reached = summary["steps"]
+                return {"step": self.reached, "status": summary["status"], "reason": summary["reason"], "done": True}
+            case "report":
+                self.reached = message["step"]
+        return {"step": self.reached} | message
+
+    def cleanup(self) -> None:
+        """Let the workers go."""
+        if self.workers is not None:
+            self.workers.close()
 
 
 def run_sweep(
@@ -36,32 +81,23 @@ def run_sweep(
         at_once = min(at_once, count_fitting(shape.resources) // shape.workers)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it remarks on every half second spent in a callback
     storage = store.path("ray") if store.is_local else f"{store.location}/ray"
-    common = ray.put((inputs, store))
-
-    def trial(config: dict[str, Any]) -> None:
-        choice = config["choice"]
-        workers = hold_workers(Shape(**choice["shape"]), ray.get(common), f"{storage}/{name}")
-        for message in workers.run(choice["job"]):
-            if message["kind"] == "report":
-                tune.report({"step": message["step"], "curves": message["curves"]})
-            elif message["kind"] == "note":
-                tune.report({"note": message["text"]})
-            elif message["kind"] == "failed":
-                raise TrainingError(message["reason"])
-            else:
-                summary = message["summary"]
-                tune.report({"status": summary["status"], "step": summary["steps"], "reason": summary["reason"]})
-
     choices = [
         {"key": key, "run": spec.name, "job": run_job(key, spec), "shape": vars(run_shape(spec))}
         for key, spec in specs.items()
     ]
     tuner = tune.Tuner(
-        tune.with_resources(lambda config: trial(config), TRIAL_RESOURCES),
+        tune.with_resources(
+            tune.with_parameters(Trial, common=(inputs, store), storage=f"{storage}/{name}"), TRIAL_RESOURCES
+        ),
         param_space={"choice": tune.grid_search(choices)},
         tune_config=tune.TuneConfig(max_concurrent_trials=max(1, at_once), reuse_actors=True),
         run_config=tune.RunConfig(
-            name=name, storage_path=storage, callbacks=callbacks, verbose=0, failure_config=tune.FailureConfig(0)
+            name=name,
+            storage_path=storage,
+            callbacks=callbacks,
+            verbose=0,
+            failure_config=tune.FailureConfig(0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
     failures: dict[str, str] = {}

@@ -7,7 +7,6 @@ lost, Ray Train starts the group again and the run goes on from its last checkpo
 import gc
 import threading
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +39,7 @@ class Workers:
 
     def __init__(self, shape: Shape, common: Any, storage: str):
         self.shape = shape
+        self.busy = False
         actor: Any = Desk
         self.desk = actor.remote()
         self.trainer = TorchTrainer(
@@ -62,24 +62,27 @@ class Workers:
         """Whether the group can take another run."""
         return self.thread.is_alive()
 
-    def run(self, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Train one run and yield the desk's messages about it, the last of kind done or failed.
-
-        A consumer that stops early (``GeneratorExit``) cancels the run.
-        """
+    def begin(self, job: dict[str, Any]) -> None:
+        """Lay down the next run; one that is not over is given up."""
+        self.give_up()
         ray.get(self.desk.submit.remote(job))
-        kind = ""
-        try:
-            while kind not in ("done", "failed"):
-                message = ray.get(self.desk.message.remote())
-                kind = message["kind"]
-                yield message
-        finally:
-            if kind not in ("done", "failed"):
-                self.desk.cancel.remote()
+        self.busy = True
+
+    def message(self) -> dict[str, Any]:
+        """Wait for the desk's next message about the run; one of kind done or failed is the last."""
+        message = ray.get(self.desk.message.remote())
+        self.busy = message["kind"] not in ("done", "failed")
+        return message
+
+    def give_up(self) -> None:
+        """Ask for the end of a run that is not over, at its next step."""
+        if self.busy:
+            self.desk.cancel.remote()
+            self.busy = False
 
     def close(self) -> None:
         """Let the workers go, and wait until their resources are free."""
+        self.give_up()
         self.desk.close.remote()
         self.thread.join()
 
@@ -88,19 +91,6 @@ class Workers:
             self.trainer.fit()
         except Exception as error:
             self.desk.abort.remote(f"Ray Train gave up: {error}")
-
-
-_held: Workers | None = None
-
-
-def hold_workers(shape: Shape, common: Any, storage: str) -> Workers:
-    """The group this process holds, started or, if it has another shape, replaced."""
-    global _held
-    if _held is not None and _held.alive and _held.shape != shape:
-        _held.close()
-    if _held is None or not _held.alive or _held.shape != shape:
-        _held = Workers(shape, common, storage)
-    return _held
 
 
 def _serve(config: dict[str, Any]) -> None:
