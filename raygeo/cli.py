@@ -1,7 +1,8 @@
-"""The command line: ``raygeo run | report | ui | doctor``."""
+"""The command line: ``raygeo run | losses | report | ui | doctor``."""
 
 import os
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,44 @@ def run(
     from raygeo.study import run_study
 
     run_study(load_study(study, overrides, store), address=address, until=until)
+
+
+@app.command()
+def losses(
+    name: Annotated[str | None, typer.Argument(metavar="[TYPE]", help="Say all about this one.")] = None,
+) -> None:
+    """List the losses a study can name; with a type, print its formula, needs and options in full."""
+    from rich import box
+    from rich.console import Console
+    from rich.markdown import Markdown
+    from rich.table import Table
+    from rich.text import Text
+
+    from raygeo.errors import ConfigError
+    from raygeo.losses.catalogue import catalogue
+
+    entries, console = catalogue(), Console()
+    if name is None:
+        table = Table("type", "minimised", "needs besides graded rollouts", box=box.SIMPLE_HEAD, pad_edge=False)
+        for entry in entries.values():
+            table.add_row(Text(entry.type, "bold"), Text(entry.formula), Text("; ".join(entry.needs)))
+        console.print(table)
+        console.print("raygeo losses TYPE prints one in full, with its options.")
+        return
+    if name not in entries:
+        near = get_close_matches(name, entries, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the types are {', '.join(entries)}."
+        raise ConfigError(f"{name!r}: no such loss; {hint}")
+    entry = entries[name]
+    console.print(Text.assemble((entry.title, "bold"), f" (type: {entry.type})\n{entry.formula}\n{entry.paper}\n"))
+    console.print(Markdown(entry.description))
+    console.print(
+        Text(f"\naveraged over: {entry.unit}s\nneeds: {'; '.join(entry.needs) or 'nothing but graded rollouts'}\n")
+    )
+    table = Table("option", "values", "default", "", box=box.SIMPLE_HEAD, pad_edge=False)
+    for option in entry.options:
+        table.add_row(option.name, Text(option.values), Text(option.default), Markdown(option.description))
+    console.print(table)
 
 
 @app.command()

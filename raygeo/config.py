@@ -1,21 +1,12 @@
 """The study as typed models: one YAML file, refused before anything starts if a key or a value is wrong."""
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Optional
+from typing import Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    create_model,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from raygeo.cluster.settings import ActorSettings
 from raygeo.errors import ConfigError
@@ -26,20 +17,19 @@ from raygeo.geometry.norms import NormSettings
 from raygeo.geometry.paths import PathsSettings
 from raygeo.geometry.similarity import SimilaritySettings
 from raygeo.geometry.subspaces import SubspaceSettings
-from raygeo.losses import AnyLoss
+from raygeo.geometry.trajectories import TrajectorySettings
 from raygeo.losses.base import FROM_BASE
+from raygeo.plan import Plan, RunEntry, TrainingDefaults
 from raygeo.rollouts.grading import Grading
 from raygeo.rollouts.readers import AnyPromptReader, AnyReader
 from raygeo.rollouts.reference import ReferenceSettings
 from raygeo.rollouts.sampling import DecodingSettings
-from raygeo.search.configurations import Configuration, grid, sample
-from raygeo.search.naming import describe
 from raygeo.search.settings import SweepSettings
-from raygeo.search.space import Choice, Domain, Place, Range, Varied, models_in, refusal, tag
+from raygeo.search.space import Range, Varied, models_in, refusal, tag
 from raygeo.settings import Settings
 from raygeo.students.builtin import WordProblems
 from raygeo.students.text import TextStudent
-from raygeo.training.settings import RunSpec, TrainingSettings
+from raygeo.training.settings import RunSpec
 
 WORD_PROBLEMS = "builtin:word-problems"
 TEXT = "builtin:text"
@@ -56,10 +46,14 @@ class StudentSettings(Settings):
     """The student made from plain text."""
     text_from: tuple[AnyPromptReader, ...] = ()
     """What the text student is made from: prompts with their solutions."""
+    from_run: str | None = None
+    """Go on from this run of an earlier study, its delta added to what it was trained from; ``model`` is left out."""
+    from_store: str | None = None
+    """The store of that study. It is not this study's own: a store names the runs of the last study in it alone."""
     cpus: float = Field(2, gt=0)
-    """CPUs for making a built-in student."""
+    """CPUs for making a student here."""
     gpus: float = Field(0, ge=0)
-    """GPUs for making a built-in student."""
+    """GPUs for making a student here."""
 
     @model_validator(mode="after")
     def _known(self) -> "StudentSettings":
@@ -67,7 +61,16 @@ class StudentSettings(Settings):
             raise ValueError(f"{self.model!r} is not built in; the built-in students are {WORD_PROBLEMS} and {TEXT}")
         if self.model == TEXT and not self.text_from:
             raise ValueError(f"{TEXT} needs text_from: what it is made from")
+        if (self.from_run is None) != (self.from_store is None):
+            raise ValueError("from_run, a run, and from_store, the store of the study that trained it, go together")
+        if self.from_run is not None and self.model != WORD_PROBLEMS:
+            raise ValueError("give either model or from_run: a run goes on from the model it was trained from")
         return self
+
+    @property
+    def built_in(self) -> bool:
+        """Whether this is the built-in student of word problems, the one that comes with a teacher."""
+        return self.model == WORD_PROBLEMS and self.from_run is None
 
 
 class SamplingSettings(Settings):
@@ -98,6 +101,12 @@ class RolloutsSettings(Settings):
     """Seed of the choice of held-out prompts."""
     max_rejected: float = Field(0.05, ge=0, le=1)
     """Refuse to go on when more than this share of the rows is bad."""
+    negative_share: float | None = Field(None, ge=0, le=1)
+    """Drop training rows of the over-represented verdict until this share of the usable ones is wrong."""
+    negative_seed: int = Field(0, ge=0)
+    """Seed of the choice of rows dropped for it."""
+    shuffle_rewards: int | None = Field(None, ge=0)
+    """A control: with this seed, permute verdicts and rewards over the training rows."""
     max_tokens: int | None = Field(None, ge=2)
     """Set rows longer than this many tokens aside; by default, those that do not fit the model's context."""
 
@@ -148,6 +157,8 @@ class GeometrySettings(Settings):
 
     norms: NormSettings | None = NormSettings()
     """Norms and ranks of the deltas."""
+    trajectories: TrajectorySettings | None = TrajectorySettings()
+    """How the deltas grew and turned while training, at the steps kept by ``training.snapshots``."""
     similarity: SimilaritySettings | None = SimilaritySettings()
     """Cosines and orthogonal fractions."""
     subspaces: SubspaceSettings | None = SubspaceSettings()
@@ -158,67 +169,6 @@ class GeometrySettings(Settings):
     """Similarity of hidden states."""
     curvature: CurvatureSettings | None = CurvatureSettings()
     """Hessian spectra."""
-
-
-class TrainingDefaults(Varied, TrainingSettings):
-    """The training settings of every run that says nothing else; lists and ranges hold for all of them."""
-
-
-_overrides: dict[str, Any] = {
-    name: (Optional[info.annotation], Field(None, description=info.description))  # noqa: UP045
-    for name, info in TrainingSettings.model_fields.items()
-}
-TrainingOverrides = create_model("TrainingOverrides", __base__=Settings, **_overrides)
-_ONE_OF = {"steps": "epochs", "epochs": "steps"}
-_SEEDS: tuple[Place, ...] = (("seed",), ("init_seed",))
-_LAST: tuple[Place, ...] = (("lr",), *_SEEDS)
-
-
-class RunEntry(Varied, TrainingOverrides):
-    """A loss with its hyper-parameters: any training setting may be overridden, and any setting may vary."""
-
-    fixed: ClassVar[frozenset[str]] = frozenset({"loss", "name"})
-
-    loss: AnyLoss
-    """The loss and its options."""
-    name: str | None = None
-    """A name for the run; by default the loss."""
-
-    @model_serializer(mode="wrap")
-    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A setting left out takes the study's default, which null would not."""
-        return self._spread({name: value for name, value in handler(self).items() if name in self.model_fields_set})
-
-    def space(self, defaults: TrainingDefaults) -> dict[Place, Domain]:
-        """Everything that varies in the entry, ``defaults`` included; learning rate and seeds last."""
-        given = self._given()
-        merged = {place: domain for place, domain in defaults.domains.items() if place[0] not in given}
-        merged |= self.domains
-        return {place: merged[place] for place in (*(p for p in merged if p not in _LAST), *_LAST) if place in merged}
-
-    def resolve(self, defaults: TrainingDefaults, values: Configuration) -> RunSpec:
-        """The run with ``values`` for everything that varies; its name is the entry's or the loss's."""
-        given = self._given()
-        own = self.at({place: value for place, value in values.items() if place[0] in given})
-        training = defaults.at({place: value for place, value in values.items() if place[0] not in given})
-        loss, name = own.pop("loss"), own.pop("name", None)
-        training |= dict.fromkeys(given - own.keys() - {"loss", "name"}) | own
-        spec = RunSpec.model_validate({"name": name or loss["type"], "loss": loss, "training": training})
-        return spec
-
-    def _given(self) -> set[str]:
-        """The settings that the study's defaults have no say in."""
-        replaced = {_ONE_OF[name] for name in self.model_fields_set & _ONE_OF.keys() if getattr(self, name) is not None}
-        return self.model_fields_set | replaced
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A run, and what was chosen for it: values for everything that varies in the entry of ``runs`` it comes from."""
-
-    entry: int
-    values: Configuration
-    spec: RunSpec
 
 
 class Study(Settings):
@@ -264,94 +214,47 @@ class Study(Settings):
         if "base" in names:
             raise ValueError("a run cannot be named 'base', which is the untrained student")
         if self.reference_run is not None and self.reference_run not in names:
-            near = difflib.get_close_matches(self.reference_run, names, 1) or names
-            raise ValueError(f"reference_run {self.reference_run!r} is no run of the study; did you mean {near[0]!r}?")
-        precisions = {spec.training.precision for spec in self.specs() if spec.loss.needs & FROM_BASE}
+            near = difflib.get_close_matches(self.reference_run, names, 1) or names[:1]
+            hint = f"did you mean {near[0]!r}?" if near else "its runs are chosen by the sweep; leave it out."
+            raise ValueError(f"reference_run {self.reference_run!r} is no run of the study; {hint}")
+        precisions = {spec.training.precision for spec in self.plan.points() if spec.loss.needs & FROM_BASE}
         if len(precisions) > 1:
             raise ValueError("runs whose loss compares with the base must share one training.precision")
+        if self.sweep is not None and self.rollouts.heldout == 0:
+            raise ValueError("a sweep judges its runs on held-out prompts; give rollouts.heldout")
         needing = [n for n in ("paths", "cka", "curvature") if getattr(self.geometry, n) is not None]
         if needing and self.rollouts.heldout == 0:
             raise ValueError(
                 f"geometry.{needing[0]} is measured on held-out prompts; give rollouts.heldout, or set it to null"
             )
         sample = self.rollouts.sample
-        if sample is not None and self.student.model != WORD_PROBLEMS:
-            if sample.teacher == "builtin":
+        if sample is not None:
+            if sample.teacher == "builtin" and not self.student.built_in:
                 raise ValueError(f"rollouts.sample.teacher 'builtin' goes with {WORD_PROBLEMS}; name a teacher model")
-            if isinstance(sample.prompts, int):
+            if isinstance(sample.prompts, int) and self.student.model != WORD_PROBLEMS:
                 raise ValueError(
                     f"built-in prompts go with {WORD_PROBLEMS}; say where rollouts.sample.prompts are read"
                 )
         return self
 
     def _refuse_ranges(self) -> None:
-        for above, part in (
-            (("training",), self.training),
-            *((("runs", index), entry) for index, entry in enumerate(self.runs)),
-        ):
+        """Raise where a range stands though every value is to be listed."""
+        parts: list[tuple[tuple[int | str, ...], Varied]] = [(("training",), self.training)]
+        parts += [(("runs", index), entry) for index, entry in enumerate(self.runs)]
+        for above, part in parts:
             for place, domain in part.domains.items():
                 if isinstance(domain, Range):
-                    raise refusal(
-                        (*above, *place),
-                        domain.plain(),
-                        "a grid takes lists; to draw from a range set sweep.search to random or optuna",
-                    )
+                    said = "a grid takes lists; to draw from a range, set sweep.search to random or optuna"
+                    raise refusal((*above, *place), domain.plain(), said)
 
-    def trials(self) -> list[Trial]:
-        """Every run that is known before training starts, in the order of the file.
-
-        A search by Optuna chooses the runs of entries that vary as it goes: these are not among them.
-        """
-        return [
-            trial
-            for index in range(len(self.runs))
-            for configuration in self._configurations(index)
-            for trial in self.planned(index, configuration)
-        ]
+    @property
+    def plan(self) -> Plan:
+        """The runs, known and to be found."""
+        return Plan(self.runs, self.training, self.sweep or SweepSettings())
 
     def specs(self) -> list[RunSpec]:
-        """The runs of ``trials``, resolved."""
-        return [trial.spec for trial in self.trials()]
-
-    def planned(self, index: int, configuration: Configuration) -> list[Trial]:
-        """The runs of one configuration of the entry ``runs[index]``: one for each of its seeds."""
-        entry, space = self.runs[index], self.runs[index].space(self.training)
-        seeds = grid({place: domain for place, domain in space.items() if _crossed(place, domain)})
-        trials = [Trial(index, configuration | seed, entry.resolve(self.training, configuration | seed)) for seed in seeds]
-        if entry.name is not None and not space:
-            return trials
-        chosen = describe({place: value for place, value in configuration.items() if place not in _LAST})
-        return [replace(trial, spec=_named(trial.spec, chosen)) for trial in trials]
-
-    def searched(self, index: int) -> dict[Place, Domain]:
-        """What a search chooses in the entry ``runs[index]``: all that varies but its seeds, which are all trained."""
-        space = self.runs[index].space(self.training)
-        return {place: domain for place, domain in space.items() if not _crossed(place, domain)}
-
-    def _configurations(self, index: int) -> list[Configuration]:
-        space, sweep = self.searched(index), self.sweep or SweepSettings()
-        if not space:
-            return [{}]
-        match sweep.search:
-            case "grid":
-                return grid(space)
-            case "random":
-                return sample(space, sweep.samples, sweep.seed)
-            case "optuna":
-                return []
-
-
-def _crossed(place: Place, domain: Domain) -> bool:
-    return place in _SEEDS and isinstance(domain, Choice)
-
-
-def _named(spec: RunSpec, chosen: str) -> RunSpec:
-    """Name the run as in ``dpo-beta0.1-lr5e-05-s0``: loss, choices, learning rate, data seed, adapter seed if not 0."""
-    training = spec.training
-    parts = [spec.name, *([chosen] if chosen else []), f"lr{training.lr:g}", f"s{training.seed}"]
-    if training.lora is not None and training.init_seed:
-        parts.append(f"i{training.init_seed}")
-    return spec.model_copy(update={"name": "-".join(parts)})
+        """Every run known before training starts, resolved, in the order of the file."""
+        return [trial.spec for trial in self.plan.trials()]
 
 
 # -- reading ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from raygeo.progress import Progress, StageTime, stage_table
 from raygeo.stages.context import Context
 from raygeo.stages.evaluate import evaluate_runs
 from raygeo.stages.geometry import analyse_runs
+from raygeo.stages.objectives import publish_trials
 from raygeo.stages.report import study_params, write_report
 from raygeo.stages.rollouts import provide_rollouts
 from raygeo.stages.student import provide_student
@@ -64,9 +65,11 @@ def run_study(
             with stage("reference"):
                 references = provide_references(context, student, rollouts)
             with stage("train"):
-                runs = train_runs(context, student, rollouts, references, tracking)
+                runs, planned = train_runs(context, student, rollouts, references, tracking)
             with stage("evaluate"):
                 evaluate_runs(context, student, rollouts, runs)
+                if study.sweep is not None:
+                    publish_trials(context, student, rollouts, planned, runs)
             with stage("geometry"):
                 analyse_runs(context, student, rollouts, runs)
             with stage("report"):

@@ -56,6 +56,20 @@ SCHEMAS: dict[str, pa.Schema] = {
         mlflow_run_id=_S,
         key=_S,
     ),
+    # The runs of a sweep: `entry` of the study's `runs`, what was chosen as JSON (seeds apart), the objectives measured.
+    # `rank` is that of the configuration's means over seeds: 1 if no other is better in all (then 2, and so on).
+    "trials": _table(
+        run=_S,
+        entry=_I,
+        values=_S,
+        seed=_I,
+        init_seed=_I,
+        status=_S,
+        accuracy=_F,
+        heldout_nll=_F,
+        sharpness=_F,
+        rank=_I,
+    ),
     # Training curves: `objective` in the loss's own unit, `nll` the plain token mean, so that losses can be compared.
     "curves": _table(run=_S, step=_I, metric=_S, value=_F),
     "answers": _table(
@@ -79,6 +93,23 @@ SCHEMAS: dict[str, pa.Schema] = {
         effective_rank=_F,
         participation_rank=_F,
     ),
+    # One row a kept step, the last one included. `distance` is from the kept step before (from the base at the first),
+    # `path_length` their sum, a lower bound of the way travelled, `straightness` norm over path length;
+    # `cosine_previous` is between this move and the one before, `cosine_reference` to that run's delta at the same step.
+    "trajectories": _table(
+        run=_S,
+        step=_I,
+        norm=_F,
+        relative_norm=_F,
+        cosine_final=_F,
+        cosine_reference=_F,
+        distance=_F,
+        path_length=_F,
+        straightness=_F,
+        cosine_previous=_F,
+    ),
+    # Least squares of the norm on the step t: law "log" is a + b log t, "power" a t^b; null with fewer than 4 points.
+    "trajectory_fits": _table(run=_S, law=_S, n=_I, a=_F, b=_F, rss=_F, aic=_F),
     # scope: "global", "layer" or "module"; name: "" for global, the layer number, or the module.
     "similarity": _table(run_a=_S, run_b=_S, scope=_S, name=_S, cosine=_F, orthogonal_fraction=_F, null_sd=_F),
     # null_degrees: the mean of the same angle between two random k-dimensional subspaces of that space

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from raygeo.cli import app
 from raygeo.doctor import examine
 from raygeo.errors import ClusterError, ConfigError, StoreError
+from raygeo.losses import LOSSES, RIFT
 
 
 def run(*arguments: str):
@@ -19,7 +20,38 @@ def run(*arguments: str):
 
 def test_help_names_every_command():
     text = run("--help").output
-    assert all(command in text for command in ("run", "report", "ui", "doctor"))
+    assert all(command in text for command in ("run", "losses", "report", "ui", "doctor"))
+
+
+def test_losses_lists_every_loss_with_its_formula(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    lines = run("losses").output.splitlines()
+    for name, loss in LOSSES.items():
+        assert any(line.split()[:1] == [name] and loss.formula in line for line in lines)
+
+
+def test_losses_prints_one_in_full(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    text = run("losses", "rift").output
+    assert all(said in text for said in (RIFT.formula, RIFT.paper, "their product pi", "needs: nothing but graded"))
+    for name, field in RIFT.model_fields.items():
+        assert name == "type" or any(
+            line.split()[:1] == [name] and str(field.default) in line for line in text.splitlines()
+        )
+
+
+@pytest.mark.parametrize(("name", "said"), [("dop", "did you mean 'dpo'"), ("zzz", "the types are sft, rft")])
+def test_losses_refuses_what_is_none(name, said):
+    result = run("losses", name)
+    assert isinstance(result.exception, ConfigError)
+    assert said in str(result.exception)
+
+
+def test_the_command_line_starts_without_heavy_imports():
+    code = (
+        "import sys, raygeo.cli; print(sorted({'torch', 'ray', 'transformers', 'rich', 'pydantic'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class ASFT(Pointwise):
     """Weight of the divergence; 0.05 in the authors' README, 0.1 by default in their code."""
 
     direction: Literal["forward", "reverse"] = "forward"
-    """``forward``: KL(base || student), the method; ``reverse``: KL(student || base), which its authors compare with."""
+    """``forward``: KL(base || student), the method; ``reverse``: KL(student || base), the authors' ablation."""
 
     rows: Literal["all", "correct"] = "all"
     """``all``: the data of SFT; ``correct``: the data of RFT."""

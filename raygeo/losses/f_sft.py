@@ -60,7 +60,7 @@ class FSFT(Pointwise):
         else:
             row = reward
         length = inputs.mask.sum(-1).clamp(min=1)
-        return (row / (self.beta * length))[:, None].expand_as(inputs.logprobs)
+        return (row / self.beta / length)[:, None].expand_as(inputs.logprobs)
 
     def metrics(self, inputs: LossInputs) -> dict[str, tuple[Tensor, Unit]]:
         """``reward``: the mean of R over rows."""

@@ -21,7 +21,8 @@ class IWSFT(Pointwise):
     """``-w log p_t``, ``w`` being a power of the likelihood ratio to the proposal q, clamped and detached.
 
     On correct rollouts this bounds the reward from below more tightly than RFT does, which is w = 1. Where p is still q
-    the two are equal. Per-token coefficient: w.
+    the two are equal; as the model fits its rollouts w grows, so the objective may rise while ``nll`` falls. Per-token
+    coefficient: w.
     """
 
     title: ClassVar[str] = "iw-SFT"

@@ -32,7 +32,7 @@ class OTR(Pointwise):
     """Names the loss."""
 
     samples: int = Field(default=256, ge=1)
-    """Tokens drawn at each position, K."""
+    """Tokens drawn at each position, K; 256 in the paper."""
 
     temperature: float = Field(default=1.3, gt=0)
     """Temperature of the draws. The paper draws above 1; this value is quoted from memory."""
@@ -80,10 +80,10 @@ class OTR(Pointwise):
 
 @torch.no_grad()
 def draw_tokens(logits: Tensor, keys: Tensor, count: int, temperature: float = 1.0) -> Tensor:
-    """Draw ``count`` tokens for each row of ``logits`` [N, V] by inverting the cumulative law in fp64: [N, count] int64.
+    """Draw ``count`` tokens for each row of ``logits`` [N, V]: [N, count] int64.
 
-    ``keys`` [N] int64 determine the uniforms; equal logits and keys give equal draws. A token of probability 0 is never
-    drawn.
+    The cumulative law is inverted in fp64 at uniforms that ``keys`` [N] int64 determine; equal logits and keys give
+    equal draws. A token of probability 0 is never drawn.
     """
     cumulative = torch.softmax(logits / temperature, -1).cumsum(-1, dtype=torch.float64)
     thresholds = uniforms(keys, count) * cumulative[:, -1:]

@@ -1,4 +1,4 @@
-"""Uniform numbers that are a pure function of a key: the same for any split of a batch, any resume, any recomputation."""
+"""Uniform numbers that are a function of a key alone: the same in any split of a batch, after any resume."""
 
 import torch
 from torch import Tensor

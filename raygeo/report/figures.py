@@ -222,10 +222,7 @@ def objective_curves(view: View) -> Figure | None:
     frame = view.frame("curves", metric="objective").dropna(subset="value")
     if frame.empty:
         return None
-    losses = dict(zip(view.runs.run, view.runs.loss, strict=True))
-    groups: dict[str, list[str]] = {}
-    for name in view.order(frame.run):
-        groups.setdefault(losses.get(name, name), []).append(name)
+    groups = view.by_loss(frame.run)
     fig, axes = _panels(len(groups), 3, 2.4)
     _curve_panels(fig, axes, view, list(groups.values()), frame)
     for ax, loss in zip(axes, groups, strict=True):
@@ -291,6 +288,58 @@ def norms(view: View) -> Figure | None:
             _log(ax, "y")
     _legend(fig, view, layers.run)
     return fig
+
+
+@figure(
+    "trajectories",
+    "How did each run move while it trained?",
+    """Each kept delta against the optimiser step (log scale). First a panel a loss: the norm (markers) with two
+    laws fitted to it by least squares, a + b log t (a straight line here) and c t^q (dotted). Then the direction:
+    the cosine to the run's own final delta, which is 1 at the end by construction, and the cosine to the
+    reference run at the same step. A few points of one curve are no test between laws, and where the schedule
+    ends near zero a flat end says that the learning rate fell, not that training converged.""",
+)
+def trajectories(view: View) -> Figure | None:
+    """Draw norms with their fitted laws, one panel a loss, then cosines to the final delta and the reference run."""
+    frame = view.frame("trajectories").sort_values("step")
+    if frame.empty:
+        return None
+    groups = view.by_loss(frame.run)
+    cosines = {"cosine_final": "cosine to the final delta", "cosine_reference": f"cosine to {view.reference_run}"}
+    shown = [column for column in cosines if frame[column].notna().any()]
+    fig, axes = _panels(len(groups) + len(shown), 3, 2.6)
+    for ax, (loss, names) in zip(axes, groups.items(), strict=False):
+        for name in names:
+            rows = frame[frame.run == name]
+            ax.plot(rows.step, rows.norm, **view.styles[name].line(linestyle="none"))
+            _laws(ax, view, name, rows.step.min(), rows.step.max())
+        ax.set_title(f"{loss}: norm of the delta")
+    for ax, column in zip(axes[len(groups) :], shown, strict=True):
+        for name in view.order(frame.run):
+            rows = frame[frame.run == name].dropna(subset=column)
+            ax.plot(rows.step, rows[column], **view.styles[name].line())
+        ax.axhline(0, color=GRID, linewidth=1.4, zorder=0)
+        ax.set_title(cosines[column])
+    for ax in axes:
+        _log(ax, "x")
+        ax.set_xlabel("optimiser step t")
+    laws = [Line2D([], [], color=MUTED, linewidth=1, **look, label=law) for law, look in _LAW_STYLES.values()]
+    _legend(fig, view, frame.run, laws)
+    return fig
+
+
+def _laws(ax: Axes, view: View, run: str, first: float, last: float) -> None:
+    """Draw the laws fitted to the norm of ``run`` between its first and last step."""
+    t = np.geomspace(first, last, 60)
+    for row in view.frame("trajectory_fits", run=run).dropna(subset=["a", "b"]).itertuples():
+        norm = row.a + row.b * np.log(t) if row.law == "log" else row.a * t**row.b
+        ax.plot(t, norm, color=view.styles[run].colour, linewidth=1, **_LAW_STYLES[row.law][1])
+
+
+_LAW_STYLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "log": ("a + b log t", {"linestyle": "-", "alpha": 0.8}),
+    "power": ("c t^q", {"linestyle": ":"}),
+}
 
 
 @figure(

@@ -39,7 +39,7 @@ def _seedless(run: pd.Series) -> tuple:
 
 def limits(view: View) -> list[str]:
     """Every automatic caveat that applies to this study, in the order of the page's sections."""
-    rules = (_failures, _seeds, _problems, _tests, _norms, _angles, _paths, _curvature, _cka)
+    rules = (_failures, _selection, _seeds, _problems, _tests, _norms, _trajectories, _angles, _paths, _curvature, _cka)
     return [sentence for rule in rules for sentence in rule(view)]
 
 
@@ -48,6 +48,17 @@ def _failures(view: View) -> list[str]:
     return [
         f"{row.run} has no result: {row.status}, {(row.reason or 'no reason was recorded').rstrip('.')}."
         for row in failed.itertuples()
+    ]
+
+
+def _selection(view: View) -> list[str]:
+    trials = view.frame("trials").dropna(subset="rank")
+    configurations = trials.drop_duplicates(["entry", "values"])
+    if len(configurations) < 2:
+        return []
+    return [
+        f"{typeset.count(len(configurations))} configurations were compared on the held-out data shown here. The best of "
+        "many is flattered by chance: measure it again on data that played no part in the choice."
     ]
 
 
@@ -102,6 +113,33 @@ def _norms(view: View) -> list[str]:
         f"{typeset.significant(moved.max() / moved.min(), 2)} times as long as that of {moved.idxmin()}. Differences "
         "in accuracy, paths, CKA and curvature mix a delta's direction with its length; cosines and angles do not."
     ]
+
+
+def _trajectories(view: View) -> list[str]:
+    frame = view.frame("trajectories")
+    if frame.empty:
+        return []
+    points = frame.groupby("run").size()
+    count = " to ".join(typeset.count(n) for n in sorted({points.min(), points.max()}))
+    sentences = [
+        f"Trajectories have {count} kept steps a run. They are points of one curve, not independent, so a difference "
+        "of AIC between two laws of growth is a description and no test; nothing is known of the way between them, "
+        "which is why path lengths are lower bounds. AdamW's first steps have the learning rate's size whatever the "
+        "gradient, so early norms follow the warm-up as much as the loss."
+    ]
+    runs = view.runs[view.runs.run.isin(points.index)]
+    trained = [json.loads(text).get("training", {}) for text in runs.params.dropna()]
+    if any(training.get("schedule", "constant") != "constant" for training in trained):
+        sentences.append(
+            "Learning rates fell towards the end: late norms that stay flat and late deltas that point where the final "
+            "one does are the schedule's doing at least in part, and no sign that training had converged."
+        )
+    if any(training.get("lora") for training in trained):
+        sentences.append(
+            "LoRA starts with B at zero, so at first only B moves, within the few input directions of the initial A: "
+            "early cosines between runs of one adapter initialisation are raised by what they share from the start."
+        )
+    return sentences
 
 
 def _angles(view: View) -> list[str]:

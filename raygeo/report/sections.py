@@ -1,5 +1,7 @@
 """The tables of the page as rows of ready text, one function each; a table without data has no rows."""
 
+import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -93,6 +95,35 @@ def results(view: View) -> Sheet:
         rows.append(row)
     shown = rows if len(rows) > 1 or benchmarks else []
     return Sheet(columns, shown, frozenset({"run", "loss", "status"}))
+
+
+def trials(view: View) -> Sheet:
+    """The runs of a sweep, the best configurations first: what was chosen, the objectives, and the rank."""
+    frame = view.frame("trials").sort_values("rank", kind="stable", na_position="last")
+    measured = [name for name in _OBJECTIVES if frame[name].notna().any()]
+    rows = [
+        [
+            row.run,
+            ", ".join(f"{name} {_chosen(value)}" for name, value in json.loads(row.values_).items()),
+            *(_OBJECTIVES[name][1](getattr(row, name)) for name in measured),
+            typeset.count(row.rank),
+            str(row.status or typeset.MISSING),
+        ]
+        for row in frame.rename(columns={"values": "values_"}).itertuples()
+    ]
+    columns = ["run", "chosen", *(_OBJECTIVES[name][0] for name in measured), "rank", "status"]
+    return Sheet(columns, rows, frozenset({"run", "chosen", "status"}))
+
+
+_OBJECTIVES = {
+    "accuracy": ("accuracy", typeset.percent),
+    "heldout_nll": ("held-out NLL", lambda value: typeset.fixed(value, 3)),
+    "sharpness": ("sharpness", typeset.significant),
+}
+
+
+def _chosen(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
 def mcnemar(view: View) -> dict[str, Sheet]:
@@ -219,6 +250,41 @@ def curvature(view: View) -> Sheet:
             )
     columns = ["run", "of", "largest eigenvalues", "smallest", "trace", "trace / parameters", "parameters", "tokens"]
     return Sheet(columns, rows, frozenset({"run", "of"}))
+
+
+def trajectories(view: View) -> Sheet:
+    """How every run's norm grew with the step: both fitted laws, which has the lower AIC, and how straight the way was.
+
+    The last two columns need no law: norm over path length at the end, and the least cosine of two moves in a row.
+    """
+    frame = view.frame("trajectories").sort_values("step")
+    fits = view.frame("trajectory_fits").set_index(["run", "law"])
+    rows: list[list[Cell]] = []
+    for name in view.order(frame.run):
+        way = frame[frame.run == name]
+        log, power = (fits.loc[(name, law)] if (name, law) in fits.index else _NO_FIT for law in ("log", "power"))
+        rows.append(
+            [
+                name,
+                typeset.count(len(way)),
+                _law(log, "{} + {} log t"),
+                _law(power, "{} t^{}"),
+                typeset.fixed(log.aic - power.aic, 1),
+                typeset.fixed(way.straightness.iloc[-1]),
+                typeset.fixed(way.cosine_previous.min()),
+            ]
+        )
+    columns = ["run", "points", "a + b log t", "c t^q", "AIC, log − power", "‖Δ‖ / path", "sharpest turn, cosine"]
+    return Sheet(columns, rows, frozenset({"run"}))
+
+
+_NO_FIT = pd.Series(dict.fromkeys(("a", "b", "rss", "aic"), math.nan))
+
+
+def _law(fit: pd.Series, text: str) -> Cell:
+    if not _known(fit.a):
+        return typeset.MISSING
+    return text.format(*(typeset.significant(fit[name]) for name in "ab")), f"RSS {typeset.significant(fit.rss, 2)}"
 
 
 def counts(view: View) -> Sheet:

@@ -42,7 +42,7 @@ class View:
     def names(self) -> list[str]:
         """Every run but the base: those of ``runs``, then any other that a table names, in the order they appear."""
         seen = dict.fromkeys(self.runs.run)
-        for table in ("accuracy", "deltas", "similarity", "subspaces", "paths", "curvature", "cka"):
+        for table in ("accuracy", "deltas", "similarity", "subspaces", "paths", "curvature", "cka", "trajectories"):
             frame = self.frame(table)
             for column in ("run", "run_a", "run_b"):
                 if column in frame:
@@ -60,6 +60,14 @@ class View:
         """Sort run names into the study's order, the base first."""
         wanted = set(present)
         return [name for name in (BASE, *self.names) if name in wanted]
+
+    def by_loss(self, present: "pd.Series[Any] | set[str]") -> dict[str, list[str]]:
+        """Group run names by loss, in the study's order; a run of unknown loss stands alone."""
+        losses = dict(zip(self.runs.run, self.runs.loss, strict=True))
+        groups: dict[str, list[str]] = {}
+        for name in self.order(present):
+            groups.setdefault(losses.get(name, name), []).append(name)
+        return groups
 
     def curvature(self, quantity: str) -> tuple[pd.DataFrame, str]:
         """Rows of ``quantity`` for the first (operator, space) that has it, so that like meets like, and its name."""

@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
 
 from raygeo.rollouts.grading import Grading, grader
 from raygeo.rollouts.readers import Prompt
 from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath
+from raygeo.students.encoding import collate, encode, length_buckets
 from raygeo.students.generation import generate
+from raygeo.students.likelihood import Likelihood, TokenLogits
 from raygeo.students.loading import default_device, load_student
 from raygeo.workload import Rows, Task, Workload
 
@@ -32,7 +37,11 @@ class DecodingSettings(Settings):
 
 
 class Sampling(Workload):
-    """One task a slice of prompts -> table ``rollouts``, graded, all in the training split."""
+    """One task a slice of prompts -> table ``rollouts``, graded, all in the training split.
+
+    Rows hold the teacher's log-probabilities at the sampling temperature: those of the draws, or of the tokens of the
+    text where it does not tokenise back to the tokens drawn. Greedy rollouts have none.
+    """
 
     name = "rollouts"
     tables = ("rollouts",)
@@ -87,6 +96,13 @@ class Sampling(Workload):
             for p, completions in zip(prompts, drawn, strict=True)
             for sample, c in enumerate(completions)
         ]
+        logprobs = [c.logprobs for _, _, c in pairs]
+        if settings.temperature > 0:
+            misfits = [i for i, known in enumerate(logprobs) if known is None]
+            texts = [(pairs[i][0].prompt, pairs[i][2].text, not pairs[i][2].truncated) for i in misfits]
+            scores = score(model, tokenizer, texts, temperature=settings.temperature, batch_size=settings.batch_size)
+            for i, scored in zip(misfits, scores, strict=True):
+                logprobs[i] = scored
         with grader(self.grading) as grade:
             verdicts = grade.grade_many([(c.text, p.gold) for p, _, c in pairs])
         return {
@@ -102,7 +118,33 @@ class Sampling(Workload):
                     "truncated": c.truncated,
                     "source": "teacher",
                     "split": "train",
+                    "logprobs": drawn,
                 }
-                for (p, sample, c), verdict in zip(pairs, verdicts, strict=True)
+                for (p, sample, c), verdict, drawn in zip(pairs, verdicts, logprobs, strict=True)
             ]
         }
+
+
+def score(
+    model: Any, tokenizer: Any, texts: Sequence[tuple[str, str, bool]], *, temperature: float, batch_size: int
+) -> list[tuple[float, ...]]:
+    """Return the log-probability of each completion token of (prompt, completion, ended) ``texts``, teacher-forced.
+
+    Tokens are those that training reads; probabilities are softmax(logits / ``temperature``).
+    """
+
+    def tempered(tokens: TokenLogits) -> dict[str, Tensor]:
+        return {"tempered": -F.cross_entropy(tokens.logits / temperature, tokens.targets, reduction="none")}
+
+    likelihood = Likelihood(model, tempered)
+    sequences = [encode(tokenizer, prompt, completion, ended=ended) for prompt, completion, ended in texts]
+    scores: list[tuple[float, ...]] = [()] * len(sequences)
+    filled = [i for i, sequence in enumerate(sequences) if sequence.completion_length > 0]
+    for bucket in length_buckets([len(sequences[i]) for i in filled], batch_size):
+        rows = [filled[place] for place in bucket]
+        batch = collate([sequences[i] for i in rows], tokenizer.pad_token_id).to(model.device)
+        with torch.inference_mode():
+            logprobs = likelihood(batch)["tempered"]
+        for i, row, mask in zip(rows, logprobs, batch.mask, strict=True):
+            scores[i] = tuple(row[mask].tolist())
+    return scores

@@ -1,5 +1,6 @@
 """Short, readable names of configurations."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ def describe(values: Mapping[Place, Any]) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, bool) or value is None:
-        return f"={value}".lower()
+        return f"={json.dumps(value)}"
     if isinstance(value, int | float):
         return f"{value:g}"
     if isinstance(value, Mapping):

@@ -38,7 +38,7 @@ class Optimizer:
             sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
         directions = ["maximize" if mode == "max" else "minimize" for mode in modes]
         self.study = optuna.create_study(directions=directions, sampler=sampler)
-        self.failed = optuna.trial.TrialState.FAIL
+        self.pruned = optuna.trial.TrialState.PRUNED
 
     def ask(self) -> Suggestion:
         """Suggest what to try next, knowing what has been told and what is still being tried."""
@@ -50,10 +50,18 @@ class Optimizer:
         values = {place: _suggest(trial, f"{space}.{'.'.join(place)}", domain) for place, domain in domains.items()}
         return Suggestion(trial.number, space, values)
 
+    def enqueue(self, space: int, values: Configuration) -> None:
+        """Suggest this configuration before any other that is not enqueued yet."""
+        choices: dict[str, Any] = {"space": space} if len(self.spaces) > 1 else {}
+        for place, domain in self.spaces[space].items():
+            value = values[place]
+            choices[f"{space}.{'.'.join(place)}"] = domain.values.index(value) if isinstance(domain, Choice) else value
+        self.study.enqueue_trial(choices)
+
     def tell(self, number: int, objectives: Sequence[float] | None) -> None:
-        """Report the objectives of the suggestion with this number; None if it came to nothing."""
+        """Report the objectives of the suggestion with this number; None, if it came to nothing, is worse than any."""
         if objectives is None:
-            self.study.tell(number, state=self.failed)
+            self.study.tell(number, state=self.pruned)
         else:
             self.study.tell(number, list(objectives))
 
@@ -67,7 +75,7 @@ def import_optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise ConfigError("sweep.search 'optuna' needs Optuna; install it with: pip install 'raygeo[optuna]'") from error
+        raise ConfigError("sweep.search 'optuna' needs Optuna; install it: pip install 'raygeo[optuna]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

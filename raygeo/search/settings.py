@@ -50,8 +50,9 @@ class SweepSettings(Settings):
     """How values are chosen where the study gives lists and ranges, and how the runs are judged."""
 
     search: Literal["grid", "random", "optuna"] = "grid"
-    """``grid`` trains every combination of the listed values. ``random`` draws from lists and ranges, seeded. ``optuna``
-    suggests by Optuna's TPE what to train next (needs ``raygeo[optuna]``). Seeds in a list are always all trained."""
+    """``grid`` trains every combination of the listed values; ``random`` draws from lists and ranges, seeded;
+    ``optuna`` lets Optuna's TPE suggest what to train next (install ``raygeo[optuna]``). Seeds in a list are always all
+    trained."""
     samples: int = Field(8, ge=1)
     """Configurations for each entry of ``runs`` that varies (``optuna`` divides the total over the entries by merit).
     Each is trained with every seed."""

@@ -54,7 +54,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Range:
-    """A number from ``low`` to ``high``, both included; evenly spread, or its logarithm is. Integers if the ends are."""
+    """A number from ``low`` to ``high``, both included; it is spread evenly, or its logarithm is. Whole if they are."""
 
     low: float
     high: float
@@ -240,4 +240,4 @@ def _value(model: BaseModel, place: Place) -> Any:
 
 
 def _error(place: Sequence[int | str], read: Any, message: str, kind: str = "value_error") -> InitErrorDetails:
-    return InitErrorDetails(type=PydanticCustomError(kind, message), loc=tuple(place), input=read)  # type: ignore[arg-type]
+    return InitErrorDetails(type=PydanticCustomError(kind, message), loc=tuple(place), input=read)

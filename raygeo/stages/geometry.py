@@ -10,10 +10,12 @@ from raygeo.geometry.norms import Norms
 from raygeo.geometry.paths import Paths
 from raygeo.geometry.similarity import Similarity
 from raygeo.geometry.subspaces import Subspaces
+from raygeo.geometry.trajectories import Trajectories
 from raygeo.settings import content_key
 from raygeo.stages.context import Context
 from raygeo.stages.evaluate import heldout_problems
 from raygeo.stages.probes import provide_probes
+from raygeo.stages.report import reference_run
 from raygeo.stages.rollouts import Rollouts
 from raygeo.stages.student import Student
 from raygeo.students.run import Run
@@ -27,6 +29,10 @@ def analyse_runs(context: Context, student: Student, rollouts: Rollouts, runs: l
     workloads: list[Workload] = []
     if geometry.norms is not None:
         workloads.append(Norms(geometry.norms, runs, base))
+    if geometry.trajectories is not None:
+        table = context.store.table("runs")
+        steps = {row["run"]: row["steps"] for row in table.to_pylist()}
+        workloads.append(Trajectories(geometry.trajectories, runs, base, steps, reference_run(context.study, table)))
     if geometry.similarity is not None:
         workloads.append(Similarity(geometry.similarity, runs, base))
     if geometry.subspaces is not None:

@@ -1,13 +1,15 @@
 """Stage 7: the summary of every run in MLflow, the figures, and one self-contained page."""
 
 import json
+from collections import defaultdict
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 
-from raygeo.config import WORD_PROBLEMS, Study, parse_study, study_yaml
+from raygeo.config import RolloutsSettings, Study, parse_study, study_yaml
 from raygeo.errors import StoreError
 from raygeo.evaluation.summary import run_summaries
 from raygeo.progress import StageTime
@@ -22,6 +24,7 @@ from raygeo.tracking import Tracking
 PAGE = "report.html"
 ABOUT = "report.json"
 PACKAGES = ("raygeo", "torch", "transformers", "deepspeed", "ray", "peft", "mlflow", "datasets", "pyarrow", "numpy")
+CURVES = ("norm", "cosine_final", "cosine_reference")
 
 ENGINEERED = (
     "The built-in student and its rollouts are made for demonstration. The teacher writes in a style of its own in "
@@ -34,28 +37,28 @@ ENGINEERED = (
 def study_params(study: Study) -> dict[str, Any]:
     """What MLflow shows on the study's own run."""
     return {
-        "student": study.student.model,
-        "runs": len(study.specs()),
-        "losses": ", ".join(dict.fromkeys(spec.loss.type for spec in study.specs())),
-        "reference_run": reference_run(study),
+        "student": study.student.from_run or study.student.model,
+        "search": study.plan.sweep.search,
+        "losses": ", ".join(dict.fromkeys(entry.loss.type for entry in study.runs)),
     }
 
 
-def reference_run(study: Study) -> str:
-    """The run that the others are compared with."""
-    return study.reference_run or study.specs()[0].name
+def reference_run(study: Study, runs: pa.Table) -> str:
+    """The run that the others are compared with: the one the study names, or the first in the table ``runs``."""
+    return study.reference_run or runs["run"][0].as_py()
 
 
 def write_report(context: Context, student: Student, tracking: Tracking, times: list[StageTime]) -> str:
     """Log summaries and figures to MLflow and write ``report.html``; returns its path."""
     study, store = context.study, context.store
     tables = store.tables()
-    reference = reference_run(study)
+    reference = reference_run(study, tables["runs"])
     children = {row["run"]: row["mlflow_run_id"] for row in tables["runs"].to_pylist()}
     children[BASE] = tracking.child(f"{student.key}:base", BASE, {})
     for run, summary in run_summaries(tables, reference).items():
         if run in children:
             tracking.metrics(children[run], summary)
+    log_trajectories(tracking, children, tables)
     about = {
         "student": student.description,
         "timings": [[t.stage, t.seconds, t.made, t.reused] for t in times],
@@ -74,6 +77,28 @@ def write_report(context: Context, student: Student, tracking: Tracking, times: 
     return path
 
 
+def log_trajectories(tracking: Tracking, children: Mapping[str, str], tables: Mapping[str, pa.Table]) -> None:
+    """Log the trajectories of the runs in ``children`` (name -> id) as curves, and the laws fitted to them as metrics.
+
+    A point that MLflow has already is not written again.
+    """
+    points: defaultdict[str, list[tuple[str, int, float | None]]] = defaultdict(list)
+    for row in tables["trajectories"].to_pylist():
+        points[row["run"]] += [(f"trajectory/{name}", row["step"], row[name]) for name in CURVES]
+    for row in tables["trajectory_fits"].to_pylist():
+        points[row["run"]] += [(f"trajectory/{row['law']}_{name}", 0, row[name]) for name in ("a", "b", "rss", "aic")]
+    for run, wanted in points.items():
+        names = dict.fromkeys(name for name, *_ in wanted)
+        history = [m for name in names for m in tracking.client.get_metric_history(children[run], name)]
+        known = {(m.key, m.step, m.value) for m in history}
+        new: defaultdict[int, dict[str, float | None]] = defaultdict(dict)
+        for name, step, value in wanted:
+            if (name, step, value) not in known:
+                new[step][name] = value
+        for step, values in new.items():
+            tracking.metrics(children[run], values, step)
+
+
 def rewrite_report(store: Store) -> str:
     """Write ``report.html`` anew from the tables of a finished study; returns its path.
 
@@ -90,10 +115,26 @@ def rewrite_report(store: Store) -> str:
     return store.write_bytes(PAGE, page.encode())
 
 
+def _interventions(rollouts: RolloutsSettings) -> list[str]:
+    """What was done to the rollouts that a reader must know."""
+    told = []
+    if rollouts.negative_share is not None:
+        told.append(
+            f"Training rollouts were dropped until {100 * rollouts.negative_share:g} % of the usable ones were wrong: "
+            "their share is not the teacher's, and there are fewer of them."
+        )
+    if rollouts.shuffle_rewards is not None:
+        told.append(
+            f"This is a control: verdicts and rewards were shuffled over the training rollouts (seed "
+            f"{rollouts.shuffle_rewards}), so what losses learned from them is noise, and likeness between runs shows "
+            "what the texts alone bring about."
+        )
+    return told
+
+
 def _render(study: Study, tables: dict[str, pa.Table], about: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    reference = reference_run(study)
+    reference = reference_run(study, tables["runs"])
     figures = draw_figures(tables, reference)
-    built_in = study.student.model == WORD_PROBLEMS
     page = PageContext(
         title=study.name,
         student=about["student"],
@@ -102,6 +143,6 @@ def _render(study: Study, tables: dict[str, pa.Table], about: dict[str, Any]) ->
         settings_yaml=study_yaml(study),
         versions=about["versions"],
         timings=[(stage, seconds, made, reused) for stage, seconds, made, reused in about["timings"]],
-        caveats=[*study.caveats, *(ENGINEERED if built_in else ())],
+        caveats=[*study.caveats, *_interventions(study.rollouts), *(ENGINEERED if study.student.built_in else ())],
     )
     return render_page(tables, page, figures), figures

@@ -7,7 +7,8 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raygeo.config import Benchmark
+from raygeo.config import Benchmark, RolloutsSettings
+from raygeo.rollouts.interventions import set_negative_share, shuffle_rewards
 from raygeo.rollouts.readers import AnyReader, Prompt, read_prompts
 from raygeo.rollouts.sampling import Sampling
 from raygeo.rollouts.tokens import RolloutTokens
@@ -54,7 +55,7 @@ def provide_rollouts(context: Context, student: Student) -> Rollouts:
     tokenizer = load_tokenizer(student.folder)
     limit = settings.max_tokens or context_length(student)
     records, source = _sampled(context, student) if settings.sample else _read(settings.read)
-    rules = settings.model_dump(mode="json", include={"grading", "heldout", "heldout_seed", "max_rejected"})
+    rules = settings.model_dump(mode="json", exclude={"read", "sample", "max_tokens"})
     key = content_key("rollouts", rules, source, student.key, limit)
     if key in store.finished(("rollouts", "rejected", "counts")):
         context.count(0, 1)
@@ -68,8 +69,9 @@ def provide_rollouts(context: Context, student: Student) -> Rollouts:
             return f"{'prompt' if long_prompt else 'prompt and completion'} longer than the context"
 
         valid = validate(records, grading=settings.grading, max_rejected=settings.max_rejected, unfit=unfit)
-        table = split_heldout(valid.rollouts, settings.heldout, settings.heldout_seed)
+        table, done = _intervened(split_heldout(valid.rollouts, settings.heldout, settings.heldout_seed), settings)
         rows = counts(table, valid.rejected, valid.notes)
+        rows += [{"stage": "rollouts", "name": name, "value": value} for name, value in done.items()]
         store.write_unit(key, {"rollouts": table, "rejected": valid.rejected, "counts": rows})
         context.count(1, 0)
     published = store.publish("rollouts", [key])
@@ -83,6 +85,18 @@ def provide_rollouts(context: Context, student: Student) -> Rollouts:
         store.save_folder(TOKENS, tokens_key, folder)
     tokens = store.stored(TOKENS, tokens_key)
     return Rollouts(key, published, tokens_key, tokens, int(tokenizer.pad_token_id))
+
+
+def _intervened(table: pa.Table, settings: RolloutsSettings) -> tuple[pa.Table, dict[str, int]]:
+    """The rollouts as the study's ablations and controls want them, and what was done to how many rows."""
+    done = {}
+    if settings.negative_share is not None:
+        before, table = table.num_rows, set_negative_share(table, settings.negative_share, settings.negative_seed)
+        done["dropped for negative_share"] = before - table.num_rows
+    if settings.shuffle_rewards is not None:
+        before, table = table["correct"], shuffle_rewards(table, settings.shuffle_rewards)
+        done["verdicts changed by shuffle_rewards"] = pc.sum(pc.not_equal(before, table["correct"])).as_py()
+    return table, done
 
 
 def context_length(student: Student) -> int:

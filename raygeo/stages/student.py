@@ -1,5 +1,6 @@
-"""Stage 1: the student, and its teacher where it has one: made, fetched or linked into the store."""
+"""Stage 1: the student, and its teacher where it has one: made, fetched, or taken from an earlier study's run."""
 
+import difflib
 import hashlib
 import os
 from collections.abc import Callable
@@ -9,13 +10,14 @@ from typing import Any
 
 from raygeo.cluster.remote import call
 from raygeo.config import TEXT, WORD_PROBLEMS
-from raygeo.errors import StudentError
+from raygeo.errors import ConfigError, StudentError
 from raygeo.rollouts.readers import read_prompts
 from raygeo.settings import content_key
 from raygeo.stages.context import Context
 from raygeo.store import AnyPath, Store
 from raygeo.students.builtin import make_base, make_teacher
 from raygeo.students.loading import load_student
+from raygeo.students.merge import merge_run
 from raygeo.students.text import make_text_student
 
 KIND = "students"
@@ -36,8 +38,12 @@ def provide_student(context: Context) -> Student:
 
     Raises:
         StudentError: the model cannot be found, loaded, or given a tokenizer.
+        ConfigError: the earlier run cannot be gone on from.
+        StoreError: there is no earlier store.
     """
     settings, store = context.study.student, context.store
+    if settings.from_run is not None and settings.from_store is not None:
+        return _continued(context, settings.from_run, Store(settings.from_store, create=False))
     if settings.model == WORD_PROBLEMS:
         recipe = settings.word_problems
         key = content_key("word-problems", recipe.model_dump(mode="json", exclude={"teacher"}))
@@ -55,6 +61,49 @@ def provide_student(context: Context) -> Student:
         return Student(key, store.stored(KIND, key), None, f"made here from {len(texts)} problems with solutions")
     key = provide_model(context, settings.model)
     return Student(key, store.stored(KIND, key), None, settings.model)
+
+
+def _continued(context: Context, name: str, earlier: Store) -> Student:
+    """The student that the run ``name`` of an earlier study left: what it was trained from, its delta added.
+
+    All that this study measures is relative to it: its deltas, paths and reference log-probabilities start there.
+    """
+    if earlier.location == context.store.location:
+        raise ConfigError(
+            f"student.from_store is this study's own store, {earlier.location}, whose table of runs will be this "
+            "study's; give this study another store."
+        )
+    run = _finished_run(earlier, name)
+    base, delta = earlier.stored(KIND, run["student"]), earlier.stored("deltas", run["key"])
+    key = content_key("merged", run["student"], run["key"])
+    _make(context, key, f"student from {name}", lambda folder, tick: merge_run(base, delta, folder))
+    said = f"{name} of {earlier.location}, its delta added to the student it was trained from"
+    return Student(key, context.store.stored(KIND, key), None, said)
+
+
+def _finished_run(store: Store, name: str) -> dict[str, Any]:
+    """The row of a finished run whose student and delta are in ``store``."""
+    runs = {row["run"]: row for row in store.table("runs").to_pylist()}
+    if name not in runs:
+        near = difflib.get_close_matches(name, runs, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(runs) or 'none yet; run its study first'}."
+        raise ConfigError(f"student.from_run {name!r} is no run of {store.location}; {hint}")
+    run = runs[name]
+    if run["status"] != "finished":
+        raise ConfigError(
+            f"student.from_run {name!r} of {store.location} has no weights to go on from: {run['status']}, "
+            f"{run['reason'] or 'no reason was recorded'}. Choose a finished run."
+        )
+    if run["student"] is None:
+        raise ConfigError(
+            f"student.from_run {name!r}: {store.location} does not say which student it was trained from; "
+            "run its study again with this version of raygeo."
+        )
+    for kind, key in ((KIND, run["student"]), ("deltas", run["key"])):
+        if not store.has_folder(kind, key):
+            missing = store.path(kind, key)
+            raise ConfigError(f"student.from_run {name!r} needs {missing}; run its study again to make it.")
+    return run
 
 
 def provide_model(context: Context, model: str) -> str:

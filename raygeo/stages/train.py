@@ -1,7 +1,9 @@
 """Stages 3 and 4: the base's log-probabilities where a loss needs them, and one trained run after the other."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -9,13 +11,16 @@ import torch
 
 from raygeo.errors import TrainingError
 from raygeo.losses.base import FROM_BASE
+from raygeo.plan import Plan, PlannedRun
 from raygeo.rollouts.mismatched import mismatch
 from raygeo.rollouts.reference import REFERENCE_STATES, ReferenceLogprobs, ReferenceStates, save_reference
 from raygeo.rollouts.tokens import RolloutTokens
 from raygeo.settings import content_key
 from raygeo.stages.context import Context
+from raygeo.stages.objectives import provide_objectives
 from raygeo.stages.probes import provide_heldout
 from raygeo.stages.rollouts import Rollouts, context_length
+from raygeo.stages.search import is_settled, measure_run, start_search
 from raygeo.stages.student import Student
 from raygeo.store import AnyPath
 from raygeo.students.run import Run
@@ -31,8 +36,8 @@ REFERENCE = "reference"
 MISMATCHED = "mismatched"
 
 
-def select_examples(context: Context, rollouts: Rollouts) -> dict[str, int]:
-    """Let every loss select its examples, before anything is trained; how many each run has, by run name.
+def select_examples(context: Context, rollouts: Rollouts, specs: Sequence[RunSpec]) -> dict[str, int]:
+    """Let every loss select its examples; how many each run has, by run name.
 
     What each loss saw, used and dropped goes to the table ``counts``.
 
@@ -40,17 +45,16 @@ def select_examples(context: Context, rollouts: Rollouts) -> dict[str, int]:
         DataError: a loss finds nothing to learn from.
     """
     train = rollouts.train
-    rows, examples = [], {}
-    for spec in context.study.specs():
-        selection = spec.loss.select(train)
-        examples[spec.name] = len(selection.examples)
-        rows += [{"stage": spec.name, "name": name, "value": value} for name, value in selection.counts.items()]
-    key = content_key(
-        "selection", rollouts.key, [[spec.name, spec.loss.model_dump()] for spec in context.study.specs()]
-    )
+    selections = {loss: loss.select(train) for loss in {spec.loss for spec in specs}}
+    rows = [
+        {"stage": spec.name, "name": name, "value": value}
+        for spec in specs
+        for name, value in selections[spec.loss].counts.items()
+    ]
+    key = content_key("selection", rollouts.key, [[spec.name, spec.loss.model_dump()] for spec in specs])
     context.store.write_unit(key, {"counts": rows})
     context.store.publish("counts", [rollouts.key, key])
-    return examples
+    return {spec.name: len(selections[spec.loss].examples) for spec in specs}
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class References:
 
 def provide_references(context: Context, student: Student, rollouts: Rollouts) -> References:
     """Compute, once a study, what its losses need of the base, so that no training worker holds it."""
-    specs = context.study.specs()
+    specs = context.study.plan.points()
     needs = {need for spec in specs for need in spec.loss.needs}
     if not needs & FROM_BASE:
         return References()
@@ -118,23 +122,38 @@ def _reference_states(context: Context, student: Student, rollouts: Rollouts, dt
 
 def train_runs(
     context: Context, student: Student, rollouts: Rollouts, references: References, tracking: Tracking
-) -> list[Run]:
-    """Train every run the store lacks, publish ``runs`` and ``curves``, and return the runs that finished.
+) -> tuple[list[Run], list[PlannedRun]]:
+    """Train every run the store lacks, and those the sweep chooses; publish ``runs`` and ``curves``.
 
-    A run that diverged or failed is a row with its reason; the others are not disturbed by it.
+    Returns the runs that finished, the base first, and all runs with what was chosen for them. A run that diverged,
+    failed or was stopped early is a row with its reason; the others are not disturbed by it.
 
     Raises:
         TrainingError: no run finished.
     """
-    store = context.store
-    specs = {spec.key(student.key, rollouts.key): spec for spec in context.study.specs()}
-    names = [(spec.name, spec.key(student.key, rollouts.key), spec) for spec in context.study.specs()]
-    examples = select_examples(context, rollouts)
-    done = store.finished(("runs", "curves"))
-    missing = {key: spec for key, spec in specs.items() if key not in done}
+    store, plan = context.store, context.study.plan
+    planned = plan.trials()
+    examples = select_examples(context, rollouts, [run.spec for run in planned])
+    keys = {run.name: run.spec.key(student.key, rollouts.key) for run in planned}
+    specs = {keys[run.name]: run.spec for run in planned}
+    missing = {key: spec for key, spec in specs.items() if not is_settled(store, key, plan.sweep.scheduler)}
     context.count(0, len(specs) - len(missing))
+    steps = sum(_step_count(spec, examples[spec.name]) for spec in missing.values())
+    params = {key: run_params(spec) for key, spec in missing.items()}
+    search = measure = None
+    if plan.open_entries():
+
+        def meet(run: PlannedRun) -> None:
+            planned.append(run)
+            keys[run.name] = run.spec.key(student.key, rollouts.key)
+            params[keys[run.name]] = run_params(run.spec)
+
+        objectives = provide_objectives(context, student, rollouts)
+        search = start_search(context, student, rollouts, objectives, meet)
+        measure = partial(measure_run, objectives, store)
+        steps += _expected_steps(plan, rollouts)
     failures: dict[str, str] = {}
-    if missing:
+    if missing or (search is not None and search.has_next()):
         inputs = RunInputs(
             rollouts=rollouts.key,
             student=student.folder,
@@ -147,24 +166,45 @@ def train_runs(
             mismatched_reference=references.mismatched_logprobs,
             heldout=provide_heldout(context, student, rollouts),
         )
-        steps = sum(
-            step_count(examples[s.name], s.training.batch_size, s.training.steps, s.training.epochs)
-            for s in missing.values()
-        )
+        before = store.finished(("runs", "curves"))
         context.pool.close()  # its CPUs are the workers' now
         with context.progress.bar("training steps", steps) as bar:
-            logger = TrialLogger(
-                tracking, {key: run_params(spec) for key, spec in missing.items()}, bar, context.progress.say
+            failures = run_sweep(
+                missing,
+                inputs,
+                store,
+                content_key(sorted(missing), search is not None),
+                [TrialLogger(tracking, params, bar, context.progress.say)],
+                scheduler=plan.sweep.scheduler,
+                search=search,
+                examples=plan.points(),
+                measure=measure,
             )
-            failures = run_sweep(missing, inputs, store, content_key(sorted(missing)), [logger])
-        context.count(len(missing) - len(failures), 0)
-    runs = _publish(context, student, names, failures, tracking)
+        context.count(len(set(keys.values()) & store.finished(("runs", "curves")) - before), 0)
+    if search is not None:
+        select_examples(context, rollouts, [run.spec for run in planned])
+    runs = _publish(context, student, [(run.name, keys[run.name], run.spec) for run in planned], failures, tracking)
     if not runs:
         reasons = "; ".join(
             f"{row['run']}: {row['reason']}" for row in store.table("runs").to_pylist() if row["reason"]
         )
         raise TrainingError(f"no run finished, so there is nothing to compare. {reasons}")
-    return [Run(BASE, content_key(student.key, BASE), None), *runs]
+    return [Run(BASE, content_key(student.key, BASE), None), *runs], planned
+
+
+def _step_count(spec: RunSpec, examples: int) -> int:
+    training = spec.training
+    return step_count(examples, training.batch_size, training.steps, training.epochs)
+
+
+def _expected_steps(plan: Plan, rollouts: Rollouts) -> int:
+    """How many steps the runs that a search chooses take, if their entries come up equally often."""
+    total = 0
+    for index in plan.open_entries():
+        runs = plan.runs_of(index, {place: domain.at(0.0) for place, domain in plan.searched(index).items()})
+        examples = len(runs[0].spec.loss.select(rollouts.train).examples)
+        total += plan.sweep.samples * sum(_step_count(run.spec, examples) for run in runs)
+    return total
 
 
 def run_params(spec: RunSpec) -> dict[str, Any]:

@@ -19,11 +19,16 @@ _COMPACT_BELOW = 0.75  # share of unfinished rows under which dropping the finis
 
 @dataclass(frozen=True)
 class Completion:
-    """``tokens`` counts end-of-text, which ``text`` lacks; ``truncated`` says that end-of-text was never reached."""
+    """``tokens`` counts end-of-text, which ``text`` lacks; ``truncated`` says that end-of-text was never reached.
+
+    ``logprobs`` hold each token's log-probability where it was drawn, at the sampling temperature; they are None for
+    greedy completions, and where ``text`` does not tokenise back to the tokens drawn, so that they would not fit it.
+    """
 
     text: str
     tokens: int
     truncated: bool
+    logprobs: tuple[float, ...] | None = None
 
 
 def generate(
@@ -60,7 +65,7 @@ def generate(
             batch = [rows[row] for row in bucket]
             unique = {prompt: place for place, prompt in enumerate(dict.fromkeys(batch))}
             input_ids, attention_mask = _pad_left([ids[prompt] for prompt in unique], tokenizer.pad_token_id)
-            written = _decode(
+            written, logprobs = _decode(
                 model,
                 input_ids.to(model.device),
                 attention_mask.to(model.device),
@@ -70,8 +75,9 @@ def generate(
                 max_new_tokens,
                 generator,
             )
-            for prompt, tokens in zip(batch, written.tolist(), strict=True):
-                completions[prompt].append(_completion(tokenizer, tokens))
+            drawn = logprobs.tolist() if temperature > 0 else [None] * len(batch)
+            for prompt, tokens, scores in zip(batch, written.tolist(), drawn, strict=True):
+                completions[prompt].append(_completion(tokenizer, tokens, scores))
     finally:
         model.train(training)
     return completions
@@ -87,10 +93,11 @@ def _decode(
     temperature: float,
     max_new_tokens: int,
     generator: torch.Generator,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Continue left-padded prompts [U, W]; row ``i`` of the result continues prompt ``copies[i]``.
 
-    Returns [R, max_new_tokens] int64, filled with ``eos_id`` from the first end-of-text on.
+    Returns tokens [R, max_new_tokens] int64, filled with ``eos_id`` from the first end-of-text on, and the
+    log-probabilities [R, max_new_tokens] fp32 of those drawn, 0 after end-of-text.
     """
     from transformers import DynamicCache
 
@@ -103,11 +110,14 @@ def _decode(
     logits, attention_mask = logits[copies], attention_mask[copies]
     positions = attention_mask.sum(-1, keepdim=True)
     written = torch.full((len(copies), max_new_tokens), eos_id, device=input_ids.device)
+    logprobs = torch.zeros(written.shape, device=input_ids.device)
     rows = torch.arange(len(copies), device=input_ids.device)
     open_ = torch.ones_like(rows, dtype=torch.bool)
     for step in range(max_new_tokens):
-        token = torch.where(open_, _choose(logits, temperature, generator), eos_id)
+        chosen, logprob = _choose(logits, temperature, generator)
+        token = torch.where(open_, chosen, eos_id)
         written[rows, step] = token
+        logprobs[rows, step] = logprob * open_
         open_ &= token != eos_id
         remaining = int(open_.sum())
         if remaining == 0 or step == max_new_tokens - 1:
@@ -120,7 +130,7 @@ def _decode(
         attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(rows), 1)], -1)
         logits = _next_logits(model, token[:, None], attention_mask, positions, cache)
         positions = positions + 1
-    return written
+    return written, logprobs
 
 
 def _next_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
@@ -135,10 +145,13 @@ def _next_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: T
     return output.logits[:, -1].float()
 
 
-def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return a token [R] of each row of ``logits`` [R, V], and its log-probability [R], 0 for a greedy choice."""
     if temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator).squeeze(-1)
+        return logits.argmax(-1), logits.new_zeros(len(logits))
+    logits = logits / temperature
+    token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    return token.squeeze(-1), logits.log_softmax(-1).gather(-1, token).squeeze(-1)
 
 
 def _pad_left(prompts: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -148,11 +161,14 @@ def _pad_left(prompts: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _completion(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> Completion:
+def _completion(tokenizer: PreTrainedTokenizerBase, tokens: list[int], logprobs: list[float] | None) -> Completion:
     truncated = tokenizer.eos_token_id not in tokens
     length = len(tokens) if truncated else tokens.index(tokenizer.eos_token_id)
-    text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
-    return Completion(str(text), length if truncated else length + 1, truncated)
+    text = str(tokenizer.decode(tokens[:length], skip_special_tokens=True))
+    count = length if truncated else length + 1
+    if logprobs is None or tokenizer(text, add_special_tokens=False).input_ids != tokens[:length]:
+        return Completion(text, count, truncated)
+    return Completion(text, count, truncated, tuple(logprobs[:count]))
 
 
 def _check_lengths(model: PreTrainedModel, lengths: list[int], max_new_tokens: int) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from raygeo.geometry.probes import Probe
 from raygeo.losses.base import Example, Loss, LossInputs
-from raygeo.rollouts.reference import open_reference
+from raygeo.rollouts.behaviour import behaviour_logprobs
+from raygeo.rollouts.reference import ReferenceStatesFile, open_reference, open_reference_states
 from raygeo.rollouts.tokens import RolloutTokens
 from raygeo.store import Store
 from raygeo.students.checkpoint import Checkpoint
@@ -41,7 +42,7 @@ class Data:
     examples: list[Example]
     pad_id: int
     behaviour: np.ndarray | None = None
-    states: Any = None
+    states: ReferenceStatesFile | None = None
     head: Tensor | None = None
     mismatched: Scored | None = None
     heldout: Probe | None = None
@@ -71,10 +72,6 @@ class MicroBatch:
 
 def open_data(loss: Loss, store: Store, inputs: RunInputs) -> Data:
     """Open tokens and whatever else ``loss`` needs, and let it select its examples from the training split."""
-    if "behaviour" in loss.needs:
-        from raygeo.rollouts.behaviour import behaviour_logprobs
-    if "reference_logits" in loss.needs:
-        from raygeo.rollouts.reference import open_reference_states
     rollouts = store.read_unit("rollouts", inputs.rollouts)
     rollouts = rollouts.filter(pc.equal(rollouts["split"], "train"))
     tokens = RolloutTokens.open(inputs.tokens)

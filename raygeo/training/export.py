@@ -9,21 +9,25 @@ from torch import Tensor, nn
 from raygeo.store import AnyPath, Store
 from raygeo.students.checkpoint import Checkpoint
 from raygeo.students.delta import check_delta, save_full_delta
-from raygeo.training.engine import rank
+from raygeo.training.engine import rank, shared
 
 
-def keep_delta(engine: Any, student: AnyPath, store: Store, kind: str, key: str) -> None:
+def keep_delta(engine: Any, student: AnyPath, store: Store, kind: str, key: str) -> str | None:
     """Put the engine's delta into the store as ``<kind>/<key>``; all ranks take part, rank 0 writes.
 
+    Where a parameter is not finite nothing is written, and the first such parameter's name is returned on every rank.
+
     Raises:
-        DeltaError: the delta is empty, not finite, or zero everywhere.
+        DeltaError: the delta is empty, or zero everywhere.
     """
     values = trained_values(engine)
-    if rank() == 0:
+    broken = shared(next((name for name, value in values.items() if not bool(value.isfinite().all())), None))
+    if broken is None and rank() == 0:
         folder = store.scratch()
         export(engine, values, student, folder)
         check_delta(folder)
         store.save_folder(kind, key, folder)
+    return broken
 
 
 def trained_values(engine: Any) -> dict[str, Tensor]:

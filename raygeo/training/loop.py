@@ -42,17 +42,18 @@ class Progress:
 class Hooks:
     """What the loop tells to the outside: reports of rank 0, and collective saves.
 
-    ``report(step, metrics)``; ``checkpoint(progress)``; ``snapshot(step)``; ``stopped()`` asks whether to give up.
+    ``report(step, metrics)``; ``checkpoint(progress)``; ``keep(step, last)`` keeps the delta, or returns the name of a
+    parameter that is not finite; ``stopped()`` asks whether to give up.
     """
 
     report: Callable[[int, dict[str, float]], None]
     checkpoint: Callable[[Progress], None]
-    snapshot: Callable[[int], None]
+    keep: Callable[[int, bool], str | None]
     stopped: Callable[[], bool]
 
 
 def snapshot_steps(count: int, steps: int) -> list[int]:
-    """About ``count`` distinct steps evenly spaced in log t from 1 to ``steps``, the last left out."""
+    """About ``count`` distinct steps before the last, evenly spaced in log t from 1 to ``steps``."""
     if count == 0:
         return []
     spaced = {int(step) for step in np.geomspace(1, steps, count + 1).round()}
@@ -62,8 +63,8 @@ def snapshot_steps(count: int, steps: int) -> list[int]:
 def optimise(engine: Any, spec: RunSpec, data: Data, progress: Progress, hooks: Hooks) -> Progress:
     """Take the optimiser steps that ``progress`` lacks, and return it with the run's end in ``status``.
 
-    ``finished``; ``diverged`` as soon as the objective or the gradient norm of a step is not finite; ``stopped`` when
-    asked to. Collective: all ranks return the same.
+    ``finished``; ``diverged`` as soon as the objective or the gradient norm of a step, or a weight that is to be kept,
+    is not finite; ``stopped`` when asked to. Collective: all ranks return the same.
     """
     settings = spec.training
     steps = step_count(len(data.examples), settings.batch_size, settings.steps, settings.epochs)
@@ -80,19 +81,15 @@ def optimise(engine: Any, spec: RunSpec, data: Data, progress: Progress, hooks: 
         metrics["lr"] = settings.lr * lr_factor(settings, steps, progress.step)
         progress.step += 1
         progress.tokens += counts["token"]
-        bad = [name for name in ("objective", "grad_norm") if not math.isfinite(metrics[name])]
-        if bad:
-            progress.status = "diverged"
-            progress.reason = (
-                f"{bad[0]} became {metrics[bad[0]]} at step {progress.step} of {steps}; lower lr ({settings.lr:g})"
-            )
-            return progress
+        bad = next((name for name in ("objective", "grad_norm") if not math.isfinite(metrics[name])), None)
+        if bad is not None:
+            return _diverged(progress, f"{bad} became {metrics[bad]}", steps, settings.lr)
         last = progress.step == steps
         if data.heldout is not None and (last or _due(settings.eval_every, progress.step)):
             metrics["heldout_nll"] = heldout_nll(engine, data, settings.micro_batch)
         progress.curves += [{"step": progress.step, "metric": name, "value": v} for name, v in metrics.items()]
-        if progress.step in snapshots:
-            hooks.snapshot(progress.step)
+        if (progress.step in snapshots or last) and (broken := hooks.keep(progress.step, last)):
+            return _diverged(progress, f"{broken} is no longer finite", steps, settings.lr)
         if last or "heldout_nll" in metrics or progress.step % settings.log_every == 0:
             hooks.report(progress.step, metrics)
         if control["stop"] > 0 and not last:
@@ -102,6 +99,12 @@ def optimise(engine: Any, spec: RunSpec, data: Data, progress: Progress, hooks: 
             hooks.checkpoint(progress)
             saved = time.monotonic()
     progress.status = "finished"
+    return progress
+
+
+def _diverged(progress: Progress, what: str, steps: int, lr: float) -> Progress:
+    progress.status = "diverged"
+    progress.reason = f"{what} at step {progress.step} of {steps}; lower lr ({lr:g})"
     return progress
 
 

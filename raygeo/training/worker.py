@@ -52,8 +52,9 @@ def train(
     def seconds() -> float:
         return earlier + time.perf_counter() - started
 
-    def snapshot(step: int) -> None:
-        keep_delta(engine, inputs.student, store, SNAPSHOTS, f"{job.key}/step-{step:06d}")
+    def keep(step: int, last: bool) -> str | None:
+        kind, key = ("deltas", job.key) if last else (SNAPSHOTS, f"{job.key}/step-{step:06d}")
+        return keep_delta(engine, inputs.student, store, kind, key)
 
     optimise(
         engine,
@@ -63,12 +64,10 @@ def train(
         Hooks(
             report=report if rank() == 0 else lambda step, metrics: None,
             checkpoint=lambda p: checkpoints.save(engine, p.step, {"progress": p.state(), "seconds": seconds()}),
-            snapshot=snapshot,
+            keep=keep,
             stopped=stopped if rank() == 0 else lambda: False,
         ),
     )
-    if progress.status == "finished":
-        keep_delta(engine, inputs.student, store, "deltas", job.key)
     summary = {
         "run": spec.name,
         "loss": spec.loss.type,

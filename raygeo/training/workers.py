@@ -7,6 +7,7 @@ lost, Ray Train starts the group again and the run goes on from its last checkpo
 import gc
 import threading
 import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,9 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from raygeo.errors import RaygeoError
+from raygeo.store import Store
 from raygeo.training.desk import Desk
+from raygeo.training.inputs import RunInputs
 
 _FINAL = (RaygeoError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
 
@@ -34,10 +37,23 @@ class Shape:
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus > 0 else {})
 
 
-class Workers:
-    """A running group of workers of one shape; ``common`` is what all its runs share (inputs and store)."""
+Measure = Callable[[str, str], Mapping[str, float]]
+"""Measures a finished run, given its content key and its name."""
 
-    def __init__(self, shape: Shape, common: Any, storage: str):
+
+@dataclass(frozen=True)
+class Common:
+    """What all runs share: what they read, where they write, and what is measured of those that finish, if anything."""
+
+    inputs: RunInputs
+    store: Store
+    measure: Measure | None = None
+
+
+class Workers:
+    """A running group of workers of one shape."""
+
+    def __init__(self, shape: Shape, common: Common, storage: str):
         self.shape = shape
         self.busy = False
         actor: Any = Desk
@@ -101,7 +117,7 @@ def _serve(config: dict[str, Any]) -> None:
     from raygeo.training.settings import RunSpec
     from raygeo.training.worker import Job, train
 
-    desk, (inputs, store) = config["desk"], config["common"]
+    desk, common = config["desk"], config["common"]
     group, number = shared(uuid.uuid4().hex), 0
     while (given := ray.get(desk.take.remote(group, number))) is not None:
         spec = RunSpec.model_validate_json(given["spec"])
@@ -111,19 +127,27 @@ def _serve(config: dict[str, Any]) -> None:
         cancelled = desk.until_cancelled.remote()
         try:
             summary = train(
-                Job(spec, given["key"], inputs, store),
+                Job(spec, given["key"], common.inputs, common.store),
                 lambda step, metrics: ray.get(desk.report.remote(step, metrics)),
                 lambda: bool(ray.wait([cancelled], timeout=0)[0]),  # noqa: B023
             )
+            _free_memory()
+            if common.measure is not None and summary["status"] == "finished" and rank() == 0:
+                summary["measured"] = dict(common.measure(given["key"], spec.name))
         except Exception as error:
             text = f"{type(error).__name__}: {error}".strip()
             memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
             final = isinstance(error, _FINAL)
             ray.get(desk.hit.remote(given["attempt"], text, out_of_memory=memory, final=final))
             raise
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         if rank() == 0:
             ray.get(desk.done.remote(summary))
         number += 1
+
+
+def _free_memory() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -8,9 +8,13 @@ from transformers import Qwen3ForCausalLM
 
 from raygeo.losses import (
     ASFT,
+    AWR,
     DFT,
     DPO,
+    FSFT,
+    IFT,
     IPO,
+    IWSFT,
     KTO,
     OTR,
     RFT,
@@ -20,6 +24,8 @@ from raygeo.losses import (
     DPOWithNLL,
     NormalizedDPO,
     OfflineGRPO,
+    OffPolicyGRPO,
+    PoFT,
     RobustDPO,
     SimPO,
 )
@@ -34,13 +40,28 @@ POINTWISE = [
     ASFT(kl_weight=0.3),
     ASFT(direction="reverse"),
     OTR(samples=16),
+    IWSFT(),
+    IWSFT(proposal="behaviour", tau=2.0, bounds=(0.5, 3.0)),
+    IWSFT(level="token", rows="all"),
+    IFT(),
+    IFT(gamma=0.0),
+    PoFT(normalization="token", beta=2.0, gamma=0.5),
+    FSFT(divergence="chi2"),
+    FSFT(divergence="hellinger"),
+    FSFT(divergence="tv"),
+    AWR(),
+    AWR(baseline="none", beta=0.4, max_weight=5.0),
     RIFT(negative="token"),
     RIFT(negative="sequence"),
     RIFT(negative="geometric"),
     RIFT(negative="paper"),
     OfflineGRPO(surrogate="logp"),
     OfflineGRPO(surrogate="p"),
+    OfflineGRPO(surrogate="shaped"),
     OfflineGRPO(surrogate="ppo"),
+    OffPolicyGRPO(ratio="clipped"),
+    OffPolicyGRPO(ratio="truncated", cap=1.5),
+    OffPolicyGRPO(ratio="sequence"),
 ]
 PAIRWISE = [
     DPO(),
@@ -54,13 +75,22 @@ PAIRWISE = [
 VARIANTS = [*POINTWISE, *(loss.model_copy(update={"normalization": "sequence"}) for loss in POINTWISE)]
 EVERY_LOSS = [*VARIANTS, *PAIRWISE, KTO(desirable_weight=1.3, undesirable_weight=0.6)]
 
+NAMED = (
+    "negative",
+    "surrogate",
+    "normalization",
+    "direction",
+    "proposal",
+    "level",
+    "gamma",
+    "divergence",
+    "baseline",
+    "ratio",
+)
+
 
 def name(loss) -> str:
-    options = [
-        str(value)
-        for key, value in loss.model_dump().items()
-        if key in ("negative", "surrogate", "normalization", "direction")
-    ]
+    options = [str(value) for key, value in loss.model_dump().items() if key in NAMED]
     return "-".join([loss.type, *options])
 
 
@@ -96,8 +126,10 @@ def row_weight(loss, correct: bool) -> float:
             return 1 - loss.lam if correct else 1.0
         case RIFT():
             return 1.0 if correct else -loss.negative_weight
-        case OfflineGRPO():
+        case OfflineGRPO() | OffPolicyGRPO():
             return 0.6 if correct else -0.4
+        case AWR():
+            return 2.5 if correct else 0.4
         case KTO():
             return loss.desirable_weight if correct else -loss.undesirable_weight
     return 1.0
@@ -120,6 +152,7 @@ def make_inputs(loss, seed: int, lengths: list[int], width: int = 7, scale: floa
         weights=weights,
         reference_logprobs=reference if "reference" in loss.needs else None,
         pairs=pairs,
+        behaviour_logprobs=reference if "behaviour" in loss.needs else None,
         kl_baseline=torch.tensor(0.3, dtype=torch.float64) if "mismatched" in loss.needs else None,
         terms=make_terms(loss, mask.shape, generator, scale),
     )

@@ -1,4 +1,5 @@
 import statistics
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,6 +92,18 @@ def test_ppo_survives_a_token_the_base_all_but_excludes():
     assert torch.equal(slope[0], torch.zeros(3, dtype=torch.float64))
 
 
+def test_shaped_is_bounded_and_proportional_to_p_under_wide_shaping():
+    inputs = make_inputs(OfflineGRPO(), seed=6, lengths=[7, 4], scale=8.0)
+    shaped = OfflineGRPO(surrogate="shaped", shaping=0.1)
+    p = inputs.logprobs.exp()
+    torch.testing.assert_close(shaped(inputs).total, -(inputs.weights[:, None] * p / (p + 0.1))[inputs.mask].sum())
+    wide = gradient(OfflineGRPO(surrogate="shaped", shaping=1e9), inputs) * 1e9
+    torch.testing.assert_close(wide, gradient(OfflineGRPO(surrogate="p"), inputs))
+    slope = gradient(shaped, inputs)
+    assert slope.abs()[inputs.mask].max() <= 0.6 / 4
+    assert torch.autograd.gradcheck(lambda x: shaped(replace(inputs, logprobs=x)).total, inputs.logprobs)
+
+
 def test_reports_what_negative_rows_contribute():
     loss = OfflineGRPO(surrogate="p")
     inputs = make_inputs(loss, seed=1, lengths=[2, 4])
@@ -102,13 +115,22 @@ def test_reports_what_negative_rows_contribute():
 
 
 def test_reference_is_needed_by_ppo_alone():
-    assert ["reference" in OfflineGRPO(surrogate=s).needs for s in ("logp", "p", "ppo")] == [False, False, True]
+    needs = {s: "reference" in OfflineGRPO(surrogate=s).needs for s in ("logp", "p", "shaped", "ppo")}
+    assert needs == {"logp": False, "p": False, "shaped": False, "ppo": True}
     with pytest.raises(TrainingError, match="ppo"):
         OfflineGRPO(surrogate="ppo")(make_inputs(OfflineGRPO(), seed=0, lengths=[2, 2]))
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"surrogate": "ratio"}, {"bias_on": "mixed"}, {"clip": 0.0}, {"clip": 1.0}, {"bias": float("nan")}]
+    "wrong",
+    [
+        {"surrogate": "ratio"},
+        {"shaping": 0.0},
+        {"bias_on": "mixed"},
+        {"clip": 0.0},
+        {"clip": 1.0},
+        {"bias": float("nan")},
+    ],
 )
 def test_refuses(wrong):
     with pytest.raises(ValueError):

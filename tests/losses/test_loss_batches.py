@@ -40,12 +40,14 @@ def reference(base, sequences):
 
 def outputs(loss, model, base, batch, rows):
     """Log-probabilities and the loss's terms; a token is named by its row and its place."""
-    given = {}
+    given = {"embedding_mix": loss.embedding_mix}
     if needs_logits(loss):
         with torch.no_grad():
             states = completion_states(base, batch)
-        keys = torch.cat([100 * row + torch.arange(int(mask.sum())) for row, mask in zip(rows, batch.mask, strict=True)])
-        given = {"keys": keys, "reference_states": states, "reference_head": base.get_output_embeddings().weight}
+        keys = torch.cat(
+            [100 * row + torch.arange(int(mask.sum())) for row, mask in zip(rows, batch.mask, strict=True)]
+        )
+        given |= {"keys": keys, "reference_states": states, "reference_head": base.get_output_embeddings().weight}
     found = Likelihood(model, loss.token_terms)(batch, **given)
     return found.pop("logprobs"), found
 
@@ -68,6 +70,7 @@ def step_gradient(loss, model, base, sequences, reference, micro_batches):
                 torch.tensor([w for example in micro for w in example.weights]),
                 padded if "reference" in loss.needs else None,
                 torch.arange(len(rows)).view(-1, 2) if loss.unit == "pair" else None,
+                behaviour_logprobs=padded if "behaviour" in loss.needs else None,
                 kl_baseline=torch.tensor(0.3, dtype=torch.float64) if "mismatched" in loss.needs else None,
                 terms=terms,
             )

@@ -11,7 +11,10 @@ from raygeo.losses import (
     ASFT,
     DFT,
     DPO,
+    FSFT,
+    IFT,
     IPO,
+    IWSFT,
     KTO,
     OTR,
     RIFT,
@@ -19,6 +22,8 @@ from raygeo.losses import (
     DPOWithNLL,
     NormalizedDPO,
     OfflineGRPO,
+    OffPolicyGRPO,
+    PoFT,
     RobustDPO,
     SimPO,
 )
@@ -34,13 +39,29 @@ def opposite(size):
     return torch.stack([size, -size], dim=1).view(-1, 1)
 
 
+def clipped(ratio, w, low, high):
+    """What A is multiplied by in PPO, 0 where the clip holds."""
+    return ratio * torch.where(w > 0, ratio < 1 + high, ratio > 1 - low)
+
+
+def ift(nll, gamma):
+    """Of one row, from the dense matrix of discounts."""
+    steps = torch.arange(len(nll), dtype=nll.dtype)
+    discounts = (gamma ** (steps - steps[:, None]).clamp(min=0)).triu()
+    tails, reach = discounts @ nll, discounts.sum(0)
+    numerator, denominator = nll @ tails, tails.sum()
+    return len(nll) * ((tails + discounts.T @ nll) / denominator - numerator / denominator**2 * reach)
+
+
 def closed_form(loss, inputs):
     p = inputs.logprobs.detach().exp()
     w = inputs.weights[:, None]
     length = inputs.mask.sum(-1, keepdim=True)
     log_sequence = (inputs.logprobs.detach() * inputs.mask).sum(-1, keepdim=True)
-    if inputs.reference_logprobs is not None:
-        log_ratio = ((inputs.logprobs.detach() - inputs.reference_logprobs) * inputs.mask).sum(-1, keepdim=True)
+    other = inputs.behaviour_logprobs if inputs.reference_logprobs is None else inputs.reference_logprobs
+    if other is not None:
+        token_ratio = inputs.logprobs.detach() - other
+        log_ratio = (token_ratio * inputs.mask).sum(-1, keepdim=True)
     match loss:
         case DPO():
             a = opposite(loss.beta / (1 + (loss.beta * contrast(log_ratio)).exp()))
@@ -65,6 +86,20 @@ def closed_form(loss, inputs):
             a = p
         case OTR():
             a = inputs.terms["hits"]
+        case IWSFT(level="sequence"):
+            a = (loss.tau * log_ratio / length).exp().clamp(*(loss.bounds or (0, 16)))
+        case IWSFT(level="token"):
+            a = token_ratio.exp().clamp(0.2, 1.8)
+        case IFT() if loss.gamma > 0:
+            a = torch.zeros_like(p)
+            for row, mask in enumerate(inputs.mask):
+                a[row, mask] = ift(-inputs.logprobs.detach()[row, mask], loss.gamma)
+        case PoFT():
+            a = loss.beta / (1 + (loss.beta * log_ratio / length + loss.gamma).exp())
+        case FSFT(divergence="chi2"):
+            a = 1 - loss.beta * log_ratio / 2
+        case FSFT(divergence="hellinger"):
+            a = torch.where(loss.beta * log_ratio > -0.5, (1 + loss.beta * log_ratio) ** -2, 4.0)
         case RIFT(negative="token"):
             a = torch.where(w > 0, torch.ones_like(p), w * p)
         case RIFT(negative="sequence"):
@@ -73,10 +108,16 @@ def closed_form(loss, inputs):
             a = torch.where(w > 0, torch.ones_like(p), w * (log_sequence / length).exp())
         case OfflineGRPO(surrogate="p"):
             a = w * p
+        case OfflineGRPO(surrogate="shaped"):
+            a = w * loss.shaping * p / (p + loss.shaping) ** 2
         case OfflineGRPO(surrogate="ppo"):
-            ratio = p / inputs.reference_logprobs.exp()
-            inside = torch.where(w > 0, ratio < 1 + loss.clip, ratio > 1 - loss.clip)
-            a = w * ratio * inside
+            a = w * clipped(token_ratio.exp(), w, loss.clip, loss.clip)
+        case OffPolicyGRPO(ratio="clipped"):
+            a = w * clipped(token_ratio.exp(), w, loss.clip_low, loss.clip_high)
+        case OffPolicyGRPO(ratio="truncated"):
+            a = w * token_ratio.exp().clamp(max=loss.cap)
+        case OffPolicyGRPO(ratio="sequence"):
+            a = w * clipped((log_ratio / length).exp(), w, loss.clip_low, loss.clip_high)
         case _:
             a = w * torch.ones_like(p)
     return a * inputs.mask / (length if getattr(loss, "normalization", "token") == "sequence" else 1)
@@ -106,10 +147,14 @@ def test_masked_positions_may_hold_anything(loss):
     clean_gradient = gradient(loss, inputs)
     for junk in (float("nan"), float("inf"), -float("inf"), 1e30):
         logprobs = inputs.logprobs.detach().masked_fill(~inputs.mask, junk).requires_grad_()
-        reference = inputs.reference_logprobs
-        reference = None if reference is None else reference.masked_fill(~inputs.mask, junk)
+        reference, behaviour = (
+            None if given is None else given.masked_fill(~inputs.mask, junk)
+            for given in (inputs.reference_logprobs, inputs.behaviour_logprobs)
+        )
         terms = {key: values.masked_fill(~inputs.mask, junk) for key, values in inputs.terms.items()}
-        dirty = replace(inputs, logprobs=logprobs, reference_logprobs=reference, terms=terms)
+        dirty = replace(
+            inputs, logprobs=logprobs, reference_logprobs=reference, behaviour_logprobs=behaviour, terms=terms
+        )
         output = loss(dirty)
         torch.testing.assert_close(output.total, clean.total, rtol=0, atol=0)
         for key, (value, unit) in output.metrics.items():
@@ -122,15 +167,14 @@ def test_masked_positions_may_hold_anything(loss):
 def test_long_unlikely_completions_stay_finite_in_fp32(loss):
     inputs = make_inputs(loss, seed=6, lengths=[400, 399], width=400, scale=40.0)
     logprobs = inputs.logprobs.detach().float().requires_grad_()
-    reference = None if inputs.reference_logprobs is None else inputs.reference_logprobs.float()
-    baseline = None if inputs.kl_baseline is None else inputs.kl_baseline.float()
+    given = ("reference_logprobs", "behaviour_logprobs", "kl_baseline")
+    floats = {key: value.float() for key in given if (value := getattr(inputs, key)) is not None}
     single = replace(
         inputs,
         logprobs=logprobs,
         weights=inputs.weights.float(),
-        reference_logprobs=reference,
-        kl_baseline=baseline,
         terms={key: values.float() for key, values in inputs.terms.items()},
+        **floats,
     )
     output = loss(single)
     assert output.total.dtype == torch.float32

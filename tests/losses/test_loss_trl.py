@@ -10,10 +10,22 @@ from datasets import Dataset
 from loss_cases import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-from raygeo.losses import DFT, DPO, IPO, KTO, SFT, ConservativeDPO, DPOWithNLL, NormalizedDPO, RobustDPO, SimPO
+from raygeo.losses import (
+    DFT,
+    DPO,
+    IPO,
+    KTO,
+    SFT,
+    ConservativeDPO,
+    DPOWithNLL,
+    NormalizedDPO,
+    OffPolicyGRPO,
+    RobustDPO,
+    SimPO,
+)
 from raygeo.losses.base import LossInputs
 from raygeo.students.encoding import Sequence, collate
 from raygeo.students.likelihood import token_logprobs
@@ -231,3 +243,46 @@ def test_kto(clamped, tokenizer, batch, tmp_path):
     chosen, rejected = metrics["desirable_logratio"] / metrics["desirable"], metrics["undesirable_logratio"] / 2
     assert 0.3 * chosen == pytest.approx(logged["rewards/chosen"], rel=1e-4)
     assert 0.3 * rejected == pytest.approx(logged["rewards/rejected"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "normalization", "options"),
+    [
+        ("clipped", "token", {"loss_type": "bnpo"}),
+        ("clipped", "sequence", {"loss_type": "grpo"}),
+        ("sequence", "sequence", {"loss_type": "grpo", "importance_sampling_level": "sequence"}),
+        ("truncated", "token", {"loss_type": "cispo"}),
+    ],
+    ids=["grpo-token", "grpo-sequence", "gspo", "cispo"],
+)
+def test_off_policy_grpo(ratio, normalization, options, tokenizer, tmp_path):
+    rng = np.random.default_rng(5)
+    batch = collate([Sequence(rng.integers(3, 24, size=3 + size), 3) for size in (5, 7, 1, 4)], pad_id=0)
+    ours, behaviour = tiny_model(seed=0), tiny_model(seed=1)
+    theirs = copy.deepcopy(ours)
+    trainer = GRPOTrainer(
+        theirs,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=GRPOConfig(epsilon=0.1, epsilon_high=0.3, beta=0.0, num_generations=4, **options, **quiet(tmp_path)),
+        train_dataset=Dataset.from_list([{"prompt": "a b"}]),
+        processing_class=tokenizer,
+    )
+    advantages = torch.tensor([0.7, -0.3, -0.4, 0.2])
+    sampled = reference_logprobs(behaviour, batch)
+    inputs = {
+        "prompt_ids": batch.input_ids[:, :3],
+        "prompt_mask": batch.attention_mask[:, :3],
+        "completion_ids": batch.input_ids[:, 3:],
+        "completion_mask": batch.attention_mask[:, 3:],
+        "advantages": advantages,
+        "old_per_token_logps": sampled[:, 2:],
+        "num_items_in_batch": torch.tensor(batch.tokens),
+    }
+    expected = trainer._compute_loss(theirs.eval(), inputs)
+
+    loss = OffPolicyGRPO(ratio=ratio, normalization=normalization, clip_low=0.1, clip_high=0.3, cap=0.3)
+    output = loss(LossInputs(token_logprobs(ours, batch), batch.mask, advantages, behaviour_logprobs=sampled))
+    assert 0 < output.metrics["clipped"][0] < batch.tokens
+    value = output.total / (batch.tokens if normalization == "token" else 4)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients(ours, value), gradients(theirs, expected), rtol=1e-4, atol=1e-6)

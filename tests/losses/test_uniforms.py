@@ -62,5 +62,9 @@ def test_numbers_of_related_keys_are_uniform_and_uncorrelated(stride):
     assert numbers.max() < 1
     assert len(np.unique(numbers)) == numbers.size
     assert stats.kstest(numbers.ravel(), "uniform").pvalue > 1e-3
-    for neighbours in ((numbers[:-1], numbers[1:]), (numbers[:-1, :-1], numbers[1:, 1:]), (numbers[1:, :-1], numbers[:-1, 1:])):
+    for neighbours in (
+        (numbers[:-1], numbers[1:]),
+        (numbers[:-1, :-1], numbers[1:, 1:]),
+        (numbers[1:, :-1], numbers[:-1, 1:]),
+    ):
         assert stats.pearsonr(*(side.ravel() for side in neighbours)).pvalue > 1e-3

@@ -33,6 +33,7 @@ COSINES = np.array(
     ]
 )
 PROBLEMS, STEPS, LAYERS, PROMPTS, SAMPLES = 300, 150, 3, 40, 8
+KEPT = (1, 2, 4, 7, 14, 26, 48, 85, STEPS)
 MODULES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
 
 
@@ -59,7 +60,9 @@ def _training(rng):
             | {"examples": 4800, "tokens": 153_600, "seconds": 21.3, "delta": f"deltas/{name}", "delta_norm": norm}
             | {
                 "relative_norm": norm / 84,
-                "params": json.dumps({"loss": {"type": loss}, "training": {"lr": lr, "seed": seed}}),
+                "params": json.dumps(
+                    {"loss": {"type": loss}, "training": {"lr": lr, "seed": seed, "schedule": "cosine"}}
+                ),
                 "key": name,
             }
         )
@@ -183,6 +186,26 @@ def _deltas(rng):
     return deltas, similarity, subspaces, cka
 
 
+def _trajectories():
+    rows, fits = [], []
+    for name, run in RUNS.items():
+        norm, along, travelled = run[3], COSINES[0, list(RUNS).index(name)], 0.0
+        for step in KEPT:
+            share = (step / STEPS) ** 0.6
+            travelled = max(1.1 * norm * share, travelled)
+            rows.append(
+                {"run": name, "step": step, "norm": norm * share, "relative_norm": norm * share / 84}
+                | {"cosine_final": 0.4 + 0.6 * share, "cosine_reference": None if name == REFERENCE else along * share}
+                | {"distance": 0.3, "path_length": travelled, "straightness": norm * share / travelled}
+                | {"cosine_previous": None if step == 1 else 0.9 - 0.3 * share}
+            )
+        fits += [
+            {"run": name, "law": "log", "n": len(KEPT), "a": -0.1 * norm, "b": 0.2 * norm, "rss": 0.04, "aic": -12.5},
+            {"run": name, "law": "power", "n": len(KEPT), "a": norm / STEPS**0.6, "b": 0.6, "rss": 1e-3, "aic": -40.0},
+        ]
+    return rows, fits
+
+
 def _paths():
     paths, barriers = [], []
     ends = {"base": (0.153, 0.055), **{name: (0.06 + 0.15 * (1 - row[4]), 0.26 * row[4]) for name, row in RUNS.items()}}
@@ -276,6 +299,7 @@ def build_tables() -> dict[str, pa.Table]:
     accuracy, mcnemar = _evaluation()
     deltas, similarity, subspaces, cka = _deltas(rng)
     paths, barriers = _paths()
+    trajectories, fits = _trajectories()
     rollouts = [
         {
             "prompt_id": f"p{i}",
@@ -302,6 +326,8 @@ def build_tables() -> dict[str, pa.Table]:
         "accuracy": accuracy,
         "mcnemar": mcnemar,
         "deltas": deltas,
+        "trajectories": trajectories,
+        "trajectory_fits": fits,
         "similarity": similarity,
         "subspaces": subspaces,
         "paths": paths,

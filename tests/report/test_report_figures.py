@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from matplotlib.colors import to_rgb
-from report_study import COSINES, DIVERGED, REFERENCE, RUNS
+from report_study import COSINES, DIVERGED, KEPT, REFERENCE, RUNS
 
 from raygeo.report.figures import FIGURES, draw_figures
 from raygeo.report.style import _COLOURS, run_styles
@@ -15,6 +15,7 @@ SOURCE = {
     "objective": "curves",
     "cosine": "similarity",
     "norms": "deltas",
+    "trajectories": "trajectories",
     "angles": "subspaces",
     "paths": "paths",
     "base-paths": "paths",
@@ -108,6 +109,34 @@ def test_norms_are_root_sums_of_squares_of_a_layer():
     absolute, relative = draw_figures({"deltas": to_arrow("deltas", rows)}, REFERENCE)["norms"].axes
     assert absolute.lines[0].get_ydata().item() == pytest.approx(5.0)
     assert relative.lines[0].get_ydata().item() == pytest.approx(50.0)
+
+
+def test_norms_stand_by_loss_over_log_steps_with_both_laws(tables, figures):
+    axes = figures["trajectories"].axes
+    titles = [ax.get_title(loc="left") for ax in axes]
+    assert titles[:6] == [f"{loss}: norm of the delta" for loss in ("sft", "rft", "dft", "rift", "grpo", "dpo")]
+    assert titles[6:] == ["cosine to the final delta", f"cosine to {REFERENCE}"]
+    assert {ax.get_xscale() for ax in axes} == {"log"}
+    (points, log, power) = axes[1].lines
+    norm, t = RUNS["rft-lr5e-05-s0"][3], log.get_xdata()
+    np.testing.assert_array_equal(points.get_xdata(), KEPT)
+    np.testing.assert_allclose(points.get_ydata(), norm * (np.array(KEPT) / 150) ** 0.6)
+    np.testing.assert_allclose(log.get_ydata(), norm * (-0.1 + 0.2 * np.log(t)))
+    np.testing.assert_allclose(power.get_ydata(), norm * (t / 150) ** 0.6)
+    assert (t[0], t[-1]) == pytest.approx((1, 150))
+    assert len(axes[0].lines) == 2 * 3
+    assert len([line for line in axes[7].lines if len(line.get_xdata()) == len(KEPT)]) == len(RUNS) - 1
+    labels = [text.get_text() for text in figures["trajectories"].legends[0].get_texts()]
+    assert labels == [*RUNS, "a + b log t", "c t^q"]
+
+
+def test_trajectories_without_laws_or_reference_show_what_there_is():
+    rows = [{"run": "b", "step": step, "norm": 0.1 * step, "cosine_final": 0.5} for step in (1, 4)]
+    fits = [{"run": "b", "law": law, "n": 2} for law in ("log", "power")]
+    tables = {"trajectories": to_arrow("trajectories", rows), "trajectory_fits": to_arrow("trajectory_fits", fits)}
+    norm, final = draw_figures(tables, REFERENCE)["trajectories"].axes
+    assert len(norm.lines) == 1
+    assert final.get_title(loc="left") == "cosine to the final delta"
 
 
 def test_accuracy_shows_the_base_intervals_and_numbers(tables, figures):

@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -153,6 +154,40 @@ def test_facts_count_what_was_learned_from(tables):
 def test_the_noise_floor_counts_pairs_at_least_as_alike(tables):
     (cells,) = sections.noise_floor(View(tables, REFERENCE)).rows
     assert cells == [REFERENCE, "sft-lr5e-05-s1", "data order", "0.871", "2 of 26"]
+
+
+def test_trajectories_have_their_laws_and_turns(tables):
+    cells = row(sections.trajectories(View(tables, REFERENCE)), "rft-lr5e-05-s0")
+    assert cells == {
+        "run": "rft-lr5e-05-s0",
+        "points": "9",
+        "a + b log t": ("−0.370 + 0.740 log t", "RSS 0.040"),
+        "c t^q": ("0.183 t^0.600", "RSS 0.0010"),
+        "AIC, log − power": "27.5",
+        "‖Δ‖ / path": "0.91",
+        "sharpest turn, cosine": "0.60",
+    }
+
+
+def test_trajectories_of_too_few_points_have_no_law():
+    rows = [{"run": "b", "step": step, "norm": 0.1 * step} for step in (1, 4)]
+    fits = [{"run": "b", "law": law, "n": 2} for law in ("log", "power")]
+    tables = {"trajectories": to_arrow("trajectories", rows), "trajectory_fits": to_arrow("trajectory_fits", fits)}
+    for given in (tables, {"trajectories": tables["trajectories"]}):
+        (cells,) = sections.trajectories(View(given, REFERENCE)).rows
+        assert cells == ["b", "2", *["–"] * 5]
+
+
+def test_limits_of_trajectories_follow_how_runs_were_trained(tables):
+    def said(**training):
+        runs = [run | {"params": json.dumps({"training": training})} for run in tables["runs"].to_pylist()]
+        return "\n".join(limits(View(tables | {"runs": to_arrow("runs", runs)}, REFERENCE)))
+
+    assert "9 kept steps a run" in said()
+    assert "Learning rates fell" in said(schedule="linear")
+    assert "Learning rates fell" not in said(schedule="constant")
+    assert "LoRA starts with B at zero" in said(lora={"r": 4})
+    assert "LoRA starts with B at zero" not in said(lora=None)
 
 
 def test_runs_with_other_settings_are_no_noise_floor(tables):

@@ -93,6 +93,19 @@ def test_a_renamed_field_must_be_there(tmp_path):
     assert next(resolved.rollouts()).error is None
 
 
+def test_logprobs_are_read_from_the_field_that_is_named(tmp_path):
+    rows = [{**row, "out": {**row["out"], "logprobs": [-0.5, -0.25]}} for row in ROWS]
+    path = write_lines(tmp_path / "a.jsonl", *rows)
+    named = {**FIELDS, "logprobs": "out.logprobs"}
+    assert validate(JsonlReader(path=path, fields=FIELDS).rollouts()).rollouts["logprobs"].null_count == 2
+    for reader in (JsonlReader(path=path, fields=named), ParquetReader(path=str(tmp_path / "b"), fields=named)):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b")
+        assert validate(reader.rollouts()).rollouts["logprobs"].to_pylist() == [[-0.5, -0.25]] * 2
+    path = write_lines(tmp_path / "c.jsonl", *ROWS)
+    records = list(JsonlReader(path=path, fields=named).rollouts())
+    assert [record.error for record in records] == ["missing field 'out.logprobs'"] * 2
+
+
 def test_a_key_with_dots_goes_before_a_path(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", {"prompt": "p", "a.b": "key", "a": {"b": "path"}, "correct": True})
     (record,) = JsonlReader(path=path, fields={"completion": "a.b"}).rollouts()

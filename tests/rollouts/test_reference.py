@@ -131,5 +131,7 @@ def test_a_missing_file_of_states_is_refused(inputs, store, tmp_path):
 def test_precisions_and_divisions_have_folders_of_their_own(inputs, store):
     student, folder, _, _ = inputs
     cases = [({}, torch.float32), ({}, torch.bfloat16), ({"rows_per_task": 9}, torch.float32)]
-    keys = {ReferenceStates(ReferenceSettings(**s), student, folder, "k", store, dtype).folder_key for s, dtype in cases}
+    keys = {
+        ReferenceStates(ReferenceSettings(**s), student, folder, "k", store, dtype).folder_key for s, dtype in cases
+    }
     assert len(keys) == 3

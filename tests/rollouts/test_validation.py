@@ -31,6 +31,7 @@ def test_a_complete_record_is_kept_as_given():
         "prompt_id": "x",
         "sample": 3,
         "source": "teacher",
+        "logprobs": [-0.5, -2, 0.0],
     }
     validated = validate(records(given_row))
     assert validated.rollouts.schema == SCHEMAS["rollouts"]
@@ -44,6 +45,11 @@ def test_defaults():
     assert row["prompt_id"] == prompt_hash("1 + 1 =")
     assert (row["sample"], row["reward"], row["truncated"], row["gold"]) == (0, 1.0, False, None)
     assert row["source"] == "data.jsonl"
+    assert row["logprobs"] is None
+
+
+def test_logprobs_above_zero_by_rounding_are_zero():
+    assert rows_of({**GOOD, "logprobs": (-1, 4e-4)})[0]["logprobs"] == [-1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -90,6 +96,19 @@ def test_verdict_and_reward(values, correct, reward):
         ({"sample": True}, "sample is not a number from 0"),
         ({"gold": True}, "gold is not text"),
         ({"gold": math.nan}, "gold is not finite"),
+        ({"logprobs": [-0.1, 0.5]}, "logprobs above 0"),
+        ({"logprobs": [-0.1, -math.inf]}, "logprobs are not finite"),
+        ({"logprobs": [-0.1, math.nan]}, "logprobs are not finite"),
+        ({"logprobs": [-1e39]}, "logprobs are not finite"),
+        ({"logprobs": []}, "logprobs is not a list of numbers"),
+        ({"logprobs": -0.1}, "logprobs is not a list of numbers"),
+        ({"logprobs": [-0.1, None]}, "logprobs is not a list of numbers"),
+        ({"logprobs": [[-0.1], [-0.1, -0.2]]}, "logprobs is not a list of numbers"),
+        ({"logprobs": [[-0.1]]}, "logprobs is not a list of numbers"),
+        ({"logprobs": [True]}, "logprobs is not a list of numbers"),
+        ({"logprobs": ["-0.1"]}, "logprobs is not a list of numbers"),
+        ({"logprobs": {"content": []}}, "logprobs is not a list of numbers"),
+        ({"logprobs": [-(10**400)]}, "logprobs is not a list of numbers"),
         ({"correct": None}, "no verdict: neither correct, gold nor reward"),
         ({"correct": None, "gold": " "}, "no verdict: neither correct, gold nor reward"),
         ({"correct": None, "gold": "two"}, "gold is not a number"),
@@ -193,7 +212,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=3,
 )
-names = ["prompt", "completion", "gold", "reward", "correct", "truncated", "prompt_id", "sample", "source"]
+names = [name for name in SCHEMAS["rollouts"].names if name != "split"]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -8,6 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from raygeo.errors import StudentError
 from raygeo.students.architecture import Architecture, build_model
+from raygeo.students.encoding import encode
 from raygeo.students.generation import generate
 from raygeo.students.word_problems import ProblemSettings, draw_problem, word_tokenizer
 
@@ -106,6 +107,48 @@ def test_sampling_depends_on_its_seed_alone_and_leaves_the_global_generator(mode
     assert generate(model, tokenizer, asked, seed=5, **settings) == first
     assert generate(model, tokenizer, asked, seed=6, **settings) != first
     assert len({completion.text for completion in first[0]}) > 1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_of_teacher_forcing_at_the_sampling_temperature(ending, tokenizer, temperature):
+    asked = prompts(6)
+    answers = generate(
+        ending, tokenizer, asked, samples=8, temperature=temperature, max_new_tokens=9, seed=3, batch_size=16
+    )
+    ends, fit = set(), 0
+    for prompt, completions in zip(asked, answers, strict=True):
+        for completion in completions:
+            drawn = encode(tokenizer, prompt, completion.text, ended=not completion.truncated)
+            if completion.logprobs is None:
+                assert drawn.completion_length < completion.tokens  # special tokens were drawn, which text has not
+                continue
+            assert len(completion.logprobs) == completion.tokens == drawn.completion_length
+            with torch.no_grad():
+                logits = ending(torch.from_numpy(drawn.ids)[None]).logits[0, drawn.prompt_length - 1 : -1]
+            scores = (logits / temperature).log_softmax(-1)
+            expected = scores.gather(-1, torch.from_numpy(drawn.ids[drawn.prompt_length :])[:, None]).squeeze(-1)
+            torch.testing.assert_close(torch.tensor(completion.logprobs), expected, rtol=0, atol=1e-5)
+            ends.add(completion.truncated)
+            fit += 1
+    assert ends == {True, False}
+    assert fit > 24
+
+
+def test_text_that_tokenises_otherwise_than_it_was_drawn_has_no_logprobs(tokenizer):
+    """Of a model that writes padding, which decoding drops, about every second time."""
+    model = build_model(ARCHITECTURE.model_copy(update={"tied": False}), tokenizer, seed=0).eval()
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.pad_token_id] = 0.3 * model.model(torch.arange(3, 60)[None])[0][0].mean(0)
+    (completions,) = generate(model, tokenizer, prompts(1), samples=64, temperature=1.0, max_new_tokens=3)
+    lengths = [len(tokenizer(c.text, add_special_tokens=False).input_ids) + (not c.truncated) for c in completions]
+    fits = [length == c.tokens for length, c in zip(lengths, completions, strict=True)]
+    assert [c.logprobs is not None for c in completions] == fits
+    assert 8 < sum(fits) < 56
+
+
+def test_greedy_completions_have_no_logprobs(model, tokenizer):
+    ((completion,),) = generate(model, tokenizer, prompts(1), max_new_tokens=4)
+    assert completion.logprobs is None
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])

@@ -121,7 +121,7 @@ def train_cases(rank, world, port, inputs, location, root):
         reports = []
         hooks = Hooks(
             lambda step, curves: reports.append({"step": step, "curves": curves}),  # noqa: B023
-            lambda progress: None, lambda step: None, lambda: False,
+            lambda progress: None, lambda step, last: None, lambda: False,
         )  # fmt: skip
         summary = optimise(engine, spec, data, Progress(), hooks).state()
         folder = Path(root) / "out" / case

@@ -1,0 +1,91 @@
+import builtins
+import math
+from statistics import fmean
+
+import pytest
+
+from raygeo.errors import ConfigError
+from raygeo.search.optimizer import Optimizer
+from raygeo.search.space import Choice, Range
+
+LR, BETA, K = ("lr",), ("loss", "beta"), ("k",)
+RATES = Range(1e-6, 1e-2, log=True)
+SPACES = [{LR: RATES, BETA: Choice((0.1, None))}, {LR: RATES, K: Range(1, 4)}]
+
+
+def distance(suggestion):
+    """Best at lr 1e-4 in the second space with k = 3."""
+    away = abs(math.log10(suggestion.values[LR]) + 4)
+    return away + (1 if suggestion.space == 0 else 0.2 * abs(suggestion.values[K] - 3))
+
+
+def optimise(seed, trials=50):
+    optimizer = Optimizer(SPACES, ["min"], seed)
+    found = []
+    for _ in range(trials):
+        found.append(optimizer.ask())
+        optimizer.tell(found[-1].number, [distance(found[-1])])
+    return found
+
+
+def test_a_configuration_has_the_values_of_its_own_space_alone():
+    for suggestion in optimise(0, 20):
+        assert suggestion.values.keys() == SPACES[suggestion.space].keys()
+        assert f"{suggestion.values[LR]:.4g}" == f"{suggestion.values[LR]:g}"
+
+
+def test_it_finds_the_better_space_and_the_better_values_in_it():
+    searches = [optimise(seed) for seed in range(4)]
+    early, late = ([s for found in searches for s in found[part]] for part in (slice(10), slice(-10, None)))
+    assert fmean(s.space == 1 for s in late) > 0.75
+    assert fmean(map(distance, late)) < 0.6 * fmean(map(distance, early))
+
+
+def test_it_is_a_function_of_the_seed_and_what_it_was_told():
+    assert optimise(1, 15) == optimise(1, 15)
+    assert optimise(1, 15) != optimise(2, 15)
+
+
+def test_what_is_enqueued_comes_first_and_unchanged():
+    found = optimise(0, 12)
+    optimizer = Optimizer(SPACES, ["min"], 5)
+    for suggestion in found:
+        optimizer.enqueue(suggestion.space, suggestion.values)
+    assert [optimizer.ask() for _ in found] == found
+
+
+def test_several_objectives_are_pushed_at_once():
+    optimizer = Optimizer(SPACES[1:], ["min", "max"], 0)
+    found = []
+    for _ in range(40):
+        found.append(optimizer.ask())
+        lr = math.log10(found[-1].values[LR])
+        optimizer.tell(found[-1].number, [lr, lr * (lr < -3)])  # beyond 1e-3 both get worse
+    assert sum(math.log10(s.values[LR]) > -3 for s in found[-15:]) <= 2
+
+
+def test_what_comes_to_nothing_is_avoided():
+    early, late = [], []
+    for seed in range(4):
+        optimizer = Optimizer(SPACES[1:], ["max"], seed)
+        found = []
+        for _ in range(40):
+            found.append(optimizer.ask())
+            k = found[-1].values[K]
+            optimizer.tell(found[-1].number, None if k > 2 else [float(k)])
+        early += [s.values[K] > 2 for s in found[:10]]
+        late += [s.values[K] > 2 for s in found[-10:]]
+    assert fmean(late) < fmean(early) / 2
+
+
+def test_without_optuna_the_extra_is_named(monkeypatch):
+    imported = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name == "optuna":
+            raise ImportError(name)
+        return imported(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ConfigError, match=r"raygeo\[optuna\]"):
+        Optimizer(SPACES, ["min"], 0)

@@ -1,0 +1,58 @@
+"""Trajectories in MLflow."""
+
+import pytest
+
+from raygeo.stages.report import log_trajectories
+from raygeo.tables import to_arrow
+from raygeo.tracking import Tracking
+
+STEPS = (1, 3, 9)
+
+
+def tables(cosine):
+    rows = [
+        {"run": run, "step": step, "norm": 0.5 * step, "cosine_final": step / 9, "path_length": 7.0}
+        | {"cosine_reference": cosine if run == "dpo" and step > 1 else None}
+        for run in ("sft", "dpo")
+        for step in STEPS
+    ]
+    fits = [
+        {"run": "dpo", "law": "log", "n": 4, "a": -0.5, "b": 1.5, "rss": 0.25, "aic": 3.0},
+        {"run": "dpo", "law": "power", "n": 4},
+    ]
+    return {"trajectories": to_arrow("trajectories", rows), "trajectory_fits": to_arrow("trajectory_fits", fits)}
+
+
+@pytest.fixture
+def logged(store):
+    tracking = Tracking(store, "study", {})
+    return tracking, {run: tracking.child(run, run, {}) for run in ("sft", "dpo")}
+
+
+def history(tracking, run_id, name):
+    return [(m.step, m.value) for m in tracking.client.get_metric_history(run_id, name)]
+
+
+def test_curves_go_by_step_and_laws_are_plain_metrics(logged):
+    tracking, children = logged
+    log_trajectories(tracking, children, tables(cosine=0.25))
+    for child in children.values():
+        assert history(tracking, child, "trajectory/norm") == [(1, 0.5), (3, 1.5), (9, 4.5)]
+        assert history(tracking, child, "trajectory/cosine_final") == [(1, 1 / 9), (3, 1 / 3), (9, 1.0)]
+    assert history(tracking, children["dpo"], "trajectory/cosine_reference") == [(3, 0.25), (9, 0.25)]
+    assert history(tracking, children["sft"], "trajectory/cosine_reference") == []
+    metrics = tracking.client.get_run(children["dpo"]).data.metrics
+    laws = {name.removeprefix("trajectory/"): value for name, value in metrics.items()}
+    assert {n: v for n, v in laws.items() if n.startswith(("log", "power"))} == {
+        "log_a": -0.5, "log_b": 1.5, "log_rss": 0.25, "log_aic": 3.0,
+    }  # fmt: skip
+
+
+def test_logging_again_adds_only_what_changed(logged):
+    tracking, children = logged
+    for cosine in (0.25, 0.25, 0.5):
+        log_trajectories(tracking, children, tables(cosine))
+    assert history(tracking, children["dpo"], "trajectory/norm") == [(1, 0.5), (3, 1.5), (9, 4.5)]
+    assert history(tracking, children["dpo"], "trajectory/log_b") == [(0, 1.5)]
+    again = history(tracking, children["dpo"], "trajectory/cosine_reference")
+    assert sorted(again) == [(3, 0.25), (3, 0.5), (9, 0.25), (9, 0.5)]
