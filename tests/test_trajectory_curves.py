@@ -3,6 +3,7 @@
 import pytest
 
 from raygeo.stages.report import log_trajectories
+from raygeo.store import Store
 from raygeo.tables import to_arrow
 from raygeo.tracking import Tracking
 
@@ -23,18 +24,21 @@ def tables(cosine):
     return {"trajectories": to_arrow("trajectories", rows), "trajectory_fits": to_arrow("trajectory_fits", fits)}
 
 
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory):
+    return Tracking(Store(tmp_path_factory.mktemp("store")), "study", {})
+
+
 @pytest.fixture
-def logged(store):
-    tracking = Tracking(store, "study", {})
-    return tracking, {run: tracking.child(run, run, {}) for run in ("sft", "dpo")}
+def children(tracking, request):
+    return {run: tracking.child(f"{run} of {request.node.name}", run, {}) for run in ("sft", "dpo")}
 
 
 def history(tracking, run_id, name):
     return [(m.step, m.value) for m in tracking.client.get_metric_history(run_id, name)]
 
 
-def test_curves_go_by_step_and_laws_are_plain_metrics(logged):
-    tracking, children = logged
+def test_curves_go_by_step_and_laws_are_plain_metrics(tracking, children):
     log_trajectories(tracking, children, tables(cosine=0.25))
     for child in children.values():
         assert history(tracking, child, "trajectory/norm") == [(1, 0.5), (3, 1.5), (9, 4.5)]
@@ -48,8 +52,7 @@ def test_curves_go_by_step_and_laws_are_plain_metrics(logged):
     }  # fmt: skip
 
 
-def test_logging_again_adds_only_what_changed(logged):
-    tracking, children = logged
+def test_logging_again_adds_only_what_changed(tracking, children):
     for cosine in (0.25, 0.25, 0.5):
         log_trajectories(tracking, children, tables(cosine))
     assert history(tracking, children["dpo"], "trajectory/norm") == [(1, 0.5), (3, 1.5), (9, 4.5)]

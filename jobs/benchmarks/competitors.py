@@ -45,7 +45,7 @@ def raygeo_loop(prepared: Prepared, name: str, turnstile: Turnstile) -> dict[str
         turnstile.count(*_count(data.tokens, data.rows(next(batches))))
         return False
 
-    hooks = Hooks(lambda step, metrics: None, lambda progress: None, lambda step: None, before_step)
+    hooks = Hooks(lambda step, metrics: None, lambda progress: None, lambda step, last: None, before_step)
     progress = optimise(engine, spec, data, Progress(), hooks)
     turnstile.finish()
     losses = [row["value"] for row in progress.curves if row["metric"] == "objective"]

@@ -57,8 +57,8 @@ def _selection(view: View) -> list[str]:
     if len(configurations) < 2:
         return []
     return [
-        f"{typeset.count(len(configurations))} configurations were compared on the held-out data shown here. The best of "
-        "many is flattered by chance: measure it again on data that played no part in the choice."
+        f"{typeset.count(len(configurations))} configurations were compared on the held-out data shown here. The best "
+        "of many is flattered by chance: measure it again on data that played no part in the choice."
     ]
 
 

@@ -35,7 +35,7 @@ def train(
 ) -> dict[str, Any]:
     """Train one run from where its last checkpoint left it, and return its summary, equal on all ranks.
 
-    Rank 0 calls ``report(step, metrics)``, exports the delta and stores the run's rows, so that a finished run survives
+    Every rank asks ``stopped()`` before each step; rank 0 calls ``report(step, metrics)``, exports the delta and stores the run's rows, so that a finished run survives
     the driver. A run whose loss stops being finite ends with status "diverged", one that was told to stop with
     "stopped", each with a reason; nothing is exported for them.
     """
@@ -65,7 +65,7 @@ def train(
             report=report if rank() == 0 else lambda step, metrics: None,
             checkpoint=lambda p: checkpoints.save(engine, p.step, {"progress": p.state(), "seconds": seconds()}),
             keep=keep,
-            stopped=stopped if rank() == 0 else lambda: False,
+            stopped=stopped,
         ),
     )
     summary = {

@@ -1,0 +1,110 @@
+"""Sweeps on real Ray: runs stopped early, and runs chosen by Optuna."""
+
+import json
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from student_cases import draw_rollouts, save_tiny_student
+from study_cases import tiny_study
+
+from raygeo.config import parse_study
+from raygeo.report.sections import trials as trial_sheet
+from raygeo.report.view import View
+from raygeo.study import run_study
+
+QUIET = dict.fromkeys(("norms", "similarity", "subspaces", "paths", "cka", "trajectories"))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """An untrained student and rollouts for it, so that a study begins with training."""
+    folder = tmp_path_factory.mktemp("sweep")
+    pq.write_table(draw_rollouts(40), folder / "rollouts.parquet")
+    return {
+        "student": {"model": str(save_tiny_student(folder / "student"))},
+        "rollouts": {"read": [{"type": "parquet", "path": str(folder / "rollouts.parquet")}], "heldout": 0.3},
+        "geometry": QUIET | {"curvature": {"top_k": 1, "max_steps": 4, "slq_probes": 2, "slq_steps": 2}},
+    }
+
+
+def rows(store, table):
+    return {row["run"]: row for row in store.table(table).to_pylist()}
+
+
+def units(store, table):
+    return {path.name for path in Path(store.path("units", table)).glob("*.parquet")}
+
+
+def test_worse_runs_of_a_loss_are_stopped_and_give_their_cpus_back(ray_session, parts, tmp_path):
+    training = {"steps": 8, "batch_size": 8, "snapshots": 0}
+    runs = [
+        {"loss": {"type": "sft"}, "lr": [1e-2, 1e-8, 1e-9, 1e-10]},  # the last two are worse than both before them
+        {"loss": {"type": "dpo"}, "lr": 1e-11, "batch_size": 4},  # worse still, but the only one of its loss
+    ]
+    sweep = {"scheduler": {"type": "asha", "grace": 2, "reduction_factor": 2}}
+    study = parse_study(tiny_study(store=str(tmp_path / "store"), training=training, runs=runs, sweep=sweep, **parts))
+    store = run_study(study, until="evaluate")
+    found = rows(store, "runs")
+    assert {name: found[name]["status"] for name in found if name != "sft-lr1e-08-s0"} == {
+        "sft-lr0.01-s0": "finished", "sft-lr1e-09-s0": "stopped", "sft-lr1e-10-s0": "stopped",
+        "dpo-lr1e-11-s0": "finished",
+    }  # fmt: skip
+    assert found["sft-lr1e-10-s0"]["steps"] < 8
+    assert "sft-lr1e-10-s0" in store.table("curves")["run"].to_pylist()
+    assert "sft-lr1e-10-s0" not in store.table("answers")["run"].to_pylist()
+    tried = rows(store, "trials")
+    assert (tried["sft-lr0.01-s0"]["rank"], tried["sft-lr1e-10-s0"]["rank"]) == (1, None)
+    deadline = time.monotonic() + 30
+    while ray_session.available_resources().get("CPU") != ray_session.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, ray_session.available_resources()
+        time.sleep(0.2)
+    before = units(store, "runs")
+    run_study(study, until="evaluate")
+    assert rows(store, "runs")["sft-lr1e-10-s0"]["status"] == "stopped"
+    assert len(units(store, "runs") - before) <= 1  # the table, put together again
+
+
+def test_optuna_chooses_runs_by_several_objectives_and_goes_on_where_it_was(ray_session, parts, tmp_path):
+    def study(samples):
+        runs = [
+            {"loss": {"type": "sft"}},
+            {
+                "loss": {"type": "dpo", "beta": [0.1, 0.5]}, "lr": {"log_uniform": [1e-4, 1e-2]}, "seed": [0, 1],
+                "batch_size": 4,
+            },
+        ]  # fmt: skip
+        objectives = [{"metric": metric} for metric in ("accuracy", "heldout_nll", "sharpness")]
+        sweep = {"search": "optuna", "samples": samples, "objectives": objectives}
+        training = {"steps": 2, "batch_size": 8, "snapshots": 0}
+        location = str(tmp_path / "store")
+        return parse_study(tiny_study(store=location, training=training, runs=runs, sweep=sweep, **parts))
+
+    store = run_study(study(2), until="geometry")
+    first = rows(store, "trials")
+    assert len(first) == 1 + 2 * 2
+    for name, row in first.items():
+        assert row["status"] == "finished", name
+        assert min(row["accuracy"], row["heldout_nll"], row["sharpness"]) is not None
+        if row["entry"] == 1:
+            chosen = json.loads(row["values"])
+            assert chosen.keys() == {"loss.beta", "lr"}
+            assert name == f"dpo-beta{chosen['loss.beta']:g}-lr{chosen['lr']:g}-s{row['seed']}"
+    assert {row["rank"] for row in first.values()} <= {1, 2, 3}
+    accuracy = {row["run"]: row["accuracy"] for row in store.table("accuracy").to_pylist()}
+    assert {name: row["accuracy"] for name, row in first.items()} == {name: accuracy[name] for name in first}
+    spectra = store.table("curvature").to_pylist()
+    top = {row["run"]: row["value"] for row in spectra if row["quantity"] == "eigenvalue" and row["index"] == 0}
+    assert {name: row["sharpness"] for name, row in first.items()} == {name: top[name] for name in first}
+    assert len(units(store, "answers")) == len(first) + 1  # nothing was answered twice
+    assert len(units(store, "curvature")) == 2 * (len(first) + 1)
+    assert len(trial_sheet(View(store.tables(), "")).rows) == len(first)
+
+    trained = units(store, "deltas") | {p.name for p in Path(store.path("deltas")).iterdir()}
+    run_study(study(3), until="evaluate")
+    second = rows(store, "trials")
+    assert first.keys() < second.keys()
+    assert len(second) == 1 + 3 * 2
+    assert trained < units(store, "deltas") | {p.name for p in Path(store.path("deltas")).iterdir()}
+    assert {name: second[name]["heldout_nll"] for name in first} == {n: row["heldout_nll"] for n, row in first.items()}
