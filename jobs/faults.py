@@ -42,7 +42,7 @@ from raygeo.training.sweep import run_sweep
 VOCABULARY = 32768
 """Embeddings of the student that is to run out of memory: its logits are what does not fit."""
 SHAPE = Architecture(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=64, context=128)
-STEPS, EVERY = 40, 10
+STEPS, EVERY = 150, 10
 PAD = int(word_tokenizer().pad_token_id)
 
 
@@ -131,7 +131,7 @@ CASES = {
     ),
     "memory": Case(
         "no memory for a micro-batch of 8 from step 15 on",
-        {"micro_batch": 8, "steps": 24},
+        {"micro_batch": 8, "steps": 60},
         starve_at(15, 32 * 2**20),
         VOCABULARY,
     ),

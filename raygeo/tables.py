@@ -95,7 +95,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     ),
     # One row a kept step, the last one included. `distance` is from the kept step before (from the base at the first),
     # `path_length` their sum, a lower bound of the way travelled, `straightness` norm over path length;
-    # `cosine_previous` is between this move and the one before, `cosine_reference` to that run's delta at the same step.
+    # `cosine_previous` is between this move and the one before, `cosine_reference` to that run at the same step.
     "trajectories": _table(
         run=_S,
         step=_I,

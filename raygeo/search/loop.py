@@ -44,7 +44,7 @@ class Search(Generic[R]):
     A configuration has one run for each seed and is judged by their means over ``metrics``, in the optimiser's order.
     ``runs_of(space, values)`` are its runs. ``recall(run)`` gives the results of a run that need not be trained (empty
     if it came to nothing), None for others. ``note(asked)`` is called with everything suggested so far, before anything
-    of it is given out; ``past`` is such a list from an earlier search, which is gone through first.
+    of it is given out.
     """
 
     def __init__(
@@ -54,7 +54,6 @@ class Search(Generic[R]):
         metrics: Sequence[str],
         runs_of: Callable[[int, Configuration], Sequence[R]],
         recall: Callable[[R], Results | None] = lambda run: None,
-        past: Sequence[tuple[int, Configuration]] = (),
         note: Callable[[Sequence[tuple[int, Configuration]]], object] = lambda asked: None,
     ):
         self.optimizer, self.budget, self.metrics = optimizer, budget, metrics
@@ -64,8 +63,6 @@ class Search(Generic[R]):
         self._queue: list[R] = []
         self._tries: dict[str, _Try] = {}
         self._try_of: dict[str, _Try] = {}
-        for space, values in past:
-            optimizer.enqueue(space, values)
 
     def next(self) -> R | None:
         """The next run to train, None when there will be no more."""

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 from raygeo.errors import ConfigError
@@ -26,37 +27,45 @@ class Optimizer:
     The choice of the space is itself learned, and a space's values only from results in that space. ``modes`` say for
     each objective which way is better; with several of them the front of the undominated is pushed forward.
 
+    ``past`` is what an earlier optimiser suggested, as (space, values): it is suggested first, and unchanged.
+
     Raises:
         ConfigError: Optuna is not installed.
     """
 
-    def __init__(self, spaces: Sequence[Mapping[Place, Domain]], modes: Sequence[Mode], seed: int):
+    def __init__(
+        self,
+        spaces: Sequence[Mapping[Place, Domain]],
+        modes: Sequence[Mode],
+        seed: int,
+        past: Sequence[tuple[int, Configuration]] = (),
+    ):
         optuna = import_optuna()
         self.spaces = spaces
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`: one estimator a space
-            sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+            sampler = optuna.samplers.TPESampler(
+                seed=Random(f"{seed}:{len(past)}").getrandbits(32),  # going on must not repeat the first draws
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+            )
         directions = ["maximize" if mode == "max" else "minimize" for mode in modes]
         self.study = optuna.create_study(directions=directions, sampler=sampler)
         self.pruned = optuna.trial.TrialState.PRUNED
+        for space, values in past:
+            chosen = {
+                _parameter(space, place): _index(domain, values[place]) for place, domain in spaces[space].items()
+            }
+            self.study.enqueue_trial({"space": space} | chosen)
 
     def ask(self) -> Suggestion:
         """Suggest what to try next, knowing what has been told and what is still being tried."""
         trial = self.study.ask()
-        space = 0
-        if len(self.spaces) > 1:
-            space = trial.suggest_categorical("space", range(len(self.spaces)))
+        space = trial.suggest_categorical("space", range(len(self.spaces)))
         domains = self.spaces[space]
-        values = {place: _suggest(trial, f"{space}.{'.'.join(place)}", domain) for place, domain in domains.items()}
+        values = {place: _suggest(trial, _parameter(space, place), domain) for place, domain in domains.items()}
         return Suggestion(trial.number, space, values)
-
-    def enqueue(self, space: int, values: Configuration) -> None:
-        """Suggest this configuration before any other that is not enqueued yet."""
-        choices: dict[str, Any] = {"space": space} if len(self.spaces) > 1 else {}
-        for place, domain in self.spaces[space].items():
-            value = values[place]
-            choices[f"{space}.{'.'.join(place)}"] = domain.values.index(value) if isinstance(domain, Choice) else value
-        self.study.enqueue_trial(choices)
 
     def tell(self, number: int, objectives: Sequence[float] | None) -> None:
         """Report the objectives of the suggestion with this number; None, if it came to nothing, is worse than any."""
@@ -64,6 +73,10 @@ class Optimizer:
             self.study.tell(number, state=self.pruned)
         else:
             self.study.tell(number, list(objectives))
+
+
+def _parameter(space: int, place: Place) -> str:
+    return f"{space}.{'.'.join(place)}"
 
 
 def import_optuna() -> Any:
@@ -78,6 +91,10 @@ def import_optuna() -> Any:
         raise ConfigError("sweep.search 'optuna' needs Optuna; install it: pip install 'raygeo[optuna]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
+
+
+def _index(domain: Domain, value: Any) -> Any:
+    return domain.values.index(value) if isinstance(domain, Choice) else value
 
 
 def _suggest(trial: Any, name: str, domain: Domain) -> Any:

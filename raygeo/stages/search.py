@@ -40,6 +40,8 @@ def start_search(
     choosable = [study.training, *(study.runs[index] for index in entries)]
     name = f"search/{content_key('search', student.key, rollouts.key, rules, *choosable)}.json"
 
+    past = _read(store.read_bytes(name), spaces)
+
     def runs_of(space: int, values: Configuration) -> list[PlannedRun]:
         runs = plan.runs_of(entries[space], values)
         for run in runs:
@@ -53,12 +55,11 @@ def start_search(
         return measure_run(objectives, store, key, run.name)
 
     return Search(
-        Optimizer(spaces, [objective.mode for objective in sweep.objectives], sweep.seed),
+        Optimizer(spaces, [objective.mode for objective in sweep.objectives], sweep.seed, past),
         budget=sweep.samples * len(entries),
         metrics=objectives.metrics,
         runs_of=runs_of,
         recall=recall,
-        past=_read(store.read_bytes(name), spaces),
         note=lambda asked: store.write_bytes(name, _written(asked)),
     )
 

@@ -112,7 +112,7 @@ def micro_batch(data: Data, loss: Loss, examples: np.ndarray, seed: int, step: i
     if loss.embedding_mix > 0:
         model_inputs["embedding_mix"] = loss.embedding_mix
     if type(loss).token_terms is not Loss.token_terms:
-        model_inputs["keys"] = torch.from_numpy(_token_keys(data.tokens, rows, seed, step)).to(device)
+        model_inputs["keys"] = torch.from_numpy(token_keys(data.tokens, rows, seed, step)).to(device)
     if data.states is not None and data.head is not None:
         spans = [data.tokens.completion_offsets[row : row + 2] for row in rows]
         model_inputs["reference_states"] = torch.cat([data.states.rows(*span) for span in spans]).to(device)
@@ -138,7 +138,8 @@ def _aligned(flat: Any, tokens: RolloutTokens, rows: list[int], padded: Batch) -
     return values
 
 
-def _token_keys(tokens: RolloutTokens, rows: list[int], seed: int, step: int) -> np.ndarray:
+def token_keys(tokens: RolloutTokens, rows: list[int], seed: int, step: int) -> np.ndarray:
+    """Name each completion token of the rows at one step: [N] int64, in row order; what its random draws come from."""
     spans = [np.arange(*tokens.completion_offsets[row : row + 2], dtype=np.uint64) for row in rows]
     with np.errstate(over="ignore"):
         offset = np.uint64(seed) * np.uint64(0xD1342543DE82EF95) + (np.uint64(step) << np.uint64(_TOKEN_BITS))

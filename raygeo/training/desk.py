@@ -7,12 +7,9 @@ but for ``restarts`` and ``micro_batch``.
 import asyncio
 from typing import Any
 
-import ray
 
-
-@ray.remote(num_cpus=0)
 class Desk:
-    """One job at a time; every group of workers that asks gets the same answers on all its ranks."""
+    """One job at a time (an actor); every group of workers that asks gets the same answers on all its ranks."""
 
     def __init__(self) -> None:
         self.job: dict[str, Any] | None = None
@@ -73,8 +70,9 @@ class Desk:
                 if self.attempt > 0 and not self.shrunk:
                     self.losses += 1
                     self.trouble = self.trouble or "a worker was lost"
-                    self._tell({"kind": "note", "text": f"{self.trouble}; begins again from its last checkpoint"})
                 if self.losses <= self.job["restarts"]:
+                    if self.attempt > 0 and not self.shrunk:
+                        self._tell({"kind": "note", "text": f"{self.trouble}; goes on from its last checkpoint"})
                     self.attempt += 1
                     self.shrunk, self.taken_by = False, group
                     return self.job | {"attempt": self.attempt}

@@ -12,20 +12,21 @@ from raygeo.students.delta import check_delta, save_full_delta
 from raygeo.training.engine import rank, shared
 
 
-def keep_delta(engine: Any, student: AnyPath, store: Store, kind: str, key: str) -> str | None:
+def keep_delta(engine: Any, student: AnyPath, store: Store, kind: str, key: str, *, moved: bool = True) -> str | None:
     """Put the engine's delta into the store as ``<kind>/<key>``; all ranks take part, rank 0 writes.
 
     Where a parameter is not finite nothing is written, and the first such parameter's name is returned on every rank.
 
     Raises:
-        DeltaError: the delta is empty, or zero everywhere.
+        DeltaError: the delta is empty, or zero everywhere although it ought to have ``moved``.
     """
     values = trained_values(engine)
     broken = shared(next((name for name, value in values.items() if not bool(value.isfinite().all())), None))
     if broken is None and rank() == 0:
         folder = store.scratch()
         export(engine, values, student, folder)
-        check_delta(folder)
+        if moved:
+            check_delta(folder)
         store.save_folder(kind, key, folder)
     return broken
 

@@ -35,9 +35,9 @@ def train(
 ) -> dict[str, Any]:
     """Train one run from where its last checkpoint left it, and return its summary, equal on all ranks.
 
-    Every rank asks ``stopped()`` before each step; rank 0 calls ``report(step, metrics)``, exports the delta and stores the run's rows, so that a finished run survives
-    the driver. A run whose loss stops being finite ends with status "diverged", one that was told to stop with
-    "stopped", each with a reason; nothing is exported for them.
+    Every rank asks ``stopped()`` before each step; rank 0 calls ``report(step, metrics)``, exports the delta and stores
+    the run's rows, so that a finished run survives the driver. A run whose loss stops being finite ends with status
+    "diverged", one that was told to stop with "stopped", each with a reason; nothing is exported for them.
     """
     spec, store, inputs = job.spec, job.store, job.inputs
     started = time.perf_counter()
@@ -54,7 +54,7 @@ def train(
 
     def keep(step: int, last: bool) -> str | None:
         kind, key = ("deltas", job.key) if last else (SNAPSHOTS, f"{job.key}/step-{step:06d}")
-        return keep_delta(engine, inputs.student, store, kind, key)
+        return keep_delta(engine, inputs.student, store, kind, key, moved=last)
 
     optimise(
         engine,

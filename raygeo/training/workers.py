@@ -56,8 +56,7 @@ class Workers:
     def __init__(self, shape: Shape, common: Common, storage: str):
         self.shape = shape
         self.busy = False
-        actor: Any = Desk
-        self.desk = actor.remote()
+        self.desk: Any = ray.remote(num_cpus=0)(Desk).remote()
         self.trainer = TorchTrainer(
             _serve,
             train_loop_config={"desk": self.desk, "common": common},

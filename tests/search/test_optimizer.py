@@ -46,12 +46,11 @@ def test_it_is_a_function_of_the_seed_and_what_it_was_told():
     assert optimise(1, 15) != optimise(2, 15)
 
 
-def test_what_is_enqueued_comes_first_and_unchanged():
+def test_what_was_suggested_in_the_past_comes_first_and_what_follows_is_new():
     found = optimise(0, 12)
-    optimizer = Optimizer(SPACES, ["min"], 5)
-    for suggestion in found:
-        optimizer.enqueue(suggestion.space, suggestion.values)
+    optimizer = Optimizer(SPACES, ["min"], 0, [(suggestion.space, suggestion.values) for suggestion in found])
     assert [optimizer.ask() for _ in found] == found
+    assert optimizer.ask().values not in [suggestion.values for suggestion in found]
 
 
 def test_several_objectives_are_pushed_at_once():
