@@ -68,7 +68,7 @@ def finished(ray_session, tmp_path_factory):
 def test_every_table_is_there(finished):
     _, store = finished
     tables = {name: table.num_rows for name, table in store.tables().items()}
-    assert {name for name, rows in tables.items() if rows == 0} <= {"rejected"}
+    assert {name for name, rows in tables.items() if rows == 0} <= {"rejected", "reference_states", "trials"}
     assert set(store.table("answers")["run"].to_pylist()) == {
         "base", "sft-lr0.001-s0", "sft-lr0.001-s1", "dpo-lr0.001-s0", "grpo-lora",
     }  # fmt: skip

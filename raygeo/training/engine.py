@@ -50,6 +50,7 @@ def import_deepspeed() -> Any:
 
 def deepspeed_config(settings: TrainingSettings, micro_steps: int) -> dict[str, Any]:
     """DeepSpeed's configuration with every default that could change a number set by us."""
+    offload = {"device": "cpu", "pin_memory": torch.cuda.is_available()} if settings.offload else {"device": "none"}
     return {
         "train_micro_batch_size_per_gpu": settings.micro_batch,
         "gradient_accumulation_steps": micro_steps,
@@ -64,6 +65,8 @@ def deepspeed_config(settings: TrainingSettings, micro_steps: int) -> dict[str, 
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
             "round_robin_gradients": False,
+            "offload_optimizer": offload,
+            "offload_param": offload if settings.zero_stage == 3 else {"device": "none"},
         },
     }
 

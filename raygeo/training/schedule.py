@@ -8,8 +8,10 @@ from raygeo.training.settings import TrainingSettings
 def lr_factor(settings: TrainingSettings, steps: int, step: int) -> float:
     """Share of the peak learning rate at ``step`` (0-based) of ``steps``.
 
-    Rises linearly over the first ``round(warmup * steps)`` steps, then falls to ``final_lr`` at the last step.
+    Rises linearly over the first ``round(warmup * steps)`` steps, then falls to ``final_lr`` at the last step; the
+    setting ``schedule_steps`` stands in for ``steps``.
     """
+    steps = settings.schedule_steps or steps
     warmup = round(settings.warmup * steps)
     if step < warmup:
         return (step + 1) / warmup

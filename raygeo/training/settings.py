@@ -32,6 +32,8 @@ class TrainingSettings(Settings):
     """How the learning rate falls after the warm-up."""
     final_lr: float = Field(0.0, ge=0, le=1)
     """Learning rate at the last step, as a share of the peak."""
+    schedule_steps: int | None = Field(None, ge=1)
+    """Steps that warm-up and schedule are laid out for, where the run ends before they do; by default the run's own."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay of matrices; vectors (norms, biases) are never decayed."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -46,6 +48,8 @@ class TrainingSettings(Settings):
     """bf16 computes in bfloat16 and keeps fp32 master weights, from which deltas are exported."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what is sharded over workers (1 optimiser states, 2 gradients too, 3 weights too)."""
+    offload: bool = False
+    """Keep optimiser states, and with ZeRO-3 weights too, in the machine's memory instead of the GPU's (ZeRO 1 to 3)."""
     workers: int = Field(1, ge=1)
     """Ray Train workers of the run."""
     cpus: float = Field(1, gt=0)
@@ -67,6 +71,8 @@ class TrainingSettings(Settings):
     def _one_length(self) -> "TrainingSettings":
         if self.steps is not None and self.epochs is not None:
             raise ValueError("give either steps or epochs, not both")
+        if self.offload and self.zero_stage == 0:
+            raise ValueError("offload moves what ZeRO shards; give zero_stage 1, 2 or 3 with it")
         return self
 
 

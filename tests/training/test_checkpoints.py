@@ -31,6 +31,8 @@ CASES = {
     "lora": (1, {"lora": LORA}, 6),
     **{f"zero{stage}": (2, {"zero_stage": stage}, 3 + stage) for stage in range(4)},
     "zero2-bf16": (2, {"zero_stage": 2, "precision": "bf16"}, 7),
+    "zero2-offload": (2, {"zero_stage": 2, "offload": True}, 4),
+    "zero3-offload": (2, {"zero_stage": 3, "offload": True}, 4),
     "zero3-lora": (2, {"zero_stage": 3, "lora": LORA}, 5),
     "before-the-first": (1, {}, 2),
 }
@@ -118,6 +120,13 @@ def test_a_resumed_run_has_the_same_weights_curves_and_snapshots(store, case):
     assert len(steps) == 3
     for step in steps:
         assert_equal(tensors(store, f"{broken}/{step}", "snapshots"), tensors(store, f"{whole}/{step}", "snapshots"))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_offloading_changes_no_more_than_rounding(store, stage):
+    offloaded, kept = tensors(store, f"zero{stage}-offload-whole"), tensors(store, f"zero{stage}-whole")
+    for name, value in kept.items():
+        torch.testing.assert_close(offloaded[name], value, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
