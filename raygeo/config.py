@@ -220,6 +220,11 @@ class Study(Settings):
         precisions = {spec.training.precision for spec in self.plan.points() if spec.loss.needs & FROM_BASE}
         if len(precisions) > 1:
             raise ValueError("runs whose loss compares with the base must share one training.precision")
+        for index in self.plan.open_entries():
+            stems = [entry.name or entry.loss.type for entry in self.runs]
+            if stems.count(stems[index]) > 1:
+                said = "a search names its runs after their entry: give each entry of this loss a name"
+                raise refusal(("runs", index, "name"), self.runs[index].name, said)
         if self.sweep is not None and self.rollouts.heldout == 0:
             raise ValueError("a sweep judges its runs on held-out prompts; give rollouts.heldout")
         needing = [n for n in ("paths", "cka", "curvature") if getattr(self.geometry, n) is not None]

@@ -32,7 +32,7 @@ _SAMPLES = 4
 
 @dataclass(frozen=True)
 class Case:
-    """One student and its rollouts. A step sees ``rows`` rows, or half as many pairs, ``micro_rows`` in a forward pass."""
+    """One student and its rollouts; a step sees ``rows`` rows or half as many pairs, ``micro_rows`` rows at a time."""
 
     name: str
     architecture: Architecture
@@ -45,6 +45,13 @@ class Case:
     precision: Literal["fp32", "bf16"] = "fp32"
     lora: LoraSettings | None = None
     zero_stage: Literal[0, 1, 2, 3] = 0
+
+
+CASES = {
+    "word-problems": Case("word-problems", Architecture()),
+    "vocabulary": Case("vocabulary", Architecture(), completions=(60, 200), vocabulary=VOCABULARY),
+    "tiny": Case("tiny", TINY, rows=8, micro_rows=4),
+}
 
 
 @dataclass(frozen=True)
@@ -152,10 +159,10 @@ def _random_tokens(rows: list[dict[str, Any]], vocabulary: int, seed: int) -> Ro
     rng, sequences = np.random.default_rng(seed), []
     for first in range(0, len(rows), _SAMPLES):
         prompt = rng.integers(3, vocabulary, int(rows[first]["prompt"]))
-        for row in rows[first : first + _SAMPLES]:
-            sequences.append(np.concatenate([prompt, rng.integers(3, vocabulary, int(row["completion"]))]))
-    lengths = np.array([len(s) for s in sequences])
+        lengths = [int(row["completion"]) for row in rows[first : first + _SAMPLES]]
+        sequences += [np.concatenate([prompt, rng.integers(3, vocabulary, length)]) for length in lengths]
+    offsets = np.concatenate([[0], np.cumsum([len(s) for s in sequences])])
     return RolloutTokens(
-        np.concatenate(sequences).astype(np.int32), np.concatenate([[0], np.cumsum(lengths)]),
+        np.concatenate(sequences).astype(np.int32), offsets,
         np.array([int(row["prompt"]) for row in rows], dtype=np.int64),
     )  # fmt: skip

@@ -7,11 +7,11 @@ import time
 from typing import Any
 
 import torch
-from benchmarks.cases import Prepared
-from benchmarks.race import Turnstile
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.cases import Prepared
+from benchmarks.race import Turnstile
 from raygeo.losses import DFT, DPO, SFT, Loss
 from raygeo.rollouts.tokens import RolloutTokens
 from raygeo.students.loading import default_device, load_student
@@ -27,7 +27,7 @@ WINDOW = 10
 
 
 def raygeo_loop(prepared: Prepared, name: str, turnstile: Turnstile) -> dict[str, Any]:
-    """raygeo's engine and loop in a process group of one, as a Ray Train worker runs them."""
+    """Raygeo's engine and loop in a process group of one, as a Ray Train worker runs them."""
     from raygeo.training.engine import build_engine, import_deepspeed
     from raygeo.training.loop import Hooks, Progress, optimise
 

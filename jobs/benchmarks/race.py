@@ -135,9 +135,7 @@ class _Lane:
         return message
 
 
-def _compete(
-    function: Competitor, arguments: tuple[Any, ...], pipe: Connection, steps: int, threads: int
-) -> None:
+def _compete(function: Competitor, arguments: tuple[Any, ...], pipe: Connection, steps: int, threads: int) -> None:
     import resource
 
     os.environ["OMP_NUM_THREADS"] = str(threads)

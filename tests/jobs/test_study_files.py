@@ -1,0 +1,67 @@
+"""The studies that come with raygeo say what they claim to; that they are valid is tested with the study itself."""
+
+from pathlib import Path
+
+import pytest
+
+from raygeo.config import load_study
+from raygeo.losses import LOSSES
+
+STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
+
+
+def load(name, *overrides):
+    return load_study(STUDIES / f"{name}.yaml", overrides)
+
+
+def test_learning_rates_are_matched_for_every_loss_and_seed():
+    study = load("lr-matched")
+    runs = {(s.loss.type, s.training.lr, s.training.seed) for s in study.specs()}
+    assert runs == {(loss, lr, seed) for loss in LOSSES for lr in (5e-5, 1.6e-4, 5e-4) for seed in (0, 1)}
+    rates = load("lr-matched", "training.lr=[5e-7, 5e-6, 5e-5]", "training.seed=[0, 1, 2]").specs()
+    assert {s.training.lr for s in rates} == {5e-7, 5e-6, 5e-5}
+    assert len(rates) == len(LOSSES) * 9
+
+
+def test_mixed_prompts_holds_every_loss_to_them():
+    specs = load("mixed-prompts").specs()
+    assert {s.loss.type for s in specs} == set(LOSSES)
+    assert {getattr(s.loss, "prompts", "mixed") for s in specs} == {"mixed"}
+    assert len({s.training.lr for s in specs}) == 1
+
+
+def test_a_batch_holds_equally_many_rollouts_for_all_losses():
+    for name in ("lr-matched", "mixed-prompts", "negative-share", "shuffled-rewards"):
+        rows = {s.training.batch_size * (2 if s.loss.unit == "pair" else 1) for s in load(name).specs()}
+        assert rows == {32}, name
+
+
+def test_the_negative_share_is_one_setting():
+    study = load("negative-share", "rollouts.negative_share=0.05")
+    assert study.rollouts.negative_share == 0.05
+    assert {"rift-negative=paper-lr0.00016-s0", "grpo-bias0-surrogate=p-lr0.00016-s0"} <= {
+        s.name for s in study.specs()
+    }
+
+
+def test_rewards_are_shuffled_or_not():
+    assert load("shuffled-rewards").rollouts.shuffle_rewards == 0
+    assert load("shuffled-rewards", "rollouts.shuffle_rewards=null").rollouts.shuffle_rewards is None
+
+
+@pytest.mark.parametrize("loss", ["sft", "rft", "dft", "rift", "grpo", "dpo"])
+def test_the_papers_protocol(loss):
+    study = load("paper-qwen3-4b")
+    [spec] = [s for s in study.specs() if s.loss.type == loss]
+    training = spec.training
+    assert study.student.model == "Qwen/Qwen3-4B-Instruct-2507"
+    assert training.lr == (5e-7 if loss == "dpo" else 5e-6)
+    assert (training.steps, training.schedule_steps, training.schedule, training.warmup) == (1000, 1500, "cosine", 0.05)
+    assert (training.batch_size, training.weight_decay, training.clip, training.seed) == (32, 0.01, 1.0, 42)
+    assert (training.lora.r, training.lora.alpha, training.precision) == (32, 64, "bf16")
+    assert training.lora.targets == ("q_proj", "k_proj", "v_proj", "o_proj")
+    expected = {
+        "sft": {}, "rft": {}, "dft": {"rows": "all"}, "rift": {"negative": "paper"},
+        "grpo": {"bias": 0.1, "bias_on": "all", "surrogate": "logp", "scale_by_std": False}, "dpo": {"beta": 0.1},
+    }[loss]  # fmt: skip
+    assert expected.items() <= spec.loss.model_dump().items()
