@@ -12,9 +12,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from raygeo.students.encoding import Batch
+from raygeo.students.head import tiled_logprobs
 
 CHUNK_LOGITS = 2**26
 """Most logits held at once: 256 MiB in fp32, 441 tokens of a vocabulary of 152,000."""
+_TILES = 8
+"""Tiles of the vocabulary are that many times smaller than chunks of tokens; nothing is computed twice for them."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ Terms = Callable[[TokenLogits], dict[str, Tensor]]
 class Likelihood(nn.Module):
     """A student as training sees it: from a batch to log-probabilities, never more logits than ``chunk`` at once.
 
-    Where the completion tokens' logits exceed ``chunk``, they are computed in chunks and again in the backward pass, so
-    that memory does not grow with tokens times vocabulary. ``terms`` makes further per-token quantities of the logits.
+    Where the completion tokens have more, the vocabulary is walked in tiles (``tiled_logprobs``) or, for ``terms`` and
+    for heads that are no plain matrix, tokens in chunks whose logits are computed again in the backward pass; so memory
+    does not grow with tokens times vocabulary. ``terms`` makes further per-token quantities of the logits.
     """
 
     def __init__(self, student: nn.Module, terms: Terms | None = None, chunk: int = CHUNK_LOGITS):
@@ -67,6 +71,10 @@ class Likelihood(nn.Module):
             embeddings = mixed_embeddings(model, batch, embedding_mix, self.chunk)
         states = completion_states(model, batch, embeddings)
         targets = batch.input_ids[:, 1:][batch.mask]
+        if self.terms is None and len(targets) * _vocabulary(model) > self.chunk // _TILES and _plain_head(model):
+            weight = model.get_output_embeddings().weight
+            scale, tile = _logit_scale(model), self.chunk // _TILES
+            return {"logprobs": _scatter(tiled_logprobs(states, weight, targets, scale=scale, tile=tile), batch.mask)}
 
         def compute(states: Tensor, targets: Tensor, keys: Tensor | None, base: Tensor | None) -> tuple[Tensor, ...]:
             logits = apply_head(model, states)
@@ -96,7 +104,7 @@ def token_logprobs(model: nn.Module, batch: Batch) -> Tensor:
     """Return log p(token t + 1 | tokens up to t) as [B, T] fp32, zero where ``batch.mask`` is false.
 
     Logits are computed for completion tokens alone. The log-softmax is taken in fp32 at least (fp64 stays fp64).
-    Differentiable, twice under eager attention; without gradients logits are computed in chunks.
+    Differentiable, twice under eager attention, with all logits held; without gradients they are not.
     """
     chunk = 2**62 if torch.is_grad_enabled() else CHUNK_LOGITS
     return Likelihood(model, chunk=chunk)(batch)["logprobs"]
@@ -105,8 +113,9 @@ def token_logprobs(model: nn.Module, batch: Batch) -> Tensor:
 def completion_states(model: Any, batch: Batch, embeddings: Tensor | None = None) -> Tensor:
     """Return the final hidden states from which completion tokens are predicted: [N, d], in row order."""
     given = {"input_ids": batch.input_ids} if embeddings is None else {"inputs_embeds": embeddings}
-    decoder = model.get_decoder()
-    hidden = decoder(**given, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
+    # No attention mask: padding is on the right, where no token of a causal model looks, and kernels without one are
+    # faster.
+    hidden = model.get_decoder()(**given, use_cache=False).last_hidden_state
     return hidden[:, :-1].flatten(0, 1).index_select(0, _positions(batch.mask))
 
 
@@ -121,9 +130,8 @@ def finish_logits(model: Any, logits: Tensor | None) -> Tensor | None:
     """Scale and cap raw logits as the model's family does (Gemma caps; Cohere multiplies; Granite divides)."""
     if logits is None:
         return None
-    config = model.config.get_text_config()
-    logits = logits * (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
+    scale, cap = _logit_scale(model), _logit_cap(model)
+    logits = logits if scale == 1.0 else logits * scale
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
@@ -147,6 +155,21 @@ def mixed_embeddings(model: Any, batch: Batch, share: float, chunk: int = CHUNK_
 
 def _causal_lm(student: Any) -> Any:
     return student.get_base_model() if hasattr(student, "peft_config") else student
+
+
+def _logit_scale(model: Any) -> float:
+    config = model.config.get_text_config()
+    return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+
+
+def _logit_cap(model: Any) -> float | None:
+    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def _plain_head(model: Any) -> bool:
+    """Whether logits are states times a matrix that is whole on this worker, but for a scale."""
+    head = model.get_output_embeddings()
+    return type(head) is nn.Linear and head.bias is None and not hasattr(head.weight, "ds_id") and not _logit_cap(model)
 
 
 def _vocabulary(model: Any) -> int:

@@ -101,7 +101,7 @@ def build_engine(spec: RunSpec, examples: int, student: AnyPath) -> tuple[Any, d
         for params, decay in ((matrices, settings.weight_decay), (vectors, 0.0))
         if params
     ]
-    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
     steps = step_count(examples, settings.batch_size, settings.steps, settings.epochs)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(settings, steps, step))
     terms = spec.loss.token_terms if type(spec.loss).token_terms is not Loss.token_terms else None

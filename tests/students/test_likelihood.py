@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from raygeo.students.encoding import Sequence, collate
+from raygeo.students.head import tiled_logprobs
 from raygeo.students.likelihood import Likelihood, mixed_embeddings, token_logprobs
 from raygeo.students.lora import LoraSettings, attach_lora
 
@@ -72,12 +73,12 @@ def gradients(model, logprobs):
 
 @pytest.mark.parametrize("adapter", [False, True])
 @pytest.mark.parametrize("tokens", [1, 4, 100])
-def test_chunks_change_neither_values_nor_gradients(batch, tokens, adapter):
+def test_chunks_of_tokens_change_neither_values_nor_gradients(batch, tokens, adapter):
     model = make("qwen3")
     if adapter:
         model = attach_lora(model, LoraSettings(r=2, alpha=4), 0)
     expected = token_logprobs(model, batch)
-    chunked = Likelihood(model, chunk=24 * tokens)(batch)["logprobs"]
+    chunked = Likelihood(model, lambda tokens: {}, chunk=24 * tokens)(batch)["logprobs"]
     torch.testing.assert_close(chunked, expected, rtol=1e-12, atol=1e-14)
     for found, wanted in zip(gradients(model, chunked), gradients(model, expected), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
@@ -120,3 +121,40 @@ def test_mixing_moves_completion_embeddings_toward_the_greedy_guess(batch):
             torch.testing.assert_close(mixed[row, position], own)
     plain = Likelihood(model)(batch)["logprobs"]
     assert not torch.allclose(Likelihood(model)(batch, embedding_mix=0.25)["logprobs"], plain)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "cohere", "granite"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_tiles_of_the_vocabulary_change_neither_values_nor_gradients(batch, family, frozen):
+    model = make(family)
+    if frozen:
+        model = attach_lora(model, LoraSettings(r=2, alpha=4), 0)
+    expected = token_logprobs(model, batch)
+    wanted = gradients(model, expected)
+    for tile in (1, 7 * batch.tokens, 23 * batch.tokens):
+        tiled = Likelihood(model, chunk=8 * tile)(batch)["logprobs"]
+        torch.testing.assert_close(tiled, expected, rtol=1e-12, atol=1e-14)
+        for found, right in zip(gradients(model, tiled), wanted, strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-12)
+
+
+def test_tiles_pass_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(5, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.randn(11, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    targets = torch.tensor([0, 10, 4, 4, 7])
+    for entries in (1, 4, 11):
+        assert torch.autograd.gradcheck(
+            lambda s, w, tile=5 * entries: tiled_logprobs(s, w, targets, scale=0.7, tile=tile), (states, weight)
+        )
+
+
+def test_tiles_in_bf16_are_as_near_as_logits_in_bf16():
+    generator = torch.Generator().manual_seed(0)
+    states, weight = torch.randn(64, 16, generator=generator), torch.randn(200, 16, generator=generator)
+    targets = torch.randint(0, 200, (64,), generator=generator)
+    exact = torch.log_softmax(states @ weight.T, -1).gather(1, targets[:, None])[:, 0]
+    low = tiled_logprobs(states.bfloat16(), weight.bfloat16(), targets, tile=64 * 32)
+    assert low.dtype == torch.float32
+    held = torch.log_softmax((states.bfloat16() @ weight.bfloat16().T).float(), -1).gather(1, targets[:, None])[:, 0]
+    assert (low - exact).abs().max() <= 1.05 * (held - exact).abs().max()
