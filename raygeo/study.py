@@ -9,6 +9,7 @@ from raygeo.cluster.session import connect
 from raygeo.config import Study, study_yaml
 from raygeo.errors import ConfigError
 from raygeo.progress import Progress, StageTime, stage_table
+from raygeo.search.optimizer import import_optuna
 from raygeo.stages.context import Context
 from raygeo.stages.evaluate import evaluate_runs
 from raygeo.stages.geometry import analyse_runs
@@ -39,6 +40,8 @@ def run_study(
     """
     if until is not None and until not in STAGES:
         raise ConfigError(f"--until {until!r} is no stage; the stages are {', '.join(STAGES)}.")
+    if study.plan.open_entries():
+        import_optuna()  # now rather than after an hour
     progress = progress or Progress()
     store = Store(study.store or f"store/{study.name}")
     store.write_bytes("study.yaml", study_yaml(study).encode())

@@ -56,7 +56,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         mlflow_run_id=_S,
         key=_S,
     ),
-    # The runs of a sweep: `entry` of the study's `runs`, what was chosen (JSON, without seeds), the objectives measured.
+    # The runs of a sweep: `entry` of the study's `runs`, what was chosen (JSON, without seeds), what was measured.
     # `rank` is that of the configuration's means over seeds: 1 if none dominates it, 2 if only those of rank 1 do, ...
     "trials": _table(
         run=_S,

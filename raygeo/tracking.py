@@ -141,6 +141,8 @@ class TrialLogger(tune.Callback):
         choice = trial.config["choice"]
         if "text" in result:
             self.say(f"  [yellow]{choice['run']}[/yellow]: {result['text']}")
+        if result["step"] <= self.steps.get(choice["key"], 0):
+            return  # a run that went on from a checkpoint takes some steps again, to the same numbers
         self.steps[choice["key"]] = result["step"]
         self.bar.update(sum(self.steps.values()), choice["run"])
         if "curves" in result and choice["key"] in self.tracking.children:

@@ -28,6 +28,7 @@ from raygeo.tables import BASE, to_arrow
 from raygeo.tracking import Tracking, TrialLogger
 from raygeo.training.inputs import RunInputs
 from raygeo.training.order import step_count
+from raygeo.training.overhead import Overhead
 from raygeo.training.settings import RunSpec
 from raygeo.training.sweep import run_sweep
 from raygeo.training.worker import SNAPSHOTS
@@ -168,18 +169,21 @@ def train_runs(
         )
         before = store.finished(("runs", "curves"))
         context.pool.close()  # its CPUs are the workers' now
+        overhead = Overhead()
         with context.progress.bar("training steps", steps) as bar:
             failures = run_sweep(
                 missing,
                 inputs,
                 store,
                 content_key(sorted(missing), search is not None),
-                [TrialLogger(tracking, params, bar, context.progress.say)],
+                [TrialLogger(tracking, params, bar, context.progress.say), overhead],
                 scheduler=plan.sweep.scheduler,
                 search=search,
                 examples=plan.points(),
                 measure=measure,
             )
+        if told := overhead.describe():
+            context.progress.say(f"  {told}")
         context.count(len(set(keys.values()) & store.finished(("runs", "curves")) - before), 0)
     if search is not None:
         select_examples(context, rollouts, [run.spec for run in planned])

@@ -58,8 +58,10 @@ class Likelihood(nn.Module):
         reference_states: Tensor | None = None,
         reference_head: Tensor | None = None,
         embedding_mix: float = 0.0,
+        *,
+        plain: bool = False,
     ) -> dict[str, Tensor]:
-        """Return ``logprobs`` and every term, [B, T] each, zero where ``batch.mask`` is false.
+        """Return ``logprobs`` and, unless ``plain``, every term, [B, T] each, zero where ``batch.mask`` is false.
 
         ``keys`` [N] int64 and ``reference_states`` [N, d] follow the completion tokens in row order;
         ``reference_head`` [V, d] turns those states into the base's logits. With ``embedding_mix`` > 0 the input
@@ -71,7 +73,8 @@ class Likelihood(nn.Module):
             embeddings = mixed_embeddings(model, batch, embedding_mix, self.chunk)
         states = completion_states(model, batch, embeddings)
         targets = batch.input_ids[:, 1:][batch.mask]
-        if self.terms is None and len(targets) * _vocabulary(model) > self.chunk // _TILES and _plain_head(model):
+        terms = None if plain else self.terms
+        if terms is None and len(targets) * _vocabulary(model) > self.chunk // _TILES and _plain_head(model):
             weight = model.get_output_embeddings().weight
             scale, tile = _logit_scale(model), self.chunk // _TILES
             return {"logprobs": _scatter(tiled_logprobs(states, weight, targets, scale=scale, tile=tile), batch.mask)}
@@ -79,9 +82,9 @@ class Likelihood(nn.Module):
         def compute(states: Tensor, targets: Tensor, keys: Tensor | None, base: Tensor | None) -> tuple[Tensor, ...]:
             logits = apply_head(model, states)
             values = {"logprobs": -F.cross_entropy(logits, targets, reduction="none")}
-            if self.terms is not None:
+            if terms is not None:
                 base_logits = None if base is None or reference_head is None else _wide(F.linear(base, reference_head))
-                values |= self.terms(TokenLogits(logits, targets, keys, finish_logits(model, base_logits)))
+                values |= terms(TokenLogits(logits, targets, keys, finish_logits(model, base_logits)))
             self._names = tuple(values)
             return tuple(values.values())
 

@@ -17,6 +17,9 @@ from raygeo.training.order import step_count
 from raygeo.training.schedule import lr_factor
 from raygeo.training.settings import RunSpec, TrainingSettings
 
+PERSISTENT = 10**5
+"""ZeRO-3 keeps parameters of at most so many elements whole on every rank (DeepSpeed's default)."""
+
 
 def rank() -> int:
     """Rank of this worker, 0 outside a process group."""
@@ -65,6 +68,7 @@ def deepspeed_config(settings: TrainingSettings, micro_steps: int) -> dict[str, 
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
             "round_robin_gradients": False,
+            "stage3_param_persistence_threshold": PERSISTENT,
             "offload_optimizer": offload,
             "offload_param": offload if settings.zero_stage == 3 else {"device": "none"},
         },

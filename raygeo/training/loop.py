@@ -90,7 +90,7 @@ def optimise(engine: Any, spec: RunSpec, data: Data, progress: Progress, hooks: 
         progress.curves += [{"step": progress.step, "metric": name, "value": v} for name, v in metrics.items()]
         if (progress.step in snapshots or last) and (broken := hooks.keep(progress.step, last)):
             return _diverged(progress, f"{broken} is no longer finite", steps, settings.lr)
-        if last or "heldout_nll" in metrics or progress.step % settings.log_every == 0:
+        if progress.step == 1 or last or "heldout_nll" in metrics or progress.step % settings.log_every == 0:
             hooks.report(progress.step, metrics)
         if control["stop"] > 0 and not last:
             progress.status, progress.reason = "stopped", f"stopped after step {progress.step} of {steps}"
@@ -117,7 +117,7 @@ def heldout_nll(engine: Any, data: Data, micro: int) -> float:
         place = index + rank()
         batch: Batch = batches[min(place, len(batches) - 1)].to(engine.device)
         with torch.no_grad():
-            logprobs = engine(batch)["logprobs"]
+            logprobs = engine(batch, plain=True)["logprobs"]
         if place < len(batches):
             total += torch.tensor([-float(logprobs.double().sum()), batch.tokens], dtype=torch.float64)
     total = total.to(engine.device)
@@ -192,7 +192,7 @@ def _kl_baseline(engine: Any, data: Data, batch: np.ndarray, mine: list[np.ndarr
         padded, reference = data.mismatched.batch(data.rows(indices if len(indices) else batch[:1]), data.pad_id)
         assert reference is not None
         with torch.no_grad():
-            logprobs = engine(padded.to(engine.device))["logprobs"]
+            logprobs = engine(padded.to(engine.device), plain=True)["logprobs"]
         if len(indices):
             total += (logprobs - reference.to(engine.device)).double().sum()
     if dist.is_initialized():

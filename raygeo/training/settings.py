@@ -49,7 +49,7 @@ class TrainingSettings(Settings):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what is sharded over workers (1 optimiser states, 2 gradients too, 3 weights too)."""
     offload: bool = False
-    """Keep optimiser states, and with ZeRO-3 weights too, in the machine's memory instead of the GPU's (ZeRO 1 to 3)."""
+    """Keep optimiser states, and with ZeRO-3 weights too, in the machine's memory, not the GPU's (ZeRO 1 to 3)."""
     workers: int = Field(1, ge=1)
     """Ray Train workers of the run."""
     cpus: float = Field(1, gt=0)

@@ -42,7 +42,7 @@ def test_the_share_of_wrong_rows_is_met_to_half_a_row_by_dropping_one_verdict(wa
     kept = usable(after)
     assert abs(share(after) - wanted) <= 0.5 / len(kept)
     counts = Counter(row["correct"] for row in usable(before)), Counter(row["correct"] for row in kept)
-    dropped = True if wanted > share(before) else False
+    dropped = wanted > share(before)
     assert counts[1][not dropped] == counts[0][not dropped]
     assert counts[1][dropped] < counts[0][dropped]
 
