@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -132,7 +133,6 @@ LOSS_CASES: dict[str, Loss] = {
 }
 
 
-
 @dataclass(frozen=True)
 class Case:
     """One sharded run: ``batch`` examples a step, ``micro`` of them in a forward pass, ``chunk`` completion tokens at a time
@@ -188,9 +188,7 @@ def matrix(loss: str) -> list[Case]:
     """Every stage on one and two ranks, every weight or adapters. A step's 7 examples are split into 3, 2 and 2 on one
     rank, into 2 and 2 on one and 2 and 1 on the other of two.
     """
-    return [
-        Case(loss, ranks, stage, lora) for lora in (False, True) for stage in range(4) for ranks in (1, 2)
-    ]
+    return [Case(loss, ranks, stage, lora) for lora in (False, True) for stage in range(4) for ranks in (1, 2)]
 
 
 def splits(loss: str) -> dict[str, Case]:
@@ -335,9 +333,7 @@ def _train_cases(rank: int, ranks: int, setting: Setting, cases: list[Case], aft
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     disable_progress_bar()
-    dist.init_process_group(
-        "gloo", f"file://{folder}/rendezvous", timedelta(minutes=5), world_size=ranks, rank=rank
-    )
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", timedelta(minutes=5), world_size=ranks, rank=rank)
     import_deepspeed().init_distributed("gloo", verbose=False)
     sharding.PERSISTENT = 0
     for case in cases:
@@ -401,6 +397,7 @@ def measure(setting: Setting, cases: list[Case]) -> list[dict[str, Any]]:
         objective = json.loads(setting.store.read_bytes(f"objectives/{case.name}.json") or b"[]")
         row = {
             **asdict(case),
+            "name": case.name,
             "difference": largest_difference(found, expected),
             "relative": relative_error(found, expected),
             "objective": max(abs(a - b) for a, b in zip(objective, loop.objective, strict=True)),
@@ -426,17 +423,79 @@ def number(value: float, good: bool = True) -> str:
 
 def sharding_table(results: list[dict[str, Any]]) -> Table:
     """Largest difference for every stage and number of ranks."""
-    table = Table(title=f"Largest difference of any weight from a plain loop after {STEPS} steps, fp32; moved: by training")
+    table = Table(
+        title=f"Largest difference of any weight from a plain loop after {STEPS} steps, fp32; moved: by training"
+    )
     table.add_column("loss")
     table.add_column("trained")
     table.add_column("moved", justify="right")
     for stage in range(4):
         for ranks in (1, 2):
             table.add_column(f"ZeRO-{stage}\n{ranks} rank{'s'[: ranks - 1]}", justify="right")
-    found = {Case(**{f.name: row[f.name] for f in fields(Case)}): row for row in results}
+    found = {row["name"]: row for row in results}
     for loss in dict.fromkeys(row["loss"] for row in results):
         for lora in (False, True):
-            rows = [found[case] for case in matrix(loss) if case.lora == lora]
+            rows = [found[case.name] for case in matrix(loss) if case.lora == lora]
             cells = [number(row["difference"], passes(row)) for row in rows]
             table.add_row(loss, "LoRA" if lora else "all", number(rows[0]["moved"]), *cells)
     return table
+
+
+def splits_table(results: list[dict[str, Any]]) -> Table:
+    """Largest difference for other splits."""
+    table = Table("loss", *splits(""), title="The same, for other splits of a step's examples and tokens")
+    found = {row["name"]: row for row in results}
+    for loss in dict.fromkeys(row["loss"] for row in results):
+        rows = [found[case.name] for case in splits(loss).values()]
+        table.add_row(loss, *(number(row["difference"], passes(row)) for row in rows))
+    return table
+
+
+def bf16_table(results: list[dict[str, Any]]) -> Table:
+    """Relative errors of deltas of runs in bf16, and of a plain loop without masters."""
+    table = Table(title=f"bf16: relative error of the delta after {STEPS} steps, to the plain loop in fp32")
+    table.add_column("loss")
+    found = {row["name"]: row for row in results}
+    for case in low_precision(""):
+        ranks = f"{case.ranks} rank{'s'[: case.ranks - 1]}"
+        table.add_column(f"ZeRO-{case.stage}\n{ranks}{', LoRA' if case.lora else ''}", justify="right")
+    table.add_column("no masters", justify="right")
+    table.add_column("no masters\nLoRA", justify="right")
+    for loss in dict.fromkeys(row["loss"] for row in results):
+        rows = [found[case.name] for case in low_precision(loss)]
+        pure = [next(row["pure"] for row in rows if row["lora"] == lora) for lora in (False, True)]
+        table.add_row(loss, *(number(row["relative"], passes(row)) for row in rows), *map(number, pure))
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare sharded training with a plain loop.")
+    parser.add_argument("--losses", help="types of losses or names of cases, with commas between; all")
+    parser.add_argument("--out", type=Path, help="JSON file for all numbers")
+    arguments = parser.parse_args()
+    wanted = arguments.losses.split(",") if arguments.losses else list(LOSS_CASES)
+    names = [name for name, loss in LOSS_CASES.items() if name in wanted or loss.type in wanted]
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        setting = make_setting(Path(folder))
+        for name in names:
+            started = time.perf_counter()
+            results += measure(setting, [*matrix(name), *splits(name).values(), *low_precision(name)])
+            if arguments.out is not None:
+                arguments.out.write_text(json.dumps(results, indent=1))
+            mine = [row for row in results if row["loss"] == name]
+            console.print(
+                f"{name}: {len(mine)} runs in {time.perf_counter() - started:.0f} s, "
+                f"largest difference {max(row['difference'] for row in mine if not row['bf16']):.1e}, "
+                f"bf16 {max(row['relative'] for row in mine if row['bf16']):.1e}"
+            )
+    for table in (sharding_table(results), splits_table(results), bf16_table(results)):
+        console.print(table)
+    sys.exit(0 if all(passes(row) for row in results) else 1)
+
+
+if __name__ == "__main__":
+    main()

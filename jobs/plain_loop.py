@@ -153,7 +153,10 @@ class PlainLoop:
         """What is known of each completion token of a row: [n] each."""
         row, needs = self.rows[number], self.loss.needs
         logits = completion_logits(self.model, row, self.loss.embedding_mix)
-        known = {"logprobs": completion_logprobs(logits, row), "mask": torch.ones(len(row.completion), dtype=torch.bool)}
+        known = {
+            "logprobs": completion_logprobs(logits, row),
+            "mask": torch.ones(len(row.completion), dtype=torch.bool),
+        }
         base = None
         if needs & {"reference", "reference_logits"}:
             with torch.no_grad():

@@ -64,7 +64,7 @@ def deepspeed_config(settings: TrainingSettings, micro_steps: int) -> dict[str, 
         "bf16": {"enabled": settings.precision == "bf16"},
         "fp16": {"enabled": False},
         "zero_optimization": {
-            "stage": settings.zero_stage,
+            "stage": _deepspeed_stage(settings),
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
             "round_robin_gradients": False,
@@ -73,6 +73,11 @@ def deepspeed_config(settings: TrainingSettings, micro_steps: int) -> dict[str, 
             "offload_param": offload if settings.zero_stage == 3 else {"device": "none"},
         },
     }
+
+
+def _deepspeed_stage(settings: TrainingSettings) -> int:
+    """In bf16 stage 1 stands in for 0, whose optimiser counts a step of AdamW, with weight decay, before the first."""
+    return max(settings.zero_stage, int(settings.precision == "bf16"))
 
 
 def build_engine(spec: RunSpec, examples: int, student: AnyPath) -> tuple[Any, dict[str, str]]:

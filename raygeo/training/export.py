@@ -39,13 +39,10 @@ def trained_values(engine: Any) -> dict[str, Tensor]:
     from deepspeed.utils import safe_get_full_fp32_param
 
     values = {}
-    masters = _masters(engine.optimizer)
     for name, parameter in engine.module.student.named_parameters():
         if not parameter.requires_grad:
             continue
         value = safe_get_full_fp32_param(parameter)
-        if value is None:
-            value = masters.get(parameter)
         if value is None:
             with _gathered([parameter]):
                 value = parameter.detach().clone()
@@ -56,8 +53,10 @@ def trained_values(engine: Any) -> dict[str, Tensor]:
 
 def export(engine: Any, values: dict[str, Tensor], student: AnyPath, folder: Path) -> None:
     """Write a run's delta into ``folder`` in fp32: a PEFT adapter folder where adapters were trained, else
-    ``delta.safetensors`` with tuned minus base for every parameter. A run in bf16 starts from the base as rounded to it,
-    which is then what is subtracted: a delta is what training changed, without the rounding all runs would share.
+    ``delta.safetensors`` with tuned minus base for every parameter.
+
+    A run in bf16 starts from the base rounded to bf16, and that is subtracted: a delta is what training changed, without
+    a rounding that all runs would share.
 
     Raises:
         DeltaError: the base folder lacks a parameter the model has.
@@ -67,14 +66,8 @@ def export(engine: Any, values: dict[str, Tensor], student: AnyPath, folder: Pat
         model.save_pretrained(str(folder), state_dict=values, safe_serialization=True)
         return
     base = Checkpoint(student)
-    starts = {name: base.tensor(name).to(model.get_parameter(name).dtype).float() for name in values}
-    save_full_delta(folder, {name: value - starts[name] for name, value in values.items()})
-
-
-def _masters(optimizer: Any) -> dict[nn.Parameter, Tensor]:
-    """The fp32 copies that DeepSpeed keeps of bf16 parameters without ZeRO, where it has no call that returns them."""
-    groups = zip(getattr(optimizer, "fp16_groups", ()), getattr(optimizer, "fp32_groups", ()), strict=False)
-    return {low: high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    save_full_delta(folder, {name: v - base.tensor(name).to(dtypes[name]).float() for name, v in values.items()})
 
 
 @contextmanager
