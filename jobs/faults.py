@@ -4,6 +4,7 @@ Every case trains one run on an embedded Ray with two CPUs, breaks it, and compa
 run left alone. It takes some minutes.
 """
 
+import json
 import os
 import resource
 import signal
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,6 +24,7 @@ import psutil
 import torch
 from ray import tune
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from raygeo.cluster.session import connect
@@ -77,7 +79,7 @@ class Witness(tune.Callback):
             if self.strike is not None and self.struck is None and self.strike(result["step"]):
                 self.struck = result["step"]
         if "text" in result:
-            self.notes.append(result["text"])
+            self.notes.append(result["text"].splitlines()[0])
         if "status" in result:
             self.end = {"status": result["status"], "reason": result["reason"], "step": result["step"]}
 
@@ -272,7 +274,7 @@ def ask_too_much(root: Path) -> Result:
 
 
 def main() -> None:
-    """Print the table; ``--train FOLDER`` is the run whose driver is killed."""
+    """Print the table, ``--out FILE`` as JSON too; ``--train FOLDER`` is the run whose driver is killed."""
     if sys.argv[1:2] == ["--train"]:
         root = Path(sys.argv[2])
         inputs = RunInputs("rollouts", str(root / "student"), "student", str(root / "tokens"), PAD)
@@ -284,10 +286,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         results = [break_run(name, Path(folder) / name) for name in CASES]
         results += [other(Path(folder) / other.__name__) for other in (break_driver, diverge, ask_too_much)]
+    if sys.argv[1:2] == ["--out"]:
+        Path(sys.argv[2]).write_text(json.dumps([asdict(result) for result in results], indent=1))
     for r in results:
         equal = "none kept" if r.gap is None else "equal to the last bit" if r.gap == 0 else f"within {r.gap:.1e}"
         shown = ["" if value is None else str(value) for value in (r.struck, r.redone)]
-        table.add_row("\n".join([r.fault, *r.notes]), *shown, r.status, equal, f"{r.seconds:.0f}")
+        table.add_row(escape("\n".join([r.fault, *r.notes])), *shown, r.status, equal, f"{r.seconds:.0f}")
     Console().print(table)
 
 

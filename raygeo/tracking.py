@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from ray import tune
+from rich.markup import escape
 
 from raygeo.errors import ConfigError
 from raygeo.progress import Bar
@@ -140,7 +141,7 @@ class TrialLogger(tune.Callback):
         """Log the report's curves and move the bar."""
         choice = trial.config["choice"]
         if "text" in result:
-            self.say(f"  [yellow]{choice['run']}[/yellow]: {result['text']}")
+            self.say(f"  [yellow]{choice['run']}[/yellow]: {escape(result['text'])}")
         if result["step"] <= self.steps.get(choice["key"], 0):
             return  # a run that went on from a checkpoint takes some steps again, to the same numbers
         self.steps[choice["key"]] = result["step"]

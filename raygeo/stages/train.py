@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from rich.markup import escape
 
 from raygeo.errors import TrainingError
 from raygeo.losses.base import FROM_BASE
@@ -257,7 +258,7 @@ def _publish(
                  "params": json.dumps({"loss": spec.loss.model_dump(), "training": spec.training.model_dump()}),
                  "mlflow_run_id": child}
             )  # fmt: skip
-            context.progress.say(f"  [red]{name} failed[/red]: {reason}")
+            context.progress.say(f"  [red]{name} failed[/red]: {escape(reason)}")
             tracking.tags(child, {"status": "failed", "reason": reason})
             tracking.end(child, failed=True)
             continue
@@ -267,7 +268,7 @@ def _publish(
             kept = store.stored(SNAPSHOTS, key) if store.has_folder(SNAPSHOTS, key) else None
             runs.append(Run(name, content_key(key, name), store.stored("deltas", key), kept))
         else:
-            context.progress.say(f"  [yellow]{name} {row['status']}[/yellow]: {row['reason']}")
+            context.progress.say(f"  [yellow]{name} {row['status']}[/yellow]: {escape(row['reason'])}")
         curve = store.read_unit("curves", key)
         curves.append(curve.set_column(0, "run", pa.array([name] * curve.num_rows, pa.string())))
         tracking.curves(child, curve.to_pylist())

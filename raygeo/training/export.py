@@ -55,8 +55,8 @@ def export(engine: Any, values: dict[str, Tensor], student: AnyPath, folder: Pat
     """Write a run's delta into ``folder`` in fp32: a PEFT adapter folder where adapters were trained, else
     ``delta.safetensors`` with tuned minus base for every parameter.
 
-    A run in bf16 starts from the base rounded to bf16, and that is subtracted: a delta is what training changed, without
-    a rounding that all runs would share.
+    A run in bf16 starts from the base rounded to bf16, and that is subtracted: a delta is what training changed,
+    without a rounding that all runs would share.
 
     Raises:
         DeltaError: the base folder lacks a parameter the model has.
