@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,26 +26,36 @@ def training(
     rounds: Annotated[int, typer.Option(help="turns of each competitor, one of warm-up not counted")] = 5,
     steps: Annotated[int, typer.Option(help="optimiser steps in a turn; one at the large vocabulary")] = 10,
     threads: Annotated[int, typer.Option(help="threads of every competitor")] = 1,
+    rows: Annotated[int | None, typer.Option(help="rows of a step, a multiple of 4; the case's own")] = None,
+    completions: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="least and greatest completion tokens, where they are random"),
+    ] = None,
+    fixed_cost: Annotated[bool, typer.Option(help="also what a run of a sweep costs beside its steps")] = True,
     out: Annotated[Path | None, typer.Option(help="JSON file for all figures")] = None,
 ) -> None:
-    """Tokens per second against a plain torch loop and TRL, competitors taking turns."""
+    """Tokens per second against a plain torch loop and TRL, and the fixed cost of a run against Tune over Train."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    from benchmarks import fixed_cost as fixed
+    from benchmarks import training as race
     from benchmarks.cases import CASES
     from benchmarks.machine import describe
-    from benchmarks.training import compare, table
 
     machine = describe(threads)
-    rows = []
+    results = []
     for name in case or ("word-problems", "vocabulary"):
+        raced = CASES[name].resized(rows, completions)
         for objective in loss or ("sft", "dft", "dpo"):
-            rows += compare(
-                CASES[name], objective, rounds, 1 if CASES[name].vocabulary else steps, threads, together=True
-            )
+            results += race.compare(raced, objective, rounds, 1 if raced.vocabulary else steps, threads, together=True)
     console = Console()
     console.print(machine)
-    console.print(table(rows))
+    console.print(race.table(results))
+    found: dict[str, Any] = {"machine": machine, "training": results}
+    if fixed_cost:
+        found["fixed_cost"] = fixed.compare()
+        console.print(fixed.table(found["fixed_cost"]))
     if out is not None:
-        out.write_text(json.dumps({"machine": machine, "training": rows}, indent=1))
+        out.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The same result however it is sharded: ``python jobs/equivalence.py`` trains every loss under every ZeRO stage, on one
-and two ranks, every weight or adapters, and compares what is exported with a plain loop in torch.
+"""The same result however it is sharded: ``python jobs/equivalence.py`` trains every loss under every ZeRO stage, on
+one and two ranks, every weight or adapters, and compares what is exported with a plain loop in torch.
 
-In fp32 no weight may differ by more than ``BOUND``; in bf16 with fp32 masters a delta may differ by ``BF16_BOUND`` of its
-length. ``--losses sft,dpo`` restricts the table, ``--out FILE`` writes its numbers as JSON. The exit status is 1 if a bound
-is exceeded. All losses take about an hour on two cores.
+In fp32 no weight may differ by more than ``BOUND``; in bf16 with fp32 masters a delta may differ by ``BF16_BOUND`` of
+its length. ``--losses sft,dpo`` restricts the table, ``--out FILE`` writes its numbers as JSON. The exit status is 1 if
+a bound is exceeded. All losses take about an hour on two cores.
 """
 
 import argparse
@@ -135,9 +135,7 @@ LOSS_CASES: dict[str, Loss] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One sharded run: ``batch`` examples a step, ``micro`` of them in a forward pass, ``chunk`` completion tokens at a time
-    through the head (all of them by default).
-    """
+    """One sharded run: ``batch`` examples a step, ``micro`` of them in a forward pass."""
 
     loss: str
     ranks: int = 1
@@ -146,19 +144,18 @@ class Case:
     micro: int = 3
     batch: int = 7
     bf16: bool = False
-    chunk: int | None = None
 
     @property
     def name(self) -> str:
         """What its delta is called in the store."""
         kind = "lora" if self.lora else "full"
-        rest = f"{'-bf16' if self.bf16 else ''}{f'-chunk{self.chunk}' if self.chunk else ''}"
-        return f"{self.loss}-{kind}-zero{self.stage}-ranks{self.ranks}-{self.batch}by{self.micro}{rest}"
+        precision = "-bf16" if self.bf16 else ""
+        return f"{self.loss}-{kind}-zero{self.stage}-ranks{self.ranks}-{self.batch}by{self.micro}{precision}"
 
     @property
     def plain(self) -> "Case":
         """What of it matters to the plain loop."""
-        return replace(self, ranks=1, stage=0, micro=self.batch, chunk=None)
+        return replace(self, ranks=1, stage=0, micro=self.batch)
 
     @property
     def training(self) -> TrainingSettings:
@@ -179,7 +176,7 @@ class Case:
             clip=0.5,
             lora=LORA if self.lora else None,
             precision="bf16" if self.bf16 else "fp32",
-            zero_stage=self.stage,  # type: ignore[arg-type]
+            zero_stage=self.stage,
             snapshots=0,
         )
 
@@ -192,14 +189,12 @@ def matrix(loss: str) -> list[Case]:
 
 
 def splits(loss: str) -> dict[str, Case]:
-    """Other ways to divide the examples, and their tokens."""
+    """Other ways to divide the examples."""
     return {
         "whole batch": Case(loss, micro=7),
         "one by one": Case(loss, micro=1),
         "3 on 2 ranks": Case(loss, ranks=2, stage=2, micro=1, batch=3),
         "1 on 2 ranks": Case(loss, ranks=2, stage=3, micro=1, batch=1),
-        "chunked head": Case(loss, ranks=2, stage=3, chunk=5),
-        "chunked head, LoRA": Case(loss, ranks=2, stage=3, lora=True, chunk=5),
     }
 
 
@@ -249,7 +244,7 @@ def make_setting(root: Path, shape: Architecture = SHAPE, prompts: int = 24, sam
     student.save_pretrained(root / "student")
     tokenizer.save_pretrained(root / "student")
     generator = torch.Generator().manual_seed(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
@@ -306,6 +301,10 @@ def _inputs(root: Path, store: Store, pad_id: int, dtype: torch.dtype) -> RunInp
 
 
 After = Callable[[Any, Case, Setting], None]
+_PRELOADED = [
+    "raygeo.training.worker", "raygeo.students.pretrain", "deepspeed", "peft", "rich.table",
+    "transformers.models.qwen3.modeling_qwen3", "transformers.integrations.deepspeed",
+]  # fmt: skip
 
 
 def keep(engine: Any, case: Case, setting: Setting) -> None:
@@ -318,7 +317,7 @@ def train_sharded(setting: Setting, cases: Iterable[Case], after: After = keep) 
 
     Objectives of all steps go to the store's ``objectives/<name>.json``.
     """
-    multiprocessing.set_forkserver_preload(["raygeo.training.worker", "deepspeed", "transformers.models.qwen3"])
+    multiprocessing.set_forkserver_preload(_PRELOADED)
     for ranks in sorted({case.ranks for case in cases}):
         mine = [case for case in cases if case.ranks == ranks]
         with tempfile.TemporaryDirectory() as folder:
@@ -341,8 +340,6 @@ def _train_cases(rank: int, ranks: int, setting: Setting, cases: list[Case], aft
         spec = RunSpec(name=case.name, loss=LOSS_CASES[case.loss], training=case.training)
         data = open_data(spec.loss, setting.store, inputs)
         engine, _ = build_engine(spec, len(data.examples), inputs.student)
-        if case.chunk is not None:
-            engine.module.chunk = case.chunk * len(word_tokenizer())
         hooks = Hooks(lambda step, metrics: None, lambda progress: None, lambda step, last: None, lambda: False)
         progress = optimise(engine, spec, data, Progress(), hooks)
         if rank == 0:
@@ -383,9 +380,9 @@ def _parts(delta: Mapping[str, Entry]) -> list[torch.Tensor]:
 def measure(setting: Setting, cases: list[Case]) -> list[dict[str, Any]]:
     """Train the cases and the plain loops they are compared with: one row a case.
 
-    ``difference`` is the largest of any weight, ``objective`` of the loss at any step, ``relative`` that of the delta as a
-    share of its length; ``moved`` is the largest change of any weight in training. In bf16 ``pure`` is the relative error
-    of a plain loop without fp32 masters.
+    ``difference`` is the largest of any weight, ``objective`` of the loss at any step, ``relative`` that of the delta
+    as a share of its length; ``moved`` is the largest change of any weight in training. In bf16 ``pure`` is the
+    relative error of a plain loop without fp32 masters.
     """
     train_sharded(setting, cases)
     rows = []
@@ -401,7 +398,7 @@ def measure(setting: Setting, cases: list[Case]) -> list[dict[str, Any]]:
             "difference": largest_difference(found, expected),
             "relative": relative_error(found, expected),
             "objective": max(abs(a - b) for a, b in zip(objective, loop.objective, strict=True)),
-            "moved": max(float((p - loop.start[name]).abs().max()) for name, p in loop.trained.items()),
+            "moved": loop.moved,
         }
         if case.bf16:
             row["pure"] = relative_error(pure[case.plain], expected)
@@ -412,7 +409,7 @@ def measure(setting: Setting, cases: list[Case]) -> list[dict[str, Any]]:
 def passes(row: dict[str, Any]) -> bool:
     """Whether the row keeps its bound, and means something."""
     if row["bf16"]:
-        return row["relative"] <= BF16_BOUND and row["relative"] <= row["pure"] / 5
+        return row["relative"] <= BF16_BOUND
     return row["difference"] <= BOUND and row["objective"] <= BOUND and row["moved"] > 1e-3
 
 
@@ -443,7 +440,7 @@ def sharding_table(results: list[dict[str, Any]]) -> Table:
 
 def splits_table(results: list[dict[str, Any]]) -> Table:
     """Largest difference for other splits."""
-    table = Table("loss", *splits(""), title="The same, for other splits of a step's examples and tokens")
+    table = Table("loss", *splits(""), title="The same, for other splits of a step's examples")
     found = {row["name"]: row for row in results}
     for loss in dict.fromkeys(row["loss"] for row in results):
         rows = [found[case.name] for case in splits(loss).values()]
@@ -474,7 +471,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for all numbers")
     arguments = parser.parse_args()
     wanted = arguments.losses.split(",") if arguments.losses else list(LOSS_CASES)
-    names = [name for name, loss in LOSS_CASES.items() if name in wanted or loss.type in wanted]
+    names = [name for name, loss in LOSS_CASES.items() if name in wanted or loss.model_dump()["type"] in wanted]
     console = Console(width=None if sys.stdout.isatty() else 160)
     torch.set_num_threads(1)
     disable_progress_bar()

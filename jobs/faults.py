@@ -288,6 +288,8 @@ def main() -> None:
         results += [other(Path(folder) / other.__name__) for other in (break_driver, diverge, ask_too_much)]
     if sys.argv[1:2] == ["--out"]:
         Path(sys.argv[2]).write_text(json.dumps([asdict(result) for result in results], indent=1))
+    if sys.argv[1:2] == ["--out"]:
+        Path(sys.argv[2]).write_text(json.dumps([asdict(result) for result in results], indent=1))
     for r in results:
         equal = "none kept" if r.gap is None else "equal to the last bit" if r.gap == 0 else f"within {r.gap:.1e}"
         shown = ["" if value is None else str(value) for value in (r.struck, r.redone)]

@@ -1,7 +1,7 @@
 """Training as a reader would write it down: torch alone, one example at a time, no padding, the model's own logits.
 
-What sharded training is compared with. It shares with the trainer the losses, the initial adapter, the order of the data
-and the names of tokens, and nothing else.
+What sharded training is compared with. It shares with the trainer the losses, the initial adapter, the order of the
+data and the names of tokens, and nothing else.
 """
 
 import math
@@ -100,6 +100,11 @@ class PlainLoop:
             optimizer.step()
             optimizer.zero_grad()
         return self
+
+    @property
+    def moved(self) -> float:
+        """Largest change of any number that is trained."""
+        return max(float((p.detach() - self.start[name]).abs().max()) for name, p in self.trained.items())
 
     def delta(self) -> dict[str, Entry]:
         """What training changed, as ``open_delta`` would read it."""

@@ -3,7 +3,7 @@ with as many right as wrong ones, so that an epoch has equally many steps for lo
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -46,10 +46,32 @@ class Case:
     lora: LoraSettings | None = None
     zero_stage: Literal[0, 1, 2, 3] = 0
 
+    def resized(self, rows: int | None = None, completions: tuple[int, int] | None = None) -> "Case":
+        """The case with other ``rows`` and lengths of random completions, where given.
+
+        Raises:
+            ValueError: ``rows`` are not whole prompts of 4 rollouts.
+        """
+        if rows is not None and (rows < _SAMPLES or rows % _SAMPLES):
+            raise ValueError(f"a step of {rows} rows; give a multiple of {_SAMPLES}")
+        return replace(
+            self,
+            rows=rows or self.rows,
+            micro_rows=min(self.micro_rows, rows or self.rows),
+            completions=self.completions and (completions or self.completions),
+        )
+
+    def __str__(self) -> str:
+        """The case in words, with what a step sees."""
+        lengths = "" if self.completions is None else " of {}-{} completion tokens".format(*self.completions)
+        return f"{self.name}: {self.rows} rows{lengths}, {self.micro_rows} at a time"
+
 
 CASES = {
     "word-problems": Case("word-problems", Architecture()),
-    "vocabulary": Case("vocabulary", Architecture(), completions=(60, 200), vocabulary=VOCABULARY),
+    "vocabulary": Case(
+        "vocabulary", Architecture(), completions=(60, 200), vocabulary=VOCABULARY, rows=8, micro_rows=4
+    ),
     "tiny": Case("tiny", TINY, rows=8, micro_rows=4),
 }
 

@@ -49,11 +49,11 @@ def raygeo_loop(prepared: Prepared, name: str, turnstile: Turnstile) -> dict[str
     progress = optimise(engine, spec, data, Progress(), hooks)
     turnstile.finish()
     losses = [row["value"] for row in progress.curves if row["metric"] == "objective"]
-    return _told(losses, settings="DeepSpeed engine, length-bucketed micro-batches")
+    return _told(losses, settings="DeepSpeed engine, tiled head, fused AdamW, length-bucketed micro-batches")
 
 
 def torch_loop(prepared: Prepared, name: str, turnstile: Turnstile) -> dict[str, Any]:
-    """What one would write by hand: the same micro-batches, logits of completion tokens at once, fused AdamW."""
+    """What one would write by hand: the same micro-batches, an attention mask, logits of completion tokens at once."""
     loss = LOSSES[name]
     pairs = loss.unit == "pair"
     settings = prepared.training(pairs=pairs)
@@ -110,7 +110,7 @@ def trl_loop(prepared: Prepared, name: str, options: dict[str, Any], turnstile: 
     pairs = LOSSES[name].unit == "pair"
     trainer_class, config_class = (trl.DPOTrainer, trl.DPOConfig) if pairs else (trl.SFTTrainer, trl.SFTConfig)
     settings = prepared.training(pairs=pairs)
-    precompute = {"seconds": 0.0, "cpu_seconds": 0.0}
+    precompute = [0.0, 0.0]
 
     class Trainer(trainer_class):  # type: ignore[misc, valid-type]
         """Counts tokens, times the reference pass, takes rows as they are and in the order they have."""
@@ -121,8 +121,8 @@ def trl_loop(prepared: Prepared, name: str, options: dict[str, Any], turnstile: 
         def _precompute_ref_logps(self, *args: Any) -> Any:
             began = time.perf_counter(), time.process_time()
             result = super()._precompute_ref_logps(*args)
-            precompute["seconds"] += time.perf_counter() - began[0]
-            precompute["cpu_seconds"] += time.process_time() - began[1]
+            precompute[0] += time.perf_counter() - began[0]
+            precompute[1] += time.process_time() - began[1]
             return result
 
         def _get_train_sampler(self, *args: Any) -> Any:
@@ -148,7 +148,7 @@ def trl_loop(prepared: Prepared, name: str, options: dict[str, Any], turnstile: 
         def on_train_end(self, *args: Any, **kwargs: Any) -> None:
             turnstile.finish()
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
             if "loss" in logs:
                 self.losses.append(logs["loss"])
 
@@ -171,7 +171,11 @@ def trl_loop(prepared: Prepared, name: str, options: dict[str, Any], turnstile: 
 
             lora = settings.lora
             adapter = LoraConfig(
-                task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, target_modules=lora.targets, lora_dropout=0.0
+                task_type="CAUSAL_LM",
+                r=lora.r,
+                lora_alpha=lora.alpha,  # type: ignore[arg-type]
+                target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+                lora_dropout=0.0,
             )
         gate = Gate()
         trainer = Trainer(
@@ -181,7 +185,7 @@ def trl_loop(prepared: Prepared, name: str, options: dict[str, Any], turnstile: 
         trainer.train()
     first, *later = gate.losses
     return {
-        "loss_first": first, "loss_next": later[0] if later else None, "precompute": precompute,
+        "loss_first": first, "loss_next": later[0] if later else None, "precompute_seconds": precompute,
         "settings": ", ".join(f"{key}={value}" for key, value in options.items()) or "defaults",
     }  # fmt: skip
 

@@ -1,17 +1,18 @@
 """Training throughput: raygeo against a plain torch loop and TRL, on the same weights, rows and batches."""
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rich.table import Table
 
-from benchmarks.cases import Case, prepare
+from benchmarks.cases import Case, Prepared, prepare
 from benchmarks.competitors import raygeo_loop, torch_loop, trl_loop
 from benchmarks.race import Competitor, Result, race
 
-OURS = "raygeo"
+OURS, PLAIN = "raygeo", "plain torch"
 SWEEP = 6
 """Runs over which a reference pass is shared."""
 AGREE = 1e-4
@@ -31,8 +32,10 @@ def compare(case: Case, loss: str, rounds: int, steps: int, threads: int, *, tog
     """Race all competitors over ``rounds`` turns of ``steps`` steps and give a row for each.
 
     ``ratio`` is raygeo's median rate of completion tokens over the competitor's, in wall and in CPU time, with the
-    least and greatest of the rounds. For ``dpo`` the reference's share of a step is added: a sixth of one pass for
-    raygeo, one pass a run for TRL where it computes it beforehand.
+    least and greatest of the rounds. Where ``dpo`` reads reference log-probabilities computed beforehand, that pass is
+    shared by the runs of a sweep, for TRL too (it keeps them beside a dataset on disk, under a hash of the dataset and
+    of the weights), and a step is charged its share; a second row charges TRL with one pass a run, as datasets in
+    memory cost it.
 
     Raises:
         RuntimeError: the competitors' losses of the first step differ, so they do not compute the same.
@@ -41,7 +44,7 @@ def compare(case: Case, loss: str, rounds: int, steps: int, threads: int, *, tog
         prepared = prepare(case, (rounds + 1) * steps, threads, Path(folder))
         entries: dict[str, tuple[Competitor, tuple[Any, ...]]] = {
             OURS: (raygeo_loop, (prepared, loss)),
-            "plain torch": (torch_loop, (prepared, loss)),
+            PLAIN: (torch_loop, (prepared, loss)),
         }
         for name, options in TRL["pair" if loss == "dpo" else "pointwise"].items():
             entries[name] = (trl_loop, (prepared, loss, options))
@@ -49,44 +52,62 @@ def compare(case: Case, loss: str, rounds: int, steps: int, threads: int, *, tog
     first = [result.told["loss_first"] for result in results]
     if max(first) - min(first) > AGREE:
         raise RuntimeError(f"{case.name}, {loss}: losses of the first step differ: {first}")
-    shared = (prepared.reference_seconds / SWEEP, prepared.reference_cpu_seconds / SWEEP)
-    extras = {
-        result.name: shared if loss == "dpo" and result.name in (OURS, "plain torch") else _precomputed(result)
-        for result in results
-    }
-    return [_row(case, loss, result, results[0], extras, prepared.steps) for result in results]
+    charged = [entry for result in results for entry in _charge(result, loss, prepared)]
+    return [_row(case, loss, entry, charged[0]) for entry in charged]
 
 
-def _precomputed(result: Result) -> tuple[float, float]:
-    found = result.told.get("precompute", {"seconds": 0.0, "cpu_seconds": 0.0})
-    return found["seconds"], found["cpu_seconds"]
+@dataclass(frozen=True)
+class _Charged:
+    """A result, and the wall and CPU seconds that each of its steps owes to a reference pass, charged as ``how``."""
+
+    name: str
+    result: Result
+    how: str
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
-def _row(
-    case: Case, loss: str, result: Result, ours: Result, extras: dict[str, tuple[float, float]], epoch: int
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"case": case.name, "loss": loss, "competitor": result.name, "rounds": len(result.turns)}
-    for place, clock in enumerate(("seconds", "cpu_seconds")):
-        mine, theirs = (_rates(r, clock, extras[r.name][place] / epoch) for r in (ours, result))
+def _charge(result: Result, loss: str, prepared: Prepared) -> list[_Charged]:
+    if loss != "dpo":
+        return [_Charged(result.name, result, "none")]
+    whole = result.told.get("precompute_seconds", (prepared.reference_seconds, prepared.reference_cpu_seconds))
+    if not any(whole):
+        return [_Charged(result.name, result, "at every step")]
+    a_run = [seconds / prepared.steps for seconds in whole]
+    shared = _Charged(result.name, result, f"one pass for {SWEEP} runs", *(seconds / SWEEP for seconds in a_run))
+    if result.name in (OURS, PLAIN):
+        return [shared]
+    return [shared, _Charged(f"{result.name} for each run", result, "one pass for each run", *a_run)]
+
+
+def _row(case: Case, loss: str, entry: _Charged, ours: _Charged) -> dict[str, Any]:
+    result = entry.result
+    row: dict[str, Any] = {
+        "case": case.name, "batch": str(case), "loss": loss, "competitor": entry.name, "rounds": len(result.turns)
+    }  # fmt: skip
+    for clock in ("seconds", "cpu_seconds"):
+        mine, theirs = _rates(ours, clock), _rates(entry, clock)
         each = [a / b for a, b in zip(mine, theirs, strict=True)]
         row[clock] = {
             "completion_tokens_per_second": median(theirs),
-            "tokens_per_second": median(_rates(result, clock, extras[result.name][place] / epoch, "tokens")),
+            "tokens_per_second": median(_rates(entry, clock, "tokens")),
             "ratio": median(mine) / median(theirs),
             "ratio_least": min(each),
             "ratio_greatest": max(each),
         }
-    row["reference_seconds_per_step"] = extras[result.name][0] / epoch
+    row |= {"reference": entry.how, "reference_seconds_per_step": entry.seconds}
     return row | {"tokens": sum(turn.completion_tokens for turn in result.turns)} | result.told
 
 
-def _rates(result: Result, clock: str, extra: float, tokens: str = "completion_tokens") -> list[float]:
-    return [getattr(turn, tokens) / (getattr(turn, clock) + extra * turn.steps) for turn in result.turns]
+def _rates(entry: _Charged, clock: str, tokens: str = "completion_tokens") -> list[float]:
+    extra = getattr(entry, clock)
+    return [getattr(turn, tokens) / (getattr(turn, clock) + extra * turn.steps) for turn in entry.result.turns]
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """The rows as a table for people."""
-    shown = Table(title="training, completion tokens per second")
+    batches = "\n".join(dict.fromkeys(row["batch"] for row in rows))
+    shown = Table(title="training, completion tokens per second", caption=batches)
     for name in ("case", "loss", "competitor", "tokens/s", "wall: raygeo is", "CPU: raygeo is", "loss, step 1", "MB"):
         shown.add_column(name, justify="left" if name in ("case", "loss", "competitor") else "right")
     for row in rows:

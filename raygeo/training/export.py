@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from raygeo.errors import DeltaError
 from raygeo.store import AnyPath, Store
 from raygeo.students.checkpoint import Checkpoint
 from raygeo.students.delta import check_delta, save_full_delta
@@ -59,7 +60,7 @@ def export(engine: Any, values: dict[str, Tensor], student: AnyPath, folder: Pat
     without a rounding that all runs would share.
 
     Raises:
-        DeltaError: the base folder lacks a parameter the model has.
+        DeltaError: the base folder lacks a parameter the model has, or has it in another shape.
     """
     model = engine.module.student
     if hasattr(model, "peft_config"):
@@ -67,7 +68,17 @@ def export(engine: Any, values: dict[str, Tensor], student: AnyPath, folder: Pat
         return
     base = Checkpoint(student)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    save_full_delta(folder, {name: v - base.tensor(name).to(dtypes[name]).float() for name, v in values.items()})
+    starts = ((name, base.tensor(name).to(dtypes[name]).float()) for name in values)
+    save_full_delta(folder, {name: _difference(name, values[name], start) for name, start in starts})
+
+
+def _difference(name: str, value: Tensor, start: Tensor) -> Tensor:
+    if value.shape != start.shape:
+        raise DeltaError(
+            f"{name} has shape {list(value.shape)} after training and {list(start.shape)} in the base; sharded weights "
+            "were not gathered, or the base is another model."
+        )
+    return value - start
 
 
 @contextmanager

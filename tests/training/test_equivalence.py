@@ -1,0 +1,155 @@
+"""A subset of ``jobs/equivalence.py`` that has every loss: sharded training and its exports against a plain loop."""
+
+import json
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+from equivalence import (
+    BF16_BOUND,
+    BOUND,
+    LORA,
+    LOSS_CASES,
+    SHAPE,
+    Case,
+    Setting,
+    keep,
+    largest_difference,
+    make_setting,
+    relative_error,
+    train_sharded,
+)
+from peft import PeftModel
+from safetensors.torch import load, save
+from student_cases import save_tiny_student
+from transformers import AutoModelForCausalLM
+
+from raygeo.errors import DeltaError
+from raygeo.losses import LOSSES
+from raygeo.students.loading import load_student
+from raygeo.students.lora import attach_lora
+from raygeo.students.merge import merge_run
+from raygeo.training.export import keep_delta
+
+SPLIT = {"batch": 5, "micro": 2}  # 2, 2 and 1 on one rank; 2 and 1 on one and 1 and 1 on the other of two
+FIRST = {type(loss): name for name, loss in reversed(LOSS_CASES.items())}.values()
+EVERY_LOSS = [
+    Case(name, ranks=2, stage=3 if number % 3 == 0 else 2, lora=number % 2 == 0, **SPLIT)
+    for number, name in enumerate(FIRST)
+]
+EVERY_STAGE = [Case(loss, ranks, stage, **SPLIT) for loss in ("sft", "dpo") for stage in range(4) for ranks in (1, 2)]
+ADAPTERS = [Case("sft", lora=True, **SPLIT), Case("sft", ranks=2, stage=3, lora=True, **SPLIT)]
+SPLITS = [
+    Case("sft", micro=5, batch=5),
+    Case("sft", micro=1, batch=5),
+    Case("sft", ranks=2, stage=2, micro=1, batch=3),
+    Case("sft", ranks=2, stage=3, micro=1, batch=1),
+]
+FP32 = list(dict.fromkeys([*EVERY_LOSS, *EVERY_STAGE, *ADAPTERS, *SPLITS]))
+BF16 = [
+    Case("sft", bf16=True, **SPLIT),
+    Case("sft", ranks=2, stage=2, bf16=True, **SPLIT),
+    Case("dpo", stage=3, lora=True, bf16=True, **SPLIT),
+]
+EXPORTED = {lora: Case("sft", ranks=2, stage=3, lora=lora, **SPLIT) for lora in (False, True)}
+IDS = torch.arange(3, 40)[None]
+
+
+def keep_and_show(engine, case, setting):
+    """What ``keep`` does, and the logits of the engine before it; at stage 3 no weight is whole then."""
+    if case.stage == 3:
+        assert all(parameter.numel() == 0 for parameter in engine.module.parameters())
+    if case in EXPORTED.values():
+        with torch.no_grad():
+            logits = engine.module.student(IDS).logits
+        setting.store.write_bytes(f"logits/{case.name}", save({"logits": logits.contiguous()}))
+    keep(engine, case, setting)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory) -> Setting:
+    """Every case, trained in one process group for each number of ranks."""
+    made = make_setting(tmp_path_factory.mktemp("equivalence"), SHAPE.model_copy(update={"layers": 1}))
+    train_sharded(made, [*FP32, *BF16], keep_and_show)
+    return made
+
+
+@pytest.fixture(scope="module")
+def plain(setting):
+    """The plain loop that belongs to a case; each is run once."""
+    run = cache(setting.plain)
+    return lambda case, *dtype: run(case.plain, *dtype)
+
+
+def test_no_loss_is_left_out():
+    assert {LOSS_CASES[name].type for name in FIRST} == LOSSES.keys()
+
+
+@pytest.mark.parametrize("case", FP32, ids=lambda case: case.name)
+def test_shards_and_splits_give_the_weights_of_a_plain_loop(setting, plain, case):
+    loop = plain(case)
+    assert loop.moved > 1e-3
+    assert largest_difference(setting.exported(case), loop.delta()) < BOUND
+    objective = json.loads(setting.store.read_bytes(f"objectives/{case.name}.json"))
+    assert objective == pytest.approx(loop.objective, abs=BOUND)
+
+
+@pytest.mark.parametrize("case", BF16, ids=lambda case: case.name)
+def test_bf16_with_fp32_masters_stays_near_fp32(setting, plain, case):
+    expected = plain(case).delta()
+    error = relative_error(setting.exported(case), expected)
+    assert error < BF16_BOUND
+    if not case.lora:  # an adapter's B starts at zero, near which bf16 is fine
+        assert error < relative_error(plain(case, torch.bfloat16).delta(), expected) / 10
+
+
+def test_bf16_does_not_depend_on_the_stage(setting):
+    one, two = (setting.exported(case) for case in BF16[:2])
+    assert relative_error(one, two) < 5e-3
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_zero_3_exports_reloads_with_the_engines_logits(setting, tmp_path, lora):
+    case = EXPORTED[lora]
+    base, delta = setting.fp32.student, setting.store.folder("deltas", case.name)
+    if lora:
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), delta)
+    else:
+        merge_run(base, delta, tmp_path)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    expected = load(setting.store.read_bytes(f"logits/{case.name}"))["logits"]
+    with torch.no_grad():
+        found, before = model.eval()(IDS).logits, AutoModelForCausalLM.from_pretrained(base)(IDS).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (found - before).abs().max() > 1e-2
+
+
+def engine_of(model):
+    return SimpleNamespace(module=SimpleNamespace(student=model))
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_export_of_nothing_or_of_no_change_is_refused(tmp_path, store, lora, frozen):
+    student = save_tiny_student(tmp_path / "student")
+    model, _ = load_student(student)
+    if lora is not None:
+        model = attach_lora(model, lora, 0)
+    if frozen:
+        model.requires_grad_(False)
+    with pytest.raises(DeltaError, match="exported nothing" if frozen else "zero everywhere"):
+        keep_delta(engine_of(model), student, store, "deltas", "run")
+    assert not store.has_folder("deltas", "run")
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_an_export_of_shards_that_were_not_gathered_is_refused(tmp_path, store, lora, monkeypatch):
+    student = save_tiny_student(tmp_path / "student")
+    model, _ = load_student(student)
+    if lora is not None:
+        model = attach_lora(model, lora, 0)
+    shards = {name: torch.empty(0) for name, p in model.named_parameters() if p.requires_grad}
+    monkeypatch.setattr("raygeo.training.export.trained_values", lambda engine: shards)
+    with pytest.raises(DeltaError, match=r"not gathered|without being gathered"):
+        keep_delta(engine_of(model), student, store, "deltas", "run")
