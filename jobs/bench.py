@@ -23,7 +23,7 @@ def main() -> None:
 def training(
     case: Annotated[list[str] | None, typer.Option(help="word-problems, vocabulary or tiny; the first two")] = None,
     loss: Annotated[list[str] | None, typer.Option(help="sft, dft or dpo; all")] = None,
-    rounds: Annotated[int, typer.Option(help="turns of each competitor, one of warm-up not counted")] = 5,
+    rounds: Annotated[int, typer.Option(help="turns of each competitor, one of warm-up not counted")] = 3,
     steps: Annotated[int, typer.Option(help="optimiser steps in a turn; one at the large vocabulary")] = 10,
     threads: Annotated[int, typer.Option(help="threads of every competitor")] = 1,
     rows: Annotated[int | None, typer.Option(help="rows of a step, a multiple of 4; the case's own")] = None,

@@ -59,9 +59,9 @@ def torch_loop(prepared: Prepared, name: str, turnstile: Turnstile) -> dict[str,
     settings = prepared.training(pairs=pairs)
     data = open_data(loss, prepared.store, prepared.inputs)
     device = default_device()
-    model, _ = load_student(prepared.inputs.student, device=device)
+    model: Any = load_student(prepared.inputs.student, device=device)[0]
     if settings.lora is not None:
-        model = attach_lora(model, settings.lora, settings.init_seed)  # type: ignore[assignment]
+        model = attach_lora(model, settings.lora, settings.init_seed)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -148,7 +148,7 @@ def trl_loop(prepared: Prepared, name: str, options: dict[str, Any], turnstile: 
         def on_train_end(self, *args: Any, **kwargs: Any) -> None:
             turnstile.finish()
 
-        def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
             if "loss" in logs:
                 self.losses.append(logs["loss"])
 
@@ -182,6 +182,7 @@ def trl_loop(prepared: Prepared, name: str, options: dict[str, Any], turnstile: 
             model=model, args=config, train_dataset=_dataset(prepared, name), processing_class=tokenizer,
             callbacks=[gate], peft_config=adapter if settings.lora is not None else None,
         )  # fmt: skip
+        trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
     first, *later = gate.losses
     return {

@@ -15,16 +15,16 @@ from benchmarks.race import Competitor, Result, race
 OURS, PLAIN = "raygeo", "plain torch"
 SWEEP = 6
 """Runs over which a reference pass is shared."""
-AGREE = 1e-4
+AGREE = {"loss_first": 1e-4, "loss_next": 5e-3}
+"""Greatest relative difference of competitors' losses, at the first step and over the next ones.
+
+Rebalanced micro-batches have unlike sizes, and TRL's DPO takes a mean of their means: much the same, not quite.
+"""
 _REBALANCED = {"train_sampling_strategy": "batch_rebalance"}
 _PRECOMPUTED = {"precompute_ref_log_probs": True}
 TRL: dict[str, dict[str, dict[str, Any]]] = {
     "pointwise": {"TRL": {}, "TRL, rebalanced": _REBALANCED},
-    "pair": {
-        "TRL": {},
-        "TRL, precomputed": _PRECOMPUTED,
-        "TRL, precomputed, rebalanced": _PRECOMPUTED | _REBALANCED,
-    },
+    "pair": {"TRL": {}, "TRL, precomputed, rebalanced": _PRECOMPUTED | _REBALANCED},
 }
 
 
@@ -38,7 +38,7 @@ def compare(case: Case, loss: str, rounds: int, steps: int, threads: int, *, tog
     memory cost it.
 
     Raises:
-        RuntimeError: the competitors' losses of the first step differ, so they do not compute the same.
+        RuntimeError: the competitors' losses differ, so they do not compute the same.
     """
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare(case, (rounds + 1) * steps, threads, Path(folder))
@@ -49,9 +49,10 @@ def compare(case: Case, loss: str, rounds: int, steps: int, threads: int, *, tog
         for name, options in TRL["pair" if loss == "dpo" else "pointwise"].items():
             entries[name] = (trl_loop, (prepared, loss, options))
         results = race(entries, rounds + 1, steps, threads, together=together)
-    first = [result.told["loss_first"] for result in results]
-    if max(first) - min(first) > AGREE:
-        raise RuntimeError(f"{case.name}, {loss}: losses of the first step differ: {first}")
+    for place, tolerance in AGREE.items():
+        losses = {result.name: result.told[place] for result in results if result.told[place] is not None}
+        if losses and max(losses.values()) - min(losses.values()) > tolerance * max(losses.values()):
+            raise RuntimeError(f"{case.name}, {loss}: competitors do not train alike, {place} is {losses}")
     charged = [entry for result in results for entry in _charge(result, loss, prepared)]
     return [_row(case, loss, entry, charged[0]) for entry in charged]
 
