@@ -70,7 +70,7 @@ class Case:
 CASES = {
     "word-problems": Case("word-problems", Architecture()),
     "vocabulary": Case(
-        "vocabulary", Architecture(), completions=(60, 200), vocabulary=VOCABULARY, rows=4, micro_rows=2
+        "vocabulary", Architecture(), completions=(40, 120), vocabulary=VOCABULARY, rows=4, micro_rows=2
     ),
     "tiny": Case("tiny", TINY, rows=8, micro_rows=4),
 }
