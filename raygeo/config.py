@@ -11,13 +11,13 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from raygeo.cluster.settings import ActorSettings
 from raygeo.errors import ConfigError
 from raygeo.evaluation.answers import AnswerSettings
-from raygeo.geometry.cka import CKASettings
-from raygeo.geometry.curvature import CurvatureSettings
-from raygeo.geometry.norms import NormSettings
-from raygeo.geometry.paths import PathsSettings
-from raygeo.geometry.similarity import SimilaritySettings
-from raygeo.geometry.subspaces import SubspaceSettings
-from raygeo.geometry.trajectories import TrajectorySettings
+from raygeo.geometry.connectivity.paths import PathsSettings
+from raygeo.geometry.curvature.spectra import CurvatureSettings
+from raygeo.geometry.representation.cka import CKASettings
+from raygeo.geometry.weights.norms import NormSettings
+from raygeo.geometry.weights.similarity import SimilaritySettings
+from raygeo.geometry.weights.subspaces import SubspaceSettings
+from raygeo.geometry.weights.trajectories import TrajectorySettings
 from raygeo.losses.base import FROM_BASE
 from raygeo.plan import Plan, RunEntry, TrainingDefaults
 from raygeo.rollouts.grading import Grading
@@ -171,6 +171,10 @@ class GeometrySettings(Settings):
     """Hessian spectra."""
 
 
+MEASURED = ("paths", "cka", "curvature")
+"""The analyses that are measured on held-out solutions."""
+
+
 class Study(Settings):
     """A whole study."""
 
@@ -227,7 +231,7 @@ class Study(Settings):
                 raise refusal(("runs", index, "name"), self.runs[index].name, said)
         if self.sweep is not None and self.rollouts.heldout == 0:
             raise ValueError("a sweep judges its runs on held-out prompts; give rollouts.heldout")
-        needing = [n for n in ("paths", "cka", "curvature") if getattr(self.geometry, n) is not None]
+        needing = [name for name in MEASURED if getattr(self.geometry, name) is not None]
         if needing and self.rollouts.heldout == 0:
             raise ValueError(
                 f"geometry.{needing[0]} is measured on held-out prompts; give rollouts.heldout, or set it to null"

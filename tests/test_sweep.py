@@ -10,7 +10,7 @@ from student_cases import draw_rollouts, save_tiny_student
 from study_cases import tiny_study
 
 from raygeo.config import parse_study
-from raygeo.report.sections import trials as trial_sheet
+from raygeo.report.sections.results import trials as trial_sheet
 from raygeo.report.view import View
 from raygeo.study import run_study
 

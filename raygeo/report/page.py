@@ -9,10 +9,10 @@ import pyarrow as pa
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from raygeo.report import sections
 from raygeo.report.embed import PAGE_COLOURS, embed
 from raygeo.report.figures import FIGURES
 from raygeo.report.limits import limits
+from raygeo.report.sections import SECTIONS, results, study
 from raygeo.report.view import View
 from raygeo.tables import BASE
 
@@ -56,7 +56,10 @@ def render_page(tables: Mapping[str, pa.Table], context: PageContext, figures: M
         context=context,
         view=view,
         base=BASE,
-        sections=sections,
+        study=study,
+        results_of=results.results,
+        trials_of=results.trials,
+        sections=SECTIONS,
         limits=limits(view),
         figures=[_shown(name, fig) for name, fig in figures.items()],
         not_drawn=[plot.title for name, plot in FIGURES.items() if name not in figures],

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from raygeo.cluster.fanout import FanoutResult
 from raygeo.errors import DataError
 from raygeo.evaluation.answers import Answers, AnswerSettings
-from raygeo.geometry.curvature import Curvature, CurvatureSettings
-from raygeo.geometry.operators import Hessian
+from raygeo.geometry.curvature.operators import Hessian
+from raygeo.geometry.curvature.spectra import Curvature, CurvatureSettings
 from raygeo.plan import SEEDS, PlannedRun
 from raygeo.rollouts.grading import Grading
 from raygeo.rollouts.readers import Prompt

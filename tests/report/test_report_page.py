@@ -6,10 +6,11 @@ from html.parser import HTMLParser
 import pytest
 from report_study import CONTEXT, DIVERGED, REFERENCE, RUNS, build_tables
 
-from raygeo.report import embed, sections
+from raygeo.report import embed
 from raygeo.report.figures import FIGURES, draw_figures
 from raygeo.report.limits import limits, seed_pairs
 from raygeo.report.page import render_page
+from raygeo.report.sections import results, study, weights
 from raygeo.report.view import View
 from raygeo.tables import SCHEMAS, to_arrow
 
@@ -88,7 +89,7 @@ def test_every_table_has_a_caption_and_headed_rows_and_columns(page):
 
 
 def test_results_hold_the_right_numbers_with_the_base_first(tables):
-    sheet = sections.results(View(tables, REFERENCE))
+    sheet = results.results(View(tables, REFERENCE))
     assert [cells[0] for cells in sheet.rows] == ["base", *RUNS, DIVERGED]
     rft = row(sheet, "rft-lr5e-05-s0")
     assert rft["accuracy"] == ("91.7 %", "[88.0, 94.3]")
@@ -110,18 +111,18 @@ def test_results_hold_the_right_numbers_with_the_base_first(tables):
 
 def test_a_run_known_only_from_its_geometry_is_not_called_untrained(tables):
     view = View({name: tables[name] for name in ("deltas", "similarity")}, REFERENCE)
-    rft = row(sections.results(view), "rft-lr5e-05-s0")
+    rft = row(results.results(view), "rft-lr5e-05-s0")
     assert (rft["status"], rft["‖Δ‖"], rft["‖Δ‖/‖W‖"], rft["cosine to ref."]) == ("–", "3.70", "4.4 %", "0.68")
 
 
 def test_a_reference_run_that_failed_has_no_cosine(tables):
-    assert row(sections.results(View(tables, DIVERGED)), DIVERGED)["cosine to ref."] == "–"
+    assert row(results.results(View(tables, DIVERGED)), DIVERGED)["cosine to ref."] == "–"
 
 
 def test_several_benchmarks_have_their_own_columns(tables):
     more = [r | {"benchmark": "gsm8k"} for r in tables["accuracy"].to_pylist()]
     both = to_arrow("accuracy", tables["accuracy"].to_pylist() + more)
-    columns = sections.results(View(tables | {"accuracy": both}, REFERENCE)).columns
+    columns = results.results(View(tables | {"accuracy": both}, REFERENCE)).columns
     assert "word-problems accuracy" in columns
     assert "gsm8k accuracy" in columns
 
@@ -132,14 +133,14 @@ def test_missing_values_are_dashes_and_never_nan(outline):
 
 
 def test_mcnemar_reads_from_both_sides(tables):
-    sheet = sections.mcnemar(View(tables, REFERENCE))["word-problems"]
+    sheet = results.mcnemar.make(View(tables, REFERENCE))["word-problems"]
     assert row(sheet, "base")[REFERENCE] == ("< 0.001", "12 : 136")
     assert row(sheet, REFERENCE)["base"] == ("< 0.001", "136 : 12")
     assert row(sheet, "base")["base"] == ""
 
 
 def test_facts_count_what_was_learned_from(tables):
-    shown = {fact.label: fact.value for fact in sections.facts(View(tables, REFERENCE))}
+    shown = {fact.label: fact.value for fact in study.facts(View(tables, REFERENCE))}
     assert shown == {
         "prompts": "40",
         "graded rollouts": "320",
@@ -152,12 +153,12 @@ def test_facts_count_what_was_learned_from(tables):
 
 
 def test_the_noise_floor_counts_pairs_at_least_as_alike(tables):
-    (cells,) = sections.noise_floor(View(tables, REFERENCE)).rows
+    (cells,) = weights.noise_floor.make(View(tables, REFERENCE)).rows
     assert cells == [REFERENCE, "sft-lr5e-05-s1", "data order", "0.871", "2 of 26"]
 
 
 def test_trajectories_have_their_laws_and_turns(tables):
-    cells = row(sections.trajectories(View(tables, REFERENCE)), "rft-lr5e-05-s0")
+    cells = row(weights.trajectories.make(View(tables, REFERENCE)), "rft-lr5e-05-s0")
     assert cells == {
         "run": "rft-lr5e-05-s0",
         "points": "9",
@@ -174,7 +175,7 @@ def test_trajectories_of_too_few_points_have_no_law():
     fits = [{"run": "b", "law": law, "n": 2} for law in ("log", "power")]
     tables = {"trajectories": to_arrow("trajectories", rows), "trajectory_fits": to_arrow("trajectory_fits", fits)}
     for given in (tables, {"trajectories": tables["trajectories"]}):
-        (cells,) = sections.trajectories(View(given, REFERENCE)).rows
+        (cells,) = weights.trajectories.make(View(given, REFERENCE)).rows
         assert cells == ["b", "2", *["–"] * 5]
 
 

@@ -3,7 +3,7 @@ import json
 from report_study import REFERENCE, RUNS
 
 from raygeo.report.limits import limits
-from raygeo.report.sections import trials
+from raygeo.report.sections.results import trials
 from raygeo.report.view import View
 from raygeo.tables import to_arrow
 

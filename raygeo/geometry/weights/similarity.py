@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raygeo.geometry import linalg
-from raygeo.geometry.norms import BaseWeights
+from raygeo.geometry.weights import linalg
+from raygeo.geometry.weights.norms import BaseWeights
 from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath
 from raygeo.students.delta import Delta, Entry, LowRank, layer_index, module_name

@@ -7,7 +7,7 @@ from delta_cases import gaussian, low_rank
 from scipy.linalg import subspace_angles
 
 from raygeo.errors import DeltaError
-from raygeo.geometry import linalg
+from raygeo.geometry.weights import linalg
 from raygeo.students.delta import Dense, LowRank
 
 

@@ -7,9 +7,9 @@ import torch
 from delta_cases import Q, V, gaussian, save_lora, tiny_model
 
 from raygeo.errors import DeltaError
-from raygeo.geometry import linalg
-from raygeo.geometry.growth import fit_log, fit_power
-from raygeo.geometry.trajectories import Trajectories, TrajectorySettings, difference
+from raygeo.geometry.weights import linalg
+from raygeo.geometry.weights.growth import fit_log, fit_power
+from raygeo.geometry.weights.trajectories import Trajectories, TrajectorySettings, difference
 from raygeo.students.delta import Dense, LowRank, open_delta, save_full_delta
 from raygeo.students.run import Run
 from raygeo.tables import BASE, to_arrow

@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from raygeo.errors import DataError, DeltaError
-from raygeo.geometry.paths import Paths, PathsSettings, barrier, barrier_intervals, excess
+from raygeo.geometry.connectivity.paths import Paths, PathsSettings, barrier, barrier_intervals, excess
 from raygeo.geometry.probes import Probe, nll
 from raygeo.students.delta import ADAPTER_FILE, save_full_delta
 from raygeo.students.encoding import Sequence
@@ -330,7 +330,7 @@ def test_low_rank_and_full_deltas_give_the_same_path(student, probe_file, runs, 
 
 
 def test_ends_are_evaluated_once_an_actor(student, probe_file, runs, monkeypatch):
-    import raygeo.geometry.paths as module
+    import raygeo.geometry.connectivity.paths as module
 
     calls = []
     inner = module.sequence_nlls

@@ -8,7 +8,7 @@ from delta_cases import Q, V, gaussian, low_rank, save_lora, tiny_model
 from scipy.linalg import subspace_angles
 
 from raygeo.errors import DeltaError
-from raygeo.geometry.subspaces import (
+from raygeo.geometry.weights.subspaces import (
     Subspace,
     Subspaces,
     SubspaceSettings,

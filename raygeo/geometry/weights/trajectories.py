@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from raygeo.errors import DeltaError
-from raygeo.geometry import linalg
-from raygeo.geometry.growth import LAWS
-from raygeo.geometry.norms import BaseWeights
-from raygeo.geometry.similarity import pairwise_cosine
+from raygeo.geometry.weights import linalg
+from raygeo.geometry.weights.growth import LAWS
+from raygeo.geometry.weights.norms import BaseWeights
+from raygeo.geometry.weights.similarity import pairwise_cosine
 from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath
 from raygeo.students.delta import Delta, Dense, Entry, LowRank, open_delta
@@ -36,7 +36,7 @@ class Trajectories(Workload):
     arc; ``straightness``, norm over path length; and the cosine of the last move to the one before. Whatever would be
     divided by zero is null.
 
-    Table ``trajectory_fits`` has the laws of ``raygeo.geometry.growth`` for the norm as a function of the step.
+    Table ``trajectory_fits`` has the laws of ``raygeo.geometry.weights.growth`` for the norm as a function of the step.
 
     ``steps`` is the last step of every run by name, at which its final delta stands. Five entries of one parameter are
     in memory at once.

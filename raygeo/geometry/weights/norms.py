@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raygeo.errors import DeltaError
-from raygeo.geometry import linalg
+from raygeo.geometry.weights import linalg
 from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath
 from raygeo.students.checkpoint import Checkpoint
@@ -55,8 +55,8 @@ class Norms(Workload):
     """Norms and ranks of every delta; one task a run, rows for table ``deltas``.
 
     * Scope "module", one row a parameter: Frobenius ``norm``, ``base_norm``, their ratio, ``spectral_norm`` (largest
-      singular value) and the ranks of ``raygeo.geometry.linalg``. The spectral norm is null for what is no matrix, the
-      ranks also for a matrix that did not move.
+      singular value) and the ranks of ``weights.linalg``. The spectral norm is null for what is no matrix, the ranks
+      also for a matrix that did not move.
     * Scopes "layer" and "global": the parameters as blocks of one block-diagonal matrix, so that norms are root sums of
       squares and the spectral norm is the largest. Base norms are over the parameters the delta holds. Ranks are null
       at scope "layer"; at scope "global" they are the unweighted mean over the matrices that moved.

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygeo.errors import DeltaError
-from raygeo.geometry.linalg import participation_rank
-from raygeo.geometry.similarity import (
+from raygeo.geometry.weights.linalg import participation_rank
+from raygeo.geometry.weights.similarity import (
     Moments,
     Similarity,
     SimilaritySettings,

@@ -12,8 +12,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from raygeo.errors import DataError, DeltaError
-from raygeo.geometry.cka import CKA, CKASettings, align, gram, hidden_features, hsic1, minibatches
 from raygeo.geometry.probes import Probe
+from raygeo.geometry.representation.cka import CKA, CKASettings, align, gram, hidden_features, hsic1, minibatches
 from raygeo.students.delta import save_full_delta
 from raygeo.students.encoding import Sequence, collate
 from raygeo.students.run import Run

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from raygeo.geometry.lanczos import Lanczos, Spectrum, extreme_eigenvalues, lanczos_quadrature, rademacher
+from raygeo.geometry.curvature.lanczos import Lanczos, Spectrum, extreme_eigenvalues, lanczos_quadrature, rademacher
 
 
 def symmetric(eigenvalues, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

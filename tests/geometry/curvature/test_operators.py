@@ -9,8 +9,8 @@ from torch import nn
 from transformers import Qwen3ForCausalLM
 
 from raygeo.errors import StudentError, WorkloadError
-from raygeo.geometry.lanczos import extreme_eigenvalues, rademacher
-from raygeo.geometry.operators import GGN, Hessian
+from raygeo.geometry.curvature.lanczos import extreme_eigenvalues, rademacher
+from raygeo.geometry.curvature.operators import GGN, Hessian
 from raygeo.students.likelihood import token_logprobs
 
 NAMES = ["embed.weight", "mix.weight", "mix.bias"]

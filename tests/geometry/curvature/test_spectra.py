@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from raygeo.geometry.curvature import Curvature, CurvatureSettings
-from raygeo.geometry.operators import GGN, Hessian
+from raygeo.geometry.curvature.operators import GGN, Hessian
+from raygeo.geometry.curvature.spectra import Curvature, CurvatureSettings
 from raygeo.geometry.probes import Probe
 from raygeo.students.delta import save_full_delta
 from raygeo.students.loading import load_student

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from raygeo.geometry import linalg
-from raygeo.geometry.norms import BaseWeights
-from raygeo.geometry.similarity import open_all
+from raygeo.geometry.weights import linalg
+from raygeo.geometry.weights.norms import BaseWeights
+from raygeo.geometry.weights.similarity import open_all
 from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath
 from raygeo.students.delta import Delta, Entry, LowRank, layer_index, module_name

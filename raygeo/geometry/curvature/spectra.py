@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from raygeo.geometry.lanczos import Extremes, extreme_eigenvalues, lanczos_quadrature, rademacher
-from raygeo.geometry.operators import GGN, Hessian, Operator
+from raygeo.geometry.curvature.lanczos import Extremes, extreme_eigenvalues, lanczos_quadrature, rademacher
+from raygeo.geometry.curvature.operators import GGN, Hessian, Operator
 from raygeo.geometry.probes import Probe
 from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import curve_fit
 
-from raygeo.geometry.growth import fit_log, fit_power
+from raygeo.geometry.weights.growth import fit_log, fit_power
 
 STEPS = np.array([1.0, 2, 4, 8, 15, 30, 60, 120])
 

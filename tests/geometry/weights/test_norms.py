@@ -7,7 +7,7 @@ from delta_cases import Q, V, gaussian, low_rank, save_lora, tiny_model
 from safetensors.torch import save_file
 
 from raygeo.errors import DeltaError, StudentError
-from raygeo.geometry.norms import BaseWeights, Norms, NormSettings
+from raygeo.geometry.weights.norms import BaseWeights, Norms, NormSettings
 from raygeo.students.delta import LowRank, save_full_delta
 from raygeo.students.run import Run
 from raygeo.tables import BASE, to_arrow

@@ -1,0 +1,1 @@
+"""Second order: spectra, traces and products of the curvature of one named scalar."""

@@ -1,0 +1,1 @@
+"""What the models compute: hidden states and outputs on the same texts."""

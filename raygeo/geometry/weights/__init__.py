@@ -1,0 +1,1 @@
+"""How far and where the weights moved: norms, directions and subspaces of deltas."""

@@ -1,0 +1,115 @@
+"""The loss around runs."""
+
+import math
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from raygeo.report import typeset
+from raygeo.report.figures.parts import PLAIN, WIDE, WIDTH, figure, heatmap, log, make_panels, name_rows
+from raygeo.report.style import GRID, MUTED
+from raygeo.report.view import View
+from raygeo.tables import BASE
+
+_DENSITY_DECADES = 7
+_POWERS = FuncFormatter(lambda value, _: typeset.significant(value, 1).removeprefix("1 × "))
+
+
+@figure(
+    "spectra",
+    "Spectral density of the curvature",
+    """Density of eigenvalues at each run by stochastic Lanczos quadrature (log scale), the base in grey
+    behind each. Mass to the left of zero is negative curvature; isolated bumps to the right are the sharp
+    directions. The width of a bump is the smoothing kernel's, not the spectrum's. The curve is that of one
+    probe loss common to all runs, not of any run's own training loss. Where runs differ much, the axis is
+    linear near zero and logarithmic beyond.""",
+)
+def spectra(view: View) -> Figure | None:
+    """Draw the spectral density of each run in its own panel, the base behind it."""
+    frame, what = view.curvature("density")
+    frame = frame[frame.value > 0]
+    if frame.empty:
+        return None
+    names = view.order(frame.run)
+    shown = [name for name in names if name != BASE] or names
+    fig, axes = make_panels(len(shown), 4, 2.05, sharex=True, sharey=True)
+    for ax, name in zip(axes, shown, strict=True):
+        for run in dict.fromkeys((BASE, name)):
+            rows = frame[frame.run == run].sort_values("x")
+            front = run == name
+            colour = view.styles[run].colour if front else MUTED
+            ax.plot(rows.x, rows.value, color=colour, linewidth=1.5 if front else 0.9, alpha=1 if front else 0.8)
+        ax.axvline(0, color=GRID, linewidth=1.2, zorder=0)
+        ax.set_title(name)
+    peak = frame.value.max()
+    axes[0].set_yscale("log")
+    floor = peak * 10**-_DENSITY_DECADES
+    axes[0].set_ylim(floor, peak * 3)
+    axes[0].yaxis.set_major_formatter(_POWERS)
+    reach = frame[frame.value > floor].groupby("run").x.max()
+    if reach.min() > 0 and reach.max() > WIDE * reach.min():
+        axes[0].set_xscale("symlog", linthresh=10 ** math.floor(math.log10(reach.min() / 3)))
+        axes[0].xaxis.set_major_formatter(PLAIN)
+    fig.supxlabel(f"eigenvalue ({what})", size=9)
+    fig.supylabel("density", size=9)
+    return fig
+
+
+@figure(
+    "eigenvalues",
+    "Largest eigenvalues",
+    """The top eigenvalues of the same operator at each run by Lanczos, the largest written out. Larger means
+    sharper: the probe loss rises faster along some direction.""",
+)
+def top_eigenvalues(view: View) -> Figure | None:
+    """Draw the top eigenvalues, one row a run."""
+    frame, what = view.curvature("eigenvalue")
+    if frame.empty:
+        return None
+    names = view.order(frame.run)
+    fig, (ax,) = make_panels(1, 1, 0.9 + 0.27 * len(names))
+    for y, name in enumerate(names):
+        values = frame[frame.run == name].value.sort_values(ascending=False).to_numpy()
+        line = view.styles[name].line(linestyle="none")
+        ax.plot(values[1:], np.full(len(values) - 1, y), **line | {"alpha": 0.55})
+        ax.plot(values[0], y, **line | {"markersize": 7})
+        ax.annotate(
+            typeset.significant(values[0]), (1.01, y), xycoords=("axes fraction", "data"), va="center", size=8.5
+        )
+    name_rows(ax, names)
+    low, high = frame.value.min(), frame.value.max()
+    if low > 0 and high > WIDE * low:
+        log(ax, "x")
+    elif low > 0:
+        ax.set_xlim(left=0)
+    ax.set_title(f"eigenvalues ({what})")
+    return fig
+
+
+@figure(
+    "directional",
+    "Curvature along each delta",
+    """Each cell is u·Hu / u·u at the run of its row, with u the delta named by its column: how sharply the
+    probe loss bends along the direction that training took. Where row and column agree it is a run's own
+    direction; negative (purple) bends down. The colour scale is logarithmic away from zero.""",
+)
+def directional(view: View) -> Figure | None:
+    """Draw the curvature along every delta at every run."""
+    frame, what = view.curvature("directional")
+    if frame.empty:
+        return None
+    cells = frame.pivot_table(index="run", columns="name", values="value", aggfunc="first", sort=False)
+    known = view.order(cells.columns)
+    cells = cells.loc[view.order(cells.index), known + [name for name in cells.columns if name not in known]]
+    largest = float(np.nanmax(np.abs(cells.to_numpy()))) or 1.0
+    fig = Figure(figsize=(min(WIDTH, 2.6 + 0.72 * cells.shape[1]), 1.9 + 0.4 * cells.shape[0]), layout="constrained")
+    ax = fig.subplots()
+    norm = SymLogNorm(largest / 100, vmin=-largest, vmax=largest)
+    heatmap(ax, cells, norm, matplotlib.colormaps["PuOr_r"], lambda value: typeset.significant(value, 2))
+    ax.set_title(f"curvature ({what}) along a delta")
+    ax.set_xlabel("along the delta of")
+    ax.set_ylabel("at the weights of")
+    return fig
