@@ -22,7 +22,7 @@ from raygeo.students.lora import LoraSettings, attach_lora
 
 SHAPE = {
     "vocab_size": 24, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 8, "intermediate_size": 64, "attn_implementation": "eager", "pad_token_id": 0, "eos_token_id": 1,
+    "head_dim": 8, "intermediate_size": 64, "attn_implementation": "sdpa", "pad_token_id": 0, "eos_token_id": 1,
     "bos_token_id": 2,
 }  # fmt: skip
 FAMILIES = {
