@@ -14,7 +14,7 @@ TINY = Architecture(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, interm
 
 
 def tiny_qwen(vocabulary: int, seed: int = 0, **changes) -> Qwen3ForCausalLM:
-    """A random Qwen3 with two layers, SDPA attention (exact in fp64, as eager is not) and tied embeddings, unless ``changes`` say otherwise."""
+    """A random Qwen3 with two layers, tied embeddings and SDPA, exact in fp64, unless ``changes`` say otherwise."""
     shape = {
         "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
         "intermediate_size": 64, "tie_word_embeddings": True, "attn_implementation": "sdpa",
