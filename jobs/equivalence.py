@@ -70,6 +70,7 @@ from raygeo.rollouts.tokens import RolloutTokens
 from raygeo.store import Store
 from raygeo.students.architecture import Architecture, build_model
 from raygeo.students.delta import Entry, LowRank, open_delta
+from raygeo.students.likelihood import CHUNK_LOGITS
 from raygeo.students.lora import LoraSettings
 from raygeo.students.pretrain import PretrainSettings, pretrain
 from raygeo.students.word_problems import Carelessness, ProblemSettings, draw_problem, solve, word_tokenizer
@@ -86,6 +87,8 @@ BOUND, BF16_BOUND = 1e-5, 0.05
 DRAWS_BOUND = 1e-3
 """For ``otr-256``: rounding moves a few of its million draws over an edge of the cumulative law, to another token,
 which changes weights by 1e-4. With equal draws it keeps ``BOUND``; the other cases of OTR draw a hundredth as often."""
+FEW_LOGITS = 200
+"""Those of two or three tokens: as with a large vocabulary, the head is walked in pieces."""
 SHAPE = Architecture(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=64, context=128)
 LORA = LoraSettings(r=4, alpha=8)
 STEPS = 20
@@ -139,7 +142,7 @@ LOSS_CASES: dict[str, Loss] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One sharded run: ``batch`` examples a step, ``micro`` of them in a forward pass."""
+    """One sharded run: ``batch`` examples a step, ``micro`` in a forward pass, ``chunk`` logits held at once."""
 
     loss: str
     ranks: int = 1
@@ -148,18 +151,20 @@ class Case:
     micro: int = 3
     batch: int = 7
     bf16: bool = False
+    chunk: int = CHUNK_LOGITS
 
     @property
     def name(self) -> str:
         """What its delta is called in the store."""
         kind = "lora" if self.lora else "full"
         precision = "-bf16" if self.bf16 else ""
-        return f"{self.loss}-{kind}-zero{self.stage}-ranks{self.ranks}-{self.batch}by{self.micro}{precision}"
+        held = f"-chunk{self.chunk}" if self.chunk != CHUNK_LOGITS else ""
+        return f"{self.loss}-{kind}-zero{self.stage}-ranks{self.ranks}-{self.batch}by{self.micro}{precision}{held}"
 
     @property
     def plain(self) -> "Case":
         """What of it matters to the plain loop."""
-        return replace(self, ranks=1, stage=0, micro=self.batch)
+        return replace(self, ranks=1, stage=0, micro=self.batch, chunk=CHUNK_LOGITS)
 
     @property
     def training(self) -> TrainingSettings:
@@ -193,12 +198,14 @@ def matrix(loss: str) -> list[Case]:
 
 
 def splits(loss: str) -> dict[str, Case]:
-    """Other ways to divide the examples."""
+    """Other ways to divide the examples, and the logits of a micro-batch."""
     return {
         "whole batch": Case(loss, micro=7),
         "one by one": Case(loss, micro=1),
         "3 on 2 ranks": Case(loss, ranks=2, stage=2, micro=1, batch=3),
         "1 on 2 ranks": Case(loss, ranks=2, stage=3, micro=1, batch=1),
+        "few logits, ZeRO-2": Case(loss, ranks=2, stage=2, chunk=FEW_LOGITS),
+        "few logits, ZeRO-3": Case(loss, ranks=2, stage=3, chunk=FEW_LOGITS),
     }
 
 
@@ -346,6 +353,7 @@ def _train_cases(rank: int, ranks: int, setting: Setting, cases: list[Case], aft
         spec = RunSpec(name=case.name, loss=LOSS_CASES[case.loss], training=case.training)
         data = open_data(spec.loss, setting.store, inputs)
         engine, _ = build_engine(spec, len(data.examples), inputs.student)
+        engine.module.head.chunk = case.chunk
         hooks = Hooks(lambda step, metrics: None, lambda progress: None, lambda step, last: None, lambda: False)
         progress = optimise(engine, spec, data, Progress(), hooks)
         if rank == 0:
@@ -447,7 +455,7 @@ def sharding_table(results: list[dict[str, Any]]) -> Table:
 
 def splits_table(results: list[dict[str, Any]]) -> Table:
     """Largest difference for other splits."""
-    table = Table("loss", *splits(""), title="The same, for other splits of a step's examples")
+    table = Table("loss", *splits(""), title="The same, for other splits of a step's examples and logits")
     found = {row["name"]: row for row in results}
     for loss in dict.fromkeys(row["loss"] for row in results):
         rows = [found[case.name] for case in splits(loss).values()]

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from raygeo.students.encoding import Batch
-from raygeo.students.head import tiled_logprobs
+from raygeo.students.head import chunked, tiled_logprobs
 
 CHUNK_LOGITS = 2**26
 """Most logits held at once: 256 MiB in fp32, 441 tokens of a vocabulary of 152,000."""
@@ -38,18 +37,12 @@ Terms = Callable[[TokenLogits], dict[str, Tensor]]
 
 
 class Likelihood(nn.Module):
-    """A student as training sees it: from a batch to log-probabilities, never more logits than ``chunk`` at once.
-
-    Where the completion tokens have more, the vocabulary is walked in tiles (``tiled_logprobs``) or, for ``terms`` and
-    for heads that are no plain matrix, tokens in chunks whose logits are computed again in the backward pass; so memory
-    does not grow with tokens times vocabulary. ``terms`` makes further per-token quantities of the logits.
-    """
+    """A student as training sees it: from a batch to log-probabilities, never more logits than ``chunk`` at once."""
 
     def __init__(self, student: nn.Module, terms: Terms | None = None, chunk: int = CHUNK_LOGITS):
         super().__init__()
         self.student = student
-        self.terms = terms
-        self.chunk = chunk
+        self.head = TokenHead(student, terms, chunk)
 
     def forward(
         self,
@@ -70,37 +63,72 @@ class Likelihood(nn.Module):
         model = _causal_lm(self.student)
         embeddings = None
         if embedding_mix > 0:
-            embeddings = mixed_embeddings(model, batch, embedding_mix, self.chunk)
+            embeddings = mixed_embeddings(model, batch, embedding_mix, self.head.chunk)
         states = completion_states(model, batch, embeddings)
         targets = batch.input_ids[:, 1:][batch.mask]
-        terms = None if plain else self.terms
-        if terms is None and len(targets) * _vocabulary(model) > self.chunk // _TILES and _plain_head(model):
-            weight = model.get_output_embeddings().weight
-            scale, tile = _logit_scale(model), self.chunk // _TILES
-            return {"logprobs": _scatter(tiled_logprobs(states, weight, targets, scale=scale, tile=tile), batch.mask)}
+        columns = self.head(states, targets, keys, reference_states, reference_head, plain=plain)
+        return {name: _scatter(column, batch.mask) for name, column in columns.items()}
 
-        def compute(states: Tensor, targets: Tensor, keys: Tensor | None, base: Tensor | None) -> tuple[Tensor, ...]:
-            logits = apply_head(model, states)
-            values = {"logprobs": -F.cross_entropy(logits, targets, reduction="none")}
+
+class TokenHead(nn.Module):
+    """From final hidden states to what is asked of every token, with at most ``chunk`` logits at once.
+
+    Where the tokens have more, the vocabulary is walked in tiles (``tiled_logprobs``) or, for ``terms``, tokens in
+    chunks whose logits are computed again in the backward pass (``chunked``); so memory does not grow with tokens times
+    vocabulary. ``terms`` makes further per-token quantities of the logits. A head that is no linear layer holds all
+    logits.
+
+    It is a module without parameters of its own, so that ZeRO-3 can gather the student's head for it
+    (``borrowed``) once before the forward pass and once before the backward pass; and the head's weights stand once in
+    the graph, since ZeRO takes a parameter's gradient as complete when it first sees it.
+    """
+
+    def __init__(self, student: nn.Module, terms: Terms | None, chunk: int):
+        super().__init__()
+        self._student = (student,)  # a tuple, lest the student be a part of its own head
+        self.terms = terms
+        self.chunk = chunk
+
+    @property
+    def borrowed(self) -> list[nn.Parameter]:
+        """The parameters of the student that it computes with."""
+        return list(_causal_lm(self._student[0]).get_output_embeddings().parameters())
+
+    def forward(
+        self,
+        states: Tensor,
+        targets: Tensor,
+        keys: Tensor | None = None,
+        reference_states: Tensor | None = None,
+        reference_head: Tensor | None = None,
+        *,
+        plain: bool = False,
+    ) -> dict[str, Tensor]:
+        """Return ``logprobs`` and, unless ``plain``, every term, [N] each, of final hidden ``states`` [N, d]."""
+        model = _causal_lm(self._student[0])
+        head = model.get_output_embeddings()
+        linear = type(head) is nn.Linear
+        terms = None if plain else self.terms
+        logits = len(targets) * _vocabulary(model)
+        if terms is None and linear and head.bias is None and not _logit_cap(model) and logits > self.chunk // _TILES:
+            scale, tile = _logit_scale(model), self.chunk // _TILES
+            return {"logprobs": tiled_logprobs(states, head.weight, targets, scale=scale, tile=tile)}
+
+        def values(logits: Tensor, targets: Tensor, keys: Tensor | None, base: Tensor | None) -> dict[str, Tensor]:
+            found = {"logprobs": -F.cross_entropy(logits, targets, reduction="none")}
             if terms is not None:
                 base_logits = None if base is None or reference_head is None else _wide(F.linear(base, reference_head))
-                values |= terms(TokenLogits(logits, targets, keys, finish_logits(model, base_logits)))
-            self._names = tuple(values)
-            return tuple(values.values())
+                found |= terms(TokenLogits(logits, targets, keys, finish_logits(model, base_logits)))
+            return found
 
-        parts = []
+        if not linear or logits <= self.chunk:
+            return values(apply_head(model, states), targets, keys, reference_states)
+
+        def compute(states: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> dict[str, Tensor]:
+            return values(_finished(model, F.linear(states, weight, bias)), *rest)
+
         size = max(1, self.chunk // _vocabulary(model))
-        for start in range(0, len(targets), size):
-            part: list[Any] = [
-                None if x is None else x[start : start + size] for x in (states, targets, keys, reference_states)
-            ]
-            if torch.is_grad_enabled() and len(targets) > size:
-                # The older, reentrant kind: ZeRO-3 gathers and frees the head's weights anew at each computation.
-                parts.append(checkpoint(compute, *part, use_reentrant=True))
-            else:
-                parts.append(compute(*part))
-        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        return {name: _scatter(column, batch.mask) for name, column in zip(self._names, columns, strict=True)}
+        return chunked(compute, states, head.weight, head.bias, (targets, keys, reference_states), size)
 
 
 def token_logprobs(model: nn.Module, batch: Batch) -> Tensor:
@@ -124,9 +152,7 @@ def completion_states(model: Any, batch: Batch, embeddings: Tensor | None = None
 
 def apply_head(model: Any, states: Tensor) -> Tensor:
     """Return the model's logits of final hidden states [N, d]: [N, V], fp32 at least."""
-    logits = finish_logits(model, _wide(model.get_output_embeddings()(states)))
-    assert logits is not None
-    return logits
+    return _finished(model, model.get_output_embeddings()(states))
 
 
 def finish_logits(model: Any, logits: Tensor | None) -> Tensor | None:
@@ -136,6 +162,12 @@ def finish_logits(model: Any, logits: Tensor | None) -> Tensor | None:
     scale, cap = _logit_scale(model), _logit_cap(model)
     logits = logits if scale == 1.0 else logits * scale
     return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def _finished(model: Any, logits: Tensor) -> Tensor:
+    finished = finish_logits(model, _wide(logits))
+    assert finished is not None
+    return finished
 
 
 def mixed_embeddings(model: Any, batch: Batch, share: float, chunk: int = CHUNK_LOGITS) -> Tensor:
@@ -167,12 +199,6 @@ def _logit_scale(model: Any) -> float:
 
 def _logit_cap(model: Any) -> float | None:
     return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-
-
-def _plain_head(model: Any) -> bool:
-    """Whether logits are states times a matrix that is whole on this worker, but for a scale."""
-    head = model.get_output_embeddings()
-    return type(head) is nn.Linear and head.bias is None and not hasattr(head.weight, "ds_id") and not _logit_cap(model)
 
 
 def _vocabulary(model: Any) -> int:

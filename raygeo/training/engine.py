@@ -114,9 +114,11 @@ def build_engine(spec: RunSpec, examples: int, student: AnyPath) -> tuple[Any, d
     steps = step_count(examples, settings.batch_size, settings.steps, settings.epochs)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(settings, steps, step))
     terms = spec.loss.token_terms if type(spec.loss).token_terms is not Loss.token_terms else None
-    engine, *_ = deepspeed.initialize(
-        model=Likelihood(model, terms), optimizer=optimizer, lr_scheduler=schedule, config=config
-    )
+    likelihood = Likelihood(model, terms)
+    if settings.zero_stage == 3:
+        for parameter in likelihood.head.borrowed:
+            deepspeed.zero.register_external_parameter(likelihood.head, parameter)
+    engine, *_ = deepspeed.initialize(model=likelihood, optimizer=optimizer, lr_scheduler=schedule, config=config)
     return engine, fingerprint
 
 

@@ -9,6 +9,7 @@ import torch
 from equivalence import (
     BF16_BOUND,
     BOUND,
+    FEW_LOGITS,
     LORA,
     LOSS_CASES,
     SHAPE,
@@ -46,7 +47,13 @@ SPLITS = [
     Case("sft", ranks=2, stage=2, micro=1, batch=3),
     Case("sft", ranks=2, stage=3, micro=1, batch=1),
 ]
-FP32 = list(dict.fromkeys([*EVERY_LOSS, *EVERY_STAGE, *ADAPTERS, *SPLITS]))
+PIECES = [  # terms in chunks of tokens, and tiles of the vocabulary; the head is tied to the embeddings
+    Case("asft", ranks=2, stage=2, chunk=FEW_LOGITS, **SPLIT),
+    Case("otr", ranks=2, stage=3, chunk=FEW_LOGITS, **SPLIT),
+    Case("sft", ranks=1, stage=2, chunk=FEW_LOGITS, **SPLIT),
+    Case("sft", ranks=2, stage=3, lora=True, chunk=FEW_LOGITS, **SPLIT),
+]
+FP32 = list(dict.fromkeys([*EVERY_LOSS, *EVERY_STAGE, *ADAPTERS, *SPLITS, *PIECES]))
 BF16 = [
     Case("sft", bf16=True, **SPLIT),
     Case("sft", ranks=2, stage=2, bf16=True, **SPLIT),
