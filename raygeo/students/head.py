@@ -75,9 +75,9 @@ def chunked(
 ) -> dict[str, Tensor]:
     """Apply ``compute(states, weight, bias, *rest)`` to ``size`` tokens at a time and join its columns, [N] each.
 
-    ``states`` [N, d] and the tensors of ``rest`` [N, ...] are split, ``weight`` [V, d] and ``bias`` [V] are not. A chunk
-    is not kept: the backward pass computes it again, so ``compute`` must give the same values twice. Gradients flow to
-    states, weight and bias; those of weight and bias are added up over chunks in fp32 at least and handed on
+    ``states`` [N, d] and the tensors of ``rest`` [N, ...] are split, ``weight`` [V, d] and ``bias`` [V] are not. Chunks
+    are not kept: the backward pass computes them again, so ``compute`` must give the same values twice. Gradients flow
+    to states, weight and bias; those of weight and bias are added up over chunks in fp32 at least and handed on
     once. Differentiable once.
     """
     names: list[str] = []
