@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from raygeo.cluster.fanout import ActorPool, FanoutResult, run_workload
 from raygeo.config import Study
 from raygeo.progress import Progress
+from raygeo.settings import content_key
 from raygeo.store import Store
 from raygeo.workload import Workload
 
@@ -32,7 +33,11 @@ class Context:
         return result
 
     def publish(self, workload: Workload) -> None:
-        """Fan a workload out and publish all its tables."""
-        result = self.run(workload)
-        for table in workload.tables:
-            self.store.publish(table, result.keys)
+        """Fan a workload out and publish all its tables, with what it concludes from them."""
+        keys = self.run(workload).keys
+        last = workload.conclude({table: self.store.publish(table, keys) for table in workload.tables})
+        if last:
+            key = content_key(workload.name, "conclusion", keys)
+            self.store.write_unit(key, {table: last.get(table, []) for table in workload.tables})
+            for table in last:
+                self.store.publish(table, [*keys, key])

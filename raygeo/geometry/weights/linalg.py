@@ -138,7 +138,9 @@ def _dense_gram(full: Sequence[Dense], low: Sequence[LowRank]) -> tuple[Tensor, 
     own = torch.zeros(len(full), len(full), dtype=torch.float64)
     block = max(1, _BLOCK // len(full))
     projected = [torch.zeros(()) for _ in full]
-    for rows, parts in zip(spans(full[0].shape, block), zip(*(e.blocks(block) for e in full), strict=True), strict=True):
+    for rows, parts in zip(
+        spans(full[0].shape, block), zip(*(e.blocks(block) for e in full), strict=True), strict=True
+    ):
         wide = [part.double() for part in parts]
         flat = torch.stack([part.flatten() for part in wide])
         own += flat @ flat.T
