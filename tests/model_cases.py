@@ -33,7 +33,7 @@ def differences(tuned: Path, base: Path) -> dict[str, Tensor]:
 
 
 class Reads:
-    """Counts the values read of each tensor, by folder and name, and the largest part read, while ``monkeypatch`` lasts.
+    """Counts the values read of each tensor, by folder and name, and the largest part, while ``monkeypatch`` lasts.
 
     Deltas must be opened after it.
     """

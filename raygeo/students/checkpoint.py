@@ -80,6 +80,13 @@ class Checkpoint:
         key = self._key(name)
         return Stored(self.files.shape(key), partial(self._remembered, key))
 
+    def equals(self, other: "Checkpoint") -> bool:
+        """Whether both hold the same parameters with the same values, in whatever files."""
+        return self.names() == other.names() and all(
+            self.shape(name) == other.shape(name) and torch.equal(self.tensor(name), other.tensor(name))
+            for name in self.names()
+        )
+
     def head(self) -> Tensor:
         """Read the matrix [V, d] that turns final hidden states into logits.
 
