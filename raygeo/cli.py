@@ -1,4 +1,4 @@
-"""The command line: ``raygeo run | losses | report | ui | doctor``."""
+"""The command line: ``raygeo run | compare | losses | report | ui | doctor``."""
 
 import os
 import sys
@@ -33,6 +33,36 @@ def run(
     from raygeo.study import run_study
 
     run_study(load_study(study, overrides, store), address=address, until=until)
+
+
+@app.command()
+def compare(
+    base: Annotated[str, typer.Argument(help="The model they were trained from: a folder or a hub id.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Fine-tuned models or PEFT LoRA adapters: folders or hub ids.", show_default=False),
+    ],
+    names: Annotated[
+        list[str], typer.Option("--name", help="Name of a model, once for each; by default its folder's.")
+    ] = [],  # noqa: B006 (typer copies it)
+    solutions: Annotated[
+        str | None,
+        typer.Option(
+            help="JSON lines with prompt and completion, to compare likelihoods, states and curvature on too."
+        ),
+    ] = None,
+    reference: Annotated[str | None, typer.Option(help="Name of the model to compare others with.")] = None,
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    store: Annotated[str | None, typer.Option(help="Path or URI of the store; by default store/comparison.")] = None,
+    address: AddressOption = None,
+) -> None:
+    """Compare the weights of models that were fine-tuned from one base, without a study; writes the same page."""
+    from raygeo.compare import compare_models, plan_comparison
+
+    comparison = plan_comparison(
+        base, models, names=names, store=store, solutions=solutions, reference=reference, overrides=overrides
+    )
+    compare_models(comparison, address=address)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -266,6 +266,8 @@ class Study(Settings):
         return [trial.spec for trial in self.plan.trials()]
 
 
+S = TypeVar("S", bound=Settings)
+
 # -- reading ------------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +288,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), store: str | Non
     if not isinstance(raw, dict):
         raise ConfigError(f"the study file {str(path)!r} holds {type(raw).__name__}, not a mapping of settings.")
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
     if store is not None:
         raw["store"] = store
     return parse_study(raw, str(path))
@@ -294,14 +296,20 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), store: str | Non
 
 def parse_study(raw: dict[str, Any], origin: str = "study") -> Study:
     """Validate a study given as plain data; ``origin`` names it in errors (``ConfigError``)."""
+    return parse_settings(Study, raw, origin)
+
+
+def parse_settings(model: type[S], raw: dict[str, Any], origin: str) -> S:
+    """Validate plain data as ``model``; ``origin`` names it in errors (``ConfigError``)."""
     try:
-        return Study.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
-        lines = "\n".join(f"- {_explain(problem)}" for problem in error.errors())
+        lines = "\n".join(f"- {_explain(problem, model)}" for problem in error.errors())
         raise ConfigError(f"{origin}:\n{lines}") from None
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Change plain settings by ``a.b=c``; raises ``ConfigError`` where there is nothing to set."""
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"--set {override!r} is not of the form a.b=c.")
@@ -333,22 +341,22 @@ def _number(text: str) -> Any:
         return text
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, root: type[BaseModel]) -> str:
     place = ".".join(str(part) for part in problem["loc"]) or "the study"
     read = problem["input"]
     shown = repr(read) if not isinstance(read, (dict, list)) else f"{type(read).__name__} {str(read)[:80]}"
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
-        allowed = _allowed(problem["loc"][:-1])
+        allowed = _allowed(problem["loc"][:-1], root)
         near = difflib.get_close_matches(key, allowed, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"allowed here: {', '.join(allowed)}."
         return f"{place}: unknown key; {hint}"
     return f"{place}: {problem['msg'].removeprefix('Value error, ')} (read {shown})"
 
 
-def _allowed(location: Sequence[int | str]) -> list[str]:
-    """Keys allowed at a location of the study, following union tags and list indices as pydantic reports them."""
-    models: list[type[BaseModel]] = [Study]
+def _allowed(location: Sequence[int | str], root: type[BaseModel]) -> list[str]:
+    """Keys allowed at a location of the settings ``root``, following union tags and list indices as pydantic reports them."""
+    models: list[type[BaseModel]] = [root]
     for part in location:
         if isinstance(part, int):
             continue

@@ -1,6 +1,5 @@
 """A study from beginning to end: the stages in order, and nothing else."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +9,7 @@ from raygeo.config import Study, study_yaml
 from raygeo.errors import ConfigError
 from raygeo.progress import Progress, StageTime, stage_table
 from raygeo.search.optimizer import import_optuna
-from raygeo.stages.context import Context
+from raygeo.stages.context import Context, timed_stage
 from raygeo.stages.evaluate import evaluate_runs
 from raygeo.stages.geometry import analyse_runs
 from raygeo.stages.objectives import publish_trials
@@ -47,15 +46,15 @@ def run_study(
     store.write_bytes("study.yaml", study_yaml(study).encode())
     times: list[StageTime] = []
 
-    with _stage("start", times, progress, None):
+    with timed_stage("start", times, progress, None):
         tracking = Tracking(store, study.name, study_params(study))
         connect(address)
     with ActorPool(study.actors) as pool:
-        context = Context(study, store, pool, progress)
+        context = Context(store, pool, progress, study=study)
 
         @contextmanager
         def stage(name: str) -> Iterator[None]:
-            with _stage(name, times, progress, context):
+            with timed_stage(name, times, progress, context):
                 yield
             if name == until:
                 raise _Stop
@@ -82,14 +81,3 @@ def run_study(
             pass
     progress.console.print(stage_table(times))
     return store
-
-
-@contextmanager
-def _stage(name: str, times: list[StageTime], progress: Progress, context: Context | None) -> Iterator[None]:
-    if context is not None:
-        context.made = context.reused = 0
-    progress.say(f"[bold]{name}[/bold]")
-    started = time.perf_counter()
-    yield
-    made, reused = (context.made, context.reused) if context is not None else (0, 0)
-    times.append(StageTime(name, time.perf_counter() - started, made, reused))

@@ -112,6 +112,10 @@ SCHEMAS: dict[str, pa.Schema] = {
     "trajectory_fits": _table(run=_S, law=_S, n=_I, a=_F, b=_F, rss=_F, aic=_F),
     # scope: "global", "layer" or "module"; name: "" for global, the layer number, or the module.
     "similarity": _table(run_a=_S, run_b=_S, scope=_S, name=_S, cosine=_F, orthogonal_fraction=_F, null_sd=_F),
+    # What `similarity` is made of, by module and ordered pair, each run with itself included; those of disjoint modules
+    # add up. `inner` is the inner product of the two deltas, `residual` the energy of b without the direction of a,
+    # `variance` that of the inner product if both directions were random and their norms kept.
+    "moments": _table(run_a=_S, run_b=_S, module=_S, layer=_I, inner=_F, residual=_F, variance=_F),
     # null_degrees: the mean of the same angle between two random k-dimensional subspaces of that space
     # (on the right of two LoRA deltas: of their row spaces).
     "subspaces": _table(

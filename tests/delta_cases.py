@@ -1,6 +1,7 @@
 """Small models and deltas for the tests of weight geometry."""
 
 import json
+import pickle
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 from raygeo.students.delta import ADAPTER_FILE, LowRank
+from raygeo.tables import to_arrow
+from raygeo.workload import Rows, Workload
 
 Q, V = "model.layers.{}.self_attn.q_proj", "model.layers.{}.self_attn.v_proj"
 
@@ -37,6 +40,20 @@ def tiny_peft(seed: int = 0, **options) -> PeftModel:
             if "lora_" in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+def all_rows(workload: Workload) -> dict[str, Rows]:
+    """Rows of every task by table, then what is concluded from them; every row fits its table's schema."""
+    workload = pickle.loads(pickle.dumps(workload))
+    state, rows = workload.setup(), {table: [] for table in workload.tables}
+    for task in workload.tasks():
+        for table, made in workload.compute(state, task.payload).items():
+            rows[table] += made
+    last = workload.conclude({table: to_arrow(table, made) for table, made in rows.items()})
+    for table, made in last.items():
+        to_arrow(table, made)
+        rows[table] += made
+    return rows
 
 
 def save_lora(folder: Path, entries: dict[str, LowRank]) -> Path:

@@ -8,6 +8,7 @@ from raygeo.report import typeset
 from raygeo.report.view import View
 
 _MATCHED_NORMS = 1.25
+_UNRELATED = 0.5
 
 
 def seed_pairs(view: View) -> pd.DataFrame:
@@ -15,7 +16,7 @@ def seed_pairs(view: View) -> pd.DataFrame:
 
     Columns: run_a, run_b, differs ("data order", "adapter initialisation" or both), cosine.
     """
-    runs = view.runs.set_index("run")
+    runs = view.runs.dropna(subset=["loss", *_SEEDS]).set_index("run")
     rows = []
     for row in view.frame("similarity", scope="global").dropna(subset="cosine").itertuples():
         if row.run_a == row.run_b or not {row.run_a, row.run_b} <= set(runs.index):
@@ -39,7 +40,10 @@ def _seedless(run: pd.Series) -> tuple:
 
 def limits(view: View) -> list[str]:
     """Every automatic caveat that applies to this study, in the order of the page's sections."""
-    rules = (_failures, _selection, _seeds, _problems, _tests, _norms, _trajectories, _angles, _paths, _curvature, _cka)
+    rules = (
+        _failures, _selection, _seeds, _problems, _tests, _lineage, _rounding, _norms, _trajectories, _angles, _paths,
+        _curvature, _cka,
+    )  # fmt: skip
     return [sentence for rule in rules for sentence in rule(view)]
 
 
@@ -63,9 +67,10 @@ def _selection(view: View) -> list[str]:
 
 
 def _seeds(view: View) -> list[str]:
-    if view.runs.empty:
+    trained = view.runs.dropna(subset=["loss", *_SEEDS])
+    if trained.empty:
         return []
-    seeds = view.runs.groupby(["loss", "lr"], dropna=False)[["seed", "init_seed"]].nunique().max(axis=1)
+    seeds = trained.groupby(["loss", "lr"], dropna=False)[["seed", "init_seed"]].nunique().max(axis=1)
     single, total = int((seeds <= 1).sum()), len(seeds)
     if not single:
         return []
@@ -102,6 +107,36 @@ def _tests(view: View) -> list[str]:
         f"p-values on {benchmark} are Holm-corrected over {size} pairs; a large one does not show two runs to be equal."
         for benchmark, size in sizes.items()
     ]
+
+
+def _lineage(view: View) -> list[str]:
+    return [
+        f"The delta of {row.run} is {typeset.percent(row.relative_norm)} as long as the base weights: so far does no "
+        "fine-tuning go. Either it was trained from another base, and its numbers mean nothing, or almost from scratch."
+        for row in view.runs.itertuples()
+        if row.relative_norm > _UNRELATED
+    ]
+
+
+def _rounding(view: View) -> list[str]:
+    sentences = []
+    for row in view.runs.dropna(subset="params").itertuples():
+        stored = json.loads(row.params).get("stored")
+        if stored not in _DIGITS or not row.relative_norm > 0:
+            continue
+        low, high = (2.0**-digits / 12**0.5 for digits in (_DIGITS[stored], _DIGITS[stored] - 1))
+        sentences.append(
+            f"{row.run} is stored as {stored}, which rounds every weight: where a weight moved by more than its spacing, "
+            f"that alone adds {typeset.significant(100 * low, 2)} to {typeset.significant(100 * high, 2)} % of the base "
+            "norm to a delta, where it moved by less than half of it, the move is lost. Its delta is "
+            f"{typeset.significant(100 * row.relative_norm, 2)} % long"
+            + (", so most of it may be rounding." if row.relative_norm < 2**0.5 * high else ".")
+        )
+    return sentences
+
+
+_DIGITS = {"BF16": 8, "F16": 11}
+"""Binary digits of a significand, the leading one included."""
 
 
 def _norms(view: View) -> list[str]:

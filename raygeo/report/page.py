@@ -21,10 +21,10 @@ from raygeo.tables import BASE
 class PageContext:
     """What the tables do not hold. All text is escaped on the page.
 
-    ``student`` says in a sentence what learned; ``reference_run`` names the run the others are compared with;
-    ``settings_yaml`` is the study as it ran, with defaults; ``timings`` are (stage, seconds, units done, units reused);
-    ``caveats`` are sentences put first under "What these numbers do not show"; ``created`` is an ISO 8601 time, given
-    so that the page can be made again to the letter.
+    ``student`` says in a sentence what learned; ``purpose`` what was done with it and to what end; ``reference_run``
+    names the run the others are compared with; ``settings_yaml`` is the study as it ran, with defaults; ``timings`` are
+    (stage, seconds, units done, units reused); ``caveats`` are sentences put first under "What these numbers do not
+    show"; ``created`` is an ISO 8601 time, given so that the page can be made again to the letter.
     """
 
     title: str
@@ -35,6 +35,11 @@ class PageContext:
     versions: Mapping[str, str] = field(default_factory=dict)
     timings: list[tuple[str, float, int, int]] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
+    purpose: str = (
+        "Which offline loss should one use to distil reasoning into a small model, and what does it do to the weights? "
+        "One student was trained with each loss on the same graded rollouts, from the same initial weights; then the "
+        "weights were compared."
+    )
 
 
 @dataclass(frozen=True)

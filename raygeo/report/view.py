@@ -34,6 +34,12 @@ class View:
         return runs[runs.run != BASE].drop_duplicates("run").reset_index(drop=True)
 
     @cached_property
+    def losses(self) -> dict[str, str]:
+        """Loss of every run whose loss is known."""
+        known = self.runs.dropna(subset="loss")
+        return dict(zip(known.run, known.loss, strict=True))
+
+    @cached_property
     def failed(self) -> set[str]:
         """Runs that did not finish."""
         return set(self.runs.run[self.runs.status != "finished"])
@@ -53,8 +59,7 @@ class View:
     @cached_property
     def styles(self) -> dict[str, RunStyle]:
         """Colour, line and marker of the base and every run."""
-        losses = dict(zip(self.runs.run, self.runs.loss, strict=True))
-        return run_styles({name: losses.get(name) or name.split("-")[0] for name in self.names}, BASE)
+        return run_styles({name: self.losses.get(name, name.split("-")[0]) for name in self.names}, BASE)
 
     def order(self, present: "pd.Series[Any] | set[str]") -> list[str]:
         """Sort run names into the study's order, the base first."""
@@ -63,10 +68,9 @@ class View:
 
     def by_loss(self, present: "pd.Series[Any] | set[str]") -> dict[str, list[str]]:
         """Group run names by loss, in the study's order; a run of unknown loss stands alone."""
-        losses = dict(zip(self.runs.run, self.runs.loss, strict=True))
         groups: dict[str, list[str]] = {}
         for name in self.order(present):
-            groups.setdefault(losses.get(name, name), []).append(name)
+            groups.setdefault(self.losses.get(name, name), []).append(name)
         return groups
 
     def curvature(self, quantity: str) -> tuple[pd.DataFrame, str]:

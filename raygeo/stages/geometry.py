@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raygeo.config import GeometrySettings
 from raygeo.errors import DataError
 from raygeo.geometry.connectivity.paths import Paths
 from raygeo.geometry.curvature.spectra import Curvature
@@ -18,45 +19,34 @@ from raygeo.geometry.weights.subspaces import Subspaces
 from raygeo.geometry.weights.trajectories import Trajectories
 from raygeo.rollouts.grading import Grading
 from raygeo.settings import content_key
-from raygeo.stages.context import Context
+from raygeo.stages.context import Context, Workbench
 from raygeo.stages.evaluate import heldout_problems
 from raygeo.stages.probes import provide_probes
 from raygeo.stages.report import reference_run
 from raygeo.stages.rollouts import Rollouts
 from raygeo.stages.student import Student
-from raygeo.store import AnyPath
+from raygeo.store import AnyPath, Store
 from raygeo.students.run import Run
 from raygeo.workload import Workload
 
 
 @dataclass(frozen=True)
 class Material:
-    """What analyses are made of: the trained runs with the base first, and the texts they are measured on."""
+    """What analyses are made of.
 
-    context: Context
-    student: Student
-    rollouts: Rollouts
+    ``base`` is the folder of the base model; ``runs`` are the base and what was trained from it; ``reference`` names
+    the run others are compared with; ``steps`` is the last step of every run whose training is known; ``make_probes``
+    gives probe files by name, ``solutions`` and ``curvature`` among them, or none; ``problems`` are prompts with gold
+    answers, and ``grading`` says how answers are judged.
+    """
+
+    base: AnyPath
     runs: list[Run]
-
-    @property
-    def base(self) -> AnyPath:
-        """Folder of the base student."""
-        return self.student.folder
-
-    @cached_property
-    def table(self) -> list[dict[str, Any]]:
-        """Rows of the table ``runs``."""
-        return self.context.store.table("runs").to_pylist()
-
-    @property
-    def steps(self) -> dict[str, int]:
-        """Last step of every run by name."""
-        return {row["run"]: row["steps"] for row in self.table}
-
-    @property
-    def reference(self) -> str:
-        """Name of the run others are compared with."""
-        return reference_run(self.context.study, self.context.store.table("runs"))
+    reference: str
+    steps: Mapping[str, int]
+    make_probes: Callable[[], Mapping[str, AnyPath]]
+    problems: list[tuple[str, str]]
+    grading: Grading
 
     @cached_property
     def probes(self) -> Mapping[str, AnyPath]:
@@ -65,7 +55,7 @@ class Material:
         Raises:
             DataError: there is nothing to make them of.
         """
-        probes = provide_probes(self.context, self.student, self.rollouts)
+        probes = self.make_probes()
         if not probes:
             raise DataError(
                 "no held-out prompt has a correct solution, so there is nothing to measure likelihood and curvature "
@@ -77,16 +67,6 @@ class Material:
     def likelihood_probes(self) -> dict[str, AnyPath]:
         """The probes whose likelihood is followed between runs."""
         return {name: path for name, path in self.probes.items() if name != "curvature"}
-
-    @property
-    def problems(self) -> list[tuple[str, str]]:
-        """Held-out prompts with gold answers."""
-        return [(problem.prompt, problem.gold) for problem in heldout_problems(self.rollouts)]
-
-    @property
-    def grading(self) -> Grading:
-        """How answers are judged."""
-        return self.context.study.rollouts.grading
 
 
 ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
@@ -103,17 +83,30 @@ ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
 
 def analyse_runs(context: Context, student: Student, rollouts: Rollouts, runs: list[Run]) -> None:
     """Publish the tables of all analyses the study asks for."""
-    material = Material(context, student, rollouts, runs)
-    asked = {name: getattr(context.study.geometry, name) for name in ANALYSES}
-    for workload in [ANALYSES[name](settings, material) for name, settings in asked.items() if settings is not None]:
-        context.publish(workload)
+    table = context.store.table("runs")
+    material = Material(
+        base=student.folder,
+        runs=runs,
+        reference=reference_run(context.study, table),
+        steps={row["run"]: row["steps"] for row in table.to_pylist()},
+        make_probes=lambda: provide_probes(context, student, rollouts),
+        problems=[(problem.prompt, problem.gold) for problem in heldout_problems(rollouts)],
+        grading=context.study.rollouts.grading,
+    )
+    analyse(context, context.study.geometry, material)
+
+
+def analyse(bench: Workbench, settings: GeometrySettings, material: Material) -> None:
+    """Publish the tables of all analyses that ``settings`` asks for."""
+    asked = {name: getattr(settings, name) for name in ANALYSES}
+    for workload in [ANALYSES[name](options, material) for name, options in asked.items() if options is not None]:
+        bench.publish(workload)
     if asked["norms"] is not None:
-        _fill_norms(context)
+        _fill_norms(bench.store)
 
 
-def _fill_norms(context: Context) -> None:
+def _fill_norms(store: Store) -> None:
     """Write the global norms of the deltas into the table ``runs``."""
-    store = context.store
     norms = {row["run"]: row for row in store.table("deltas").to_pylist() if row["scope"] == "global"}
     runs = store.table("runs")
     for column, source in (("delta_norm", "norm"), ("relative_norm", "relative_norm")):

@@ -5,7 +5,7 @@ from raygeo.settings import content_key
 from raygeo.stages.context import Context
 from raygeo.stages.rollouts import Rollouts
 from raygeo.stages.student import Student
-from raygeo.store import AnyPath
+from raygeo.store import AnyPath, Store
 from raygeo.students.encoding import encode
 from raygeo.students.loading import load_tokenizer
 
@@ -32,7 +32,7 @@ def provide_probes(context: Context, student: Student, rollouts: Rollouts) -> di
         probes["answer"] = answers
     key = content_key(PROBES, settings, rollouts.key, student.key)
     if not store.has_folder(PROBES, key):
-        _save(context, student, key, probes)
+        save_probes(store, student.folder, key, probes)
     return {name: store.stored(PROBES, key, f"{name}.npz") for name in probes}
 
 
@@ -46,7 +46,9 @@ def provide_heldout(context: Context, student: Student, rollouts: Rollouts) -> A
         return None
     key = content_key("heldout", rollouts.key, student.key)
     if not context.store.has_folder(PROBES, key):
-        _save(context, student, key, {"heldout": [(prompt, completion) for prompt, completion, _ in texts]})
+        save_probes(
+            context.store, student.folder, key, {"heldout": [(prompt, completion) for prompt, completion, _ in texts]}
+        )
     return context.store.stored(PROBES, key, "heldout.npz")
 
 
@@ -59,9 +61,10 @@ def _solutions(rollouts: Rollouts) -> list[tuple[str, str, str | None]]:
     return list(chosen.values())
 
 
-def _save(context: Context, student: Student, key: str, probes: dict[str, list[tuple[str, str]]]) -> None:
-    tokenizer = load_tokenizer(student.folder)
-    folder = context.store.scratch()
+def save_probes(store: Store, base: AnyPath, key: str, probes: dict[str, list[tuple[str, str]]]) -> None:
+    """Tokenise the (prompt, completion) pairs of each probe for ``base`` and store them."""
+    tokenizer = load_tokenizer(base)
+    folder = store.scratch()
     for name, pairs in probes.items():
         Probe(name, [encode(tokenizer, *pair) for pair in pairs]).save(folder / f"{name}.npz")
-    context.store.save_folder(PROBES, key, folder)
+    store.save_folder(PROBES, key, folder)

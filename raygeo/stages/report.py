@@ -3,13 +3,14 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 
-from raygeo.config import RolloutsSettings, Study, parse_study, study_yaml
+from raygeo.config import RolloutsSettings, Study, study_yaml
 from raygeo.errors import StoreError
 from raygeo.evaluation.summary import run_summaries
 from raygeo.progress import StageTime
@@ -59,17 +60,9 @@ def write_report(context: Context, student: Student, tracking: Tracking, times: 
         if run in children:
             tracking.metrics(children[run], summary)
     log_trajectories(tracking, children, tables)
-    about = {
-        "student": student.description,
-        "timings": [[t.stage, t.seconds, t.made, t.reused] for t in times],
-        "versions": {package: version(package) for package in PACKAGES},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    store.write_bytes(ABOUT, json.dumps(about, indent=1).encode())
-    page, figures = _render(study, tables, about)
+    path, page, figures = save_page(store, _page(study, student, reference, times))
     for name, figure in figures.items():
         tracking.figure(name, figure)
-    path = store.write_bytes(PAGE, page.encode())
     tracking.text("study.yaml", study_yaml(study))
     tracking.text(PAGE, page)
     tracking.end(tracking.parent)
@@ -99,20 +92,42 @@ def log_trajectories(tracking: Tracking, children: Mapping[str, str], tables: Ma
             tracking.metrics(children[run], values, step)
 
 
+def save_page(store: Store, context: PageContext) -> tuple[str, str, dict[str, Any]]:
+    """Write the page of the store's tables, and what it needs besides them; returns its path, text and figures."""
+    store.write_bytes(ABOUT, json.dumps(asdict(context), indent=1).encode())
+    tables = store.tables()
+    figures = draw_figures(tables, context.reference_run)
+    page = render_page(tables, context, figures)
+    return store.write_bytes(PAGE, page.encode()), page, figures
+
+
+def versions() -> dict[str, str]:
+    """Versions of what numbers depend on."""
+    return {package: version(package) for package in PACKAGES}
+
+
+def now() -> str:
+    """The time of a page."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def rewrite_report(store: Store) -> str:
-    """Write ``report.html`` anew from the tables of a finished study; returns its path.
+    """Write ``report.html`` anew from the tables of a finished study or comparison; returns its path.
 
     Raises:
-        StoreError: the store holds no finished study.
+        StoreError: the store holds neither.
     """
-    settings, about = store.read_bytes("study.yaml"), store.read_bytes(ABOUT)
-    if settings is None or about is None:
+    about = store.read_bytes(ABOUT)
+    if about is None:
         raise StoreError(f"{store.location} holds no finished study; run it with `raygeo run`.")
-    import yaml
-
-    study = parse_study(yaml.safe_load(settings), f"{store.location}/study.yaml")
-    page, _ = _render(study, store.tables(), json.loads(about))
-    return store.write_bytes(PAGE, page.encode())
+    try:
+        context = PageContext(**json.loads(about))
+    except TypeError as error:
+        raise StoreError(
+            f"{store.location}/{ABOUT} was written by another version of raygeo ({error}); run the study again, which "
+            "takes what is finished from the store."
+        ) from error
+    return save_page(store, context)[0]
 
 
 def _interventions(rollouts: RolloutsSettings) -> list[str]:
@@ -132,17 +147,14 @@ def _interventions(rollouts: RolloutsSettings) -> list[str]:
     return told
 
 
-def _render(study: Study, tables: dict[str, pa.Table], about: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    reference = reference_run(study, tables["runs"])
-    figures = draw_figures(tables, reference)
-    page = PageContext(
+def _page(study: Study, student: Student, reference: str, times: list[StageTime]) -> PageContext:
+    return PageContext(
         title=study.name,
-        student=about["student"],
+        student=student.description,
         reference_run=reference,
-        created=about["created"],
+        created=now(),
         settings_yaml=study_yaml(study),
-        versions=about["versions"],
-        timings=[(stage, seconds, made, reused) for stage, seconds, made, reused in about["timings"]],
+        versions=versions(),
+        timings=[(t.stage, t.seconds, t.made, t.reused) for t in times],
         caveats=[*study.caveats, *_interventions(study.rollouts), *(ENGINEERED if study.student.built_in else ())],
     )
-    return render_page(tables, page, figures), figures

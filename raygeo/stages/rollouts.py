@@ -53,7 +53,7 @@ def provide_rollouts(context: Context, student: Student) -> Rollouts:
     """
     store, settings = context.store, context.study.rollouts
     tokenizer = load_tokenizer(student.folder)
-    limit = settings.max_tokens or context_length(student)
+    limit = settings.max_tokens or context_length(student.folder)
     records, source = _sampled(context, student) if settings.sample else _read(settings.read)
     rules = settings.model_dump(mode="json", exclude={"read", "sample", "max_tokens"})
     key = content_key("rollouts", rules, source, student.key, limit)
@@ -99,11 +99,11 @@ def _intervened(table: pa.Table, settings: RolloutsSettings) -> tuple[pa.Table, 
     return table, done
 
 
-def context_length(student: Student) -> int:
-    """Longest sequence the student's positions allow."""
+def context_length(folder: AnyPath) -> int:
+    """Longest sequence that the positions of the model in ``folder`` allow."""
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(str(student.folder)).max_position_embeddings)
+    return int(AutoConfig.from_pretrained(str(folder)).max_position_embeddings)
 
 
 def benchmark_problems(context: Context, benchmark: Benchmark) -> list[Prompt]:

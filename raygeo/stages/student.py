@@ -108,17 +108,27 @@ def _finished_run(store: Store, name: str) -> dict[str, Any]:
 
 def provide_model(context: Context, model: str) -> str:
     """Put a local folder or a hub model into the store, and return its key: a hash of its files' contents."""
-    source = Path(model).expanduser()
-    if not source.is_dir():
-        if model.startswith(("/", ".", "~")) or model.count("/") != 1:
-            raise StudentError(f"the model {model!r} is neither a folder nor a hub id (owner/name).")
-        source = _download(model)
+    source = find_model(model)
     key = hash_folder(source)
     context.count(0, 1)
     if not context.store.has_folder(KIND, key):
         load_student(source)
-        _link(source, context.store, key)
+        link_folder(context.store, KIND, key, source)
     return key
+
+
+def find_model(model: str) -> Path:
+    """Folder of a model or adapter: the one named, which never touches the network, or that of a hub id, fetched.
+
+    Raises:
+        StudentError: there is no such folder, or it cannot be fetched.
+    """
+    source = Path(model).expanduser()
+    if source.is_dir():
+        return source
+    if model.startswith(("/", ".", "~")) or model.count("/") != 1:
+        raise StudentError(f"the model {model!r} is neither a folder nor a hub id (owner/name).")
+    return _download(model)
 
 
 def hash_folder(folder: Path) -> str:
@@ -143,13 +153,16 @@ def _download(model: str) -> Path:
         raise StudentError(f"the model {model!r} cannot be fetched from the hub: {error}") from error
 
 
-def _link(source: Path, store: Store, key: str) -> None:
-    """A local store links the model's files instead of copying gigabytes; a remote one gets a copy."""
+def link_folder(store: Store, kind: str, key: str, source: Path) -> None:
+    """Put the files of ``source`` into the store as ``<kind>/<key>``.
+
+    A local store links them instead of copying gigabytes; a remote one gets a copy.
+    """
     folder = store.scratch()
     for file in source.iterdir():
         if file.is_file():
             os.symlink(file.resolve(), folder / file.name)
-    store.save_folder(KIND, key, folder)
+    store.save_folder(kind, key, folder)
 
 
 def _make(context: Context, key: str, what: str, make: Callable[[Path, Any], None]) -> None:

@@ -88,7 +88,7 @@ def provide_references(context: Context, student: Student, rollouts: Rollouts) -
         if not store.has_folder(MISMATCHED, key):
             folder = store.scratch()
             prompts = rollouts.train["prompt_id"].to_pylist()
-            mismatch(RolloutTokens.open(rollouts.tokens), prompts, context_length(student)).save(folder)
+            mismatch(RolloutTokens.open(rollouts.tokens), prompts, context_length(student.folder)).save(folder)
             store.save_folder(MISMATCHED, key, folder)
         mismatched = store.stored(MISMATCHED, key)
         mismatched_logprobs = _reference_logprobs(context, student, mismatched, key, dtype)

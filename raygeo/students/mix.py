@@ -7,13 +7,16 @@ import torch
 from torch import nn
 
 from raygeo.errors import DeltaError
-from raygeo.students.delta import Delta
+from raygeo.students.delta import Delta, LowRank, spans
+
+_BLOCK = 1 << 22
 
 
 class MixedWeights:
     """Keeps the base weights of ``parameters`` (those that any delta touches) and writes mixtures into ``model``.
 
-    Sums are taken in the parameter's dtype, fp32 at least; a LoRA delta is multiplied out one module at a time.
+    Sums are taken in the parameter's dtype, fp32 at least. A LoRA delta is multiplied out one module at a time, a full
+    one is read from disk a block of rows at a time, each time anew.
     """
 
     def __init__(self, model: nn.Module, parameters: Iterable[str]):
@@ -42,7 +45,11 @@ class MixedWeights:
                     entry = delta[name]
                     if entry.shape != tuple(base.shape):
                         raise DeltaError(f"the delta of {name} has shape {entry.shape}, the base {tuple(base.shape)}.")
-                    value.add_(entry.dense(wide).to(base.device), alpha=coefficient)
+                    if isinstance(entry, LowRank):
+                        value.add_(entry.dense(wide).to(base.device), alpha=coefficient)
+                        continue
+                    for rows, block in zip(spans(entry.shape, _BLOCK), entry.blocks(_BLOCK), strict=True):
+                        value[rows].add_(block.to(base.device, wide), alpha=coefficient)
             self._own[name].copy_(value)
 
     @torch.no_grad()

@@ -1,9 +1,9 @@
 """A trained run as everything downstream sees it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from raygeo.store import AnyPath
+from raygeo.students.checkpoint import Checkpoint
 from raygeo.students.delta import Delta, open_delta
 
 
@@ -12,16 +12,20 @@ class Run:
     """``key`` is the training run's content key; ``delta`` its folder (an absolute path), None for the base itself.
 
     ``snapshots`` is the folder of the deltas kept while training, one subfolder ``step-000001`` a step, if any were.
+    ``base`` is the model that ``delta`` is a fine-tune of, where ``delta`` is a complete model and not a difference.
     """
 
     name: str
     key: str
     delta: AnyPath | None
     snapshots: AnyPath | None = None
+    base: AnyPath | None = None
 
-    def open(self) -> Delta | None:
-        """Open the delta lazily; None for the base."""
-        return None if self.delta is None else open_delta(Path(self.delta))
+    def open(self, base: Checkpoint | None = None) -> Delta | None:
+        """Open the delta lazily; None for the base. ``base`` is the model of that name, if it is open already."""
+        if self.delta is None:
+            return None
+        return open_delta(self.delta, self.base if self.base is None or base is None else base)
 
     def mixture(self, coefficient: float = 1.0) -> list[tuple[float, Delta]]:
         """The run as a mixture of deltas for ``MixedWeights``: empty for the base."""

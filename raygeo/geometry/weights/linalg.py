@@ -1,7 +1,8 @@
 """Linear algebra on the entries of a delta, in fp64. The factors of a ``LowRank`` entry are never multiplied out.
 
 With D = s B A, inner products come from the small matrices B1'B2 and A1 A2', singular values from the r x r core
-s R_B R_A' of the thin factorisations B = Q_B R_B and A' = Q_A R_A. ``Dense`` entries are widened block by block.
+s R_B R_A' of the thin factorisations B = Q_B R_B and A' = Q_A R_A. ``Dense`` entries are read and widened block by
+block, all those of a call together.
 """
 
 import math
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from raygeo.errors import DeltaError
-from raygeo.students.delta import Dense, Entry, LowRank
+from raygeo.students.delta import Dense, Entry, LowRank, spans
 
 _BLOCK = 1 << 22
 _LAPACK_LIMIT = 512
@@ -26,23 +27,20 @@ def inner(a: Entry, b: Entry) -> float:
     """
     _check_shapes([a, b])
     if isinstance(a, Dense) and isinstance(b, Dense):
-        parts = zip(a.value.reshape(-1).split(_BLOCK), b.value.reshape(-1).split(_BLOCK), strict=True)
-        value = torch.stack([torch.dot(x.double(), y.double()) for x, y in parts]).sum()
+        parts = zip(a.blocks(_BLOCK), b.blocks(_BLOCK), strict=True)
+        value = torch.stack([torch.dot(x.double().flatten(), y.double().flatten()) for x, y in parts]).sum()
     elif isinstance(a, LowRank) and isinstance(b, LowRank):
         value = a.scale * b.scale * ((a.b.double().T @ b.b.double()) * (a.a.double() @ b.a.double().T)).sum()
-    elif isinstance(a, LowRank) and isinstance(b, Dense):
-        factors = a.b.split(_block_rows(b.value))
-        projected = sum(f.double().T @ d for f, d in zip(factors, _row_blocks(b.value), strict=True))
-        value = a.scale * (projected * a.a.double()).sum()
     else:
-        return inner(b, a)
+        value = gram([a, b])[0, 1]
     return _finite(value).item()
 
 
 def gram(entries: Sequence[Entry]) -> Tensor:
     """Inner products of all pairs of entries of one shape: [N, N], fp64, symmetric.
 
-    LoRA factors are stacked, so that all their pairs cost two matrix products; dense entries are read together, once.
+    LoRA factors are stacked, so that all their pairs cost two matrix products; dense entries are read together, once,
+    with at most 4 M values of them in memory.
 
     Raises:
         DeltaError: the shapes differ, or a product is not finite.
@@ -54,10 +52,10 @@ def gram(entries: Sequence[Entry]) -> Tensor:
     if low:
         out[_grid(low)] = _low_rank_gram(list(low.values()))
     if full:
-        out[_grid(full)] = _dense_gram(list(full.values()))
-    for i in low:
-        for j in full:
-            out[i, j] = out[j, i] = inner(low[i], full[j])
+        rows, columns = torch.tensor(list(low), dtype=torch.long), torch.tensor(list(full))
+        own, cross = _dense_gram(list(full.values()), list(low.values()))
+        out[_grid(full)] = own
+        out[rows[:, None], columns], out[columns[:, None], rows] = cross, cross.T
     return _finite((out + out.T) / 2)
 
 
@@ -84,18 +82,16 @@ def svd(entry: Entry, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         return q_b @ u[:, :k], s[:k], vh[:k] @ q_a.T
     _check_matrix(entry)
     if min(entry.shape) <= _LAPACK_LIMIT:
-        u, s, vh = torch.linalg.svd(_finite(entry.value.double()), full_matrices=False)
+        u, s, vh = torch.linalg.svd(_finite(entry.dense(torch.float64)), full_matrices=False)
         return u[:, :k], s[:k], vh[:k]
-    wide = entry.shape[0] < entry.shape[1]
-    tall = entry.value.T if wide else entry.value
-    size = tall.shape[1]
+    size = min(entry.shape)
     n = size if k is None else min(k, size)
-    values, vectors = scipy.linalg.eigh(_column_gram(tall).numpy(), subset_by_index=[size - n, size - 1])
+    values, vectors = scipy.linalg.eigh(_short_gram(entry).numpy(), subset_by_index=[size - n, size - 1])
     short = torch.from_numpy(vectors).flip(1)
-    long, r = torch.linalg.qr(torch.cat([block @ short for block in _row_blocks(tall)]))
+    long, r = torch.linalg.qr(torch.cat([block @ short for block in _tall_blocks(entry)]))
     long = torch.where(r.diagonal() < 0, -long, long)
     s = torch.from_numpy(values).flip(0).clamp_min(0).sqrt()
-    return (short, s, long.T) if wide else (long, s, short.T)
+    return (short, s, long.T) if entry.shape[0] < entry.shape[1] else (long, s, short.T)
 
 
 def singular_values(entry: Entry) -> Tensor:
@@ -104,9 +100,8 @@ def singular_values(entry: Entry) -> Tensor:
         return torch.linalg.svdvals(_core(entry)[1])
     _check_matrix(entry)
     if min(entry.shape) <= _LAPACK_LIMIT:
-        return torch.linalg.svdvals(_finite(entry.value.double()))
-    tall = entry.value.T if entry.shape[0] < entry.shape[1] else entry.value
-    return torch.linalg.eigvalsh(_column_gram(tall)).flip(0).clamp_min(0).sqrt()
+        return torch.linalg.svdvals(_finite(entry.dense(torch.float64)))
+    return torch.linalg.eigvalsh(_short_gram(entry)).flip(0).clamp_min(0).sqrt()
 
 
 def stable_rank(s: Tensor) -> float:
@@ -138,13 +133,25 @@ def _low_rank_gram(entries: Sequence[LowRank]) -> Tensor:
     return block_sums((b.T @ b) * (a @ a.T), [len(entry.a) for entry in entries])
 
 
-def _dense_gram(entries: Sequence[Dense]) -> Tensor:
-    out = torch.zeros(len(entries), len(entries), dtype=torch.float64)
-    flat = [entry.value.reshape(-1).split(max(1, _BLOCK // len(entries))) for entry in entries]
-    for parts in zip(*flat, strict=True):
-        block = torch.stack([part.double() for part in parts])
-        out += block @ block.T
-    return out
+def _dense_gram(full: Sequence[Dense], low: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
+    """Inner products of dense entries with each other, [F, F], and of low-rank with dense ones, [L, F], in one pass."""
+    own = torch.zeros(len(full), len(full), dtype=torch.float64)
+    block = max(1, _BLOCK // len(full))
+    projected = [torch.zeros(()) for _ in full]
+    for rows, parts in zip(
+        spans(full[0].shape, block), zip(*(e.blocks(block) for e in full), strict=True), strict=True
+    ):
+        wide = [part.double() for part in parts]
+        flat = torch.stack([part.flatten() for part in wide])
+        own += flat @ flat.T
+        if low:
+            b = torch.cat([entry.scale * entry.b[rows].double() for entry in low], dim=1)
+            projected = [before + b.T @ part for before, part in zip(projected, wide, strict=True)]
+    if not low:
+        return own, own.new_zeros(0, len(full))
+    a, owner = torch.cat([entry.a.double() for entry in low]), [len(entry.a) for entry in low]
+    sums = torch.stack([(product * a).sum(1) for product in projected], dim=1)
+    return own, torch.stack([part.sum(0) for part in sums.split(owner)])
 
 
 def _core(entry: LowRank) -> tuple[Tensor, Tensor, Tensor]:
@@ -153,19 +160,20 @@ def _core(entry: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     return q_b, _finite(entry.scale * (r_b @ r_a.T)), q_a
 
 
-def _column_gram(matrix: Tensor) -> Tensor:
-    out = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)
-    for block in _row_blocks(matrix):
+def _short_gram(entry: Dense) -> Tensor:
+    """Gram matrix over the shorter side, [n, n]: D'D of a tall matrix, D D' of a wide one."""
+    size = min(entry.shape)
+    out = torch.zeros(size, size, dtype=torch.float64)
+    for block in _tall_blocks(entry):
         out += block.T @ block
     return _finite(out)
 
 
-def _row_blocks(matrix: Tensor) -> Iterator[Tensor]:
-    return (part.double() for part in matrix.split(_block_rows(matrix)))
-
-
-def _block_rows(matrix: Tensor) -> int:
-    return max(1, _BLOCK // matrix.shape[1])
+def _tall_blocks(entry: Dense) -> Iterator[Tensor]:
+    """Blocks of rows of the matrix or of its transpose, whichever is taller."""
+    if entry.shape[0] < entry.shape[1]:
+        return (part.double().T for part in entry.blocks(_BLOCK, dim=1))
+    return (part.double() for part in entry.blocks(_BLOCK))
 
 
 def _grid(places: dict[int, Entry] | dict[int, LowRank] | dict[int, Dense]) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,15 @@
 """How far each run moved each weight matrix, and in how many directions: one row a module, a layer and a run."""
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import pyarrow as pa
 
 from raygeo.errors import DeltaError
 from raygeo.geometry.weights import linalg
+from raygeo.geometry.weights.grouping import group_label, open_all, parameter_groups
 from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath
 from raygeo.students.checkpoint import Checkpoint
@@ -30,7 +34,7 @@ class BaseWeights(Checkpoint):
     def norm(self, name: str) -> float:
         """Frobenius norm of a parameter, summed in fp64."""
         if name not in self._norms:
-            self._norms[name] = linalg.norm(Dense(self.tensor(name)))
+            self._norms[name] = linalg.norm(Dense(self.stored(name)))
         return self._norms[name]
 
     def check(self, name: str, entry: Entry) -> None:
@@ -52,7 +56,7 @@ class NormSettings(Settings):
 
 
 class Norms(Workload):
-    """Norms and ranks of every delta; one task a run, rows for table ``deltas``.
+    """Norms and ranks of every delta, rows for table ``deltas``.
 
     * Scope "module", one row a parameter: Frobenius ``norm``, ``base_norm``, their ratio, ``spectral_norm`` (largest
       singular value) and the ranks of ``weights.linalg``. The spectral norm is null for what is no matrix, the ranks
@@ -62,6 +66,9 @@ class Norms(Workload):
       at scope "layer"; at scope "global" they are the unweighted mean over the matrices that moved.
 
     A relative norm is null where the base is zero.
+
+    A task is a group of a run's parameters; rows of layers and runs are concluded from those of modules. A full delta
+    is read twice, for its norm and its singular values, and the base twice or three times.
     """
 
     name = "norms"
@@ -73,26 +80,45 @@ class Norms(Workload):
         self.base = base
 
     def tasks(self) -> list[Task]:
-        """One task a run that has a delta; all cost the same."""
+        """One task a run and group of its parameters; the cost is how many numbers are read."""
         return [
-            Task(content_key(self.name, self.settings, [run.name, run.key]), 1.0, run, f"norms of {run.name}")
-            for run in self.runs
+            Task(
+                content_key(self.name, self.settings, [run.name, run.key], names),
+                float(cost),
+                (run, names),
+                f"norms of {run.name}, {group_label(names)}",
+            )
+            for run, delta in zip(self.runs, open_all(self.runs), strict=True)
+            for names, cost in parameter_groups([delta])
         ]
 
     def setup(self) -> BaseWeights:
         """Open the base checkpoint; it remembers norms from task to task."""
         return BaseWeights(self.base)
 
-    def compute(self, state: BaseWeights, payload: Run) -> dict[str, Rows]:
-        """Rows of one run."""
-        modules = []
-        for name, entry in (payload.open() or {}).items():
+    def compute(self, state: BaseWeights, payload: tuple[Run, list[str]]) -> dict[str, Rows]:
+        """Module rows of a group of one run's parameters."""
+        run, names = payload
+        [delta] = open_all([run])
+        rows = []
+        for name in names:
+            entry = delta[name]
             state.check(name, entry)
-            modules.append(_module_row(name, entry, state.norm(name)))
-        layers = sorted({row["layer"] for row in modules} - {None})
-        rows = modules + [_total([row for row in modules if row["layer"] == i], "layer", i) for i in layers]
-        rows.append(_total(modules, "global", None) | _mean_ranks(modules))
-        return {"deltas": [{"run": payload.name, **row} for row in rows]}
+            rows.append({"run": run.name, **_module_row(name, entry, state.norm(name))})
+        return {"deltas": rows}
+
+    def conclude(self, tables: Mapping[str, pa.Table]) -> dict[str, Rows]:
+        """Rows of every layer of every run and of the whole run."""
+        runs: defaultdict[str, Rows] = defaultdict(list)
+        for row in tables["deltas"].to_pylist():
+            runs[row["run"]].append(row)
+        rows: Rows = []
+        for run, modules in runs.items():
+            layers = sorted({row["layer"] for row in modules} - {None})
+            totals = [_total([row for row in modules if row["layer"] == i], "layer", i) for i in layers]
+            totals.append(_total(modules, "global", None) | _mean_ranks(modules))
+            rows += [{"run": run, **row} for row in totals]
+        return {"deltas": rows}
 
 
 def _module_row(name: str, entry: Entry, base_norm: float) -> dict[str, Any]:
@@ -108,7 +134,7 @@ def _module_row(name: str, entry: Entry, base_norm: float) -> dict[str, Any]:
 def _total(modules: Rows, scope: str, layer: int | None) -> dict[str, Any]:
     size = math.hypot(*(row["norm"] for row in modules))
     row = _norms(scope, "", layer, size, math.hypot(*(row["base_norm"] for row in modules)))
-    row["spectral_norm"] = max((row["spectral_norm"] for row in modules if "spectral_norm" in row), default=None)
+    row["spectral_norm"] = max((s for module in modules if (s := module["spectral_norm"]) is not None), default=None)
     return row
 
 
@@ -118,5 +144,5 @@ def _norms(scope: str, module: str, layer: int | None, size: float, base: float)
 
 
 def _mean_ranks(modules: Rows) -> dict[str, float]:
-    moved = [row for row in modules if "stable_rank" in row]
+    moved = [row for row in modules if row["stable_rank"] is not None]
     return {column: math.fsum(row[column] for row in moved) / len(moved) for column in _RANKS if moved}

@@ -1,14 +1,17 @@
 """Do two runs move the weights in the same direction? Cosines and orthogonal fractions of deltas, beside their null."""
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import torch
 
 from raygeo.geometry.weights import linalg
+from raygeo.geometry.weights.grouping import group_label, open_all, parameter_groups
 from raygeo.geometry.weights.norms import BaseWeights
 from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath
@@ -125,12 +128,14 @@ class Similarity(Workload):
     counts as zero there; two that share none have cosine 0 and null 0. Where either delta is zero in a scope, cosine,
     fraction and null are null.
 
-    It is one task, as global rows need every parameter: each delta is read once, and memory holds one parameter of all
-    runs at a time.
+    A task is a group of parameters of all runs: every delta is read once for all pairs, and memory holds a block of
+    rows of one parameter of all runs at a time (of LoRA deltas, the factors of one parameter). Table ``moments`` has
+    what the rows are made of, by parameter (``Moments``; ``run_a`` is i, ``run_b`` j, runs with themselves included);
+    those of layers and of the whole are concluded from it by adding up.
     """
 
     name = "similarity"
-    tables = ("similarity",)
+    tables = ("similarity", "moments")
 
     def __init__(self, settings: SimilaritySettings, runs: Sequence[Run], base: AnyPath):
         self.settings = settings
@@ -138,41 +143,68 @@ class Similarity(Workload):
         self.base = base
 
     def tasks(self) -> list[Task]:
-        """One task over all runs, none if fewer than two have a delta."""
+        """One task a group of parameters, none if fewer than two runs have a delta; the cost is the numbers to read."""
         if len(self.runs) < 2:
             return []
-        key = content_key(self.name, self.settings, sorted([run.name, run.key] for run in self.runs))
-        return [Task(key, 1.0, self.runs, f"similarity of {len(self.runs)} runs")]
+        runs = sorted([run.name, run.key] for run in self.runs)
+        return [
+            Task(
+                content_key(self.name, self.settings, runs, names),
+                float(cost),
+                names,
+                f"similarity of {len(runs)} runs, {group_label(names)}",
+            )
+            for names, cost in parameter_groups(open_all(self.runs))
+        ]
 
-    def setup(self) -> BaseWeights:
-        """Open the base checkpoint, which every delta must fit."""
-        return BaseWeights(self.base)
+    def setup(self) -> tuple[BaseWeights, list[Delta]]:
+        """Open the base checkpoint, which every delta must fit, and every delta."""
+        return BaseWeights(self.base), open_all(self.runs)
 
-    def compute(self, state: BaseWeights, payload: list[Run]) -> dict[str, Rows]:
-        """Rows of all pairs."""
-        runs, deltas = [run.name for run in payload], open_all(payload)
-        whole = _nothing(len(runs))
-        layers: defaultdict[int, Moments] = defaultdict(lambda: _nothing(len(runs)))
-        rows: Rows = []
-        for name in _parameters(deltas):
+    def compute(self, state: tuple[BaseWeights, list[Delta]], payload: list[str]) -> dict[str, Rows]:
+        """Module rows of all pairs for a group of parameters."""
+        base, deltas = state
+        runs = [run.name for run in self.runs]
+        rows: dict[str, Rows] = {"similarity": [], "moments": []}
+        for name in payload:
             entries = [delta.get(name) for delta in deltas]
             for entry in entries:
                 if entry is not None:
-                    state.check(name, entry)
+                    base.check(name, entry)
             part = moments(entries)
-            rows += _rows(runs, "module", module_name(name), part)
-            whole += part
-            layer = layer_index(name)
-            if layer is not None:
-                layers[layer] += part
-        for layer, part in sorted(layers.items()):
-            rows += _rows(runs, "layer", str(layer), part)
-        return {"similarity": rows + _rows(runs, "global", "", whole)}
+            module = module_name(name)
+            rows["similarity"] += _rows(runs, "module", module, part)
+            rows["moments"] += [
+                {"run_a": a, "run_b": b, "module": module, "layer": layer_index(name)}
+                | {column: float(getattr(part, column)[i, j]) for column in _MOMENTS}
+                for i, a in enumerate(runs)
+                for j, b in enumerate(runs)
+            ]
+        return rows
+
+    def conclude(self, tables: Mapping[str, pa.Table]) -> dict[str, Rows]:
+        """Rows of every layer and of all parameters."""
+        frame = tables["moments"].to_pandas()
+        if frame.empty:
+            return {}
+        runs = [run.name for run in self.runs]
+        total = partial(_total, runs)
+        rows: Rows = []
+        for layer, part in frame.groupby("layer"):
+            rows += _rows(runs, "layer", str(int(layer)), total(part))
+        return {"similarity": rows + _rows(runs, "global", "", total(frame))}
 
 
-def open_all(runs: Iterable[Run]) -> list[Delta]:
-    """Open the deltas of the runs that have one, in order."""
-    return [delta for run in runs if (delta := run.open()) is not None]
+_MOMENTS = ("inner", "residual", "variance")
+
+
+def _total(runs: list[str], frame: pd.DataFrame) -> Moments:
+    """Add up rows of table ``moments``, in their order."""
+    i, j = (pd.Index(runs).get_indexer(frame[column]) for column in ("run_a", "run_b"))
+    total = _nothing(len(runs))
+    for column in _MOMENTS:
+        np.add.at(getattr(total, column), (i, j), frame[column].to_numpy())
+    return total
 
 
 def _parameters(deltas: Iterable[Delta]) -> list[str]:

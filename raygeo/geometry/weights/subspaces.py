@@ -1,6 +1,5 @@
 """Principal angles between the leading singular subspaces of two runs' deltas, beside those of random subspaces."""
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ import torch
 from pydantic import Field
 
 from raygeo.geometry.weights import linalg
+from raygeo.geometry.weights.grouping import open_all
 from raygeo.geometry.weights.norms import BaseWeights
-from raygeo.geometry.weights.similarity import open_all
 from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath
 from raygeo.students.delta import Delta, Entry, LowRank, layer_index, module_name
@@ -137,7 +136,7 @@ class Subspaces(Workload):
         self.base = base
 
     def tasks(self) -> list[Task]:
-        """One task for each matrix that at least two runs hold; the cost is the number of elements to read."""
+        """One task for each matrix that at least two runs hold; the cost is how many numbers are read."""
         base, deltas = self.setup()
         holders: defaultdict[str, list[tuple[Run, Delta]]] = defaultdict(list)
         for run, delta in zip(self.runs, deltas, strict=True):
@@ -145,10 +144,9 @@ class Subspaces(Workload):
                 holders[name].append((run, delta))
         tasks = []
         for name, held in sorted(holders.items()):
-            shape = base.shape(name)
-            if len(shape) == 2 and len(held) > 1:
+            if len(base.shape(name)) == 2 and len(held) > 1:
                 key = content_key(self.name, self.settings, name, [[run.name, run.key] for run, _ in held])
-                cost = sum(sum(shape) if delta.low_rank else math.prod(shape) for _, delta in held)
+                cost = sum(delta.sizes[name] for _, delta in held)
                 tasks.append(Task(key, float(cost), name, f"subspaces of {module_name(name)}"))
         return tasks
 

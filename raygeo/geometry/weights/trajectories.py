@@ -17,7 +17,7 @@ from raygeo.geometry.weights.norms import BaseWeights
 from raygeo.geometry.weights.similarity import pairwise_cosine
 from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath
-from raygeo.students.delta import Delta, Dense, Entry, LowRank, open_delta
+from raygeo.students.delta import Delta, Dense, Difference, Entry, LowRank, open_delta
 from raygeo.students.run import Run
 from raygeo.workload import Rows, Task, Workload
 
@@ -38,8 +38,8 @@ class Trajectories(Workload):
 
     Table ``trajectory_fits`` has the laws of ``raygeo.geometry.weights.growth`` for the norm as a function of the step.
 
-    ``steps`` is the last step of every run by name, at which its final delta stands. Five entries of one parameter are
-    in memory at once.
+    ``steps`` is the last step of every run by name, at which its final delta stands. Of full deltas a block of rows of
+    one parameter is in memory at a time, of LoRA deltas the factors of five entries.
     """
 
     name = "trajectories"
@@ -103,7 +103,7 @@ def difference(later: Entry, earlier: Entry) -> Entry:
         DeltaError: the entries differ in kind, shape, rank or scale.
     """
     if isinstance(later, Dense) and isinstance(earlier, Dense) and later.shape == earlier.shape:
-        return Dense(later.value.double() - earlier.value.double())
+        return Dense(Difference(later.source, earlier.source, torch.float64))
     if isinstance(later, LowRank) and isinstance(earlier, LowRank) and _layout(later) == _layout(earlier):
         b, a = earlier.b.double(), later.a.double()
         return LowRank(torch.cat([later.b.double() - b, b], dim=1), torch.cat([a, a - earlier.a.double()]), later.scale)
@@ -129,11 +129,12 @@ def _way(deltas: list[Delta], base: BaseWeights) -> Rows:
             last_entry, last_move = entry, move
             entry = end if delta is final else delta[name]
             move = entry if last_entry is None else difference(entry, last_entry)
-            energy[i] += linalg.inner(entry, entry)
-            along[i] += linalg.inner(entry, end)
-            moved[i] += linalg.inner(move, move)
+            products = linalg.gram([entry, end, move, *([last_move] if last_move is not None else [])])
+            energy[i] += products[0, 0].item()
+            along[i] += products[0, 1].item()
+            moved[i] += products[2, 2].item()
             if last_move is not None:
-                turned[i] += linalg.inner(move, last_move)
+                turned[i] += products[2, 3].item()
     norms, distances = np.sqrt(energy.clip(min=0)), np.sqrt(moved.clip(min=0))
     path = distances.cumsum()
     columns = {

@@ -21,7 +21,7 @@ from raygeo.tables import BASE
 
 @figure(
     "cosine",
-    "Do the losses move the weights in the same direction?",
+    "Do the runs move the weights in the same direction?",
     """Cosine of the angle between two runs' weight deltas, all modules flattened into one vector: 1 is the
     same direction, 0 unrelated, negative (blue) opposed. Runs are ordered so that similar ones stand
     together. Judge each cell against the noise floor below: what the same loss gives when only the seed

@@ -12,6 +12,7 @@ from raygeo.report.sections.parts import (
     at,
     barrier_cell,
     first_probe,
+    known,
     section,
     share,
     with_error,
@@ -32,7 +33,8 @@ def results(view: View) -> Sheet:
     top = view.curvature("eigenvalue")[0].groupby("run").value.max()
     trace = view.curvature("trace")[0].set_index("run")
     barriers = against_reference(view, "barriers", metric="nll", probe=first_probe(view))
-    columns = ["run", "loss", "lr", "seed", "status"]
+    trained = [column for column in ("loss", "lr", "seed") if runs[column].notna().any()]
+    columns = ["run", *trained, "status"]
     for benchmark in benchmarks:
         prefix = f"{benchmark} " if len(benchmarks) > 1 else ""
         columns += [f"{prefix}accuracy", "points vs base", "p (Holm) vs base"]
@@ -40,7 +42,7 @@ def results(view: View) -> Sheet:
 
     rows: list[list[Cell]] = []
     for name in (BASE, *view.names):
-        row: list[Cell] = [name, *_run_cells(runs, name)]
+        row: list[Cell] = [name, *_run_cells(runs, name, trained)]
         for benchmark in benchmarks:
             row += _accuracy_cells(view, accuracy, benchmark, name)
         itself = name == view.reference_run and name not in view.failed
@@ -106,11 +108,17 @@ def mcnemar(view: View) -> dict[str, Sheet]:
     return sheets
 
 
-def _run_cells(runs: pd.DataFrame, name: str) -> list[Cell]:
+def _run_cells(runs: pd.DataFrame, name: str, trained: list[str]) -> list[Cell]:
+    """What is known of a run's training, and its status."""
     if name not in runs.index:
-        return [*[typeset.MISSING] * 3, "untrained" if name == BASE else typeset.MISSING]
+        return [*[typeset.MISSING] * len(trained), "untrained" if name == BASE else typeset.MISSING]
     run = runs.loc[name]
-    return [str(run.loss), typeset.rate(run.lr), typeset.count(run.seed), str(run.status or typeset.MISSING)]
+    write = {
+        "loss": lambda loss: str(loss) if known(loss) else typeset.MISSING,
+        "lr": typeset.rate,
+        "seed": typeset.count,
+    }
+    return [*(write[column](run[column]) for column in trained), str(run.status or typeset.MISSING)]
 
 
 def _accuracy_cells(view: View, accuracy: pd.DataFrame, benchmark: str, name: str) -> list[Cell]:

@@ -21,11 +21,10 @@ from raygeo.tables import BASE
 def noise_floor(view: View) -> Sheet:
     """Pairs that differ in a seed only, and how many pairs of different losses are at least as alike."""
     floor = seed_pairs(view)
-    losses = dict(zip(view.runs.run, view.runs.loss, strict=True))
     between = [
         row.cosine
         for row, a, b in unordered(view, view.frame("similarity", scope="global").dropna(subset="cosine"))
-        if losses.get(a) != losses.get(b)
+        if view.losses.get(a) != view.losses.get(b)
     ]
     rows = [
         [

@@ -1,16 +1,16 @@
 import math
-import pickle
 
 import pytest
 import torch
-from delta_cases import Q, V, gaussian, low_rank, save_lora, tiny_model
+from delta_cases import Q, V, all_rows, gaussian, low_rank, save_lora, tiny_model
 from safetensors.torch import save_file
 
 from raygeo.errors import DeltaError, StudentError
+from raygeo.geometry.weights import grouping
 from raygeo.geometry.weights.norms import BaseWeights, Norms, NormSettings
 from raygeo.students.delta import LowRank, save_full_delta
 from raygeo.students.run import Run
-from raygeo.tables import BASE, to_arrow
+from raygeo.tables import BASE
 
 EMBED = "model.embed_tokens.weight"
 
@@ -23,9 +23,7 @@ def base(tmp_path_factory):
 
 
 def rows_of(workload):
-    (task,) = workload.tasks()
-    rows = workload.compute(workload.setup(), task.payload)["deltas"]
-    to_arrow("deltas", rows)
+    rows = all_rows(workload)["deltas"]
     return {(row["scope"], row["module"], row["layer"]): row for row in rows}
 
 
@@ -169,10 +167,18 @@ def test_deltas_of_another_base_are_refused(tmp_path, base):
         norms_of_full(tmp_path, base, {Q.format(7) + ".weight": torch.ones(32, 32)})
 
 
-def test_one_task_a_run_keyed_by_the_run(base):
-    runs = [Run(BASE, "b", None), Run("x", "1", "/x"), Run("y", "2", "/y")]
-    workload = pickle.loads(pickle.dumps(Norms(NormSettings(), runs, base)))
-    tasks = workload.tasks()
-    assert [task.payload.name for task in tasks] == ["x", "y"]
-    assert len({task.key for task in tasks}) == 2
-    assert [task.key for task in Norms(NormSettings(), runs[1:], "/elsewhere").tasks()] == [task.key for task in tasks]
+def test_tasks_are_groups_of_one_runs_parameters(tmp_path, base, monkeypatch):
+    runs = [Run(BASE, "b", None)]
+    for name in ("x", "y"):
+        entries = {Q.format(layer): low_rank(32, 32, 4, seed=layer) for layer in (0, 1)}
+        runs.append(Run(name, name, str(save_lora(tmp_path / name, entries))))
+    whole = Norms(NormSettings(), runs, base)
+    assert [(task.payload[0].name, task.cost) for task in whole.tasks()] == [("x", 512), ("y", 512)]
+    elsewhere = Norms(NormSettings(), runs, "/elsewhere").tasks()
+    assert [task.key for task in elsewhere] == [task.key for task in whole.tasks()]
+    expected = all_rows(whole)
+    monkeypatch.setattr(grouping, "GROUP_SIZE", 300)
+    tasks = whole.tasks()
+    assert [(task.payload[0].name, len(task.payload[1])) for task in tasks] == [("x", 1)] * 2 + [("y", 1)] * 2
+    assert len({task.key for task in tasks}) == 4
+    assert all_rows(whole) == expected

@@ -1,14 +1,14 @@
 import itertools
-import pickle
 
 import numpy as np
 import pytest
 import torch
-from delta_cases import Q, V, gaussian, low_rank, save_lora, tiny_model
+from delta_cases import Q, V, all_rows, gaussian, low_rank, save_lora, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygeo.errors import DeltaError
+from raygeo.geometry.weights import grouping
 from raygeo.geometry.weights.linalg import participation_rank
 from raygeo.geometry.weights.similarity import (
     Moments,
@@ -20,7 +20,7 @@ from raygeo.geometry.weights.similarity import (
 )
 from raygeo.students.delta import Dense, LowRank, open_delta, save_full_delta
 from raygeo.students.run import Run
-from raygeo.tables import BASE, to_arrow
+from raygeo.tables import BASE
 
 Q0, V0, V1, NORM = Q.format(0) + ".weight", V.format(0) + ".weight", V.format(1) + ".weight", "model.norm.weight"
 
@@ -42,19 +42,18 @@ def lora_run(tmp_path, name, entries):
 
 
 def rows_of(runs, base):
-    workload = Similarity(SimilaritySettings(), runs, base)
-    (task,) = workload.tasks()
-    rows = workload.compute(workload.setup(), task.payload)["similarity"]
-    to_arrow("similarity", rows)
+    rows = all_rows(Similarity(SimilaritySettings(), runs, base))["similarity"]
     return {(row["run_a"], row["run_b"], row["scope"], row["name"]): row for row in rows}
+
+
+SHAPES = {name: parameter.shape for name, parameter in tiny_model().named_parameters()}
 
 
 def flat(run, names):
     """The dense delta over ``names`` as one fp64 vector, zeros where the run lacks a parameter."""
-    shapes = {name: parameter.shape for name, parameter in tiny_model().named_parameters()}
     delta = run.open()
     parts = [
-        delta[n].dense(torch.float64) if n in delta else torch.zeros(shapes[n], dtype=torch.float64) for n in names
+        delta[n].dense(torch.float64) if n in delta else torch.zeros(SHAPES[n], dtype=torch.float64) for n in names
     ]
     return torch.cat([part.flatten() for part in parts])
 
@@ -248,12 +247,25 @@ def test_deltas_of_another_base_are_refused(tmp_path, base):
         rows_of(runs, base)
 
 
-def test_one_task_over_all_runs_but_the_base(base):
-    runs = [Run(BASE, "b", None), Run("x", "1", "/x"), Run("y", "2", "/y")]
-    workload = pickle.loads(pickle.dumps(Similarity(SimilaritySettings(), runs, base)))
-    (task,) = workload.tasks()
-    (shuffled,) = Similarity(SimilaritySettings(), [runs[2], runs[1]], base).tasks()
+@pytest.mark.parametrize("size", [1, 1900, 1 << 27])
+def test_groups_change_who_reads_and_not_a_bit_of_what_is_found(tmp_path, base, monkeypatch, size):
+    runs = mixed_runs(tmp_path)
+    whole = rows_of(runs, base)
+    monkeypatch.setattr(grouping, "GROUP_SIZE", size)
+    tasks = Similarity(SimilaritySettings(), runs, base).tasks()
+    assert [name for task in tasks for name in task.payload] == sorted([Q0, V0, V1, NORM])
+    assert len(tasks) == {1: 4, 1900: 2, 1 << 27: 1}[size]
+    assert rows_of(runs, base) == whole
+
+
+def test_tasks_are_known_by_all_runs_but_the_base(tmp_path, base):
+    runs = mixed_runs(tmp_path)
+    (task,) = Similarity(SimilaritySettings(), [Run(BASE, "b", None), *runs], base).tasks()
+    assert task.cost == sum(size for run in runs for size in run.open().sizes.values())
+    (shuffled,) = Similarity(SimilaritySettings(), runs[::-1], base).tasks()
     assert task.key == shuffled.key
-    (more,) = Similarity(SimilaritySettings(), [*runs, Run("z", "3", "/z")], base).tasks()
-    assert more.key != task.key
-    assert Similarity(SimilaritySettings(), runs[:2], base).tasks() == []
+    (fewer,) = Similarity(SimilaritySettings(), runs[1:], base).tasks()
+    assert fewer.key != task.key
+    alone = Similarity(SimilaritySettings(), runs[:1], base)
+    assert alone.tasks() == []
+    assert all_rows(alone) == {"similarity": [], "moments": []}

@@ -245,7 +245,7 @@ def test_tasks_are_the_matrices_of_at_least_two_runs(tmp_path, base):
     workload = pickle.loads(pickle.dumps(Subspaces(SubspaceSettings(), runs, base)))
     tasks = workload.tasks()
     assert [task.payload for task in tasks] == [Q0, V.format(1) + ".weight"]
-    assert [task.cost for task in tasks] == [3 * 64 + 32 * 32, 3 * 48]
+    assert [task.cost for task in tasks] == [(4 + 4 + 2) * 64 + 32 * 32, (4 + 4 + 2) * 48]
     assert len({task.key for task in tasks}) == 2
     other = Subspaces(SubspaceSettings(k=4), runs, base).tasks()
     assert not {task.key for task in tasks} & {task.key for task in other}

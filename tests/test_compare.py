@@ -1,0 +1,245 @@
+import json
+import shutil
+
+import pytest
+import torch
+from delta_cases import tiny_model, tiny_peft
+from model_cases import differences, save_model
+from student_cases import save_tiny_student
+from typer.testing import CliRunner
+
+import raygeo
+from raygeo.cli import app
+from raygeo.compare import NOT_ASKED, UNKNOWN, compare_models, name_models, plan_comparison
+from raygeo.errors import ConfigError, DataError, DeltaError, StudentError
+from raygeo.store import Store
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A base, two complete fine-tunes in shards and two adapters of it."""
+    folder = tmp_path_factory.mktemp("models")
+    save_model(folder / "base")
+    save_model(folder / "full", seed=1)
+    save_model(folder / "half", seed=2, dtype=torch.bfloat16)
+    for seed, name in enumerate(("one", "two")):
+        tiny_peft(seed=seed).save_pretrained(folder / name)
+        config = folder / name / "adapter_config.json"
+        config.write_text(
+            json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(folder / "base")})
+        )
+    return folder
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, ["compare", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def flat(tensors):
+    return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
+
+
+def merged(adapter, base):
+    """The adapter's delta by PEFT itself, zero where it has none."""
+    from peft import PeftModel
+
+    layers = PeftModel.from_pretrained(tiny_model(), adapter).base_model.model
+    zeros = {name: torch.zeros_like(p) for name, p in tiny_model().named_parameters()}
+    moved = {
+        f"{name}.weight": module.get_delta_weight("default")
+        for name, module in layers.named_modules()
+        if hasattr(module, "lora_A")
+    }
+    return zeros | moved
+
+
+@pytest.fixture(scope="module")
+def compared(ray_session, models, tmp_path_factory):
+    store = tmp_path_factory.mktemp("compared") / "store"
+    names = ("full", "half", "one", "two")
+    run(models / "base", *(models / name for name in names), "--store", store, "--reference", "one")
+    return raygeo.open(str(store))
+
+
+def test_cosines_and_norms_are_those_of_the_weights_themselves(compared, models):
+    vectors = {name: flat(differences(models / name, models / "base")) for name in ("full", "half")}
+    vectors |= {name: flat(merged(models / name, models / "base")) for name in ("one", "two")}
+    rows = [row for row in compared.table("similarity").to_pylist() if row["scope"] == "global"]
+    assert len(rows) == 12
+    for row in rows:
+        expected = torch.nn.functional.cosine_similarity(vectors[row["run_a"]], vectors[row["run_b"]], dim=0)
+        assert row["cosine"] == pytest.approx(expected.item(), abs=1e-7)
+    for row in compared.table("runs").to_pylist():
+        assert row["delta_norm"] == pytest.approx(vectors[row["run"]].norm().item(), rel=1e-6)
+        assert row["loss"] is row["lr"] is row["seed"] is None
+
+
+def test_the_page_says_what_is_not_known(compared):
+    page = compared.read_bytes("report.html").decode()
+    assert UNKNOWN in page
+    assert NOT_ASKED in page
+    assert "Every run against one" in page
+    for claim in ("trained with each loss", "one seed only", "A loss has one colour", ">lr<", ">None<", ">nan<"):
+        assert claim not in page
+    assert "half is stored as BF16" in page
+    assert "full is stored as" not in page
+
+
+def test_a_second_call_takes_everything_from_the_store_and_a_third_only_what_is_new(compared, models, monkeypatch):
+    from raygeo.stages.context import Workbench
+
+    made = []
+    original = Workbench.count
+    monkeypatch.setattr(Workbench, "count", lambda bench, new, old: made.append(new) or original(bench, new, old))
+    before = {name: compared.table(name) for name in ("similarity", "deltas", "subspaces")}
+    names = ("full", "half", "one", "two")
+    run(models / "base", *(models / name for name in names), "--store", compared.location, "--reference", "one")
+    assert sum(made) == 0
+    assert all(compared.table(name) == table for name, table in before.items())
+    page = compared.read_bytes("report.html")
+    CliRunner().invoke(app, ["report", compared.location])
+    assert compared.read_bytes("report.html") == page
+
+
+def test_models_are_compared_on_solutions_too(ray_session, tmp_path):
+    base = save_tiny_student(tmp_path / "base")
+    other = save_tiny_student(tmp_path / "other", seed=1)
+    lines = [{"prompt": f"{i} plus 3 ?", "completion": f"{i} plus 3 is {i + 3}"} for i in range(6)]
+    file = tmp_path / "solutions.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    small = ["points=3", "bootstrap=100"]
+    options = [f"--set=geometry.paths.{option}" for option in small]
+    options += ["--set=geometry.curvature=null", "--set=geometry.cka.batch_size=4", "--set=geometry.subspaces=null"]
+    store = tmp_path / "store"
+    run(base, other, "--store", store, "--solutions", file, *options)
+    made = Store(store)
+    paths = {(row["run_a"], row["run_b"], row["alpha"]): row["loss"] for row in made.table("paths").to_pylist()}
+    assert set(paths) == {("base", "other", alpha) for alpha in (0.0, 0.5, 1.0)}
+    assert {row["n"] for row in made.table("cka").to_pylist()} == {6}
+    # At the far end of the path stands the other model itself.
+    (own,) = expected_losses(other, lines)
+    assert paths["base", "other", 1.0] == pytest.approx(own, rel=1e-5)
+    run(base, other, "--store", store)
+    assert made.table("paths").num_rows == 0
+
+
+def expected_losses(folder, lines):
+    from raygeo.students.encoding import encode
+    from raygeo.students.loading import load_student
+
+    model, tokenizer = load_student(folder)
+    total, tokens = 0.0, 0
+    for line in lines:
+        sequence = encode(tokenizer, line["prompt"], line["completion"])
+        ids = torch.from_numpy(sequence.ids)
+        with torch.no_grad():
+            logprobs = model(ids[None]).logits[0, :-1].double().log_softmax(-1)
+        chosen = logprobs[torch.arange(len(ids) - 1), ids[1:]][sequence.prompt_length - 1 :]
+        total, tokens = total - chosen.sum().item(), tokens + len(chosen)
+    return [total / tokens]
+
+
+@pytest.mark.parametrize(
+    ("models", "names"),
+    [
+        (["x/a", "x/b"], ["a", "b"]),
+        (["one/last", "two/last"], ["one-last", "two-last"]),
+        (["r/one/last/", "r/two/last", "r/two/first"], ["one-last", "two-last", "two-first"]),
+        (["org/name"], ["name"]),
+    ],
+)
+def test_models_are_named_after_what_tells_them_apart(models, names):
+    assert name_models(models) == names
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "said"),
+    [
+        (["a", "a/"], {}, "a is given 2 times"),
+        (["a", "b"], {"names": ["x"]}, "2 models and 1 names"),
+        (["a", "b"], {"names": ["x", "x"]}, "x names more than one model"),
+        (["a", "r/base"], {}, "cannot be named 'base'"),
+        (["a", "b"], {"reference": "c"}, "'c' is none of a, b"),
+        (["a"], {"overrides": ["geometry.paths.points=5"]}, "geometry.paths is measured on texts"),
+        (["a"], {"overrides": ["geometry.subspaces.kk=5"]}, "did you mean 'k'"),
+    ],
+)
+def test_what_is_asked_wrongly_is_refused(models, options, said):
+    with pytest.raises(ConfigError, match=said):
+        plan_comparison("base", models, **options)
+
+
+@pytest.fixture
+def odd(models, tmp_path):
+    """Change a copy of a model and compare it."""
+
+    def compare(name, change, base="base"):
+        folder = shutil.copytree(models / name, tmp_path / "odd")
+        change(folder)
+        compare_models(plan_comparison(str(models / base), [str(folder)], store=str(tmp_path / "store")))
+
+    return compare
+
+
+def named(base):
+    def change(folder):
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(base)}))
+
+    return change
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_adapter_of_another_base_is_refused(odd, models, tmp_path):
+    with pytest.raises(DeltaError, match=r"odd was trained from .*full, whose weights are not those of"):
+        odd("one", named(models / "full"))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_adapter_that_does_not_fit_is_refused(models, tmp_path):
+    wide = save_tiny_student(tmp_path / "wide")
+    (tmp_path / "wide" / "model.safetensors").unlink()
+    from student_cases import tiny_qwen
+
+    tiny_qwen(48, hidden_size=40).save_pretrained(wide)
+    with pytest.raises(DeltaError, match="one: the delta of .* has shape"):
+        compare_models(plan_comparison(str(wide), [str(models / "one")], store=str(tmp_path / "store")))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_folders_that_are_no_model_are_refused(odd, tmp_path):
+    with pytest.raises(DeltaError, match="odd: .* is no delta"):
+        odd("one", lambda folder: (folder / "adapter_model.safetensors").unlink())
+    for model, said in (("./nowhere", "neither a folder nor a hub id"), ("nowhere", "neither a folder nor a hub id")):
+        with pytest.raises(StudentError, match=said):
+            compare_models(plan_comparison(model, [model], store=str(tmp_path / "store")))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_store_that_holds_a_study_is_left_alone(models, store):
+    store.write_bytes("study.yaml", b"name: x")
+    with pytest.raises(ConfigError, match="holds a study"):
+        compare_models(plan_comparison(str(models / "base"), [str(models / "one")], store=store.location))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_solutions_that_cannot_be_used_are_named(tmp_path):
+    base = save_tiny_student(tmp_path / "base")
+    file = tmp_path / "solutions.jsonl"
+    for lines, said in (
+        ('{"prompt": "1 plus 1 ?"}', r"solutions\.jsonl:1 missing field 'completion'"),
+        ('{"prompt": "1 plus 1 ?", "completion": "2", "truncated": true}', "cut off"),
+        ("", "holds no solution"),
+        (json.dumps({"prompt": "1 plus 1 ?", "completion": "1 " * 200}), "solution 1 has 20. tokens"),
+    ):
+        file.write_text(lines)
+        comparison = plan_comparison(
+            str(base), [str(base)], names=["same"], store=str(tmp_path / "store"), solutions=str(file),
+            overrides=["geometry.norms=null", "geometry.curvature=null", "geometry.cka=null"],
+        )  # fmt: skip
+        with pytest.raises(DataError, match=said):
+            compare_models(comparison)
