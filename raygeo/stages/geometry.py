@@ -1,5 +1,6 @@
 """Stage 6: every analysis of the trained weights, fanned out over the pool."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,15 +8,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from raygeo.errors import DataError
 from raygeo.geometry.connectivity.paths import Paths
 from raygeo.geometry.curvature.spectra import Curvature
 from raygeo.geometry.representation.cka import CKA
+from raygeo.geometry.representation.drift import Drift
+from raygeo.geometry.representation.layers import LayerCKA
+from raygeo.geometry.representation.outputs import Outputs
 from raygeo.geometry.weights.norms import Norms
 from raygeo.geometry.weights.similarity import Similarity
 from raygeo.geometry.weights.subspaces import Subspaces
 from raygeo.geometry.weights.trajectories import Trajectories
+from raygeo.losses import AnyLoss, Loss
 from raygeo.rollouts.grading import Grading
 from raygeo.settings import content_key
 from raygeo.stages.context import Context
@@ -26,6 +32,7 @@ from raygeo.stages.rollouts import Rollouts
 from raygeo.stages.student import Student
 from raygeo.store import AnyPath
 from raygeo.students.run import Run
+from raygeo.training.coherence import Coherence
 from raygeo.workload import Workload
 
 
@@ -52,6 +59,12 @@ class Material:
     def steps(self) -> dict[str, int]:
         """Last step of every run by name."""
         return {row["run"]: row["steps"] for row in self.table}
+
+    @property
+    def losses(self) -> dict[str, Loss]:
+        """The loss of every run by name."""
+        parse = TypeAdapter(AnyLoss).validate_python
+        return {row["run"]: parse(json.loads(row["params"])["loss"]) for row in self.table}
 
     @property
     def reference(self) -> str:
@@ -96,6 +109,12 @@ ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
     "subspaces": lambda settings, of: Subspaces(settings, of.runs, of.base),
     "paths": lambda settings, of: Paths(settings, of.runs, of.base, of.likelihood_probes, of.problems, of.grading),
     "cka": lambda settings, of: CKA(settings, of.runs, of.base, of.probes["solutions"]),
+    "layer_cka": lambda settings, of: LayerCKA(settings, of.runs, of.base, of.probes["solutions"], of.reference),
+    "drift": lambda settings, of: Drift(settings, of.runs, of.base, of.probes["solutions"]),
+    "outputs": lambda settings, of: Outputs(settings, of.runs, of.base, of.probes["solutions"], of.reference),
+    "coherence": lambda settings, of: Coherence(
+        settings, of.runs, of.base, of.losses, of.context.store, of.rollouts.key, of.rollouts.tokens
+    ),
     "curvature": lambda settings, of: Curvature(settings, of.runs, of.base, of.probes["curvature"]),
 }
 """Every analysis by its field in ``GeometrySettings``, in the order they run."""
