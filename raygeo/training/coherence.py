@@ -76,16 +76,16 @@ class _Student(Likelihood):
 
 @dataclass(frozen=True)
 class _Drawn:
-    """The examples of one loss, one for each of ``prompts``, with all that the loss needs."""
+    """The examples of one loss, one for each of ``prompts``, with all that the loss needs of data and student."""
 
     loss: Loss
     prompts: list[str]
     data: Data
+    student: _Student
 
 
 @dataclass
 class _State:
-    student: _Student
     weights: MixedWeights
     parameters: dict[str, torch.nn.Parameter]
     drawn: dict[Loss, _Drawn]
@@ -161,11 +161,15 @@ class Coherence(Workload):
         drawn = draw_examples(self._distinct(), rollouts, self.settings.examples, self.settings.seed)
         own = dict(model.named_parameters())
         return _State(
-            _Student(model),
             weights,
             {name: own[name] for name in touched},
             {
-                loss: _Drawn(loss, list(chosen), self._data(model, tokenizer, loss, chosen, rollouts, tokens))
+                loss: _Drawn(
+                    loss,
+                    list(chosen),
+                    self._data(model, tokenizer, loss, chosen, rollouts, tokens),
+                    _Student(model, loss.token_terms if type(loss).token_terms is not Loss.token_terms else None),
+                )
                 for loss, chosen in drawn.items()
             },
         )
@@ -247,7 +251,7 @@ class Coherence(Workload):
         for drawn in every:
             if "mismatched" in drawn.loss.needs:
                 whole = np.arange(len(drawn.prompts))
-                baselines[drawn.loss] = mismatched_kl(state.student, drawn.data, whole, [whole])
+                baselines[drawn.loss] = mismatched_kl(drawn.student, drawn.data, whole, [whole])
 
         def gradients(start: int, end: int) -> Iterator[Tensor]:
             wanted = [i for i, last in enumerate(ends) if last > start and last - values[i].numel() < end]
@@ -256,7 +260,7 @@ class Coherence(Workload):
                 for index in range(len(drawn.prompts)):
                     one = np.array([index])
                     total, _ = micro_step(
-                        state.student, drawn.loss, drawn.data, one, one, _ONE, seed, 0, baselines.get(drawn.loss)
+                        drawn.student, drawn.loss, drawn.data, one, one, _ONE, seed, 0, baselines.get(drawn.loss)
                     )
                     parts = torch.autograd.grad(total, [values[i] for i in wanted], materialize_grads=True)
                     flat = torch.cat([part.flatten() for part in parts])
