@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from raygeo.cluster.fanout import ActorPool
 from raygeo.cluster.session import connect
 from raygeo.cluster.settings import ActorSettings
-from raygeo.config import MEASURED, GeometrySettings, ProbeSettings, apply_override, parse_settings
+from raygeo.config import LEARNED, MEASURED, GeometrySettings, ProbeSettings, apply_override, parse_settings
 from raygeo.errors import ConfigError, DataError, DeltaError, RaygeoError
 from raygeo.geometry.weights.norms import BaseWeights
 from raygeo.progress import Progress, StageTime, stage_table
@@ -73,7 +73,7 @@ class Comparison(Settings):
     """Texts on which likelihood, representations and curvature are measured, each with a prompt and a completion."""
     probes: ProbeSettings = ProbeSettings()
     """How many of them."""
-    geometry: GeometrySettings = GeometrySettings()
+    geometry: GeometrySettings = GeometrySettings(coherence=None)
     """The analyses."""
     actors: ActorSettings = ActorSettings()
     """Resources of the actors."""
@@ -93,6 +93,9 @@ class Comparison(Settings):
         asked = [name for name in MEASURED if getattr(self.geometry, name) is not None]
         if asked and self.solutions is None:
             raise ValueError(f"geometry.{asked[0]} is measured on texts; give --solutions, a file of JSON lines")
+        unknown = [name for name in LEARNED if getattr(self.geometry, name) is not None]
+        if unknown:
+            raise ValueError(f"geometry.{unknown[0]} needs the losses that models were trained with; leave it out")
         return self
 
     @property
@@ -128,13 +131,12 @@ def plan_comparison(
         "base": base,
         "models": [{"name": name, "model": model} for name, model in zip(called, models, strict=True)],
         "reference_run": reference,
+        "geometry": dict.fromkeys(LEARNED if solutions is not None else (*LEARNED, *MEASURED)),
     }
     if store is not None:
         raw["store"] = store
     if solutions is not None:
         raw["solutions"] = {"path": solutions}
-    else:
-        raw["geometry"] = dict.fromkeys(MEASURED)
     for override in overrides:
         apply_override(raw, override)
     return parse_settings(Comparison, raw, "raygeo compare")
@@ -280,6 +282,7 @@ def _stored_as(model: Checkpoint) -> str:
 
 def _material(bench: Workbench, comparison: Comparison, models: _Models) -> Material:
     return Material(
+        store=bench.store,
         base=models.base,
         runs=models.runs,
         reference=comparison.reference,

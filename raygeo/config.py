@@ -14,6 +14,10 @@ from raygeo.evaluation.answers import AnswerSettings
 from raygeo.geometry.connectivity.paths import PathsSettings
 from raygeo.geometry.curvature.spectra import CurvatureSettings
 from raygeo.geometry.representation.cka import CKASettings
+from raygeo.geometry.representation.coherence import CoherenceSettings
+from raygeo.geometry.representation.drift import DriftSettings
+from raygeo.geometry.representation.layers import LayerCKASettings
+from raygeo.geometry.representation.outputs import OutputSettings
 from raygeo.geometry.weights.norms import NormSettings
 from raygeo.geometry.weights.similarity import SimilaritySettings
 from raygeo.geometry.weights.subspaces import SubspaceSettings
@@ -167,12 +171,22 @@ class GeometrySettings(Settings):
     """Linear mode connectivity."""
     cka: CKASettings | None = CKASettings()
     """Similarity of hidden states."""
+    layer_cka: LayerCKASettings | None = LayerCKASettings()
+    """Similarity of hidden states between layers."""
+    drift: DriftSettings | None = DriftSettings()
+    """How far hidden states moved from the base's."""
+    outputs: OutputSettings | None = OutputSettings()
+    """Divergence, agreement, confidence and calibration of predictions."""
+    coherence: CoherenceSettings | None = CoherenceSettings()
+    """How much gradients of training examples agree, within each loss and between losses."""
     curvature: CurvatureSettings | None = CurvatureSettings()
     """Hessian spectra."""
 
 
-MEASURED = ("paths", "cka", "curvature")
+MEASURED = ("paths", "cka", "layer_cka", "drift", "outputs", "curvature")
 """The analyses that are measured on held-out solutions."""
+LEARNED = ("coherence",)
+"""The analyses that need the losses of the runs and what they learned from."""
 
 
 class Study(Settings):

@@ -163,7 +163,54 @@ SCHEMAS: dict[str, pa.Schema] = {
         parameters=_I,
         tokens=_I,
     ),
-    "cka": _table(run_a=_S, run_b=_S, layer=_I, cka=_F, cka_biased=_F, low=_F, high=_F, n=_I),
+    # `treatment` says what was taken out of the features first, "plain" nothing; `n` counts vectors.
+    "cka": _table(run_a=_S, run_b=_S, layer=_I, treatment=_S, cka=_F, cka_biased=_F, low=_F, high=_F, n=_I),
+    "layer_cka": _table(run_a=_S, run_b=_S, layer_a=_I, layer_b=_I, treatment=_S, cka=_F, low=_F, high=_F, n=_I),
+    # Token means to the base: `change` is |h - h_base| / |h_base|; `n` counts texts, over which intervals are made.
+    "drift": _table(
+        run=_S,
+        layer=_I,
+        cosine=_F,
+        cosine_low=_F,
+        cosine_high=_F,
+        change=_F,
+        change_low=_F,
+        change_high=_F,
+        n=_I,
+        tokens=_I,
+    ),
+    # quantity: entropy (nats a token), max_probability, top1_accuracy, ece (expected calibration error).
+    "outputs": _table(run=_S, quantity=_S, value=_F, low=_F, high=_F, n=_I, tokens=_I),
+    # quantity: kl_ab, KL(a || b) in nats a token; kl_ba, KL(b || a); agreement, the share of equal top guesses.
+    "divergences": _table(run_a=_S, run_b=_S, quantity=_S, value=_F, low=_F, high=_F, n=_I, tokens=_I),
+    # Of a run's own training loss, `at` the "base" or its own weights ("run"), over `n` examples: `coherence` in [0, n]
+    # is n |mean g|^2 / mean |g|^2, `pairwise` (coherence - 1) / (n - 1), which does not grow with n.
+    "coherence": _table(
+        run=_S,
+        at=_S,
+        coherence=_F,
+        coherence_low=_F,
+        coherence_high=_F,
+        pairwise=_F,
+        pairwise_low=_F,
+        pairwise_high=_F,
+        gradient_norm=_F,
+        n=_I,
+        parameters=_I,
+    ),
+    # Cosine of two losses' mean gradients at the base over the same `n` prompts, each loss under its first run;
+    # `expected` estimates that of their expectations, from pairs of different prompts alone.
+    "gradient_cosines": _table(
+        run_a=_S,
+        run_b=_S,
+        cosine=_F,
+        cosine_low=_F,
+        cosine_high=_F,
+        expected=_F,
+        expected_low=_F,
+        expected_high=_F,
+        n=_I,
+    ),
 }
 
 

@@ -10,7 +10,6 @@ import pytest
 
 from raygeo.store import Store
 
-
 _STARTS_RAY = {"ray_session", "cluster"}
 
 

@@ -11,7 +11,8 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
     """Metrics by run name (the base included) -> metric -> value; what a table does not hold is left out.
 
     Comparisons are with the run ``reference``: its cosine, the median of its smallest left principal angles (degrees),
-    its NLL barrier over the chord, its last-layer CKA.
+    its NLL barrier over the chord, its last-layer CKA, the agreement of top guesses, the gradient of its loss at the
+    base. ``kl_to_base`` is KL(run || base) in nats a token, ``kl_from_base`` KL(base || run).
     """
     summaries: defaultdict[str, dict[str, float]] = defaultdict(dict)
 
@@ -56,9 +57,30 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
     last = max((row["layer"] for row in tables["cka"].to_pylist()), default=0)
     for row in tables["cka"].to_pylist():
         pair = {row["run_a"], row["run_b"]}
-        if row["layer"] == last and len(pair) == 2:
+        if row["layer"] == last and row["treatment"] == "plain" and len(pair) == 2:
             for name, one in (("base", "base"), ("reference", reference)):
                 if one in pair:
                     [other] = pair - {one}
                     put(other, f"last_cka_to_{name}", row["cka"])
+    last = max((row["layer"] for row in tables["drift"].to_pylist()), default=0)
+    for row in tables["drift"].to_pylist():
+        if row["layer"] == last:
+            put(row["run"], "last_drift_cosine", row["cosine"])
+            put(row["run"], "last_drift_change", row["change"])
+    for row in tables["divergences"].to_pylist():
+        if row["run_a"] == "base":
+            name = {"kl_ba": "kl_to_base", "kl_ab": "kl_from_base", "agreement": "agreement_with_base"}
+            put(row["run_b"], name[row["quantity"]], row["value"])
+        elif reference in (row["run_a"], row["run_b"]) and row["quantity"] == "agreement":
+            [other] = {row["run_a"], row["run_b"]} - {reference}
+            put(other, "agreement_with_reference", row["value"])
+    for row in tables["outputs"].to_pylist():
+        put(row["run"], f"predictions.{row['quantity']}", row["value"])
+    for row in tables["coherence"].to_pylist():
+        put(row["run"], f"coherence_at_{row['at']}", row["coherence"])
+    for row in tables["gradient_cosines"].to_pylist():
+        pair = {row["run_a"], row["run_b"]}
+        if reference in pair:
+            [other] = pair - {reference}
+            put(other, "gradient_cosine_to_reference", row["cosine"])
     return dict(summaries)

@@ -6,9 +6,11 @@ import pandas as pd
 
 from raygeo.report import typeset
 from raygeo.report.view import View
+from raygeo.tables import BASE
 
 _MATCHED_NORMS = 1.25
 _UNRELATED = 0.5
+_MATCHED_DIVERGENCE = 1.5
 
 
 def seed_pairs(view: View) -> pd.DataFrame:
@@ -42,7 +44,7 @@ def limits(view: View) -> list[str]:
     """Every automatic caveat that applies to this study, in the order of the page's sections."""
     rules = (
         _failures, _selection, _seeds, _problems, _tests, _lineage, _rounding, _norms, _trajectories, _angles, _paths,
-        _curvature, _cka,
+        _curvature, _cka, _drift, _outputs, _coherence,
     )  # fmt: skip
     return [sentence for rule in rules for sentence in rule(view)]
 
@@ -224,6 +226,50 @@ def _cka(view: View) -> list[str]:
     if n.empty:
         return []
     return [
-        f"CKA compares hidden states on {typeset.count(n.max())} fixed texts; it is blind to rotation and scale, and "
-        "says nothing of what the models would write themselves."
+        f"CKA compares {typeset.count(n.max())} hidden states of fixed texts; it is blind to rotation and scale, and "
+        "says nothing of what the models would write themselves. Plain CKA is that of the few dimensions "
+        "and directions with the most variance; the table without them shows what they hide."
+    ]
+
+
+def _drift(view: View) -> list[str]:
+    tokens = view.frame("drift").tokens.dropna()
+    if tokens.empty:
+        return []
+    return [
+        f"Drift of hidden states is over {typeset.count(tokens.max())} tokens of held-out solutions. It is not "
+        "corrected for rotations and scalings that later layers undo, so a large one need not show in any prediction."
+    ]
+
+
+def _outputs(view: View) -> list[str]:
+    frame = view.frame("divergences", run_a=BASE)
+    if frame.empty:
+        return []
+    tokens, texts = (typeset.count(frame[column].max()) for column in ("tokens", "n"))
+    sentence = (
+        f"Divergences and calibration are over {tokens} tokens of {texts} "
+        "correct held-out solutions, teacher-forced: on what a run would write itself they may differ, and its long "
+        "wrong answers are not seen. Intervals are over texts, not over training runs."
+    )
+    kl = frame[(frame.quantity == "kl_ba") & (frame.value > 0)].set_index("run_b").value
+    if len(kl) < 2 or kl.max() <= _MATCHED_DIVERGENCE * kl.min():
+        return [sentence]
+    return [
+        sentence,
+        f"The runs are not matched in how far their predictions moved: KL(run ‖ base) of {kl.idxmax()} is "
+        f"{typeset.significant(kl.max() / kl.min(), 2)} times that of {kl.idxmin()}.",
+    ]
+
+
+def _coherence(view: View) -> list[str]:
+    n = view.frame("coherence").n.dropna()
+    if n.empty:
+        return []
+    count = " to ".join(typeset.count(size) for size in sorted({n.min(), n.max()}))
+    return [
+        f"Coherence is over {count} training prompts with one example each, so prompts count alike however many "
+        "rollouts a loss uses of them, and prompts that all losses learn from come first: with pairwise losses in the "
+        "study these have right and wrong rollouts and do not stand for the whole training set. Gradients are plain "
+        "ones; AdamW rescales them entry by entry."
     ]

@@ -1,6 +1,7 @@
 """Tokenised rollouts on disk, memory-mapped by every worker that reads them."""
 
 from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ class RolloutTokens:
     @classmethod
     def encode(cls, tokenizer: Any, rows: Iterable[tuple[str, str, bool]]) -> "RolloutTokens":
         """Tokenise (prompt, completion, ended) rows; ``ended`` completions get an end-of-text token."""
-        sequences = [encode(tokenizer, prompt, completion, ended=ended) for prompt, completion, ended in rows]
+        return cls.of([encode(tokenizer, prompt, completion, ended=ended) for prompt, completion, ended in rows])
+
+    @classmethod
+    def of(cls, sequences: Seq[Sequence]) -> "RolloutTokens":
+        """Lay sequences out one after the other."""
         lengths = np.array([len(s) for s in sequences], dtype=np.int64)
         return cls(
             np.concatenate([s.ids for s in sequences]).astype(np.int32),

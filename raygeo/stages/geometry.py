@@ -1,5 +1,6 @@
 """Stage 6: every analysis of the trained weights, fanned out over the pool."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,16 +8,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from raygeo.config import GeometrySettings
 from raygeo.errors import DataError
 from raygeo.geometry.connectivity.paths import Paths
 from raygeo.geometry.curvature.spectra import Curvature
 from raygeo.geometry.representation.cka import CKA
+from raygeo.geometry.representation.coherence import CoherenceSettings
+from raygeo.geometry.representation.drift import Drift
+from raygeo.geometry.representation.layers import LayerCKA
+from raygeo.geometry.representation.outputs import Outputs
 from raygeo.geometry.weights.norms import Norms
 from raygeo.geometry.weights.similarity import Similarity
 from raygeo.geometry.weights.subspaces import Subspaces
 from raygeo.geometry.weights.trajectories import Trajectories
+from raygeo.losses import AnyLoss, Loss
 from raygeo.rollouts.grading import Grading
 from raygeo.settings import content_key
 from raygeo.stages.context import Context, Workbench
@@ -27,7 +34,17 @@ from raygeo.stages.rollouts import Rollouts
 from raygeo.stages.student import Student
 from raygeo.store import AnyPath, Store
 from raygeo.students.run import Run
+from raygeo.training.coherence import Coherence
 from raygeo.workload import Workload
+
+
+@dataclass(frozen=True)
+class Training:
+    """The loss of every run by name, the unit key of the rollouts, and the folder of their tokens."""
+
+    losses: Mapping[str, Loss]
+    rollouts: str
+    tokens: AnyPath
 
 
 @dataclass(frozen=True)
@@ -37,9 +54,10 @@ class Material:
     ``base`` is the folder of the base model; ``runs`` are the base and what was trained from it; ``reference`` names
     the run others are compared with; ``steps`` is the last step of every run whose training is known; ``make_probes``
     gives probe files by name, ``solutions`` and ``curvature`` among them, or none; ``problems`` are prompts with gold
-    answers, and ``grading`` says how answers are judged.
+    answers, and ``grading`` says how answers are judged. ``training`` is what runs learned from, where that is known.
     """
 
+    store: Store
     base: AnyPath
     runs: list[Run]
     reference: str
@@ -47,6 +65,7 @@ class Material:
     make_probes: Callable[[], Mapping[str, AnyPath]]
     problems: list[tuple[str, str]]
     grading: Grading
+    training: Training | None = None
 
     @cached_property
     def probes(self) -> Mapping[str, AnyPath]:
@@ -76,6 +95,10 @@ ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
     "subspaces": lambda settings, of: Subspaces(settings, of.runs, of.base),
     "paths": lambda settings, of: Paths(settings, of.runs, of.base, of.likelihood_probes, of.problems, of.grading),
     "cka": lambda settings, of: CKA(settings, of.runs, of.base, of.probes["solutions"]),
+    "layer_cka": lambda settings, of: LayerCKA(settings, of.runs, of.base, of.probes["solutions"], of.reference),
+    "drift": lambda settings, of: Drift(settings, of.runs, of.base, of.probes["solutions"]),
+    "outputs": lambda settings, of: Outputs(settings, of.runs, of.base, of.probes["solutions"], of.reference),
+    "coherence": lambda settings, of: _coherence(settings, of),
     "curvature": lambda settings, of: Curvature(settings, of.runs, of.base, of.probes["curvature"]),
 }
 """Every analysis by its field in ``GeometrySettings``, in the order they run."""
@@ -85,6 +108,7 @@ def analyse_runs(context: Context, student: Student, rollouts: Rollouts, runs: l
     """Publish the tables of all analyses the study asks for."""
     table = context.store.table("runs")
     material = Material(
+        store=context.store,
         base=student.folder,
         runs=runs,
         reference=reference_run(context.study, table),
@@ -92,8 +116,21 @@ def analyse_runs(context: Context, student: Student, rollouts: Rollouts, runs: l
         make_probes=lambda: provide_probes(context, student, rollouts),
         problems=[(problem.prompt, problem.gold) for problem in heldout_problems(rollouts)],
         grading=context.study.rollouts.grading,
+        training=Training(_losses(table), rollouts.key, rollouts.tokens),
     )
     analyse(context, context.study.geometry, material)
+
+
+def _coherence(settings: CoherenceSettings, of: Material) -> Coherence:
+    known = of.training
+    if known is None:
+        raise DataError("how the models were trained is not known, so their losses' gradients cannot be compared.")
+    return Coherence(settings, of.runs, of.base, known.losses, of.store, known.rollouts, known.tokens)
+
+
+def _losses(runs: pa.Table) -> dict[str, Loss]:
+    parse = TypeAdapter(AnyLoss).validate_python
+    return {row["run"]: parse(json.loads(row["params"])["loss"]) for row in runs.to_pylist()}
 
 
 def analyse(bench: Workbench, settings: GeometrySettings, material: Material) -> None:

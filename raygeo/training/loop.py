@@ -142,7 +142,7 @@ def _step(
     """Take one optimiser step over this rank's micro-batches; metrics and ``control`` summed over ranks."""
     loss, settings = spec.loss, spec.training
     mine = micro_batches(batch, data.example_lengths(batch), settings.micro_batch, rank(), world())
-    baseline = _kl_baseline(engine, data, batch, mine) if "mismatched" in loss.needs else None
+    baseline = mismatched_kl(engine, data, batch, mine) if "mismatched" in loss.needs else None
     sums: dict[str, Tensor] = {}
     for indices in mine:
         total, parts = micro_step(engine, loss, data, batch, indices, counts, settings.seed, step, baseline)
@@ -184,7 +184,7 @@ def micro_step(
     return total, {"objective": total.detach(), **parts}
 
 
-def _kl_baseline(engine: Any, data: Data, batch: np.ndarray, mine: list[np.ndarray]) -> Tensor:
+def mismatched_kl(engine: Any, data: Data, batch: np.ndarray, mine: list[np.ndarray]) -> Tensor:
     """Mean over the step's rows of log p / p_base of their mismatched completions, before the step is taken: []."""
     assert data.mismatched is not None
     total = torch.zeros((), dtype=torch.float64, device=engine.device)

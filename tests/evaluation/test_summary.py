@@ -30,7 +30,11 @@ def test_comparisons_are_with_the_reference_whichever_way_a_pair_stands():
                 {"run_a": "dpo", "run_b": "sft", "probe": "solutions", "chord": 0.25},
                 {"run_a": "base", "run_b": "dpo", "probe": "solutions", "chord": 7.0},
             ],
-            cka=[{"run_a": "base", "run_b": "dpo", "layer": layer, "cka": layer / 10} for layer in (0, 3)],
+            cka=[
+                {"run_a": "base", "run_b": "dpo", "layer": layer, "treatment": "plain", "cka": layer / 10}
+                for layer in (0, 3)
+            ]
+            + [{"run_a": "base", "run_b": "dpo", "layer": 3, "treatment": "without_1_pc", "cka": 0.1}],
         ),
         "sft",
     )
@@ -59,3 +63,46 @@ def test_ends_of_paths_and_the_base_are_summarised_and_nulls_left_out():
         "sft",
     )
     assert found == {"base": {"nll.solutions": 1.0, "top_eigenvalue.hessian": 5.0}, "sft": {"nll.solutions": 0.5}}
+
+
+def test_drift_predictions_and_gradients_are_summarised():
+    pair = {"n": 2, "tokens": 9}
+    found = run_summaries(
+        tables(
+            drift=[
+                {"run": "dpo", "layer": layer, "cosine": 1 - layer / 10, "change": layer / 5} for layer in (0, 2, 1)
+            ],
+            divergences=[
+                {**pair, "run_a": a, "run_b": b, "quantity": quantity, "value": value}
+                for a, b, quantity, value in (
+                    ("base", "dpo", "kl_ab", 0.1),
+                    ("base", "dpo", "kl_ba", 0.2),
+                    ("base", "dpo", "agreement", 0.9),
+                    ("sft", "dpo", "kl_ba", 7.0),
+                    ("sft", "dpo", "agreement", 0.8),
+                    ("dpo", "rft", "agreement", 0.1),
+                )
+            ],
+            outputs=[{**pair, "run": "base", "quantity": "ece", "value": 0.04}],
+            coherence=[{"run": "dpo", "at": at, "coherence": value} for at, value in (("base", 3.0), ("run", 1.5))],
+            gradient_cosines=[
+                {"run_a": "sft", "run_b": "dpo", "cosine": -0.3, "n": 4},
+                {"run_a": "dpo", "run_b": "rft", "cosine": 0.5, "n": 4},
+            ],
+        ),
+        "sft",
+    )
+    assert found.pop("base") == {"predictions.ece": 0.04}
+    assert found == {
+        "dpo": {
+            "last_drift_cosine": 0.8,
+            "last_drift_change": 0.4,
+            "kl_from_base": 0.1,
+            "kl_to_base": 0.2,
+            "agreement_with_base": 0.9,
+            "agreement_with_reference": 0.8,
+            "coherence_at_base": 3.0,
+            "coherence_at_run": 1.5,
+            "gradient_cosine_to_reference": -0.3,
+        }
+    }

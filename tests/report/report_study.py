@@ -156,7 +156,7 @@ def _deltas(rng):
                 drop = (1 - cosine) * 0.05 * layer
                 cka.append(
                     {"run_a": a, "run_b": b, "layer": layer, "cka": 1 - drop, "cka_biased": 1 - drop / 2, "n": 200}
-                    | {"low": 1 - 1.2 * drop, "high": 1 - 0.8 * drop}
+                    | {"low": 1 - 1.2 * drop, "high": 1 - 0.8 * drop, "treatment": "plain"}
                 )
                 for module in MODULES:
                     for side, ease in (("left", 1.0), ("right", 0.8)):
@@ -181,9 +181,64 @@ def _deltas(rng):
                     "low": 1 - 1.1 * drop,
                     "high": 1 - 0.9 * drop,
                     "n": 200,
+                    "treatment": "plain",
                 }
             )
+            cka.append(cka[-1] | {"treatment": "without_1_pc", "cka": 1 - 2 * drop, "low": None, "high": None})
     return deltas, similarity, subspaces, cka
+
+
+def _models():
+    """What runs compute: CKA between layers, drift, predictions, and gradients of their losses."""
+    layers, drift, outputs, divergences, coherence = [], [], [], [], []
+    kl = {"base": 0.0, **{name: 0.02 * row[3] ** 2 for name, row in RUNS.items()}}
+    for name, moved in kl.items():
+        layers += [
+            {"run_a": "base", "run_b": name, "layer_a": a, "layer_b": b, "treatment": "plain", "n": 200}
+            | {"cka": np.exp(-abs(a - b) - 0.1 * moved)}
+            for a in range(LAYERS)
+            for b in range(LAYERS)
+        ]
+        for quantity, value in (("entropy", 0.2), ("max_probability", 0.93), ("top1_accuracy", 0.9), ("ece", 0.03)):
+            ends = {"value": value, "low": 0.9 * value, "high": 1.05 * value}
+            outputs.append({"run": name, "quantity": quantity, "n": 200, "tokens": 6412} | ends)
+        if name == "base":
+            continue
+        for layer in range(LAYERS):
+            change = 0.1 * layer * moved**0.5
+            drift.append(
+                {"run": name, "layer": layer, "n": 200, "tokens": 6412}
+                | {"cosine": 1 - change / 9, "cosine_low": 1 - change / 8, "cosine_high": 1 - change / 10}
+                | {"change": change, "change_low": 0.9 * change, "change_high": 1.1 * change}
+            )
+        for other in dict.fromkeys(("base", REFERENCE)):
+            if name != other:
+                for quantity, value in (("kl_ab", 1.1 * moved), ("kl_ba", moved), ("agreement", 0.9)):
+                    pair = {"run_a": other, "run_b": name, "quantity": quantity, "n": 200, "tokens": 6412}
+                    divergences.append(pair | {"value": value, "low": 0.8 * value, "high": 1.2 * value})
+        for at, pairwise in (("base", 0.12), ("run", 0.03)):
+            row = {"run": name, "at": at, "n": 32, "parameters": 589_824, "gradient_norm": 1.3}
+            for column, scale, shift in (("pairwise", 1, 0), ("coherence", 31, 1)):
+                row |= {f"{column}{end}": shift + scale * (pairwise + d) for end, d in _ENDS.items()}
+            coherence.append(row)
+    first = list({row[0]: name for name, row in reversed(RUNS.items())}.values())[::-1]
+    cosines = [
+        {"run_a": a, "run_b": b, "n": 32, "expected": None if a.startswith("dpo") else 0.9}
+        | {f"cosine{end}": 0.8 - 0.1 * j + d for end, d in _ENDS.items()}
+        for i, a in enumerate(first)
+        for j, b in enumerate(first[i + 1 :])
+    ]
+    return {
+        "layer_cka": layers,
+        "drift": drift,
+        "outputs": outputs,
+        "divergences": divergences,
+        "coherence": coherence,
+        "gradient_cosines": cosines,
+    }
+
+
+_ENDS = {"": 0.0, "_low": -0.02, "_high": 0.02}
 
 
 def _trajectories():
@@ -334,6 +389,7 @@ def build_tables() -> dict[str, pa.Table]:
         "barriers": barriers,
         "curvature": _curvature(rng),
         "cka": cka,
+        **_models(),
     }
     return {name: to_arrow(name, content) for name, content in rows.items()}
 

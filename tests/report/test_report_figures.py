@@ -23,6 +23,11 @@ SOURCE = {
     "eigenvalues": "curvature",
     "directional": "curvature",
     "cka": "cka",
+    "layer-cka": "layer_cka",
+    "drift": "drift",
+    "divergence": "divergences",
+    "coherence": "coherence",
+    "gradient-cosines": "gradient_cosines",
 }
 
 
@@ -156,7 +161,7 @@ def test_a_diverged_run_is_drawn_but_does_not_set_the_scale(figures):
 
 def test_a_loss_keeps_its_colour_in_every_figure(tables, figures):
     colour = View(tables, REFERENCE).styles["rft-lr5e-05-s0"].colour
-    for name in ("nll", "norms", "angles", "paths", "base-paths", "cka"):
+    for name in ("nll", "norms", "angles", "paths", "base-paths", "cka", "drift"):
         assert lines(figures[name].axes[0], colour), name
 
 
@@ -196,3 +201,63 @@ def test_rows_of_another_operator_are_not_mixed_in(tables):
     (ax,) = draw_figures({"runs": tables["runs"], "curvature": both}, REFERENCE)["eigenvalues"].axes
     assert max(max(line.get_xdata()) for line in ax.lines) < 100
     assert "hessian" in ax.get_title(loc="left")
+
+
+def test_cka_is_drawn_without_any_treatment(tables, figures):
+    rows = tables["cka"].to_pylist()
+    style = View(tables, REFERENCE).styles["grpo-lr5e-05-s0"]
+    for ax, other in zip(figures["cka"].axes, ("base", REFERENCE), strict=True):
+        plain = [
+            row["cka"]
+            for row in rows
+            if {row["run_a"], row["run_b"]} == {other, "grpo-lr5e-05-s0"} and row["treatment"] == "plain"
+        ]
+        (line,) = lines(ax, style.colour)
+        np.testing.assert_allclose(line.get_ydata(), plain)
+
+
+def test_layers_of_the_base_are_rows_and_the_base_comes_first():
+    rows = [
+        {"run_a": "base", "run_b": name, "layer_a": a, "layer_b": b, "cka": value}
+        for name in ("b", "base")
+        for a, b, value in ((0, 0, 1.0), (0, 4, 0.2), (4, 0, 0.3), (4, 4, 0.9))
+    ] + [{"run_a": REFERENCE, "run_b": "b", "layer_a": 0, "layer_b": 0, "cka": 0.5}]
+    fig = draw_figures({"cka": to_arrow("cka", [{"run_a": "base", "run_b": "b"}]),
+                        "layer_cka": to_arrow("layer_cka", rows)}, REFERENCE)["layer-cka"]  # fmt: skip
+    first, second, *_ = fig.axes
+    assert [ax.get_title(loc="left") for ax in (first, second)] == ["base", "b"]
+    np.testing.assert_allclose(second.collections[0].get_array().reshape(2, 2), [[1.0, 0.2], [0.3, 0.9]])
+    assert [label.get_text() for label in second.get_yticklabels()] == ["0", "4"]
+
+
+def test_divergences_from_the_base_stand_each_way_with_their_intervals(figures, tables):
+    forward, backward = figures["divergence"].axes
+    assert [label.get_text() for label in forward.get_yticklabels()] == list(RUNS)
+    values = {(r["run_b"], r["quantity"]): r for r in tables["divergences"].to_pylist() if r["run_a"] == "base"}
+    for ax, quantity in ((forward, "kl_ba"), (backward, "kl_ab")):
+        for y, name in enumerate(RUNS):
+            row = values[name, quantity]
+            bar, point = (line for line in ax.lines if set(line.get_ydata()) == {y})
+            np.testing.assert_allclose(bar.get_xdata(), [row["low"], row["high"]])
+            np.testing.assert_allclose(point.get_xdata(), [row["value"]])
+
+
+def test_coherence_is_hollow_at_the_base_and_filled_at_the_run(figures):
+    (ax,) = figures["coherence"].axes
+    hollow, filled = (
+        [line for line in ax.lines if list(line.get_ydata()) == [place] and line.get_marker() != "None"]
+        for place in (-0.16, 0.16)
+    )
+    assert hollow[0].get_markerfacecolor() == "#ffffff"
+    assert filled[0].get_markerfacecolor() != "#ffffff"
+    assert (hollow[0].get_xdata()[0], filled[0].get_xdata()[0]) == (0.12, 0.03)
+
+
+def test_gradient_cosines_have_a_row_a_loss(figures):
+    (ax,) = figures["gradient-cosines"].axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        name for name in RUNS if name not in ("dpo-lr0.0005-s0", "sft-lr5e-05-s1")
+    ]
+    cells = ax.collections[0].get_array().reshape(6, 6)
+    np.testing.assert_allclose(np.diagonal(cells), 1)
+    np.testing.assert_allclose(cells, cells.T)

@@ -10,7 +10,7 @@ from raygeo.report import embed
 from raygeo.report.figures import FIGURES, draw_figures
 from raygeo.report.limits import limits, seed_pairs
 from raygeo.report.page import render_page
-from raygeo.report.sections import results, study, weights
+from raygeo.report.sections import representation, results, study, weights
 from raygeo.report.view import View
 from raygeo.tables import SCHEMAS, to_arrow
 
@@ -275,3 +275,57 @@ def test_a_large_figure_becomes_a_png(figures, monkeypatch):
     text = embed.embed(figures["accuracy"], "accuracy", 'say "hi"')
     assert text.startswith('<img alt="say &#34;hi&#34;"')
     assert "data:image/png;base64,iVBORw0KGgo" in text
+
+
+def test_treatments_of_cka_stand_side_by_side(tables):
+    sheet = representation.treatments.make(View(tables, REFERENCE))
+    assert sheet.columns == ["run", "plain", "no first component"]
+    assert row(sheet, "rft-lr5e-05-s0")["plain"] == ("0.852", "least 0.852")
+    assert row(sheet, "rft-lr5e-05-s0")["no first component"] == ("0.704", "least 0.704")
+
+
+def test_the_last_layer_against_the_reference_is_plain_cka(tables):
+    more = [r | {"treatment": "without_1_pc", "cka": 0.1} for r in tables["cka"].to_pylist()]
+    both = tables | {"cka": to_arrow("cka", tables["cka"].to_pylist() + more)}
+    for given in (tables, both):
+        assert row(weights.reference_pairs.make(View(given, REFERENCE)), "rft-lr5e-05-s0")["CKA, last layer"] == "0.968"
+
+
+def test_predictions_are_compared_with_the_base_and_the_reference(tables):
+    sheet = representation.predictions.make(View(tables, REFERENCE))
+    assert [cells[0] for cells in sheet.rows] == ["base", *RUNS]
+    rft, base = row(sheet, "rft-lr5e-05-s0"), row(sheet, "base")
+    assert rft["KL(run ‖ base)"] == ("0.274", "[0.219, 0.329]")
+    assert rft["KL(base ‖ run)"] == ("0.301", "[0.241, 0.361]")
+    assert rft["agrees with ref."] == ("90.0 %", "[72.0, 108.0]")
+    assert base["KL(run ‖ base)"] == row(sheet, REFERENCE)["KL(run ‖ ref.)"] == "–"
+    assert base["entropy"] == ("0.200", "[0.180, 0.210]")
+    assert base["calibration error"] == ("3.0 %", "[2.7, 3.2]")
+
+
+def test_coherence_stands_at_the_base_and_at_the_run(tables):
+    sft = row(representation.coherence.make(View(tables, REFERENCE)), REFERENCE)
+    assert sft["m"] == "32"
+    assert sft["m-coherence at the base"] == ("4.72", "[4.10, 5.34]")
+    assert sft["a pair at the run"] == ("0.030", "[0.010, 0.050]")
+    assert sft["gradient at the run"] == "1.30"
+
+
+def test_cosines_of_gradients_are_missing_where_prompts_are_too_few(tables):
+    sheet = representation.gradient_cosines.make(View(tables, REFERENCE))
+    assert len(sheet.rows) == 15
+    assert sheet.rows[0][2] == ("0.800", "[0.780, 0.820]")
+    without = [cells for cells in tables["gradient_cosines"].to_pylist() if cells["expected"] is None]
+    assert sum(cells[3] == "–" for cells in sheet.rows) == len(without)
+
+
+def test_limits_say_what_representations_predictions_and_gradients_were_measured_on(tables):
+    said = " ".join(limits(View(tables, REFERENCE)))
+    assert "CKA compares 200 hidden states" in said
+    assert "Drift of hidden states is over 6\u2009412 tokens" in said
+    assert "6\u2009412 tokens of 200 correct held-out solutions" in said
+    assert "KL(run ‖ base) of dpo-lr0.0005-s0 is 39 times that of dpo-lr5e-05-s0." in said
+    assert "Coherence is over 32 training prompts" in said
+    matched = [r for r in tables["divergences"].to_pylist() if r["run_b"] in (REFERENCE, "sft-lr5e-05-s1")]
+    fewer = tables | {"divergences": to_arrow("divergences", matched)}
+    assert "not matched in how far their predictions" not in " ".join(limits(View(fewer, REFERENCE)))

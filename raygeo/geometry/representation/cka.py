@@ -1,43 +1,36 @@
 """Centred kernel alignment of hidden states: how alike two runs represent the same texts, layer by layer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 
-from raygeo.errors import DataError, DeltaError
-from raygeo.geometry.probes import Probe
-from raygeo.settings import Settings, content_key
+from raygeo.geometry.representation.features import (
+    TREATMENTS,
+    FeatureSettings,
+    Representations,
+    Treatment,
+    comparable,
+)
+from raygeo.settings import content_key
 from raygeo.store import AnyPath
-from raygeo.students.encoding import Batch
-from raygeo.students.loading import default_device, load_student
-from raygeo.students.mix import MixedWeights
 from raygeo.students.run import Run
 from raygeo.workload import Rows, Task, Workload
 
-Pool = Literal["mean_completion", "last_prompt"]
 
-_CONSTANT = 1e-6
+class CKASettings(FeatureSettings):
+    """What is compared, over which minibatches, and what is taken out of the features first."""
 
-
-class CKASettings(Settings):
-    """What is compared, and over which minibatches."""
-
-    pool: Pool = "mean_completion"
-    """One vector a text: the mean over its completion tokens, or the last prompt token (the same for all texts at layer
-    0 when all prompts end alike, hence null there)."""
-    batch_size: int = Field(32, ge=4)
-    """Least number of texts in a minibatch of the unbiased estimate; at least 4, below which it does not exist."""
-    seed: int = 0
-    """Seed of the shuffling of texts into minibatches, the same for all pairs."""
-    forward_batch_size: int = Field(16, ge=1)
-    """Texts per forward pass; has no effect on the numbers beyond rounding."""
+    treatments: tuple[Treatment, ...] = Field(TREATMENTS, min_length=1)
+    """Rows are made for each: ``plain`` features; ``rms_normed``, every token's state divided by its root mean square;
+    ``without_outliers``, without the dimensions of massive activations; ``without_1_pc`` and ``without_3_pcs``, without
+    the leading principal components of each model's own features. Few dimensions dominate plain CKA of language
+    models."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +45,6 @@ class Alignment:
     biased: float | None
     low: float | None
     high: float | None
-
-
-def gram(features: Tensor) -> Tensor:
-    """Linear kernel [..., n, n] of ``features`` [..., n, d] centred over n, in fp64.
-
-    Exactly zero where the features differ from their mean by no more than rounding (1e-6 of their norm), so that a
-    ratio of rounding errors is never taken for a similarity.
-    """
-    x = features.double()
-    centred = x - x.mean(-2, keepdim=True)
-    varies = centred.norm(dim=(-2, -1), keepdim=True) > _CONSTANT * x.norm(dim=(-2, -1), keepdim=True)
-    centred = torch.where(varies, centred, torch.zeros_like(centred))
-    return centred @ centred.mT
 
 
 def hsic1(k: Tensor, m: Tensor) -> Tensor:
@@ -83,15 +63,6 @@ def hsic1(k: Tensor, m: Tensor) -> Tensor:
     sums_k, sums_m = k.sum(-1), m.sum(-1)
     means = sums_k.sum(-1) * sums_m.sum(-1) / ((n - 1) * (n - 2))
     return ((k * m).sum((-2, -1)) + means - 2 * (sums_k * sums_m).sum(-1) / (n - 2)) / (n * (n - 3))
-
-
-def minibatches(n: int, batch_size: int, seed: int) -> list[Tensor]:
-    """Shuffle ``n`` examples into disjoint minibatches of equal size (to within one), none below ``batch_size``.
-
-    Fewer examples than ``batch_size`` make one minibatch.
-    """
-    order = np.random.default_rng(seed).permutation(n)
-    return [torch.from_numpy(part) for part in np.array_split(order, max(1, n // batch_size))]
 
 
 def align(k: Tensor, m: Tensor, batches: Sequence[Tensor]) -> Alignment:
@@ -122,43 +93,13 @@ def _ratio(terms: np.ndarray) -> float | None:
     return None if min(first, second) <= 0 else min(1.0, max(-1.0, cross / (first * second) ** 0.5))
 
 
-@torch.inference_mode()
-def hidden_features(model: nn.Module, batch: Batch, pool: Pool) -> Tensor:
-    """Pooled hidden states [L + 1, B, d], fp32 on the CPU.
-
-    Layer 0 is the embeddings, layer L the last block after the final norm. ``mean_completion`` averages over the
-    positions of completion tokens, ``last_prompt`` takes the position before them.
-    """
-    batch = batch.to(next(model.parameters()).device)
-    states = model.base_model(  # type: ignore[operator]
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, output_hidden_states=True
-    ).hidden_states
-    if pool == "last_prompt":
-        rows = torch.arange(len(batch.mask), device=batch.mask.device)
-        position = batch.mask.int().argmax(-1)
-        return torch.stack([state[rows, position].float() for state in states]).cpu()
-    share = torch.nn.functional.pad(batch.mask.float() / batch.mask.sum(-1, keepdim=True), (1, 0))
-    return torch.stack([torch.einsum("bt,btd->bd", share, state.float()) for state in states]).cpu()
-
-
-@dataclass
-class _State:
-    weights: MixedWeights
-    order: list[list[int]]
-    inputs: list[Batch]
-    batches: list[Tensor]
-    grams: dict[Run, Tensor] = field(default_factory=dict)
-
-
 class CKA(Workload):
     """CKA of every pair of runs at every layer, on one probe's teacher-forced texts; one task a pair.
 
-    An actor computes the features of a run once and keeps only its kernels, ``8 (L + 1) n^2`` bytes: 78 MB a run for 36
-    layers and 512 texts, at any width. The features themselves (fp32, ``4 (L + 1) n d`` bytes, 194 MB there at width
-    2560) live only while the kernels are made.
+    An actor computes the features of a run once and keeps only its kernels (see ``Representations``).
 
     Args:
-        settings: pooling and minibatches.
+        settings: pooling, minibatches and treatments.
         runs: the runs, the base (without delta) among them.
         base: folder of the base student.
         probe: probe file.
@@ -178,12 +119,7 @@ class CKA(Workload):
 
     def tasks(self) -> list[Task]:
         """One task a pair; all cost the same."""
-        probe = Probe.load(self.probe)
-        if len(probe.sequences) < 4:
-            raise DataError(
-                f"probe {probe.name!r} has {len(probe.sequences)} sequences; CKA needs at least 4, better hundreds."
-            )
-        inputs = content_key(self.settings, probe.key)
+        inputs = content_key(self.settings, comparable(self.probe).key)
         return [
             Task(
                 content_key(self.name, inputs, [[run.name, run.key] for run in (a, b)]),
@@ -194,45 +130,30 @@ class CKA(Workload):
             for a, b in combinations(self.runs, 2)
         ]
 
-    def setup(self) -> _State:
-        """Load the base student and tokenised texts once."""
-        model, tokenizer = load_student(self.base, device=default_device())
-        opened = [delta for run in self.runs if (delta := run.open()) is not None]
-        probe, size = Probe.load(self.probe), self.settings.forward_batch_size
-        return _State(
-            MixedWeights(model, {name for delta in opened for name in delta}),
-            probe.order(size),
-            probe.batches(tokenizer.pad_token_id, size),
-            minibatches(len(probe.sequences), self.settings.batch_size, self.settings.seed),
-        )
+    def setup(self) -> Representations:
+        """Load the base student and the probe once."""
+        return Representations.open(self.settings, self.runs, self.base, self.probe)
 
-    def compute(self, state: _State, payload: tuple[Run, Run]) -> dict[str, Rows]:
-        """Align one pair at every layer."""
-        a, b = payload
-        rows = []
-        for layer, (k, m) in enumerate(zip(self._grams(state, a), self._grams(state, b), strict=True)):
-            found = align(k, m, state.batches)
-            rows.append(
-                {
-                    "run_a": a.name,
-                    "run_b": b.name,
-                    "layer": layer,
-                    "cka": found.cka,
-                    "cka_biased": found.biased,
-                    "low": found.low,
-                    "high": found.high,
-                    "n": len(k),
-                }
-            )
+    def compute(self, state: Representations, payload: tuple[Run, Run]) -> dict[str, Rows]:
+        """Align one pair at every layer under every treatment."""
+        first, second = (state.kernels(run) for run in payload)
+        batches = state.batches
+        rows: Rows = []
+        for treatment in self.settings.treatments:
+            pairs = zip(first.treated(treatment), second.treated(treatment), strict=True)
+            for layer, (k, m) in enumerate(pairs):
+                found = align(k, m, batches)
+                rows.append(
+                    {
+                        "run_a": payload[0].name,
+                        "run_b": payload[1].name,
+                        "layer": layer,
+                        "treatment": treatment,
+                        "cka": found.cka,
+                        "cka_biased": found.biased,
+                        "low": found.low,
+                        "high": found.high,
+                        "n": len(k),
+                    }
+                )
         return {"cka": rows}
-
-    def _grams(self, state: _State, run: Run) -> Tensor:
-        if run not in state.grams:
-            with state.weights.mixed(run.mixture()) as model:
-                parts = [hidden_features(model, batch, self.settings.pool) for batch in state.inputs]
-            features = torch.cat(parts, dim=1)
-            if not bool(torch.isfinite(features).all()):
-                raise DeltaError(f"the hidden states of {run.name} are not finite; it diverged, leave it out.")
-            back = torch.argsort(torch.tensor([i for rows in state.order for i in rows]))
-            state.grams[run] = torch.stack([gram(layer[back]) for layer in features])
-        return state.grams[run]

@@ -51,7 +51,8 @@ def reference_pairs(view: View) -> Sheet:
     """Every run against the reference: cosine and its null, orthogonal fraction, principal angles, last-layer CKA."""
     similarity = against_reference(view, "similarity", scope="global")
     angles = _median_angles(view)
-    cka = view.against(view.reference_run, "cka").dropna(subset="cka").sort_values("layer").groupby("run").last()
+    cka = view.against(view.reference_run, "cka", treatment="plain").dropna(subset="cka")
+    cka = cka.sort_values("layer").groupby("run").last()
     sides = [f"{side} angles" for side in _SIDES]
     columns = ["run", "cosine", "null s.d.", "orthogonal fraction", *sides, "CKA, last layer"]
     rows = [

@@ -5,21 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from student_cases import tiny_qwen
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from raygeo.errors import DataError, DeltaError
 from raygeo.geometry.probes import Probe
-from raygeo.geometry.representation.cka import CKA, CKASettings, align, gram, hidden_features, hsic1, minibatches
+from raygeo.geometry.representation.cka import CKA, CKASettings, align, hsic1
+from raygeo.geometry.representation.features import PLAIN, TREATMENTS, gram, minibatches
 from raygeo.students.delta import save_full_delta
-from raygeo.students.encoding import Sequence, collate
 from raygeo.students.run import Run
-from raygeo.tables import BASE, to_arrow
-
-WORDS = 20
+from raygeo.tables import to_arrow
 
 
 def gaussian(n: int, d: int, seed: int) -> torch.Tensor:
@@ -63,7 +57,7 @@ def test_hsic1_refuses_fewer_than_four_examples():
 
 def test_a_model_is_aligned_with_itself():
     k = gram(gaussian(40, 6, 4))
-    found = align(k, k, minibatches(40, 8, 0))
+    found = align(k, k, minibatches([1] * 40, 8, 0))
     assert found.cka == pytest.approx(1, abs=1e-12)
     assert found.biased == pytest.approx(1, abs=1e-12)
     assert found.low == pytest.approx(1, abs=1e-9)
@@ -73,7 +67,7 @@ def test_a_model_is_aligned_with_itself():
 def test_invariant_to_rotation_scaling_and_shift():
     x, y = gaussian(48, 6, 5), gaussian(48, 6, 5) + 0.5 * gaussian(48, 6, 6)
     rotation = torch.linalg.qr(gaussian(6, 6, 7)).Q
-    batches = minibatches(48, 12, 0)
+    batches = minibatches([1] * 48, 12, 0)
     plain, moved = align(gram(x), gram(y), batches), align(gram(x), gram(-3 * y @ rotation + 11), batches)
     for field in ("cka", "biased", "low", "high"):
         assert getattr(moved, field) == pytest.approx(getattr(plain, field), abs=1e-9)
@@ -99,7 +93,7 @@ def test_independent_features_look_aligned_only_to_the_biased_estimate():
 def test_minibatches_average_the_three_terms_before_the_ratio():
     x, y = gaussian(36, 4, 10), gaussian(36, 4, 10) + gaussian(36, 4, 11)
     k, m = gram(x), gram(y)
-    batches = minibatches(36, 9, seed=3)
+    batches = minibatches([1] * 36, 9, seed=3)
     xy, xx, yy = [], [], []
     for rows in batches:
         p, q = x[rows], y[rows]
@@ -125,7 +119,7 @@ def test_jackknife_interval_covers_the_population_value():
     covered = 0
     for seed in range(100):
         x = gaussian(96, 3, 2 * seed)
-        found = align(gram(x), gram(x + gaussian(96, 3, 2 * seed + 1)), minibatches(96, 12, 0))
+        found = align(gram(x), gram(x + gaussian(96, 3, 2 * seed + 1)), minibatches([1] * 96, 12, 0))
         covered += found.low <= 0.5 <= found.high
     assert 85 <= covered <= 100
 
@@ -133,79 +127,14 @@ def test_jackknife_interval_covers_the_population_value():
 def test_constant_features_give_null_not_noise():
     constant = torch.full((20, 4), 0.1) + torch.arange(4)
     assert float(gram(constant).abs().max()) == 0
-    found = align(gram(constant), gram(gaussian(20, 4, 12)), minibatches(20, 5, 0))
+    found = align(gram(constant), gram(gaussian(20, 4, 12)), minibatches([1] * 20, 5, 0))
     assert (found.cka, found.biased, found.low, found.high) == (None, None, None, None)
 
 
 def test_one_minibatch_has_no_interval():
-    found = align(gram(gaussian(10, 3, 13)), gram(gaussian(10, 3, 14)), minibatches(10, 8, 0))
+    found = align(gram(gaussian(10, 3, 13)), gram(gaussian(10, 3, 14)), minibatches([1] * 10, 8, 0))
     assert found.cka is not None
     assert (found.low, found.high) == (None, None)
-
-
-def test_minibatches_use_every_example_once_and_none_is_small():
-    parts = minibatches(103, 16, seed=1)
-    assert sorted(torch.cat(parts).tolist()) == list(range(103))
-    assert all(16 <= len(part) <= 18 for part in parts)
-    assert [p.tolist() for p in parts] == [p.tolist() for p in minibatches(103, 16, seed=1)]
-    assert [p.tolist() for p in parts] != [p.tolist() for p in minibatches(103, 16, seed=2)]
-    assert len(minibatches(5, 16, seed=0)) == 1
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    model = tiny_qwen(WORDS, initializer_range=0.2, pad_token_id=0, eos_token_id=1)
-    folder = tmp_path_factory.mktemp("student")
-    model.save_pretrained(folder)
-    words = Tokenizer(WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w2"))
-    words.pre_tokenizer = WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1").save_pretrained(folder)
-    return model, folder
-
-
-@pytest.fixture(scope="module")
-def probe():
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(2, 9, size=(24, 2))
-    ids = [rng.integers(3, WORDS, size=p + c) for p, c in lengths]
-    for row, (prompt, _) in zip(ids, lengths, strict=True):
-        row[prompt - 1] = 2
-    return Probe("texts", [Sequence(row, int(prompt)) for row, (prompt, _) in zip(ids, lengths, strict=True)])
-
-
-@pytest.fixture
-def runs(student, tmp_path):
-    model, _ = student
-    found = [Run(BASE, "k0", None)]
-    for seed in (1, 2):
-        noise = torch.Generator().manual_seed(seed)
-        blocks = {n: p.shape for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2}
-        save_full_delta(tmp_path / f"d{seed}", {n: 0.1 * torch.randn(s, generator=noise) for n, s in blocks.items()})
-        found.append(Run(f"r{seed}", f"k{seed}", str(tmp_path / f"d{seed}")))
-    return found
-
-
-@pytest.mark.parametrize("pool", ["mean_completion", "last_prompt"])
-def test_pooled_features_equal_those_of_each_text_alone(student, probe, pool):
-    model, _ = student
-    pooled = hidden_features(model, collate(probe.sequences, 0), pool)
-    assert pooled.shape == (3, 24, 32)
-    for row, s in enumerate(probe.sequences):
-        with torch.no_grad():
-            states = model(torch.from_numpy(s.ids)[None], output_hidden_states=True).hidden_states
-        for layer, state in enumerate(states):
-            kept = state[0, s.prompt_length :].mean(0) if pool == "mean_completion" else state[0, s.prompt_length - 1]
-            torch.testing.assert_close(pooled[layer, row], kept, rtol=1e-4, atol=1e-5)
-
-
-def test_layer_zero_is_the_embeddings_and_the_last_layer_feeds_the_logits(student, probe):
-    model, _ = student
-    s = probe.sequences[0]
-    pooled = hidden_features(model, collate([s], 0), "last_prompt")
-    with torch.no_grad():
-        torch.testing.assert_close(pooled[0, 0], model.get_input_embeddings().weight[s.ids[s.prompt_length - 1]])
-        logits = model(torch.from_numpy(s.ids)[None]).logits[0, s.prompt_length - 1]
-        torch.testing.assert_close(model.lm_head(pooled[-1, 0]), logits, rtol=1e-4, atol=1e-5)
 
 
 def test_workload_equals_a_direct_computation(student, probe, runs, tmp_path):
@@ -218,7 +147,9 @@ def test_workload_equals_a_direct_computation(student, probe, runs, tmp_path):
     assert len({t.key for t in tasks}) == 3
     state = workload.setup()
     rows = [row for t in tasks for row in workload.compute(state, t.payload)["cka"]]
-    assert to_arrow("cka", rows).num_rows == 9
+    assert to_arrow("cka", rows).num_rows == 9 * len(TREATMENTS)
+    assert [row["treatment"] for row in rows[:15:3]] == list(TREATMENTS)
+    rows = [row for row in rows if row["treatment"] == PLAIN]
 
     merged = Qwen3ForCausalLM.from_pretrained(folder).eval()
     kept = {name: value.clone() for name, value in merged.state_dict().items()}
@@ -228,9 +159,16 @@ def test_workload_equals_a_direct_computation(student, probe, runs, tmp_path):
         with torch.no_grad():
             for name, entry in (run.open() or {}).items():
                 merged.get_parameter(name).add_(entry.dense())
-        features = [hidden_features(merged, collate([s], 0), "mean_completion") for s in probe.sequences]
-        grams.append([gram(layer) for layer in torch.cat(features, dim=1)])
-    batches = minibatches(24, 6, 5)
+        with torch.no_grad():
+            states = [
+                merged(torch.from_numpy(s.ids)[None], output_hidden_states=True).hidden_states for s in probe.sequences
+            ]
+        means = [
+            [layer[0, s.prompt_length :].mean(0) for layer in layers]
+            for s, layers in zip(probe.sequences, states, strict=True)
+        ]
+        grams.append([gram(torch.stack(layer)) for layer in zip(*means, strict=True)])
+    batches = minibatches([1] * 24, 6, 5)
     for row, (pair, layer) in zip(rows, itertools.product([(0, 1), (0, 2), (1, 2)], range(3)), strict=True):
         expected = align(grams[pair[0]][layer], grams[pair[1]][layer], batches)
         assert (row["layer"], row["n"]) == (layer, 24)
@@ -254,7 +192,7 @@ def test_embeddings_of_a_common_last_prompt_token_are_null(student, probe, runs,
     rows = workload.compute(workload.setup(), task.payload)["cka"]
     assert rows[0]["cka"] is None
     assert rows[0]["cka_biased"] is None
-    assert all(0 < row["cka"] < 1 for row in rows[1:])
+    assert all(0 < row["cka"] < 1 for row in rows[1:3])
 
 
 def test_keys_follow_settings_and_inputs(student, probe, runs, tmp_path):
