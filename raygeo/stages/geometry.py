@@ -1,5 +1,6 @@
 """Stage 6: every analysis of the trained weights, fanned out over the pool."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from raygeo.errors import DataError
-from raygeo.geometry.connectivity.paths import Paths
+from raygeo.geometry.connectivity.curves import Curves
+from raygeo.geometry.connectivity.layerwise import Layerwise
+from raygeo.geometry.connectivity.paths import MatchedPaths, Paths
+from raygeo.geometry.connectivity.planes import Planes
+from raygeo.geometry.connectivity.soups import Soups
+from raygeo.geometry.connectivity.wise import Wise
 from raygeo.geometry.curvature.spectra import Curvature
 from raygeo.geometry.representation.cka import CKA
 from raygeo.geometry.weights.norms import Norms
@@ -84,6 +90,24 @@ class Material:
         return [(problem.prompt, problem.gold) for problem in heldout_problems(self.rollouts)]
 
     @property
+    def barriers(self) -> dict[tuple[str, str], float]:
+        """Lower ends of the intervals of straight-line barriers of the solutions, by pair, once paths are measured."""
+        measured = self.context.study.geometry.paths is not None
+        rows = self.context.store.table("barriers").to_pylist() if measured else []
+        return {(row["run_a"], row["run_b"]): row["chord_low"] for row in rows if row["probe"] == "solutions"}
+
+    @property
+    def seed_groups(self) -> dict[str, list[str]]:
+        """Names of the runs that differ in nothing but seeds, by what they share."""
+        groups: dict[str, list[str]] = {}
+        for row in self.table:
+            if row["run"] in {run.name for run in self.runs}:
+                params = json.loads(row["params"])
+                shared = {k: v for k, v in params["training"].items() if k not in ("seed", "init_seed")}
+                groups.setdefault(content_key(params["loss"], shared), []).append(row["run"])
+        return {f"seeds of {names[0]}": names for names in groups.values()}
+
+    @property
     def grading(self) -> Grading:
         """How answers are judged."""
         return self.context.study.rollouts.grading
@@ -95,18 +119,29 @@ ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
     "similarity": lambda settings, of: Similarity(settings, of.runs, of.base),
     "subspaces": lambda settings, of: Subspaces(settings, of.runs, of.base),
     "paths": lambda settings, of: Paths(settings, of.runs, of.base, of.likelihood_probes, of.problems, of.grading),
+    "matched_paths": lambda settings, of: MatchedPaths(
+        settings, of.runs, of.base, of.likelihood_probes, of.problems, of.grading
+    ),
+    "curves": lambda settings, of: Curves(settings, of.runs, of.base, of.probes["solutions"], of.barriers),
+    "layerwise": lambda settings, of: Layerwise(settings, of.runs, of.base, of.probes["solutions"], of.reference),
+    "soups": lambda settings, of: Soups(
+        settings, of.runs, of.base, of.probes["solutions"], of.problems, of.grading, of.seed_groups
+    ),
+    "wise": lambda settings, of: Wise(settings, of.runs, of.base, of.probes["solutions"], of.problems, of.grading),
+    "planes": lambda settings, of: Planes(settings, of.runs, of.base, of.probes["solutions"], of.reference),
     "cka": lambda settings, of: CKA(settings, of.runs, of.base, of.probes["solutions"]),
     "curvature": lambda settings, of: Curvature(settings, of.runs, of.base, of.probes["curvature"]),
 }
-"""Every analysis by its field in ``GeometrySettings``, in the order they run."""
+"""Every analysis by its field in ``GeometrySettings``, in the order they run: curves are trained where paths rise."""
 
 
 def analyse_runs(context: Context, student: Student, rollouts: Rollouts, runs: list[Run]) -> None:
     """Publish the tables of all analyses the study asks for."""
     material = Material(context, student, rollouts, runs)
     asked = {name: getattr(context.study.geometry, name) for name in ANALYSES}
-    for workload in [ANALYSES[name](settings, material) for name, settings in asked.items() if settings is not None]:
-        context.publish(workload)
+    for name, settings in asked.items():
+        if settings is not None:
+            context.publish(ANALYSES[name](settings, material))
     if asked["norms"] is not None:
         _fill_norms(context)
 
