@@ -176,7 +176,7 @@ class Planes(Workload):
         """Measure one row of a grid, or project all runs.
 
         Raises:
-            DeltaError: the three runs span no plane.
+            DeltaError: the three runs span no plane, or a run's own loss is not finite.
         """
         corners, row = payload
         labels = {f"run_{side}": run.name for side, run in zip("abc", corners, strict=True)}
@@ -200,11 +200,13 @@ class Planes(Workload):
         gram = delta_gram([run.open() for run in (*corners, *others)])
         plane = self._plane(state, corners)
         places = np.vstack([np.column_stack([plane.corners, np.zeros(3)]), plane.project(gram)])
-        return [
-            {"run": run.name, "x": x, "y": y, "residual": residual, "loss": self._loss(state, run.mixture())}
-            | {"n": len(state.measured.counts)}
-            for run, (x, y, residual) in zip((*corners, *others), places.tolist(), strict=True)
-        ]
+        rows = []
+        for run, (x, y, residual) in zip((*corners, *others), places.tolist(), strict=True):
+            loss = self._loss(state, run.mixture())
+            if not np.isfinite(loss):
+                raise DeltaError(f"the loss of {run.name} is {loss}; the run has diverged, leave it out.")
+            rows.append({"run": run.name, "x": x, "y": y, "residual": residual, "loss": loss})
+        return [row | {"n": len(state.measured.counts)} for row in rows]
 
     def _texts(self) -> Probe:
         probe = Probe.load(self.probe)
