@@ -1,5 +1,6 @@
 """One line a run: the numbers worth comparing across runs, taken from a study's tables."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from statistics import median
@@ -11,7 +12,7 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
     """Metrics by run name (the base included) -> metric -> value; what a table does not hold is left out.
 
     Comparisons are with the run ``reference``: its cosine, the median of its smallest left principal angles (degrees),
-    its NLL barrier over the chord, its last-layer CKA.
+    its NLL barriers over the chord (straight, at equal norms, and of a trained curve), its last-layer CKA.
     """
     summaries: defaultdict[str, dict[str, float]] = defaultdict(dict)
 
@@ -48,6 +49,25 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
         if reference in pair and len(pair) == 2:
             [other] = pair - {reference}
             put(other, f"barrier_to_reference.{row['probe']}", row["chord"])
+    for row in tables["matched_barriers"].to_pylist():
+        pair = {row["run_a"], row["run_b"]}
+        if reference in pair:
+            [other] = pair - {reference}
+            put(other, f"matched_barrier_to_reference.{row['probe']}", row["chord"])
+    for row in tables["curve_barriers"].to_pylist():
+        pair = {row["run_a"], row["run_b"]}
+        if reference in pair and row["shape"] != "line":
+            [other] = pair - {reference}
+            put(other, f"curve_barrier_to_reference.{row['shape']}", row["chord"])
+    best: dict[str, float] = {}
+    for row in tables["wise"].to_pylist():
+        if row["chosen_loss"] < best.get(row["run"], math.inf):
+            best[row["run"]] = row["chosen_loss"]
+            put(row["run"], "wise_best_alpha", row["alpha"])
+    for row in tables["soups"].to_pylist():
+        if row["kind"] == "run":
+            put(row["soup"], "token_confidence", row["confidence"])
+            put(row["soup"], "token_ece", row["ece"])
     for row in tables["curvature"].to_pylist():
         if row["quantity"] == "eigenvalue" and row["index"] == 0:
             put(row["run"], f"top_eigenvalue.{row['operator']}", row["value"])
