@@ -182,7 +182,7 @@ def compare_models(comparison: Comparison, *, address: str | None = None, progre
         with timed_stage("models", times, progress, bench):
             models = _provide(bench, comparison)
         with timed_stage("geometry", times, progress, bench):
-            analyse(bench, comparison.geometry, _material(bench, comparison, models))
+            analyse(bench, _material(bench, comparison, models))
         page = PageContext(
             title=f"{len(models.runs) - 1} models and their base",
             student=f"Base: {comparison.base}",
@@ -282,6 +282,7 @@ def _stored_as(model: Checkpoint) -> str:
 
 def _material(bench: Workbench, comparison: Comparison, models: _Models) -> Material:
     return Material(
+        geometry=comparison.geometry,
         store=bench.store,
         base=models.base,
         runs=models.runs,

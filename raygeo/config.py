@@ -11,7 +11,12 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from raygeo.cluster.settings import ActorSettings
 from raygeo.errors import ConfigError
 from raygeo.evaluation.answers import AnswerSettings
-from raygeo.geometry.connectivity.paths import PathsSettings
+from raygeo.geometry.connectivity.curves import CurvesSettings
+from raygeo.geometry.connectivity.layerwise import LayerwiseSettings
+from raygeo.geometry.connectivity.paths import MatchedPathsSettings, PathsSettings
+from raygeo.geometry.connectivity.planes import PlanesSettings
+from raygeo.geometry.connectivity.soups import SoupSettings
+from raygeo.geometry.connectivity.wise import WiseSettings
 from raygeo.geometry.curvature.spectra import CurvatureSettings
 from raygeo.geometry.representation.cka import CKASettings
 from raygeo.geometry.representation.coherence import CoherenceSettings
@@ -169,6 +174,18 @@ class GeometrySettings(Settings):
     """Principal angles."""
     paths: PathsSettings | None = PathsSettings()
     """Linear mode connectivity."""
+    matched_paths: MatchedPathsSettings | None = None
+    """The same between deltas scaled to equal norm."""
+    curves: CurvesSettings | None = CurvesSettings()
+    """Curves of low loss between runs that a straight line does not join."""
+    layerwise: LayerwiseSettings | None = LayerwiseSettings()
+    """Which part of the network the loss between runs comes from."""
+    soups: SoupSettings | None = SoupSettings()
+    """Averages of the weights of several runs."""
+    wise: WiseSettings | None = WiseSettings()
+    """The lines from the base to each run and beyond it."""
+    planes: PlanesSettings | None = None
+    """The loss on planes through three runs."""
     cka: CKASettings | None = CKASettings()
     """Similarity of hidden states."""
     layer_cka: LayerCKASettings | None = LayerCKASettings()
@@ -183,7 +200,10 @@ class GeometrySettings(Settings):
     """Hessian spectra."""
 
 
-MEASURED = ("paths", "cka", "layer_cka", "drift", "outputs", "curvature")
+MEASURED = (
+    "paths", "matched_paths", "curves", "layerwise", "soups", "wise", "planes", "cka", "layer_cka", "drift", "outputs",
+    "curvature",
+)  # fmt: skip
 """The analyses that are measured on held-out solutions."""
 LEARNED = ("coherence",)
 """The analyses that need the losses of the runs and what they learned from."""

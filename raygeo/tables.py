@@ -9,6 +9,21 @@ def _table(**columns: pa.DataType) -> pa.Schema:
     return pa.schema(list(columns.items()))
 
 
+_PATH = {"run_a": _S, "run_b": _S, "probe": _S, "metric": _S, "alpha": _F, "loss": _F, "accuracy": _F, "n": _I}
+_BARRIER = {
+    **{"run_a": _S, "run_b": _S, "probe": _S, "metric": _S},
+    **{f"chord{part}": _F for part in ("", "_alpha", "_low", "_high")},
+    **{f"mean{part}": _F for part in ("", "_alpha", "_low", "_high")},
+    "n": _I,
+}
+_EVALUATION = {
+    **dict.fromkeys(("loss", "loss_low", "loss_high"), _F),
+    **dict.fromkeys(("n", "tokens"), _I),
+    **dict.fromkeys(("confidence", "agreement", "ece", "accuracy"), _F),
+    "problems": _I,
+    **dict.fromkeys(("false_false_true", "true_true_false"), _F),
+}
+
 BASE = "base"
 """The name of the untrained student in every table."""
 
@@ -130,25 +145,71 @@ SCHEMAS: dict[str, pa.Schema] = {
         angle_degrees=_F,
         null_degrees=_F,
     ),
-    # metric: "nll" or "accuracy"; loss holds the token-mean NLL, accuracy the share right (the other is null).
-    "paths": _table(run_a=_S, run_b=_S, probe=_S, metric=_S, alpha=_F, loss=_F, accuracy=_F, n=_I),
-    # Max over alpha of the excess over the "chord" (Entezari) or the "mean" of the ends (Frankle), of the NLL or, where
-    # the metric is "accuracy", of the error rate; low/high = 95 % paired bootstrap.
-    "barriers": _table(
+    # metric: "nll" or "accuracy"; loss holds the token-mean NLL, accuracy the share right (the other is null). `alpha`
+    # is irregular where the grid was refined; values outside [0, 1] lie beyond the ends.
+    "paths": _table(**_PATH),
+    # Max over alpha in [0, 1] of the excess over the "chord" (Entezari) or the "mean" of the ends (Frankle), of the NLL
+    # or, where the metric is "accuracy", of the error rate; low/high = 95 % paired bootstrap.
+    "barriers": _table(**_BARRIER),
+    # The same between deltas of equal norm `norm`: the deltas times `scale_a` and `scale_b`, one of which is 1.
+    "matched_paths": _table(**_PATH),
+    "matched_barriers": _table(**_BARRIER, scale_a=_F, scale_b=_F, norm=_F),
+    # shape: "line", or that of a trained curve, "bezier" or "chain", both on texts that had no part in training it.
+    "curve_paths": _table(run_a=_S, run_b=_S, shape=_S, t=_F, loss=_F, n=_I),
+    # The largest loss and the barrier over the chord, for a curve also by how much its largest loss lies "below" the
+    # line's, with 95 % paired bootstrap intervals; `bend` is how far the bend lies from the midpoint, in distances of
+    # the two runs.
+    "curve_barriers": _table(
         run_a=_S,
         run_b=_S,
-        probe=_S,
-        metric=_S,
+        shape=_S,
+        max_loss=_F,
+        max_t=_F,
+        max_low=_F,
+        max_high=_F,
         chord=_F,
-        chord_alpha=_F,
+        chord_t=_F,
         chord_low=_F,
         chord_high=_F,
-        mean=_F,
-        mean_alpha=_F,
-        mean_low=_F,
-        mean_high=_F,
+        below=_F,
+        below_low=_F,
+        below_high=_F,
+        bend=_F,
         n=_I,
     ),
+    # Run a with one `part` ("all": every part) moved by alpha to run b: kind "block" or "module type". `rise` is over
+    # the loss of run a, with a 95 % paired bootstrap interval; `excess` over the chord to run a with the part swapped.
+    "layerwise": _table(
+        run_a=_S,
+        run_b=_S,
+        kind=_S,
+        part=_S,
+        alpha=_F,
+        loss=_F,
+        rise=_F,
+        rise_low=_F,
+        rise_high=_F,
+        excess=_F,
+        n=_I,
+    ),
+    # kind: "run" (alone), "uniform", "group" or "greedy". `barrier` is the loss less the members' mean loss;
+    # confidence, agreement and ece are over `tokens` tokens of the `n` texts; false_false_true is the share of
+    # `problems` that all members get wrong and their average right, true_true_false the reverse.
+    "soups": _table(
+        soup=_S,
+        kind=_S,
+        members=pa.list_(_S),
+        **_EVALUATION,
+        barrier=_F,
+        barrier_low=_F,
+        barrier_high=_F,
+    ),
+    # base + alpha delta; `chosen_loss` is the loss on the other half of the texts, for choosing an alpha.
+    "wise": _table(run=_S, alpha=_F, chosen_loss=_F, **_EVALUATION),
+    # The plane through three runs, the first its origin, x along the second less the first; x, y and residual (distance
+    # from the plane) are Euclidean distances between weights. `planes` is the grid, `plane_runs` every run in it.
+    "planes": _table(run_a=_S, run_b=_S, run_c=_S, x=_F, y=_F, loss=_F, n=_I),
+    "plane_runs": _table(run_a=_S, run_b=_S, run_c=_S, run=_S, x=_F, y=_F, residual=_F, loss=_F, n=_I),
     # quantity: eigenvalue, trace, density, directional, ...; `x` is a density's abscissa, `name` a direction's run.
     "curvature": _table(
         run=_S,

@@ -19,7 +19,7 @@ from student_cases import draw_rollouts, save_tiny_student
 from study_cases import tiny_study
 
 import raygeo
-from raygeo.config import parse_study
+from raygeo.config import MEASURED, parse_study
 from raygeo.errors import DataError, StudentError, TrainingError
 from raygeo.stages.report import rewrite_report
 from raygeo.students.delta import open_delta
@@ -68,7 +68,8 @@ def finished(ray_session, tmp_path_factory):
 def test_every_table_is_there(finished):
     _, store = finished
     tables = {name: table.num_rows for name, table in store.tables().items()}
-    assert {name for name, rows in tables.items() if rows == 0} <= {"rejected", "reference_states", "trials"}
+    optional = {"matched_paths", "matched_barriers", "curve_paths", "curve_barriers", "planes", "plane_runs"}
+    assert {name for name, rows in tables.items() if rows == 0} <= {"rejected", "reference_states", "trials"} | optional
     assert set(store.table("answers")["run"].to_pylist()) == {
         "base", "sft-lr0.001-s0", "sft-lr0.001-s1", "dpo-lr0.001-s0", "grpo-lora",
     }  # fmt: skip
@@ -229,7 +230,7 @@ def test_a_killed_study_goes_on_where_it_was(rollout_file, tmp_path):
     location = tmp_path / "store"
     runs = [{"loss": {"type": "sft"}, "seed": [0, 1, 2]}]
     study = study_over(rollout_file, store=str(location), runs=runs, geometry=dict.fromkeys(
-        ("paths", "cka", "curvature", "subspaces"), None))  # fmt: skip
+        (*MEASURED, "subspaces")))  # fmt: skip
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(study.model_dump(mode="json")))
     command = [sys.executable, "-m", "raygeo", "run", str(file)]

@@ -9,12 +9,12 @@ import pytest
 from student_cases import draw_rollouts, save_tiny_student
 from study_cases import tiny_study
 
-from raygeo.config import parse_study
+from raygeo.config import GeometrySettings, parse_study
 from raygeo.report.sections.results import trials as trial_sheet
 from raygeo.report.view import View
 from raygeo.study import run_study
 
-QUIET = dict.fromkeys(("norms", "similarity", "subspaces", "paths", "cka", "trajectories"))
+QUIET = dict.fromkeys(GeometrySettings.model_fields)
 
 
 @pytest.fixture(scope="module")

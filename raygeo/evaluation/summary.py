@@ -1,18 +1,22 @@
 """One line a run: the numbers worth comparing across runs, taken from a study's tables."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from statistics import median
 
 import pyarrow as pa
 
+_TO_BASE = {"kl_ba": "kl_to_base", "kl_ab": "kl_from_base", "agreement": "agreement_with_base"}
+
 
 def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, dict[str, float]]:
     """Metrics by run name (the base included) -> metric -> value; what a table does not hold is left out.
 
     Comparisons are with the run ``reference``: its cosine, the median of its smallest left principal angles (degrees),
-    its NLL barrier over the chord, its last-layer CKA, the agreement of top guesses, the gradient of its loss at the
-    base. ``kl_to_base`` is KL(run || base) in nats a token, ``kl_from_base`` KL(base || run).
+    its NLL barriers over the chord (straight, at equal norms, and of a trained curve), its last-layer CKA, the
+    agreement of top guesses, the gradient of its loss at the base. ``kl_to_base`` is KL(run || base) in nats a token,
+    ``kl_from_base`` KL(base || run).
     """
     summaries: defaultdict[str, dict[str, float]] = defaultdict(dict)
 
@@ -49,6 +53,25 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
         if reference in pair and len(pair) == 2:
             [other] = pair - {reference}
             put(other, f"barrier_to_reference.{row['probe']}", row["chord"])
+    for row in tables["matched_barriers"].to_pylist():
+        pair = {row["run_a"], row["run_b"]}
+        if reference in pair:
+            [other] = pair - {reference}
+            put(other, f"matched_barrier_to_reference.{row['probe']}", row["chord"])
+    for row in tables["curve_barriers"].to_pylist():
+        pair = {row["run_a"], row["run_b"]}
+        if reference in pair and row["shape"] != "line":
+            [other] = pair - {reference}
+            put(other, f"curve_barrier_to_reference.{row['shape']}", row["chord"])
+    best: dict[str, float] = {}
+    for row in tables["wise"].to_pylist():
+        if row["chosen_loss"] < best.get(row["run"], math.inf):
+            best[row["run"]] = row["chosen_loss"]
+            put(row["run"], "wise_best_alpha", row["alpha"])
+    for row in tables["soups"].to_pylist():
+        if row["kind"] == "run":
+            put(row["soup"], "token_confidence", row["confidence"])
+            put(row["soup"], "token_ece", row["ece"])
     for row in tables["curvature"].to_pylist():
         if row["quantity"] == "eigenvalue" and row["index"] == 0:
             put(row["run"], f"top_eigenvalue.{row['operator']}", row["value"])
@@ -69,8 +92,7 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
             put(row["run"], "last_drift_change", row["change"])
     for row in tables["divergences"].to_pylist():
         if row["run_a"] == "base":
-            name = {"kl_ba": "kl_to_base", "kl_ab": "kl_from_base", "agreement": "agreement_with_base"}
-            put(row["run_b"], name[row["quantity"]], row["value"])
+            put(row["run_b"], _TO_BASE[row["quantity"]], row["value"])
         elif reference in (row["run_a"], row["run_b"]) and row["quantity"] == "agreement":
             [other] = {row["run_a"], row["run_b"]} - {reference}
             put(other, "agreement_with_reference", row["value"])

@@ -44,7 +44,7 @@ def limits(view: View) -> list[str]:
     """Every automatic caveat that applies to this study, in the order of the page's sections."""
     rules = (
         _failures, _selection, _seeds, _problems, _tests, _lineage, _rounding, _norms, _trajectories, _angles, _paths,
-        _curvature, _cka, _drift, _outputs, _coherence,
+        _curves, _averages, _planes, _curvature, _cka, _drift, _outputs, _coherence,
     )  # fmt: skip
     return [sentence for rule in rules for sentence in rule(view)]
 
@@ -196,14 +196,64 @@ def _paths(view: View) -> list[str]:
     frame = view.frame("paths")
     if frame.empty:
         return []
+    inside = frame[(frame.alpha >= 0) & (frame.alpha <= 1)]
+    sizes = inside.groupby(["metric", "probe", "run_a", "run_b"], sort=False).size().groupby("metric", sort=False)
     grids = " and ".join(
-        f"{alphas.nunique()} values of α for {_METRICS.get(metric, metric)}"
-        for metric, alphas in frame.groupby("metric", sort=False).alpha
+        f"{' to '.join(typeset.count(n) for n in sorted({least, most}))} values of α for {_METRICS.get(metric, metric)}"
+        for metric, least, most in zip(sizes.min().index, sizes.min(), sizes.max(), strict=True)
     )
     return [
         f"Paths were sampled at {grids}. A barrier is a maximum over the grid with the ends included: it cannot be "
-        "negative by construction, noise biases it upwards, and what lies between grid points is not seen."
+        "negative by construction, noise biases it upwards, and a hump between grid points that leaves no trace on "
+        "them is not seen."
     ]
+
+
+def _curves(view: View) -> list[str]:
+    frame = view.frame("curve_barriers")
+    if frame.empty:
+        return []
+    return [
+        f"Curves were measured on {typeset.count(frame.n.max())} held-out texts, half of the probe; the other half "
+        "trained their bends, with one bend and few steps: a barrier that is left says that this search found no way "
+        "round, not that there is none."
+    ]
+
+
+def _averages(view: View) -> list[str]:
+    sentences = []
+    texts = pd.concat([view.frame(name).n for name in ("soups", "wise")]).dropna()
+    if len(texts):
+        sentences.append(
+            f"Averages and lines from the base were measured on {typeset.count(texts.max())} texts, half of the probe; "
+            "the best α and the greedy soup were chosen on the other half, so their likelihoods are not flattered by "
+            "the choice. Calibration is of next tokens of given texts, not of answers."
+        )
+    problems = pd.concat([view.frame(name).problems for name in ("soups", "wise")]).dropna()
+    if len(problems):
+        points = typeset.fixed(100 / problems.max(), 1)
+        sentences.append(
+            f"Their accuracies are over {typeset.count(problems.max())} problems, so one problem is {points} points; "
+            "no two of them are tested against each other."
+        )
+    return sentences
+
+
+def _planes(view: View) -> list[str]:
+    frame = view.frame("plane_runs")
+    away = frame[frame.residual > 0]
+    if frame.empty:
+        return []
+    said = (
+        "A plane shows two directions of a space of very many: walls and valleys in it need not be those around a run."
+    )
+    if len(away):
+        share = (away.residual / (away.residual**2 + away.x**2 + away.y**2) ** 0.5).median()
+        said += (
+            f" Runs that do not span it lie off it, at a median {typeset.percent(share)} of their distance from its "
+            "origin, and their marks say nothing of their loss."
+        )
+    return [said]
 
 
 _METRICS = {"nll": "the NLL", "accuracy": "accuracy"}

@@ -12,7 +12,12 @@ from pydantic import TypeAdapter
 
 from raygeo.config import GeometrySettings
 from raygeo.errors import DataError
-from raygeo.geometry.connectivity.paths import Paths
+from raygeo.geometry.connectivity.curves import Curves
+from raygeo.geometry.connectivity.layerwise import Layerwise
+from raygeo.geometry.connectivity.paths import MatchedPaths, Paths
+from raygeo.geometry.connectivity.planes import Planes
+from raygeo.geometry.connectivity.soups import Soups
+from raygeo.geometry.connectivity.wise import Wise
 from raygeo.geometry.curvature.spectra import Curvature
 from raygeo.geometry.representation.cka import CKA
 from raygeo.geometry.representation.coherence import CoherenceSettings
@@ -51,12 +56,14 @@ class Training:
 class Material:
     """What analyses are made of.
 
-    ``base`` is the folder of the base model; ``runs`` are the base and what was trained from it; ``reference`` names
-    the run others are compared with; ``steps`` is the last step of every run whose training is known; ``make_probes``
-    gives probe files by name, ``solutions`` and ``curvature`` among them, or none; ``problems`` are prompts with gold
-    answers, and ``grading`` says how answers are judged. ``training`` is what runs learned from, where that is known.
+    ``geometry`` says what is asked for; ``store`` holds the tables made so far; ``base`` is the folder of the base
+    model; ``runs`` are the base and what was trained from it; ``reference`` names the run others are compared with;
+    ``steps`` is the last step of every run whose training is known; ``make_probes`` gives probe files by name,
+    ``solutions`` and ``curvature`` among them, or none; ``problems`` are prompts with gold answers, and ``grading`` says
+    how answers are judged. ``training`` is what runs learned from, where that is known.
     """
 
+    geometry: GeometrySettings
     store: Store
     base: AnyPath
     runs: list[Run]
@@ -87,6 +94,23 @@ class Material:
         """The probes whose likelihood is followed between runs."""
         return {name: path for name, path in self.probes.items() if name != "curvature"}
 
+    @property
+    def barriers(self) -> dict[tuple[str, str], float]:
+        """Lower ends of the intervals of straight-line barriers of the solutions, by pair, once paths are measured."""
+        rows = self.store.table("barriers").to_pylist() if self.geometry.paths is not None else []
+        return {(row["run_a"], row["run_b"]): row["chord_low"] for row in rows if row["probe"] == "solutions"}
+
+    @property
+    def seed_groups(self) -> dict[str, list[str]]:
+        """Names of the runs that differ in nothing but seeds, by what they share; none where training is not known."""
+        groups: dict[str, list[str]] = {}
+        for row in self.store.table("runs").to_pylist() if self.training is not None else []:
+            if row["run"] in {run.name for run in self.runs}:
+                params = json.loads(row["params"])
+                shared = {k: v for k, v in params["training"].items() if k not in ("seed", "init_seed")}
+                groups.setdefault(content_key(params["loss"], shared), []).append(row["run"])
+        return {f"seeds of {names[0]}": names for names in groups.values()}
+
 
 ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
     "norms": lambda settings, of: Norms(settings, of.runs, of.base),
@@ -94,6 +118,16 @@ ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
     "similarity": lambda settings, of: Similarity(settings, of.runs, of.base),
     "subspaces": lambda settings, of: Subspaces(settings, of.runs, of.base),
     "paths": lambda settings, of: Paths(settings, of.runs, of.base, of.likelihood_probes, of.problems, of.grading),
+    "matched_paths": lambda settings, of: MatchedPaths(
+        settings, of.runs, of.base, of.likelihood_probes, of.problems, of.grading
+    ),
+    "curves": lambda settings, of: Curves(settings, of.runs, of.base, of.probes["solutions"], of.barriers),
+    "layerwise": lambda settings, of: Layerwise(settings, of.runs, of.base, of.probes["solutions"], of.reference),
+    "soups": lambda settings, of: Soups(
+        settings, of.runs, of.base, of.probes["solutions"], of.problems, of.grading, of.seed_groups
+    ),
+    "wise": lambda settings, of: Wise(settings, of.runs, of.base, of.probes["solutions"], of.problems, of.grading),
+    "planes": lambda settings, of: Planes(settings, of.runs, of.base, of.probes["solutions"], of.reference),
     "cka": lambda settings, of: CKA(settings, of.runs, of.base, of.probes["solutions"]),
     "layer_cka": lambda settings, of: LayerCKA(settings, of.runs, of.base, of.probes["solutions"], of.reference),
     "drift": lambda settings, of: Drift(settings, of.runs, of.base, of.probes["solutions"]),
@@ -101,13 +135,14 @@ ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
     "coherence": lambda settings, of: _coherence(settings, of),
     "curvature": lambda settings, of: Curvature(settings, of.runs, of.base, of.probes["curvature"]),
 }
-"""Every analysis by its field in ``GeometrySettings``, in the order they run."""
+"""Every analysis by its field in ``GeometrySettings``, in the order they run: curves are trained where paths rise."""
 
 
 def analyse_runs(context: Context, student: Student, rollouts: Rollouts, runs: list[Run]) -> None:
     """Publish the tables of all analyses the study asks for."""
     table = context.store.table("runs")
     material = Material(
+        geometry=context.study.geometry,
         store=context.store,
         base=student.folder,
         runs=runs,
@@ -118,7 +153,7 @@ def analyse_runs(context: Context, student: Student, rollouts: Rollouts, runs: l
         grading=context.study.rollouts.grading,
         training=Training(_losses(table), rollouts.key, rollouts.tokens),
     )
-    analyse(context, context.study.geometry, material)
+    analyse(context, material)
 
 
 def _coherence(settings: CoherenceSettings, of: Material) -> Coherence:
@@ -133,11 +168,12 @@ def _losses(runs: pa.Table) -> dict[str, Loss]:
     return {row["run"]: parse(json.loads(row["params"])["loss"]) for row in runs.to_pylist()}
 
 
-def analyse(bench: Workbench, settings: GeometrySettings, material: Material) -> None:
-    """Publish the tables of all analyses that ``settings`` asks for."""
-    asked = {name: getattr(settings, name) for name in ANALYSES}
-    for workload in [ANALYSES[name](options, material) for name, options in asked.items() if options is not None]:
-        bench.publish(workload)
+def analyse(bench: Workbench, material: Material) -> None:
+    """Publish the tables of all analyses that the material's settings ask for."""
+    asked = {name: getattr(material.geometry, name) for name in ANALYSES}
+    for name, settings in asked.items():
+        if settings is not None:
+            bench.publish(ANALYSES[name](settings, material))
     if asked["norms"] is not None:
         _fill_norms(bench.store)
 

@@ -1,13 +1,13 @@
 """A model whose weights can be set to base plus any linear combination of deltas, and back, exactly."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from raygeo.errors import DeltaError
-from raygeo.students.delta import Delta, LowRank, spans
+from raygeo.students.delta import Entry, LowRank, spans
 
 _BLOCK = 1 << 22
 
@@ -32,7 +32,7 @@ class MixedWeights:
         self._own = {name: own[name] for name in self._base}
 
     @torch.no_grad()
-    def set(self, mixture: Sequence[tuple[float, Delta]]) -> None:
+    def set(self, mixture: Sequence[tuple[float, Mapping[str, Entry]]]) -> None:
         """Set every kept parameter to base + sum of coefficient * delta."""
         unknown = {name for _, delta in mixture for name in delta} - self._base.keys()
         if unknown:
@@ -59,7 +59,7 @@ class MixedWeights:
             self._own[name].copy_(base)
 
     @contextmanager
-    def mixed(self, mixture: Sequence[tuple[float, Delta]]) -> Iterator[nn.Module]:
+    def mixed(self, mixture: Sequence[tuple[float, Mapping[str, Entry]]]) -> Iterator[nn.Module]:
         """Give the model with the mixture applied; the base comes back on exit."""
         self.set(mixture)
         try:

@@ -320,6 +320,85 @@ def _paths():
     return paths, barriers
 
 
+def _connectivity():
+    """Matched paths, curves, parts, averages, lines from the base and one plane, of a few runs each."""
+    reference, other, third = list(RUNS)[:3]
+    pair = {"run_a": reference, "run_b": other}
+    rows = {
+        name: []
+        for name in (
+            "matched_paths", "matched_barriers", "curve_paths", "curve_barriers",
+            "layerwise", "soups", "wise", "planes", "plane_runs",
+        )
+    }  # fmt: skip
+    probe = pair | {"probe": "solutions", "metric": "nll", "n": 200}
+    rows["matched_paths"] = [probe | {"alpha": a, "loss": 0.06 + 0.1 * a * (1 - a)} for a in np.linspace(0, 1, 11)]
+    rows["matched_barriers"].append(
+        probe
+        | {"chord": 0.025, "chord_alpha": 0.5, "chord_low": 0.02, "chord_high": 0.03}
+        | {"mean": 0.025, "mean_alpha": 0.5, "mean_low": 0.02, "mean_high": 0.03}
+        | {"scale_a": 1.0, "scale_b": 2.94 / 3.70, "norm": 2.94}
+    )
+    for shape, height in (("line", 0.4), ("bezier", 0.02)):
+        rows["curve_paths"] += [
+            pair | {"shape": shape, "t": t, "loss": 0.06 + 4 * height * t * (1 - t), "n": 24}
+            for t in np.linspace(0, 1, 21)
+        ]
+        top = {"max_loss": 0.06 + height, "max_t": 0.5, "max_low": 0.05 + height, "max_high": 0.08 + height}
+        chord = {"chord": height, "chord_t": 0.5, "chord_low": 0.9 * height, "chord_high": 1.1 * height}
+        below = {"below": 0.38, "below_low": 0.33, "below_high": 0.42, "bend": 0.61}
+        rows["curve_barriers"].append(
+            pair | {"shape": shape, "n": 24} | top | chord | (below if shape != "line" else {})
+        )
+    for b in ("base", other, third):
+        for place, part in enumerate((*map(str, range(LAYERS)), "outside blocks", "all")):
+            for alpha in (0.5, 1.0):
+                rise = 0.01 * (place - 1) * alpha
+                rows["layerwise"].append(
+                    {"run_a": reference, "run_b": b, "kind": "block", "part": part, "alpha": alpha, "n": 48}
+                    | {"loss": 0.06 + rise, "rise": rise, "rise_low": rise - 0.004, "rise_high": rise + 0.004}
+                    | {"excess": 0.001 * place * (1 - alpha)}
+                )
+    measured = {"n": 24, "tokens": 700, "confidence": 0.91, "agreement": 0.89, "ece": 0.021, "problems": 48}
+    for name in ("base", *RUNS):
+        rows["soups"].append(
+            {"soup": name, "kind": "run", "members": [name], "loss": 0.07, "loss_low": 0.06, "loss_high": 0.08}
+            | {"accuracy": 0.8}
+            | measured
+        )
+    rows["soups"].append(
+        {"soup": "uniform", "kind": "uniform", "members": list(RUNS), "loss": 0.05, "loss_low": 0.04, "loss_high": 0.06}
+        | {"accuracy": 0.875, "barrier": -0.02, "barrier_low": -0.03, "barrier_high": -0.01}
+        | {"false_false_true": 1 / 48, "true_true_false": 0.0}
+        | measured
+    )
+    for name in RUNS:
+        rows["wise"] += [
+            {
+                "run": name,
+                "alpha": alpha,
+                "chosen_loss": 0.05 + 0.1 * (alpha - 0.75) ** 2,
+                "loss": 0.06 + 0.1 * alpha**2,
+            }
+            | {"loss_low": 0.05, "loss_high": 0.2, "accuracy": 0.42 + 0.4 * alpha - 0.1 * alpha**2}
+            | {"false_false_true": 0.02, "true_true_false": 0.0}
+            | measured
+            for alpha in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+        ]
+    plane = {"run_a": "base", "run_b": reference, "run_c": other}
+    rows["planes"] = [
+        plane | {"x": x, "y": y, "loss": 0.05 + 0.02 * ((x - 2) ** 2 + (y - 1) ** 2), "n": 48}
+        for x in np.linspace(-1, 4, 7)
+        for y in np.linspace(-1, 3, 7)
+    ]
+    places = {"base": (0, 0, 0), reference: (2.94, 0, 0), other: (2.5, 2.7, 0), third: (1.2, 0.6, 3.9)}
+    rows["plane_runs"] = [
+        plane | {"run": name, "x": x, "y": y, "residual": away, "loss": 0.07, "n": 48}
+        for name, (x, y, away) in places.items()
+    ]
+    return rows
+
+
 def _curvature(rng):
     rows = []
     common = {"space": "weights", "operator": "hessian", "parameters": 589_824, "tokens": 6_412}
@@ -387,6 +466,7 @@ def build_tables() -> dict[str, pa.Table]:
         "subspaces": subspaces,
         "paths": paths,
         "barriers": barriers,
+        **_connectivity(),
         "curvature": _curvature(rng),
         "cka": cka,
         **_models(),

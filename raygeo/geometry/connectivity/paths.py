@@ -6,175 +6,82 @@ multiplied out first: mixing ``A`` and ``B`` apart would add cross terms). The b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
 from raygeo.errors import DataError, DeltaError
-from raygeo.geometry.probes import Probe, sequence_nlls
-from raygeo.rollouts.grading import Grading, grader
-from raygeo.settings import Settings, content_key
+from raygeo.geometry.connectivity.barriers import Array, barrier, barrier_intervals, headroom
+from raygeo.geometry.connectivity.measures import PROBLEMS, AccuracySettings, Errors, Likelihood, Measure
+from raygeo.geometry.connectivity.mixtures import delta_gram, load_mixable, mixture
+from raygeo.geometry.probes import Probe
+from raygeo.rollouts.grading import Grading
+from raygeo.settings import content_key
 from raygeo.store import AnyPath
-from raygeo.students.generation import generate
-from raygeo.students.loading import default_device, load_student
 from raygeo.students.mix import MixedWeights
 from raygeo.students.run import Run
 from raygeo.workload import Rows, Task, Workload
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-Array = NDArray[np.float64]
-PROBLEMS = "problems"
-"""The ``probe`` of the accuracy rows."""
+Scales = tuple[float, float]
 
 
-class PathsSettings(Settings):
-    """Which pairs are joined, and how finely their paths are measured."""
+class GridSettings(AccuracySettings):
+    """How finely paths are measured."""
 
     points: int = Field(11, ge=3)
     """Evenly spaced values of alpha from 0 to 1, both included, where the loss is measured."""
+    beyond: int = Field(0, ge=0)
+    """How many more, at the same spacing, on either side of the ends; they have no part in barriers."""
+    refine: int = Field(8, ge=0)
+    """At most so many further values of alpha, each where the barrier might still rise most."""
+    tolerance: float = Field(1e-3, gt=0)
+    """Stop refining when, as far as the curve's bends tell, no barrier can rise by more than this (nats)."""
     accuracy_points: int = Field(5, ge=3)
-    """The same for the accuracy, which costs a generation each."""
-    accuracy_problems: int = Field(64, ge=0)
-    """How many problems (the first ones) the accuracy is measured on; 0 turns it off."""
-    max_new_tokens: int = Field(512, ge=1)
-    """Length at which an answer is cut off."""
-    bootstrap: int = Field(2000, ge=100)
-    """Resamples behind each 95 % interval."""
-    seed: int = 0
-    """Seed of the resampling; the same examples are drawn for all runs and all alphas."""
-    batch_size: int = Field(16, ge=1)
-    """Sequences per forward pass."""
-    generation_batch_size: int = Field(64, ge=1)
-    """Problems answered together."""
+    """Evenly spaced values of alpha from 0 to 1 for the accuracy, which costs a generation each."""
+
+    def grid(self) -> list[float]:
+        """The values of alpha that are always measured, in order."""
+        step = 1 / (self.points - 1)
+        before = [-k * step for k in range(self.beyond, 0, -1)]
+        after = [1 + k * step for k in range(1, self.beyond + 1)]
+        return [*before, *np.linspace(0, 1, self.points).tolist(), *after]
+
+
+class PathsSettings(GridSettings):
+    """Which pairs are joined, and how finely their paths are measured."""
+
     include_base: bool = True
     """Whether the base student is an end of paths."""
     pairs: Literal["all", "base"] = "all"
     """``all`` joins every two runs; ``base`` joins each run with the base only."""
 
 
-class Excess(NamedTuple):
-    """Height of a path [..., A] over the chord between its ends, and over the mean of its ends."""
-
-    chord: Array
-    mean: Array
-
-
-class Barrier(NamedTuple):
-    """Both barriers of one path and the alphas where they are attained (the first ones, if several)."""
-
-    chord: float
-    chord_alpha: float
-    mean: float
-    mean_alpha: float
-
-
-class Intervals(NamedTuple):
-    """A (low, high) interval of each barrier."""
-
-    chord: tuple[float, float]
-    mean: tuple[float, float]
-
-
-def excess(alphas: ArrayLike, losses: ArrayLike) -> Excess:
-    """Subtract from ``losses`` [..., A] the chord between the first and the last, or their mean.
-
-    Args:
-        alphas: [A] strictly increasing from 0 to 1.
-        losses: [..., A] in any unit.
-
-    Raises:
-        ValueError: ``alphas`` is no such grid or the shapes differ.
-        DeltaError: a loss is NaN or infinite.
-    """
-    a, x = np.asarray(alphas, dtype=np.float64), np.asarray(losses, dtype=np.float64)
-    if a.ndim != 1 or len(a) < 2 or a[0] != 0 or a[-1] != 1 or not (np.diff(a) > 0).all():
-        raise ValueError(f"alphas must increase from 0 to 1, not {a}")
-    if x.shape[-1:] != a.shape:
-        raise ValueError(f"{x.shape} losses for {len(a)} alphas")
-    if not np.isfinite(x).all():
-        where = a[~np.isfinite(x).reshape(-1, len(a)).all(0)]
-        raise DeltaError(
-            f"the loss is not finite at alpha = {where.tolist()}; an end of the path has diverged, leave it out."
-        )
-    first, last = x[..., :1], x[..., -1:]
-    chord = x - ((1 - a) * first + a * last)
-    rounding = 4 * np.finfo(np.float64).eps * np.abs(x).max(-1, keepdims=True)
-    return Excess(np.where(np.abs(chord) <= rounding, 0.0, chord), x - (first + last) / 2)
-
-
-def barrier(alphas: ArrayLike, losses: ArrayLike) -> Barrier:
-    """Both barriers of one path ``losses`` [A] over ``alphas`` [A], in the unit of the losses.
-
-    * chord: max of L(alpha) - [(1 - alpha) L(0) + alpha L(1)] (Entezari et al., arXiv:2110.06296); 0 when the path
-      never rises above the chord.
-    * mean: max of L(alpha) - [L(0) + L(1)] / 2 (Frankle et al., arXiv:1912.05671); at least |L(0) - L(1)| / 2, because
-      the ends belong to the path.
-
-    Neither is ever negative. Raises as ``excess`` does.
-    """
-    chord, mean = excess(alphas, losses)
-    grid = np.asarray(alphas, dtype=np.float64)
-    return Barrier(float(chord.max()), float(grid[chord.argmax()]), float(mean.max()), float(grid[mean.argmax()]))
-
-
-def barrier_intervals(
-    alphas: ArrayLike, sums: ArrayLike, counts: ArrayLike, *, resamples: int, seed: int, level: float = 0.95
-) -> Intervals:
-    """Percentile intervals of both barriers by a paired bootstrap over examples.
-
-    Each resample draws N of the N examples with replacement, the same ones for every alpha; its loss at an alpha is the
-    sum of the drawn ``sums`` over the sum of the drawn ``counts`` (a token mean), and its barriers are recomputed from
-    that curve, their alphas included. A maximum is convex, so resampling noise biases it upwards: on a flat path the
-    interval lies above 0 and may lie above the estimate. Read an interval that stays near 0 as "no barrier seen".
-
-    Args:
-        alphas: [A], as in ``excess``.
-        sums: [A, N] loss of each example at each alpha, summed over what ``counts`` counts.
-        counts: [N] positive, tokens of each example (1 each for an error rate).
-        resamples: number of resamples.
-        seed: seed of the draws; equal seeds and N draw equal examples.
-        level: coverage aimed at.
-    """
-    x, n = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
-    times_drawn = np.random.default_rng(seed).multinomial(len(n), np.full(len(n), 1 / len(n)), size=resamples)
-    times = times_drawn.astype(np.float64)  # for BLAS
-    chord, mean = excess(alphas, (times @ x.T) / (times @ n)[:, None])
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    return Intervals(*(tuple(np.quantile(heights.max(-1), tails).tolist()) for heights in (chord, mean)))
-
-
-@dataclass(frozen=True)
-class _Measure:
-    """What is followed along paths: ``evaluate`` gives the loss of each example [N], summed over its ``counts`` [N]."""
-
-    metric: Literal["nll", "accuracy"]
-    probe: str
-    alphas: list[float]
-    counts: Array
-    evaluate: Callable[[], Array]
+class MatchedPathsSettings(GridSettings):
+    """How finely the paths between runs of equal norm are measured."""
 
 
 @dataclass
 class _State:
+    model: PreTrainedModel
     weights: MixedWeights
-    measures: list[_Measure]
-    ends: dict[Run, list[Array]] = field(default_factory=dict)
+    measures: list[Measure]
+    ends: dict[tuple[Run, float], list[Array]] = field(default_factory=dict)
 
 
 class Paths(Workload):
     """Loss on each probe and accuracy on problems along the path of every pair of runs; one task a pair.
 
-    A task costs ``points - 2`` passes over every probe and ``accuracy_points - 2`` generations. The ends are shared by
-    many pairs: an actor evaluates each run once and remembers its values per example. Rows of ``barriers``
-    whose metric is "accuracy" hold barriers of the error rate, 1 - accuracy.
+    A task costs ``points - 2 + 2 beyond`` passes over every probe, up to ``refine`` more where a hump shows, and
+    ``accuracy_points - 2`` generations. The ends are shared by many pairs: an actor evaluates each run once and
+    remembers its values per example. All probes of a pair share one grid, so refinement for one serves all. Rows of
+    ``barriers`` whose metric is "accuracy" hold barriers of the error rate, 1 - accuracy.
 
     Args:
         settings: grids and sizes.
@@ -187,6 +94,7 @@ class Paths(Workload):
 
     name = "paths"
     tables = ("paths", "barriers")
+    settings: GridSettings
 
     def __init__(
         self,
@@ -197,14 +105,29 @@ class Paths(Workload):
         problems: Sequence[tuple[str, str]] = (),
         grading: Grading = "exact",
     ):
+        kept = sorted((r for r in runs if settings.include_base or r.delta), key=lambda run: run.delta is not None)
+        pairs = [(a, b) for a, b in combinations(kept, 2) if settings.pairs == "all" or a.delta is None]
+        self._measure(settings, kept, pairs, base, probes, problems, grading)
+
+    def _measure(
+        self,
+        settings: GridSettings,
+        runs: list[Run],
+        pairs: list[tuple[Run, Run]],
+        base: AnyPath,
+        probes: Mapping[str, AnyPath],
+        problems: Sequence[tuple[str, str]],
+        grading: Grading,
+    ) -> None:
         if PROBLEMS in probes:
             raise DataError(f"a probe may not be called {PROBLEMS!r}, the name of the accuracy rows; rename it.")
         self.settings = settings
-        self.runs = sorted((r for r in runs if settings.include_base or r.delta), key=lambda run: run.delta is not None)
+        self.runs = runs
+        self.pairs = pairs
         self.base = base
         self.probes = probes
-        self.problems = [tuple(problem) for problem in problems[: settings.accuracy_problems]]
-        self.grading = grading
+        self.problems = list(problems[: settings.accuracy_problems])
+        self.grading: Grading = grading
 
     def tasks(self) -> list[Task]:
         """One task a pair; all cost the same."""
@@ -217,84 +140,123 @@ class Paths(Workload):
                 (a, b),
                 f"path from {a.name} to {b.name}",
             )
-            for a, b in combinations(self.runs, 2)
-            if self.settings.pairs == "all" or a.delta is None
+            for a, b in self.pairs
         ]
 
     def setup(self) -> _State:
         """Load the base student once and tokenise what is measured."""
-        model, tokenizer = load_student(self.base, device=default_device())
-        opened = [delta for run in self.runs if (delta := run.open()) is not None]
-        weights = MixedWeights(model, {name for delta in opened for name in delta})
-        measures = [self._nll(model, tokenizer, name, Probe.load(path)) for name, path in self.probes.items()]
-        if self.problems:
-            measures.append(self._errors(model, tokenizer))
-        return _State(weights, measures)
-
-    def _nll(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, probe: Probe) -> _Measure:
+        model, tokenizer, weights = load_mixable(self.base, self.runs)
         size = self.settings.batch_size
-        order, batches = probe.order(size), probe.batches(tokenizer.pad_token_id, size)
-        counts = np.array([s.completion_length for s in probe.sequences], dtype=np.float64)
-        alphas = np.linspace(0, 1, self.settings.points).tolist()
-        return _Measure("nll", name, alphas, counts, lambda: sequence_nlls(model, batches, order)[0].numpy())
-
-    def _errors(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> _Measure:
-        prompts, golds = zip(*self.problems, strict=True)
-
-        def evaluate() -> Array:
-            answers = generate(
-                model,
-                tokenizer,
-                list(prompts),
-                max_new_tokens=self.settings.max_new_tokens,
-                batch_size=self.settings.generation_batch_size,
-            )
-            with grader(self.grading) as judge:
-                verdicts = judge.grade_many([(a.text, gold) for (a,), gold in zip(answers, golds, strict=True)])
-            return np.array([not verdict.correct for verdict in verdicts], dtype=np.float64)
-
-        alphas = np.linspace(0, 1, self.settings.accuracy_points).tolist()
-        return _Measure("accuracy", PROBLEMS, alphas, np.ones(len(golds)), evaluate)
+        measures: list[Measure] = [
+            Likelihood(name, Probe.load(path), tokenizer, size) for name, path in self.probes.items()
+        ]
+        if self.problems:
+            measures.append(Errors(self.problems, self.grading, tokenizer, self.settings))
+        return _State(model, weights, measures)
 
     def compute(self, state: _State, payload: tuple[Run, Run]) -> dict[str, Rows]:
         """Measure one path."""
-        a, b = payload
-        curves = self._curves(state, a, b)
-        rows: dict[str, Rows] = {"paths": [], "barriers": []}
-        for measure, sums in zip(state.measures, curves, strict=True):
+        paths, barriers = self._rows(state, *payload, (1.0, 1.0))
+        return {"paths": paths, "barriers": barriers}
+
+    def _rows(self, state: _State, a: Run, b: Run, scales: Scales) -> tuple[Rows, Rows]:
+        """Rows of points and of barriers of the path between two deltas, each multiplied by its scale."""
+        paths: Rows = []
+        barriers: Rows = []
+        curves = self._curves(state, a, b, scales)
+        for measure, curve in zip(state.measures, curves, strict=True):
             labels = {"run_a": a.name, "run_b": b.name, "probe": measure.probe, "metric": measure.metric}
-            n, losses = len(measure.counts), sums.sum(1) / measure.counts.sum()
-            found = barrier(measure.alphas, losses)
-            spread = barrier_intervals(
-                measure.alphas, sums, measure.counts, resamples=self.settings.bootstrap, seed=self.settings.seed
-            )
-            for alpha, loss in zip(measure.alphas, losses.tolist(), strict=True):
+            n = len(measure.counts)
+            for alpha, sums in sorted(curve.items()):
+                loss = float(sums.sum() / measure.counts.sum())
                 value = {"loss": loss} if measure.metric == "nll" else {"accuracy": 1 - loss}
-                rows["paths"].append({**labels, "alpha": alpha, **value, "n": n})
-            low_high = {
-                f"{kind}_{side}": value
-                for kind, interval in spread._asdict().items()
-                for side, value in zip(("low", "high"), interval, strict=True)
-            }
-            rows["barriers"].append({**labels, **found._asdict(), **low_high, "n": n})
-        return rows
+                paths.append({**labels, "alpha": alpha, **value, "n": n})
+            alphas, inner = _between(curve)
+            found = barrier(alphas, inner.sum(1) / measure.counts.sum())
+            spread = barrier_intervals(
+                alphas, inner, measure.counts, resamples=self.settings.bootstrap, seed=self.settings.seed
+            )
+            barriers.append({**labels, **found._asdict(), **spread.columns(), "n": n})
+        return paths, barriers
 
-    def _curves(self, state: _State, a: Run, b: Run) -> list[Array]:
-        """Loss sums [A, N] of each measure along the path from ``a`` to ``b``."""
-        ends = zip(self._end(state, a), self._end(state, b), strict=True)
+    def _curves(self, state: _State, a: Run, b: Run, scales: Scales) -> list[dict[float, Array]]:
+        """Loss sums [N] of each measure by alpha along the path from ``a`` to ``b``."""
+        ends = zip(self._end(state, a, scales[0]), self._end(state, b, scales[1]), strict=True)
         curves = [{0.0: first, 1.0: last} for first, last in ends]
+        likelihoods = [i for i, measure in enumerate(state.measures) if measure.metric == "nll"]
+        every = self.settings.grid() if likelihoods else []
+        generated = np.linspace(0, 1, self.settings.accuracy_points).tolist() if self.problems else []
         deltas = a.open(), b.open()
-        inner = sorted({alpha for measure in state.measures for alpha in measure.alphas} - {0.0, 1.0})
-        for alpha in inner:
-            mixture = [(c, delta) for c, delta in zip((1 - alpha, alpha), deltas, strict=True) if delta is not None]
-            with state.weights.mixed(mixture), torch.inference_mode():
-                for measure, curve in zip(state.measures, curves, strict=True):
-                    if alpha in measure.alphas:
-                        curve[alpha] = measure.evaluate()
-        return [np.stack([curve[alpha] for alpha in m.alphas]) for m, curve in zip(state.measures, curves, strict=True)]
 
-    def _end(self, state: _State, run: Run) -> list[Array]:
-        if run not in state.ends:
-            with state.weights.mixed(run.mixture()), torch.inference_mode():
-                state.ends[run] = [measure.evaluate() for measure in state.measures]
-        return state.ends[run]
+        def measure(alpha: float, which: list[int]) -> None:
+            terms = zip(((1 - alpha) * scales[0], alpha * scales[1]), deltas, strict=True)
+            with state.weights.mixed(mixture(*terms)):
+                for i in which:
+                    curves[i][alpha] = state.measures[i].sums(state.model)
+
+        for alpha in sorted({*every, *generated} - {0.0, 1.0}):
+            kinds = [metric for metric, grid in (("nll", every), ("accuracy", generated)) if alpha in grid]
+            measure(alpha, [i for i, m in enumerate(state.measures) if m.metric in kinds])
+        for _ in range(self.settings.refine if likelihoods else 0):
+            grids = [_between(curves[i]) for i in likelihoods]
+            alphas = grids[0][0]
+            means = [
+                sums.sum(1) / state.measures[i].counts.sum() for i, (_, sums) in zip(likelihoods, grids, strict=True)
+            ]
+            room = headroom(alphas, np.stack(means))
+            gap = int(room.argmax())
+            if room[gap] <= self.settings.tolerance:
+                break
+            measure((alphas[gap] + alphas[gap + 1]) / 2, likelihoods)
+        return curves
+
+    def _end(self, state: _State, run: Run, scale: float) -> list[Array]:
+        if (run, scale) not in state.ends:
+            with state.weights.mixed(run.mixture(scale)):
+                state.ends[run, scale] = [measure.sums(state.model) for measure in state.measures]
+        return state.ends[run, scale]
+
+
+class MatchedPaths(Paths):
+    """The same between deltas of equal norm, for every pair of trained runs: the longer one is scaled down.
+
+    A gap in norm makes a path trivial near the shorter end. Both ends here are points that the runs' own lines from the
+    base pass through, ``base + scale delta``; none lies beyond a trained run. Rows of ``matched_barriers`` hold both
+    scales and the common norm.
+    """
+
+    name = "matched-paths"
+    tables = ("matched_paths", "matched_barriers")
+
+    def __init__(
+        self,
+        settings: MatchedPathsSettings,
+        runs: Sequence[Run],
+        base: AnyPath,
+        probes: Mapping[str, AnyPath],
+        problems: Sequence[tuple[str, str]] = (),
+        grading: Grading = "exact",
+    ):
+        kept = [run for run in runs if run.delta is not None]
+        self._measure(settings, kept, list(combinations(kept, 2)), base, probes, problems, grading)
+
+    def compute(self, state: _State, payload: tuple[Run, Run]) -> dict[str, Rows]:
+        """Measure one path.
+
+        Raises:
+            DeltaError: a delta is zero.
+        """
+        a, b = payload
+        norms = np.sqrt(np.diag(delta_gram([a.open(), b.open()]))).tolist()
+        if min(norms) == 0:
+            raise DeltaError(f"the delta of {a.name} or of {b.name} is zero and cannot be scaled; leave it out.")
+        scale_a, scale_b = (min(norms) / norm for norm in norms)
+        paths, barriers = self._rows(state, a, b, (scale_a, scale_b))
+        scaled = [row | {"scale_a": scale_a, "scale_b": scale_b, "norm": min(norms)} for row in barriers]
+        return {"matched_paths": paths, "matched_barriers": scaled}
+
+
+def _between(curve: dict[float, Array]) -> tuple[list[float], Array]:
+    """The part of a curve from 0 to 1: its alphas and its sums [A, N]."""
+    alphas = sorted(alpha for alpha in curve if 0 <= alpha <= 1)
+    return alphas, np.stack([curve[alpha] for alpha in alphas])

@@ -80,7 +80,7 @@ def predictions(view: View) -> Sheet:
     return Sheet(columns, rows, frozenset({"run"}))
 
 
-def _with_interval(frame: pd.DataFrame, name: str, write) -> Cell:  # type: ignore[no-untyped-def]
+def _with_interval(frame: pd.DataFrame, name: str, write) -> Cell:
     if name not in frame.index:
         return typeset.MISSING
     row = frame.loc[name]

@@ -4,139 +4,32 @@ import math
 import numpy as np
 import pytest
 import torch
+from connectivity_cases import (
+    ASK,
+    EIGHT,
+    EOS,
+    MARK,
+    SEVEN,
+    V,
+    compute_all,
+    config,
+    noise,
+    save_probe,
+    save_run,
+    save_student,
+    save_tokenizer,
+)
 from safetensors.torch import save_file
-from scipy import stats
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from raygeo.errors import DataError, DeltaError
-from raygeo.geometry.connectivity.paths import Paths, PathsSettings, barrier, barrier_intervals, excess
+from raygeo.geometry.connectivity.paths import MatchedPaths, MatchedPathsSettings, Paths, PathsSettings
 from raygeo.geometry.probes import Probe, nll
-from raygeo.students.delta import ADAPTER_FILE, save_full_delta
+from raygeo.students.delta import ADAPTER_FILE
 from raygeo.students.encoding import Sequence
 from raygeo.students.mix import MixedWeights
 from raygeo.students.run import Run
 from raygeo.tables import BASE, to_arrow
-
-GRID = np.linspace(0, 1, 11)
-WORDS = ["<pad>", "<eos>", "?", "####", "7", "8", "a", "b", "c", "d"]
-EOS, ASK, MARK, SEVEN, EIGHT = 1, 2, 3, 4, 5
-V = len(WORDS)
-
-
-def test_a_double_well_has_its_closed_form_barrier():
-    # L = (1 - (2a - 1)^2)^2 + 0.3 a: wells at both ends, the hump of height 1 in the middle over a tilted chord.
-    found = barrier(GRID, (1 - (2 * GRID - 1) ** 2) ** 2 + 0.3 * GRID)
-    assert found.chord == pytest.approx(1, abs=1e-12)
-    assert found.chord_alpha == 0.5
-    assert found.mean == pytest.approx(1 + 0.3 * 0.5 - 0.15, abs=1e-12)
-    assert found.mean_alpha == 0.5
-
-
-@pytest.mark.parametrize("curvature", [-4.0, 2.0])
-def test_quadratic_paths(curvature):
-    # Along a line a quadratic exceeds its chord by -curvature/2 * a (1 - a).
-    losses = 1 + 0.7 * GRID + curvature / 2 * GRID**2
-    np.testing.assert_allclose(excess(GRID, losses).chord, -curvature / 2 * GRID * (1 - GRID), atol=1e-12)
-    found = barrier(GRID, losses)
-    assert found.chord == pytest.approx(max(0, -curvature / 8), abs=1e-12)
-    assert found.chord_alpha == (0.5 if curvature < 0 else 0)
-    assert found.mean == pytest.approx(losses.max() - (losses[0] + losses[-1]) / 2, abs=1e-12)
-
-
-def test_a_straight_path_has_no_chord_barrier_but_half_the_gap_over_the_mean():
-    found = barrier(GRID, 0.1 + 0.6 * GRID)
-    assert (found.chord, found.chord_alpha) == (0, 0)
-    assert found.mean == pytest.approx(0.3)
-    assert found.mean_alpha == 1
-
-
-@pytest.mark.parametrize("alphas", [[0, 1, 0.5], [0.1, 1], [0, 0.9], [0.0], [0, 0.5, 0.5, 1]])
-def test_grids_without_both_ends_are_refused(alphas):
-    with pytest.raises(ValueError, match="alphas"):
-        barrier(alphas, np.zeros(len(alphas)))
-
-
-def test_losses_that_are_not_finite_are_refused():
-    with pytest.raises(DeltaError, match=r"alpha = \[0\.5\]"):
-        barrier([0, 0.5, 1], [1, np.nan, 1])
-    with pytest.raises(ValueError, match="losses for"):
-        barrier([0, 0.5, 1], [1, 1])
-
-
-def noisy_path(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sums [3, N] over counts [N]: token means 1, 2 and 1.4, so the chord barrier is 0.8 and the mean barrier 0.8."""
-    rng = np.random.default_rng(seed)
-    counts = rng.integers(5, 40, size=n).astype(float)
-    shared = rng.normal(0, 0.3, size=n)
-    return (
-        np.array([0, 0.5, 1]),
-        (np.array([[1], [2], [1.4]]) + shared + rng.normal(0, 0.2, size=(3, n))) * counts,
-        counts,
-    )
-
-
-def test_bootstrap_is_reproducible_and_follows_its_seed():
-    path = noisy_path(50, 0)
-    first = barrier_intervals(*path, resamples=500, seed=3)
-    assert first == barrier_intervals(*path, resamples=500, seed=3)
-    assert first != barrier_intervals(*path, resamples=500, seed=4)
-
-
-def test_bootstrap_agrees_with_scipy():
-    alphas, sums, counts = noisy_path(40, 1)
-    found = barrier_intervals(alphas, sums, counts, resamples=20_000, seed=0)
-    options = {"vectorized": False, "n_resamples": 4000, "method": "percentile"}
-    for kind in ("chord", "mean"):
-
-        def height(rows: np.ndarray, kind: str = kind) -> float:
-            return getattr(barrier(alphas, sums[:, rows].sum(1) / counts[rows].sum()), kind)
-
-        resampled = stats.bootstrap((np.arange(40),), height, rng=np.random.default_rng(7), **options)
-        expected = resampled.confidence_interval
-        assert getattr(found, kind) == pytest.approx((expected.low, expected.high), abs=0.01)
-
-
-def test_bootstrap_is_paired_over_alphas():
-    # A difficulty shared by all alphas cancels in the barrier; were alphas resampled apart, the interval would be wide.
-    _, _, counts = noisy_path(60, 2)
-    difficulty = np.random.default_rng(5).normal(0, 10, size=60)
-    sums = (np.array([[1], [2], [1]]) + difficulty) * counts
-    chord = barrier_intervals([0, 0.5, 1], sums, counts, resamples=500, seed=0).chord
-    assert chord == pytest.approx((1, 1), abs=1e-9)
-
-
-def test_bootstrap_covers_the_true_barrier():
-    covered = 0
-    for seed in range(200):
-        low, high = barrier_intervals(*noisy_path(60, seed), resamples=300, seed=0).chord
-        covered += low <= 0.8 <= high
-    assert 176 <= covered <= 199
-
-
-def save_tokenizer(folder) -> None:
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="?"))
-    words.pre_tokenizer = WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
-
-
-def config(**changes) -> Qwen3Config:
-    return Qwen3Config(
-        vocab_size=V,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        intermediate_size=16,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=EOS,
-        **changes,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -159,11 +52,6 @@ def table(entries: dict[tuple[int, int], float]) -> torch.Tensor:
     for (previous, following), logit in entries.items():
         weight[following, previous] = logit / 4
     return weight
-
-
-def save_run(folder, name: str, tensors: dict[str, torch.Tensor]) -> Run:
-    save_full_delta(folder / name, tensors)
-    return Run(name, f"key-{name}", str(folder / name))
 
 
 def answering(folder, name: str, digit: int, strength: float) -> Run:
@@ -246,27 +134,12 @@ def test_only_the_first_problems_are_asked_and_none_turns_accuracy_off(bigram, t
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
-    torch.manual_seed(0)
-    model = Qwen3ForCausalLM(config(tie_word_embeddings=True, initializer_range=0.3))
-    folder = tmp_path_factory.mktemp("student")
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
+    return save_student(tmp_path_factory.mktemp("student"))
 
 
 @pytest.fixture
 def probe_file(tmp_path):
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 8, size=(13, 2))
-    sequences = [Sequence(rng.integers(2, V, size=p + c), int(p)) for p, c in lengths]
-    Probe("texts", sequences).save(tmp_path / "texts.npz")
-    return str(tmp_path / "texts.npz")
-
-
-def noise(folder, seed: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    model = Qwen3ForCausalLM.from_pretrained(folder)
-    return {n: 0.2 * torch.randn(p.shape, generator=generator) for n, p in model.named_parameters()}
+    return save_probe(tmp_path / "texts.npz")
 
 
 @pytest.fixture
@@ -330,12 +203,12 @@ def test_low_rank_and_full_deltas_give_the_same_path(student, probe_file, runs, 
 
 
 def test_ends_are_evaluated_once_an_actor(student, probe_file, runs, monkeypatch):
-    import raygeo.geometry.connectivity.paths as module
+    import raygeo.geometry.connectivity.measures as module
 
     calls = []
     inner = module.sequence_nlls
     monkeypatch.setattr(module, "sequence_nlls", lambda *args: calls.append(1) or inner(*args))
-    workload = Paths(PathsSettings(points=4), runs, student, {"one": probe_file, "two": probe_file})
+    workload = Paths(PathsSettings(points=4, refine=0), runs, student, {"one": probe_file, "two": probe_file})
     state = workload.setup()
     rows = [workload.compute(state, task.payload)["paths"] for task in workload.tasks()]
     assert len(calls) == 2 * (3 + 3 * 2), "two probes, three ends, three pairs with two inner points"
@@ -367,3 +240,63 @@ def test_a_diverged_end_and_a_reserved_name_are_refused(student, probe_file, run
         compute(Paths(PathsSettings(points=3), [runs[0], bad], student, {"texts": probe_file}))
     with pytest.raises(DataError, match="'problems'"):
         Paths(PathsSettings(), runs, student, {"problems": probe_file})
+
+
+def test_points_beyond_the_ends_are_measured_and_have_no_part_in_barriers(student, probe_file, runs):
+    plain, beyond = (
+        compute_all(Paths(PathsSettings(points=5, beyond=n, refine=0), runs[:2], student, {"texts": probe_file}))
+        for n in (0, 1)
+    )
+    assert [row["alpha"] for row in beyond["paths"]] == [-0.25, 0, 0.25, 0.5, 0.75, 1, 1.25]
+    assert beyond["paths"][1:-1] == plain["paths"]
+    assert beyond["barriers"] == plain["barriers"]
+    model = Qwen3ForCausalLM.from_pretrained(student).eval()
+    first, second = noise(student, 1), noise(student, 2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += 1.25 * first[name] - 0.25 * second[name]
+    assert beyond["paths"][0]["loss"] == pytest.approx(nll(model, Probe.load(probe_file).batches(0, 16)), rel=1e-6)
+
+
+def test_a_hump_between_grid_points_is_refined_for_all_probes_alike(bigram, tmp_path):
+    # Both the final norm and the unembedding vanish at alpha = 0.45, where all tokens are equally likely: logits are
+    # 400 (1 - alpha / 0.45)^2, so that at 0.4 and 0.5 hardly anything of it is seen. 7 and 8 are a tie.
+    for name, digits in (("seven", (SEVEN, SEVEN)), ("eight", (EIGHT, SEVEN))):
+        answers(*digits).save(tmp_path / f"{name}.npz")
+    steps = dict.fromkeys([(MARK, SEVEN), (MARK, EIGHT), (SEVEN, EOS), (EIGHT, EOS)], 400.0)
+    norm = torch.full((16,), -1 / 0.45)
+    runs = [
+        save_run(tmp_path, "plain", {"lm_head.weight": table(steps)}),
+        save_run(tmp_path, "flipped", {"lm_head.weight": -(0.55 / 0.45) * table(steps), "model.norm.weight": norm}),
+    ]
+    probes = {name: str(tmp_path / f"{name}.npz") for name in ("seven", "eight")}
+    coarse, fine = (
+        compute_all(Paths(PathsSettings(refine=refine, bootstrap=100), runs, bigram, probes)) for refine in (0, 12)
+    )
+    grids = [[row["alpha"] for row in fine["paths"] if row["probe"] == name] for name in probes]
+    assert grids[0] == grids[1]
+    assert set(np.linspace(0, 1, 11)) < set(grids[0])
+    assert len(grids[0]) <= 23
+    for before, after in zip(coarse["barriers"], fine["barriers"], strict=True):
+        assert before["chord"] < 0.1
+        assert after["chord"] == pytest.approx(math.log(V) - math.log(2) / 2, rel=1e-4)
+        assert after["chord_alpha"] == pytest.approx(0.45, abs=1e-9)
+        assert after["chord_low"] <= after["chord"] <= after["chord_high"]
+
+
+def test_matched_paths_scale_the_longer_delta_down(student, probe_file, runs, tmp_path):
+    long = save_run(tmp_path, "long", {name: 4 * value for name, value in noise(student, 2).items()})
+    settings = {"points": 3, "refine": 0}
+    matched = compute_all(MatchedPaths(MatchedPathsSettings(**settings), [runs[0], long], student, {"t": probe_file}))
+    (row,) = matched["matched_barriers"]
+    norms = [math.sqrt(sum(v.double().square().sum().item() for v in noise(student, s).values())) for s in (1, 2)]
+    assert (row["scale_a"], row["norm"]) == pytest.approx((1, norms[0]), rel=1e-7)
+    assert row["scale_b"] == pytest.approx(norms[0] / (4 * norms[1]), rel=1e-7)
+    equal = {name: norms[0] / norms[1] * value for name, value in noise(student, 2).items()}
+    pair = [runs[0], save_run(tmp_path, "equal", equal)]
+    plain = compute_all(Paths(PathsSettings(**settings), pair, student, {"t": probe_file}))
+    losses = [[row["loss"] for row in rows] for rows in (matched["matched_paths"], plain["paths"])]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    base = Run(BASE, "key-base", None)
+    tasks = MatchedPaths(MatchedPathsSettings(), [base, *runs[:2]], student, {"t": probe_file}).tasks()
+    assert [[run.name for run in task.payload] for task in tasks] == [["r1", "r2"]]
