@@ -5,7 +5,7 @@ import pytest
 import torch
 from delta_cases import tiny_model, tiny_peft
 from model_cases import differences, save_model
-from student_cases import save_tiny_student
+from student_cases import draw_rollouts, save_tiny_student, tiny_qwen
 from typer.testing import CliRunner
 
 import raygeo
@@ -108,7 +108,7 @@ def test_a_second_call_takes_everything_from_the_store_and_a_third_only_what_is_
 def test_models_are_compared_on_solutions_too(ray_session, tmp_path):
     base = save_tiny_student(tmp_path / "base")
     other = save_tiny_student(tmp_path / "other", seed=1)
-    lines = [{"prompt": f"{i} plus 3 ?", "completion": f"{i} plus 3 is {i + 3}"} for i in range(6)]
+    lines = draw_rollouts(6, samples=1).select(["prompt", "completion"]).to_pylist()
     file = tmp_path / "solutions.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     small = ["points=3", "bootstrap=100"]
@@ -203,16 +203,14 @@ def test_an_adapter_of_another_base_is_refused(odd, models, tmp_path):
 def test_an_adapter_that_does_not_fit_is_refused(models, tmp_path):
     wide = save_tiny_student(tmp_path / "wide")
     (tmp_path / "wide" / "model.safetensors").unlink()
-    from student_cases import tiny_qwen
-
     tiny_qwen(48, hidden_size=40).save_pretrained(wide)
-    with pytest.raises(DeltaError, match="one: the delta of .* has shape"):
+    with pytest.raises(DeltaError, match=r"one: the delta of .* has shape"):
         compare_models(plan_comparison(str(wide), [str(models / "one")], store=str(tmp_path / "store")))
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_folders_that_are_no_model_are_refused(odd, tmp_path):
-    with pytest.raises(DeltaError, match="odd: .* is no delta"):
+    with pytest.raises(DeltaError, match=r"odd: .* is no delta"):
         odd("one", lambda folder: (folder / "adapter_model.safetensors").unlink())
     for model, said in (("./nowhere", "neither a folder nor a hub id"), ("nowhere", "neither a folder nor a hub id")):
         with pytest.raises(StudentError, match=said):
@@ -231,10 +229,10 @@ def test_solutions_that_cannot_be_used_are_named(tmp_path):
     base = save_tiny_student(tmp_path / "base")
     file = tmp_path / "solutions.jsonl"
     for lines, said in (
-        ('{"prompt": "1 plus 1 ?"}', r"solutions\.jsonl:1 missing field 'completion'"),
-        ('{"prompt": "1 plus 1 ?", "completion": "2", "truncated": true}', "cut off"),
+        ('{"prompt": "1 2"}', r"solutions\.jsonl:1 missing field 'completion'"),
+        ('{"prompt": "1 2", "completion": "2", "truncated": true}', "cut off"),
         ("", "holds no solution"),
-        (json.dumps({"prompt": "1 plus 1 ?", "completion": "1 " * 200}), "solution 1 has 20. tokens"),
+        (json.dumps({"prompt": "1 2", "completion": "1 " * 200}), "solution 1 has 20. tokens"),
     ):
         file.write_text(lines)
         comparison = plan_comparison(
