@@ -1,5 +1,6 @@
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,9 +11,19 @@ from typer.testing import CliRunner
 
 import raygeo
 from raygeo.cli import app
+from raygeo.cluster.fanout import in_process
 from raygeo.compare import NOT_ASKED, UNKNOWN, compare_models, name_models, plan_comparison
 from raygeo.errors import ConfigError, DataError, DeltaError, StudentError
 from raygeo.store import Store
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_this_process():
+    """Workloads run here instead of on actors, which cost seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raygeo.compare.connect", lambda address: None)
+        patch.setattr("raygeo.compare.ActorPool", lambda settings: nullcontext(in_process))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +69,7 @@ def merged(adapter, base):
 
 
 @pytest.fixture(scope="module")
-def compared(ray_session, models, tmp_path_factory):
+def compared(models, tmp_path_factory):
     store = tmp_path_factory.mktemp("compared") / "store"
     names = ("full", "half", "one", "two")
     run(models / "base", *(models / name for name in names), "--store", store, "--reference", "one")
@@ -105,7 +116,7 @@ def test_a_second_call_takes_everything_from_the_store_and_a_third_only_what_is_
     assert compared.read_bytes("report.html") == page
 
 
-def test_models_are_compared_on_solutions_too(ray_session, tmp_path):
+def test_models_are_compared_on_solutions_too(tmp_path):
     base = save_tiny_student(tmp_path / "base")
     other = save_tiny_student(tmp_path / "other", seed=1)
     lines = draw_rollouts(6, samples=1).select(["prompt", "completion"]).to_pylist()
@@ -193,13 +204,11 @@ def named(base):
     return change
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_an_adapter_of_another_base_is_refused(odd, models, tmp_path):
     with pytest.raises(DeltaError, match=r"odd was trained from .*full, whose weights are not those of"):
         odd("one", named(models / "full"))
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_an_adapter_that_does_not_fit_is_refused(models, tmp_path):
     wide = save_tiny_student(tmp_path / "wide")
     (tmp_path / "wide" / "model.safetensors").unlink()
@@ -208,7 +217,6 @@ def test_an_adapter_that_does_not_fit_is_refused(models, tmp_path):
         compare_models(plan_comparison(str(wide), [str(models / "one")], store=str(tmp_path / "store")))
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_folders_that_are_no_model_are_refused(odd, tmp_path):
     with pytest.raises(DeltaError, match=r"odd: .* is no delta"):
         odd("one", lambda folder: (folder / "adapter_model.safetensors").unlink())
@@ -217,14 +225,12 @@ def test_folders_that_are_no_model_are_refused(odd, tmp_path):
             compare_models(plan_comparison(model, [model], store=str(tmp_path / "store")))
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_a_store_that_holds_a_study_is_left_alone(models, store):
     store.write_bytes("study.yaml", b"name: x")
     with pytest.raises(ConfigError, match="holds a study"):
         compare_models(plan_comparison(str(models / "base"), [str(models / "one")], store=store.location))
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_solutions_that_cannot_be_used_are_named(tmp_path):
     base = save_tiny_student(tmp_path / "base")
     file = tmp_path / "solutions.jsonl"
