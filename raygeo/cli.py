@@ -47,9 +47,7 @@ def compare(
     ] = [],  # noqa: B006 (typer copies it)
     solutions: Annotated[
         str | None,
-        typer.Option(
-            help="JSON lines with prompt and completion, to compare likelihoods, states and curvature on too."
-        ),
+        typer.Option(help="JSON lines with prompt and completion: compare losses, states and curvature on these."),
     ] = None,
     reference: Annotated[str | None, typer.Option(help="Name of the model to compare others with.")] = None,
     overrides: SetOption = [],  # noqa: B006 (typer copies it)

@@ -21,7 +21,7 @@ from raygeo.geometry.weights.norms import BaseWeights
 from raygeo.progress import Progress, StageTime, stage_table
 from raygeo.report.page import PageContext
 from raygeo.rollouts.readers import JsonlReader
-from raygeo.rollouts.validation import Rejection, refuse_too_many, rejection_row, required_text
+from raygeo.rollouts.validation import Rejection, required_text
 from raygeo.settings import Settings, content_key
 from raygeo.stages.context import Workbench, timed_stage
 from raygeo.stages.geometry import Material, analyse
@@ -30,7 +30,7 @@ from raygeo.stages.report import now, save_page, versions
 from raygeo.stages.rollouts import context_length
 from raygeo.stages.student import KIND, find_model, hash_folder, link_folder
 from raygeo.store import AnyPath, Store
-from raygeo.students.checkpoint import Checkpoint
+from raygeo.students.checkpoint import Checkpoint, is_model
 from raygeo.students.delta import ADAPTER_CONFIG, open_delta
 from raygeo.students.encoding import encode
 from raygeo.students.loading import load_tokenizer
@@ -139,6 +139,8 @@ def plan_comparison(
         raw["solutions"] = {"path": solutions}
     for override in overrides:
         apply_override(raw, override)
+    if solutions is None:
+        raw["geometry"] = dict.fromkeys(MEASURED) | raw.get("geometry", {})
     return parse_settings(Comparison, raw, "raygeo compare")
 
 
@@ -256,14 +258,14 @@ def _check_lineage(name: str, adapter: Path, base: str, weights: Checkpoint) -> 
     if said == base:
         return []
     folder = Path(said or "").expanduser()
-    if said and folder.is_dir():
-        if not weights.equals(Checkpoint(folder)):
+    if said and is_model(folder):
+        if folder.resolve() != weights.folder.resolve() and not weights.equals(Checkpoint(folder)):
             raise DeltaError(f"{name} was trained from {said}, whose weights are not those of {base}; give that base.")
         return []
     if said and not Path(base).expanduser().is_dir():
         raise DeltaError(
-            f"{name} says that it was trained from {said}, and not from {base}. Give the base it names; if both are the "
-            "same weights, give the folder of one."
+            f"{name} says that it was trained from {said}, and not from {base}. Give the base it names; if both are "
+            "the same weights, give the folder of one."
         )
     named = f"names {said} as its base" if said else "does not name its base"
     return [f"{name} {named}; that {base} is what it was trained from was checked by names and shapes alone."]
@@ -320,7 +322,7 @@ def _read_pairs(reader: JsonlReader) -> list[tuple[str, str]]:
     Raises:
         DataError: there are none, or one cannot be used or was cut off.
     """
-    pairs, rejected = [], []
+    pairs, bad = [], []
     for record in reader.rollouts():
         try:
             if record.error is not None:
@@ -329,8 +331,12 @@ def _read_pairs(reader: JsonlReader) -> list[tuple[str, str]]:
                 raise Rejection("completion was cut off")
             pairs.append((required_text(record.values, "prompt"), required_text(record.values, "completion")))
         except Rejection as reason:
-            rejected.append(rejection_row(record, str(reason)))
-    refuse_too_many(rejected, len(pairs) + len(rejected), 0.0, "solutions")
+            bad.append(f"{record.origin}:{record.line} {reason}")
+    if bad:
+        raise DataError(
+            f"{len(bad)} of {len(pairs) + len(bad)} solutions cannot be used: {'; '.join(bad[:3])}. Correct them, or "
+            "take them out."
+        )
     if not pairs:
         raise DataError(f"{reader.path} holds no solution; give JSON lines with a prompt and a completion each.")
     return pairs

@@ -389,7 +389,7 @@ def _explain(problem: Any, root: type[BaseModel]) -> str:
 
 
 def _allowed(location: Sequence[int | str], root: type[BaseModel]) -> list[str]:
-    """Keys allowed at a location of the settings ``root``, following union tags and list indices as pydantic reports them."""
+    """Keys allowed at a location of ``root``, following union tags and list indices as pydantic reports them."""
     models: list[type[BaseModel]] = [root]
     for part in location:
         if isinstance(part, int):

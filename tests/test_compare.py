@@ -1,18 +1,29 @@
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
 from delta_cases import tiny_model, tiny_peft
 from model_cases import differences, save_model
-from student_cases import save_tiny_student
+from student_cases import draw_rollouts, save_tiny_student, tiny_qwen
 from typer.testing import CliRunner
 
 import raygeo
 from raygeo.cli import app
+from raygeo.cluster.fanout import in_process
 from raygeo.compare import NOT_ASKED, UNKNOWN, compare_models, name_models, plan_comparison
 from raygeo.errors import ConfigError, DataError, DeltaError, StudentError
 from raygeo.store import Store
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_this_process():
+    """Workloads run here instead of on actors, which cost seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raygeo.compare.connect", lambda address: None)
+        patch.setattr("raygeo.compare.ActorPool", lambda settings: nullcontext(in_process))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +69,7 @@ def merged(adapter, base):
 
 
 @pytest.fixture(scope="module")
-def compared(ray_session, models, tmp_path_factory):
+def compared(models, tmp_path_factory):
     store = tmp_path_factory.mktemp("compared") / "store"
     names = ("full", "half", "one", "two")
     run(models / "base", *(models / name for name in names), "--store", store, "--reference", "one")
@@ -105,10 +116,10 @@ def test_a_second_call_takes_everything_from_the_store_and_a_third_only_what_is_
     assert compared.read_bytes("report.html") == page
 
 
-def test_models_are_compared_on_solutions_too(ray_session, tmp_path):
+def test_models_are_compared_on_solutions_too(tmp_path):
     base = save_tiny_student(tmp_path / "base")
     other = save_tiny_student(tmp_path / "other", seed=1)
-    lines = [{"prompt": f"{i} plus 3 ?", "completion": f"{i} plus 3 is {i + 3}"} for i in range(6)]
+    lines = draw_rollouts(6, samples=1).select(["prompt", "completion"]).to_pylist()
     file = tmp_path / "solutions.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     small = ["points=3", "bootstrap=100"]
@@ -193,48 +204,41 @@ def named(base):
     return change
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_an_adapter_of_another_base_is_refused(odd, models, tmp_path):
     with pytest.raises(DeltaError, match=r"odd was trained from .*full, whose weights are not those of"):
         odd("one", named(models / "full"))
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_an_adapter_that_does_not_fit_is_refused(models, tmp_path):
     wide = save_tiny_student(tmp_path / "wide")
     (tmp_path / "wide" / "model.safetensors").unlink()
-    from student_cases import tiny_qwen
-
     tiny_qwen(48, hidden_size=40).save_pretrained(wide)
-    with pytest.raises(DeltaError, match="one: the delta of .* has shape"):
+    with pytest.raises(DeltaError, match=r"one: the delta of .* has shape"):
         compare_models(plan_comparison(str(wide), [str(models / "one")], store=str(tmp_path / "store")))
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_folders_that_are_no_model_are_refused(odd, tmp_path):
-    with pytest.raises(DeltaError, match="odd: .* is no delta"):
+    with pytest.raises(DeltaError, match=r"odd: .* is no delta"):
         odd("one", lambda folder: (folder / "adapter_model.safetensors").unlink())
     for model, said in (("./nowhere", "neither a folder nor a hub id"), ("nowhere", "neither a folder nor a hub id")):
         with pytest.raises(StudentError, match=said):
             compare_models(plan_comparison(model, [model], store=str(tmp_path / "store")))
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_a_store_that_holds_a_study_is_left_alone(models, store):
     store.write_bytes("study.yaml", b"name: x")
     with pytest.raises(ConfigError, match="holds a study"):
         compare_models(plan_comparison(str(models / "base"), [str(models / "one")], store=store.location))
 
 
-@pytest.mark.usefixtures("ray_session")
 def test_solutions_that_cannot_be_used_are_named(tmp_path):
     base = save_tiny_student(tmp_path / "base")
     file = tmp_path / "solutions.jsonl"
     for lines, said in (
-        ('{"prompt": "1 plus 1 ?"}', r"solutions\.jsonl:1 missing field 'completion'"),
-        ('{"prompt": "1 plus 1 ?", "completion": "2", "truncated": true}', "cut off"),
+        ('{"prompt": "1 2"}', r"solutions\.jsonl:1 missing field 'completion'"),
+        ('{"prompt": "1 2", "completion": "2", "truncated": true}', "cut off"),
         ("", "holds no solution"),
-        (json.dumps({"prompt": "1 plus 1 ?", "completion": "1 " * 200}), "solution 1 has 20. tokens"),
+        (json.dumps({"prompt": "1 2", "completion": "1 " * 200}), "solution 1 has 20. tokens"),
     ):
         file.write_text(lines)
         comparison = plan_comparison(

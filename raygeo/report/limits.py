@@ -128,10 +128,10 @@ def _rounding(view: View) -> list[str]:
             continue
         low, high = (2.0**-digits / 12**0.5 for digits in (_DIGITS[stored], _DIGITS[stored] - 1))
         sentences.append(
-            f"{row.run} is stored as {stored}, which rounds every weight: where a weight moved by more than its spacing, "
-            f"that alone adds {typeset.significant(100 * low, 2)} to {typeset.significant(100 * high, 2)} % of the base "
-            "norm to a delta, where it moved by less than half of it, the move is lost. Its delta is "
-            f"{typeset.significant(100 * row.relative_norm, 2)} % long"
+            f"{row.run} is stored as {stored}, which rounds every weight. Where weights moved by more than the spacing "
+            f"of such numbers, rounding alone is {typeset.significant(100 * low, 2)} to "
+            f"{typeset.significant(100 * high, 2)} % of the base norm; where they moved by less than half of it, the "
+            f"move is lost. The delta is {typeset.significant(100 * row.relative_norm, 2)} % of the base norm"
             + (", so most of it may be rounding." if row.relative_norm < 2**0.5 * high else ".")
         )
     return sentences

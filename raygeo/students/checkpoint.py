@@ -19,6 +19,11 @@ _DTYPES = {"F64", "F32", "F16", "BF16"}
 _BLOCK_ROWS = 1024
 
 
+def is_model(folder: AnyPath) -> bool:
+    """Whether ``folder`` holds the weights of a complete model as safetensors."""
+    return Path(folder, WEIGHTS).is_file() or Path(folder, WEIGHTS_INDEX).is_file()
+
+
 class Checkpoint:
     """Parameters of the model in ``folder`` by name; of two tied ones a checkpoint holds one, and either name finds it.
 
@@ -29,7 +34,7 @@ class Checkpoint:
     def __init__(self, folder: AnyPath):
         self.folder = Path(folder)
         index, single = self.folder / WEIGHTS_INDEX, self.folder / WEIGHTS
-        if not single.is_file() and not index.is_file():
+        if not is_model(folder):
             raise StudentError(f"{folder} holds no {WEIGHTS} nor {WEIGHTS_INDEX}; save it as safetensors there.")
         try:
             self.files = TensorFiles.of(single) if single.is_file() else self._sharded(index)

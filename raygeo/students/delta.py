@@ -22,7 +22,7 @@ from torch import Tensor
 
 from raygeo.errors import DeltaError
 from raygeo.store import AnyPath
-from raygeo.students.checkpoint import EMBEDDING, HEAD, WEIGHTS, WEIGHTS_INDEX, Checkpoint
+from raygeo.students.checkpoint import EMBEDDING, HEAD, WEIGHTS, Checkpoint, is_model
 from raygeo.students.tensors import Index, Stored, TensorFiles
 
 FULL_FILE = "delta.safetensors"
@@ -192,7 +192,7 @@ def open_delta(folder: AnyPath, base: AnyPath | Checkpoint | None = None) -> Del
         raise DeltaError(
             f"{folder} holds a damaged safetensors file ({error}); delete the folder and train the run again."
         ) from error
-    if (folder / WEIGHTS).is_file() or (folder / WEIGHTS_INDEX).is_file():
+    if is_model(folder):
         if base is None:
             raise DeltaError(f"{folder} is a complete model; it is a delta only beside the base it was trained from.")
         return _open_model(folder, base if isinstance(base, Checkpoint) else Checkpoint(base))

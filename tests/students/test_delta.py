@@ -123,7 +123,7 @@ def test_missing_parameters_are_key_errors(adapter):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"use_dora": True}, "use_dora"),
+        ({"use_dora": True}, "use_dora=True.*merge it into its base"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"lora_bias": True}, "lora_bias"),
         ({"target_modules": ["embed_tokens"]}, "not a LoRA factor of a linear layer"),

@@ -12,7 +12,6 @@ from raygeo.report.sections.parts import (
     at,
     barrier_cell,
     first_probe,
-    known,
     section,
     share,
     with_error,
@@ -113,12 +112,12 @@ def _run_cells(runs: pd.DataFrame, name: str, trained: list[str]) -> list[Cell]:
     if name not in runs.index:
         return [*[typeset.MISSING] * len(trained), "untrained" if name == BASE else typeset.MISSING]
     run = runs.loc[name]
-    write = {
-        "loss": lambda loss: str(loss) if known(loss) else typeset.MISSING,
-        "lr": typeset.rate,
-        "seed": typeset.count,
-    }
-    return [*(write[column](run[column]) for column in trained), str(run.status or typeset.MISSING)]
+    known = {"loss": _text(run.loss), "lr": typeset.rate(run.lr), "seed": typeset.count(run.seed)}
+    return [*(known[column] for column in trained), _text(run.status)]
+
+
+def _text(value: str | None) -> str:
+    return typeset.MISSING if pd.isna(value) else str(value)
 
 
 def _accuracy_cells(view: View, accuracy: pd.DataFrame, benchmark: str, name: str) -> list[Cell]:
