@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from raygeo.geometry.connectivity.barriers import percentiles, resampled_losses
 from raygeo.geometry.connectivity.bench import Bench, flips
@@ -25,6 +26,9 @@ UNIFORM, GREEDY = "uniform", "greedy"
 
 class SoupSettings(AccuracySettings):
     """How averages of runs are measured."""
+
+    accuracy_problems: int = Field(0, ge=0)
+    """How many problems (the first ones) the accuracy is measured on, a generation each average; 0 turns it off."""
 
 
 class Soups(Workload):

@@ -24,6 +24,8 @@ class WiseSettings(AccuracySettings):
 
     alphas: tuple[float, ...] = Field((0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5), min_length=1)
     """Multiples of the delta; 0 is the base, 1 the trained run."""
+    accuracy_problems: int = Field(0, ge=0)
+    """How many problems (the first ones) the accuracy is measured on, a generation each alpha; 0 turns it off."""
 
 
 class Wise(Workload):

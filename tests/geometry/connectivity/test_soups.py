@@ -131,10 +131,12 @@ def test_accuracy_and_flips_come_from_the_answers(student, probe_file, runs, mon
             dtype=float,
         ),
     )
-    found = soups(student, probe_file, runs, problems=PROBLEMS)
+    found = soups(student, probe_file, runs, problems=PROBLEMS, accuracy_problems=9)
     assert [found[name]["accuracy"] for name in ("base", "r1", "uniform")] == [0.5, 0.25, 0.5]
     assert (found["uniform"]["false_false_true"], found["uniform"]["true_true_false"]) == (0.25, 0)
-    workload = Wise(WiseSettings(alphas=(0, 0.5, 1), **QUICK), runs[:2], student, probe_file, PROBLEMS, "exact")
+    workload = Wise(
+        WiseSettings(alphas=(0, 0.5, 1), accuracy_problems=4, **QUICK), runs[:2], student, probe_file, PROBLEMS, "exact"
+    )
     rows = compute_all(workload)["wise"]
     assert [row["accuracy"] for row in rows] == [0.5, 0.5, 0.25]
     assert [row["false_false_true"] for row in rows] == [0, 0.25, 0]
