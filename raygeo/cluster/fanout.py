@@ -1,14 +1,12 @@
-"""Fan any workload out over Ray actors: resident state, calls of similar worth, lost actors replaced.
+"""Fan any workload out over Ray actors: resident state, calls as ``Schedule`` makes them, lost actors replaced.
 
-The longest tasks go first; once a task's cost has been measured, small ones are packed into calls worth about a
-second, so that neither scheduling overhead nor a straggler dominates. Rows are stored as they come, and a unit in the
-store is never computed again. Actors are kept from one workload to the next, because starting one costs seconds.
+Rows are stored as they come, while the actor they came from works on its next call, and a unit in the store is never
+computed again. Actors are kept from one workload to the next, because starting one costs seconds.
 """
 
 import logging
 import time
 import traceback
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -18,6 +16,7 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 
 from raygeo.cluster.preflight import check_fits, count_fitting
+from raygeo.cluster.schedule import Schedule
 from raygeo.cluster.settings import ActorSettings
 from raygeo.errors import RaygeoError, WorkloadError
 from raygeo.progress import Progress
@@ -26,7 +25,6 @@ from raygeo.workload import Rows, Task, Workload
 
 log = logging.getLogger(__name__)
 
-CALL_SECONDS = 1.0
 MAX_LOSSES = 3
 
 
@@ -89,7 +87,7 @@ def run_workload(
     """
     tasks = list({task.key: task for task in workload.tasks()}.values())
     finished = store.finished(workload.tables)
-    todo = sorted((t for t in tasks if t.key not in finished), key=lambda t: -t.cost)
+    todo = [t for t in tasks if t.key not in finished]
     result = FanoutResult([t.key for t in tasks], reused=len(tasks) - len(todo))
     if not todo:
         return result
@@ -167,18 +165,12 @@ class ActorPool:
         check_fits(f"an actor for {workload.name}", demand)
         count = max(1, min(len(todo), count_fitting(demand), self.settings.max_actors or len(todo)))
         shared = ray.put(workload)
-        waiting = deque(todo)
+        schedule = Schedule(todo, count)
         losses: dict[str, int] = {}
-        seconds_per_cost: float | None = None
         running: dict[ray.ObjectRef, tuple[Any, list[Task]]] = {}
 
         def submit(actor: Any) -> None:
-            batch = [waiting.popleft()]
-            if seconds_per_cost is not None:
-                worth, fair = batch[0].cost * seconds_per_cost, max(1, len(waiting) // (2 * count))
-                while waiting and len(batch) < fair and worth + waiting[0].cost * seconds_per_cost <= CALL_SECONDS:
-                    batch.append(waiting.popleft())
-                    worth += batch[-1].cost * seconds_per_cost
+            batch = schedule.take()
             running[actor.compute.remote([shared], batch)] = (actor, batch)
 
         try:
@@ -202,18 +194,15 @@ class ActorPool:
                                 f"({error}). It probably needs more memory: use fewer actors or a smaller batch."
                             ) from None
                     log.warning("%s: an actor died; its %d tasks go to a new one", workload.name, len(batch))
-                    waiting.extendleft(reversed(batch))
+                    schedule.put_back(batch)
                     submit(self._take())
                     continue
-                keep(outcomes)
-                spent, worth = sum(o.seconds for o in outcomes), sum(t.cost for t in batch)
-                if worth > 0:
-                    measured = spent / worth
-                    seconds_per_cost = measured if seconds_per_cost is None else (seconds_per_cost + measured) / 2
-                if waiting:
+                schedule.learn(batch, sum(outcome.seconds for outcome in outcomes))
+                if len(schedule):
                     submit(actor)
                 else:
                     self.idle.append(actor)
+                keep(outcomes)
         finally:
             for actor, _ in running.values():
                 ray.kill(actor)

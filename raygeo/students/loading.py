@@ -35,7 +35,7 @@ def load_student(
 
     A folder is read without touching the network; any other ``owner/name`` is looked up on the Hugging Face Hub. Only
     safetensors weights are read and no code of the model's own is run. ``attention`` names the implementation
-    (``"sdpa"``, or ``"eager"`` where second derivatives are taken).
+    (``"sdpa"`` or ``"eager"``, whose softmax is taken in fp32).
 
     Raises:
         StudentError: there is no such folder or no causal language model in it, weights are missing or of the wrong

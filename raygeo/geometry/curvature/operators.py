@@ -8,16 +8,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import grad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raygeo.errors import StudentError, WorkloadError
 from raygeo.geometry.probes import nll
 from raygeo.students.encoding import Batch
-from raygeo.students.likelihood import token_logprobs
+from raygeo.students.likelihood import apply_head, completion_states, token_logprobs
 
 BatchProduct = Callable[[list[Tensor]], tuple[Tensor, ...]]
 
@@ -30,17 +32,30 @@ class Operator(ABC):
     differentiated graph of every batch is built once and kept for all products (memory grows with the probe); without
     it, graphs are built batch by batch and shared by the columns of one product. The weights must stay as they are.
 
+    Attention runs as SDPA's plain matrix products, whatever kernels the model would choose: fused ones have no second
+    derivative.
+
+    Where ``batches`` are a share of a probe, ``tokens`` is the whole probe's number of completion tokens, by default
+    that of ``batches``; scalar, gradient and products are then the share's terms, and those of all shares add up to the
+    probe's.
+
     Attributes: ``n``, the number of scalars; ``tokens``, the number of completion tokens; ``nll``, the scalar itself.
 
     Raises:
-        StudentError: attention is not eager, the model is in training mode, or it lacks a parameter.
+        StudentError: attention is neither SDPA nor eager, the model is in training mode, or it lacks a parameter.
         WorkloadError: two evaluations of the scalar differ, or it is not finite.
     """
 
     name: ClassVar[str]
 
     def __init__(
-        self, model: nn.Module, batches: Seq[Batch], parameters: Seq[str] | None = None, *, keep_graphs: bool = True
+        self,
+        model: nn.Module,
+        batches: Seq[Batch],
+        parameters: Seq[str] | None = None,
+        *,
+        keep_graphs: bool = True,
+        tokens: int | None = None,
     ):
         _check_differentiable(model)
         own = dict(model.named_parameters())
@@ -57,11 +72,14 @@ class Operator(ABC):
         self.n = sum(self._sizes)
         self.dtype, self.device = self._values[0].dtype, self._values[0].device
         self._batches = [batch.to(self.device) for batch in batches]
-        self.tokens = sum(batch.tokens for batch in batches)
-        self.nll = nll(model, self._batches)
+        own_tokens = sum(batch.tokens for batch in batches)
+        self.tokens = own_tokens if tokens is None else tokens
+        with _differentiable_attention():
+            first, second = (nll(model, self._batches) for _ in range(2))
+        self.nll = first * own_tokens / self.tokens
         if not math.isfinite(self.nll):
             raise WorkloadError(f"the probe's negative log-likelihood is {self.nll}; the run diverged, leave it out.")
-        if nll(model, self._batches) != self.nll:
+        if first != second:
             raise WorkloadError(
                 "two evaluations of the same loss differ, so its curvature is not defined; turn off dropout and use "
                 "deterministic kernels."
@@ -85,7 +103,9 @@ class Operator(ABC):
         """Gradient of the scalar, [n]."""
         total = torch.zeros(self.n, dtype=self.dtype, device=self.device)
         for batch in self._batches:
-            self._accumulate(total, _grad(self._loss(batch), self._values))
+            with _differentiable_attention():
+                loss = self._loss(batch)
+            self._accumulate(total, _grad(loss, self._values))
         return total
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -113,11 +133,15 @@ class Operator(ABC):
 
     def _products(self) -> Iterator[BatchProduct]:
         if self._kept is None:
-            yield from (self._linearise(batch) for batch in self._batches)
+            yield from map(self._graph, self._batches)
             return
         if not self._kept:
-            self._kept = [self._linearise(batch) for batch in self._batches]
+            self._kept = [self._graph(batch) for batch in self._batches]
         yield from self._kept
+
+    def _graph(self, batch: Batch) -> BatchProduct:
+        with _differentiable_attention():
+            return self._linearise(batch)
 
     def _split(self, vector: Tensor) -> list[Tensor]:
         parts = vector.split(self._sizes)
@@ -148,7 +172,7 @@ class GGN(Operator):
     name = "ggn"
 
     def _linearise(self, batch: Batch) -> BatchProduct:
-        logits = _completion_logits(self.model, batch)
+        logits = apply_head(self.model, completion_states(self.model, batch))
         p = logits.detach().softmax(-1)
         # The pullback J^T u is linear in u; differentiating it by u along a direction v gives J v.
         u = torch.zeros_like(logits, requires_grad=True)
@@ -160,15 +184,6 @@ class GGN(Operator):
             return _grad(logits, self._values, curved, retain_graph=True)
 
         return product
-
-
-def _completion_logits(model: nn.Module, batch: Batch) -> Tensor:
-    """Logits at completion positions only, [tokens of the batch, V], fp32 at least."""
-    first = int(batch.mask.any(0).nonzero()[0])
-    keep = torch.arange(first, batch.mask.shape[1], device=batch.input_ids.device)
-    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, logits_to_keep=keep)
-    logits = output.logits[batch.mask[:, first:]]
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _grad(
@@ -188,11 +203,16 @@ def _grad(
     )
 
 
+def _differentiable_attention() -> AbstractContextManager[None]:
+    """Only the kernel of scaled dot product attention that is made of matrix products and a softmax."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
 def _check_differentiable(model: nn.Module) -> None:
-    attention = getattr(getattr(model, "config", None), "_attn_implementation", "eager")
-    if attention != "eager":
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", "sdpa")
+    if attention not in ("sdpa", "eager"):
         raise StudentError(
-            f"the model's attention is {attention!r}, which cannot be differentiated twice; load it with 'eager'."
+            f"the model's attention is {attention!r}, which cannot be differentiated twice; load it with 'sdpa'."
         )
     if model.training:
         raise StudentError("the model is in training mode, where dropout may change the loss; call model.eval() first.")

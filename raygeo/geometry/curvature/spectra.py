@@ -115,8 +115,8 @@ class Curvature(Workload):
         return tasks
 
     def setup(self) -> _State:
-        """Load the base student with attention that can be differentiated twice, and the probe's batches."""
-        model, tokenizer = load_student(self.base, attention="eager", device=default_device())
+        """Load the base student and the probe's batches."""
+        model, tokenizer = load_student(self.base, device=default_device())
         touched = self._touched()
         parameters = touched if self.settings.parameters == "delta" else [name for name, _ in model.named_parameters()]
         batches = Probe.load(self.probe).batches(tokenizer.pad_token_id, self.settings.batch_size)

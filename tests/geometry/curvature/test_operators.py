@@ -6,6 +6,7 @@ from curvature_cases import UNEQUAL, TinyLM, completion_logits, dense_ggn, dense
 from hessian_eigenthings import HessianOperator, lanczos
 from student_cases import tiny_qwen
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen3ForCausalLM
 
 from raygeo.errors import StudentError, WorkloadError
@@ -22,7 +23,7 @@ SMALL = {
 }  # fmt: skip
 
 
-def qwen(attention: str = "eager", dtype: torch.dtype = torch.float64) -> Qwen3ForCausalLM:
+def qwen(attention: str = "sdpa", dtype: torch.dtype = torch.float64) -> Qwen3ForCausalLM:
     model = tiny_qwen(VOCAB_QWEN, 3, **SMALL, attn_implementation=attention)
     return model.to(dtype)
 
@@ -117,11 +118,12 @@ def test_flatten_lays_out_parameters_in_order():
 
 @pytest.mark.parametrize(("kind", "dense"), [(Hessian, dense_hessian), (GGN, dense_ggn)])
 def test_transformer_with_padded_batches_matches_dense(kind, dense):
-    # Transformers computes its norms and its softmax in fp32, which leaves about 1e-7 even in fp64.
+    # Transformers computes its norms in fp32, which leaves about 1e-7 even in fp64.
     model = qwen()
     operator = kind(model, QWEN_PROBE.batches(0, 2), QWEN_NAMES)
     vectors = rademacher(operator.n, 4, torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = dense(model, QWEN_PROBE, QWEN_NAMES) @ vectors
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = dense(model, QWEN_PROBE, QWEN_NAMES) @ vectors
     assert (operator.matmat(vectors) - expected).norm() <= 1e-6 * expected.norm()
 
 
@@ -148,13 +150,46 @@ def test_top_eigenvalues_match_hessian_eigenthings():
     )
     start = rademacher(ours.n, 1, torch.Generator().manual_seed(0), dtype=torch.float64)
     found = extreme_eigenvalues(ours.matmat, start, 3, max_steps=60, tolerance=1e-6)
-    expected = lanczos(theirs, k=3, max_iter=60, which="LA", reorthogonalize=True, seed=1).eigenvalues
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = lanczos(theirs, k=3, max_iter=60, which="LA", reorthogonalize=True, seed=1).eigenvalues
     assert sorted(map(float, expected), reverse=True) == pytest.approx(found.values, rel=1e-6)
 
 
 def test_attention_without_double_backward_is_refused():
-    with pytest.raises(StudentError, match=r"'sdpa'.*'eager'"):
-        Hessian(qwen("sdpa"), QWEN_PROBE.batches(0, 2), QWEN_NAMES)
+    model = qwen()
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(StudentError, match=r"'flash_attention_2'.*'sdpa'"):
+        Hessian(model, QWEN_PROBE.batches(0, 2), QWEN_NAMES)
+
+
+def test_fused_attention_is_never_differentiated_twice():
+    model, (batch,) = qwen(dtype=torch.float32), QWEN_PROBE.batches(0, 4)
+    weights = [dict(model.named_parameters())[name] for name in QWEN_NAMES]
+    loss = -token_logprobs(model, batch).sum()  # with the kernel that SDPA chooses by itself
+    gradient = torch.autograd.grad(loss, weights, create_graph=True)
+    with pytest.raises(RuntimeError, match="derivative .* is not implemented"):
+        torch.autograd.grad(gradient[0].sum(), weights)
+    operator = Hessian(model, [batch], QWEN_NAMES)
+    assert operator.matmat(torch.ones(operator.n, 1)).any()
+
+
+def test_eager_attention_gives_the_same_products_to_its_fp32_softmax():
+    products = []
+    for attention in ("sdpa", "eager"):
+        operator = Hessian(qwen(attention), QWEN_PROBE.batches(0, 2), QWEN_NAMES)
+        products.append(operator.matmat(torch.ones(operator.n, 1, dtype=torch.float64)))
+    assert (products[1] - products[0]).norm() <= 1e-6 * products[0].norm()
+
+
+@pytest.mark.parametrize("kind", [Hessian, GGN])
+def test_shares_of_a_probe_add_up_to_the_whole(kind):
+    model, batches = TinyLM(), UNEQUAL.batches(0, 1)
+    whole = kind(model, batches, NAMES)
+    shares = [kind(model, part, NAMES, tokens=UNEQUAL.tokens) for part in (batches[:1], batches[1:4], batches[4:])]
+    assert {share.tokens for share in shares} == {whole.tokens}
+    assert sum(share.nll for share in shares) == pytest.approx(whole.nll, rel=1e-14)
+    torch.testing.assert_close(sum(share.gradient() for share in shares), whole.gradient(), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(sum(map(identity, shares)), identity(whole), rtol=1e-12, atol=1e-14)
 
 
 def test_training_mode_unknown_and_tied_names_are_refused():

@@ -71,7 +71,7 @@ def rows(student, probe, runs):
 @pytest.fixture(scope="module")
 def dense(student, probe, runs):
     """Dense fp64 matrices by run and operator, in the layout of ``TOUCHED``."""
-    model, _ = load_student(student, dtype=torch.float64, attention="eager")
+    model, _ = load_student(student, dtype=torch.float64)
     weights = MixedWeights(model, TOUCHED)
     batches = Probe.load(probe).batches(pad_id=3, batch_size=5)
     found = {}

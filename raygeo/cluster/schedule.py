@@ -1,0 +1,119 @@
+"""Which tasks go into the next call of an actor: the fan-out's policy without Ray, and a replay of it.
+
+The most costly tasks go first, one a call (Graham 1969, "Bounds on multiprocessing timing anomalies"); small ones are
+packed into calls, smaller ones towards the end, so that neither the cost of a call nor a straggler dominates (guided
+self-scheduling, Polychronopoulos & Kuck 1987).
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+
+class Costed(Protocol):
+    """Anything with an estimate of its cost, in a unit that is constant within one schedule."""
+
+    @property
+    def cost(self) -> float:
+        """The estimate."""
+
+
+T = TypeVar("T", bound=Costed)
+
+CALL_SECONDS = 1.0
+"""Most estimated seconds that tasks are packed into one call for."""
+
+
+class Schedule(Generic[T]):
+    """Tasks that wait for one of ``actors`` actors.
+
+    A call holds the first waiting task and as many of the next as its estimated seconds leave room for: at most
+    ``CALL_SECONDS``, and at most half of an actor's equal share of what waits. Seconds are the estimated costs times
+    the seconds that a unit of cost has taken so far; before any task is finished, calls hold one task.
+    """
+
+    def __init__(self, tasks: Iterable[T], actors: int):
+        self._waiting = deque(sorted(tasks, key=lambda task: -task.cost))
+        self._actors = actors
+        self._cost = sum(task.cost for task in self._waiting)
+        self._done_cost = self._done_seconds = 0.0
+
+    def __len__(self) -> int:
+        """Number of waiting tasks."""
+        return len(self._waiting)
+
+    def take(self) -> list[T]:
+        """Remove the tasks of the next call; there must be one."""
+        share = self._cost / (2 * self._actors)
+        call = [self._waiting.popleft()]
+        worth = call[0].cost
+        if self._done_cost > 0:
+            most = min(share, CALL_SECONDS * self._done_cost / max(self._done_seconds, 1e-9))
+            while self._waiting and worth + self._waiting[0].cost <= most:
+                call.append(self._waiting.popleft())
+                worth += call[-1].cost
+        self._cost -= worth
+        return call
+
+    def put_back(self, call: Sequence[T]) -> None:
+        """Let the tasks of a lost call wait again, before all others."""
+        self._waiting.extendleft(reversed(call))
+        self._cost += sum(task.cost for task in call)
+
+    def learn(self, call: Sequence[T], seconds: float) -> None:
+        """Note how long the tasks of a finished call took."""
+        self._done_cost += sum(task.cost for task in call)
+        self._done_seconds += seconds
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A task of a replay: its cost as the scheduler sees it, and the seconds it really takes."""
+
+    cost: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a replay gave: seconds from the first call to the last end, the number of calls, and the lower bound.
+
+    No schedule is shorter than the ``bound``, the longest task or an equal share of all seconds for each actor,
+    whichever is more; it costs calls nothing.
+    """
+
+    makespan: float
+    calls: int
+    bound: float
+
+
+def replay(tasks: Sequence[Measured], actors: int, *, call_seconds: float = 0.0, keep_seconds: float = 0.0) -> Replay:
+    """Let ``actors`` actors work on ``tasks`` in simulated time, under the policy of ``Schedule``.
+
+    Between two calls an actor idles ``call_seconds``. The driver, which hands calls out and takes results one at a
+    time, spends ``keep_seconds`` on storing the rows of each task, after it has handed out the actor's next call.
+    """
+    schedule = Schedule(tasks, actors)
+    ends: list[tuple[float, int, list[Measured]]] = []
+    calls, driver, last = 0, 0.0, 0.0
+
+    def hand_out(start: float) -> None:
+        nonlocal calls
+        call = schedule.take()
+        calls += 1
+        heapq.heappush(ends, (start + call_seconds + sum(task.seconds for task in call), calls, call))
+
+    for _ in range(min(actors, len(tasks))):
+        hand_out(0.0)
+    while ends:
+        end, _, call = heapq.heappop(ends)
+        driver = max(driver, end)
+        schedule.learn(call, sum(task.seconds for task in call))
+        if len(schedule):
+            hand_out(driver)
+        driver += keep_seconds * len(call)
+        last = max(last, driver)
+    total = sum(task.seconds for task in tasks)
+    return Replay(last, calls, max(total / actors, max(task.seconds for task in tasks)))
