@@ -59,8 +59,8 @@ class Material:
     ``geometry`` says what is asked for; ``store`` holds the tables made so far; ``base`` is the folder of the base
     model; ``runs`` are the base and what was trained from it; ``reference`` names the run others are compared with;
     ``steps`` is the last step of every run whose training is known; ``make_probes`` gives probe files by name,
-    ``solutions`` and ``curvature`` among them, or none; ``problems`` are prompts with gold answers, and ``grading`` says
-    how answers are judged. ``training`` is what runs learned from, where that is known.
+    ``solutions`` and ``curvature`` among them, or none; ``problems`` are prompts with gold answers, and ``grading``
+    says how answers are judged. ``training`` is what runs learned from, where that is known.
     """
 
     geometry: GeometrySettings
