@@ -1,5 +1,6 @@
 """Stage 6: every analysis of the trained weights, fanned out over the pool."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +13,13 @@ from raygeo.errors import DataError
 from raygeo.geometry.connectivity.paths import Paths
 from raygeo.geometry.curvature.spectra import Curvature
 from raygeo.geometry.representation.cka import CKA
+from raygeo.geometry.weights.conditions import Condition
 from raygeo.geometry.weights.norms import Norms
+from raygeo.geometry.weights.off_principal import OffPrincipal, totals
 from raygeo.geometry.weights.similarity import Similarity
 from raygeo.geometry.weights.subspaces import Subspaces
 from raygeo.geometry.weights.trajectories import Trajectories
+from raygeo.geometry.weights.yardsticks import Yardsticks
 from raygeo.rollouts.grading import Grading
 from raygeo.settings import content_key
 from raygeo.stages.context import Context
@@ -52,6 +56,11 @@ class Material:
     def steps(self) -> dict[str, int]:
         """Last step of every run by name."""
         return {row["run"]: row["steps"] for row in self.table}
+
+    @property
+    def conditions(self) -> dict[str, Condition]:
+        """How every run was trained, by name."""
+        return {row["run"]: _condition(json.loads(row["params"])) for row in self.table}
 
     @property
     def reference(self) -> str:
@@ -93,7 +102,9 @@ ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
     "norms": lambda settings, of: Norms(settings, of.runs, of.base),
     "trajectories": lambda settings, of: Trajectories(settings, of.runs, of.base, of.steps, of.reference),
     "similarity": lambda settings, of: Similarity(settings, of.runs, of.base),
+    "yardsticks": lambda settings, of: Yardsticks(settings, of.runs, of.base, of.conditions, of.reference),
     "subspaces": lambda settings, of: Subspaces(settings, of.runs, of.base),
+    "off_principal": lambda settings, of: OffPrincipal(settings, of.runs, of.base),
     "paths": lambda settings, of: Paths(settings, of.runs, of.base, of.likelihood_probes, of.problems, of.grading),
     "cka": lambda settings, of: CKA(settings, of.runs, of.base, of.probes["solutions"]),
     "curvature": lambda settings, of: Curvature(settings, of.runs, of.base, of.probes["curvature"]),
@@ -107,8 +118,27 @@ def analyse_runs(context: Context, student: Student, rollouts: Rollouts, runs: l
     asked = {name: getattr(context.study.geometry, name) for name in ANALYSES}
     for workload in [ANALYSES[name](settings, material) for name, settings in asked.items() if settings is not None]:
         context.publish(workload)
+        if isinstance(workload, OffPrincipal):
+            _add_totals(context, workload)
     if asked["norms"] is not None:
         _fill_norms(context)
+
+
+def _condition(params: Mapping[str, Any]) -> Condition:
+    """The condition of a run from its parameters, ``{"loss": ..., "training": ...}`` as in the table ``runs``."""
+    training = dict(params["training"])
+    seed, init_seed = training.pop("seed"), training.pop("init_seed")
+    loss, settings = (json.dumps(part, sort_keys=True) for part in (params["loss"], training))
+    return Condition(loss, settings, seed, None if training["lora"] is None else init_seed)
+
+
+def _add_totals(context: Context, workload: OffPrincipal) -> None:
+    """Put the rows of layers and of the whole below those of modules."""
+    store, modules = context.store, [task.key for task in workload.tasks()]
+    key = content_key("off-principal-totals", modules)
+    store.write_unit(key, totals({table: store.table(table).to_pylist() for table in workload.tables}))
+    for table in workload.tables:
+        store.publish(table, [*modules, key])
 
 
 def _fill_norms(context: Context) -> None:
