@@ -26,6 +26,10 @@ def test_comparisons_are_with_the_reference_whichever_way_a_pair_stands():
                     ("sft", "dpo", 30.0),
                 )
             ],
+            yardsticks=[
+                {"run_a": "sft", "run_b": "dpo", "z": 9.0, "matched_centred_cosine": -0.5, "matched_distance": 2.0},
+                {"run_a": "rft", "run_b": "dpo", "z": 1.0, "matched_centred_cosine": 0.5, "matched_distance": 1.0},
+            ],
             barriers=[
                 {"run_a": "dpo", "run_b": "sft", "probe": "solutions", "chord": 0.25},
                 {"run_a": "base", "run_b": "dpo", "probe": "solutions", "chord": 7.0},
@@ -38,6 +42,9 @@ def test_comparisons_are_with_the_reference_whichever_way_a_pair_stands():
         {
             "cosine_to_reference": 0.1,
             "orthogonal_to_reference": 0.9,
+            "cosine_z_to_reference": 9.0,
+            "centred_cosine_to_reference": -0.5,
+            "matched_distance_to_reference": 2.0,
             "first_left_angle_to_reference": 25.0,
             "barrier_to_reference.solutions": 0.25,
             "last_cka_to_base": 0.3,
@@ -59,3 +66,26 @@ def test_ends_of_paths_and_the_base_are_summarised_and_nulls_left_out():
         "sft",
     )
     assert found == {"base": {"nll.solutions": 1.0, "top_eigenvalue.hessian": 5.0}, "sft": {"nll.solutions": 0.5}}
+
+
+def test_weights_before_and_after_are_summarised_as_a_whole():
+    row = {"run": "dpo", "scope": "global"}
+    found = run_summaries(
+        tables(
+            off_principal=[
+                {**row, "update_sparsity": 0.75, "spectral_shift": 1e-4},
+                {**row, "scope": "layer", "update_sparsity": 0.5, "spectral_shift": 1.0},
+            ],
+            mask_overlaps=[
+                {**row, "mask": mask, "overlap": overlap}
+                for mask, overlap in (("principal", 0.25), ("low-magnitude", 0.5), ("neither", 0.125))
+            ],
+        ),
+        "sft",
+    )
+    assert found["dpo"] == {
+        "update_sparsity": 0.75,
+        "spectral_shift": 1e-4,
+        "principal_overlap": 0.25,
+        "low_magnitude_overlap": 0.5,
+    }
