@@ -24,9 +24,11 @@ from raygeo.geometry.representation.drift import DriftSettings
 from raygeo.geometry.representation.layers import LayerCKASettings
 from raygeo.geometry.representation.outputs import OutputSettings
 from raygeo.geometry.weights.norms import NormSettings
+from raygeo.geometry.weights.off_principal import OffPrincipalSettings
 from raygeo.geometry.weights.similarity import SimilaritySettings
 from raygeo.geometry.weights.subspaces import SubspaceSettings
 from raygeo.geometry.weights.trajectories import TrajectorySettings
+from raygeo.geometry.weights.yardsticks import YardstickSettings
 from raygeo.losses.base import FROM_BASE
 from raygeo.plan import Plan, RunEntry, TrainingDefaults
 from raygeo.rollouts.grading import Grading
@@ -170,8 +172,12 @@ class GeometrySettings(Settings):
     """How the deltas grew and turned while training, at the steps kept by ``training.snapshots``."""
     similarity: SimilaritySettings | None = SimilaritySettings()
     """Cosines and orthogonal fractions."""
+    yardsticks: YardstickSettings | None = YardstickSettings()
+    """What cosines are judged by: chance, other seeds, the mean of all runs; and a map of the runs."""
     subspaces: SubspaceSettings | None = SubspaceSettings()
     """Principal angles."""
+    off_principal: OffPrincipalSettings | None = OffPrincipalSettings()
+    """Sparsity of updates, shifts of spectra, turns of the weights' principal subspaces, where changed entries lie."""
     paths: PathsSettings | None = PathsSettings()
     """Linear mode connectivity."""
     matched_paths: MatchedPathsSettings | None = None

@@ -131,6 +131,52 @@ SCHEMAS: dict[str, pa.Schema] = {
     # add up. `inner` is the inner product of the two deltas, `residual` the energy of b without the direction of a,
     # `variance` that of the inner product if both directions were random and their norms kept.
     "moments": _table(run_a=_S, run_b=_S, module=_S, layer=_I, inner=_F, residual=_F, variance=_F),
+    # What each cosine is judged by, a row an unordered pair. `seeds`: those that differ, "order", "init", "both", or
+    # "same" if none does. `*_null` is the value were all runs orthogonal; `matched_*` that of deltas of equal length.
+    "yardsticks": _table(
+        run_a=_S,
+        run_b=_S,
+        same_loss=_B,
+        same_settings=_B,
+        seeds=_S,
+        cosine=_F,
+        null_sd=_F,
+        z=_F,
+        disattenuated=_F,
+        centred_cosine=_F,
+        centred_null=_F,
+        matched_centred_cosine=_F,
+        matched_centred_null=_F,
+        distance=_F,
+        matched_distance=_F,
+    ),
+    # Cosines between runs of two configurations (loss and settings, named by a first run), by the seeds that differ;
+    # within one configuration they are the noise floor. `disattenuated` may exceed 1.
+    "floors": _table(
+        configuration_a=_S, configuration_b=_S, seeds=_S, n=_I, low=_F, mean=_F, high=_F, disattenuated=_F
+    ),
+    # A run against the span of the other runs (`n`) of a configuration; `among`: it is of that configuration itself.
+    "spans": _table(configuration=_S, run=_S, among=_B, n=_I, dimension=_I, orthogonal_fraction=_F, null_fraction=_F),
+    # Cosines of runs of other seeds within losses and between them, for the settings of run `like` (all if empty).
+    # `labelings` that the permutation test can tell apart; `draws` is null if all were gone through.
+    "separations": _table(
+        like=_S,
+        runs=_I,
+        losses=_I,
+        within_n=_I,
+        within_mean=_F,
+        between_n=_I,
+        between_mean=_F,
+        d_prime=_F,
+        labelings=_I,
+        draws=_I,
+        p=_F,
+        reason=_S,
+    ),
+    # Runs and base in a plane; scaling: "raw", or "matched" with all deltas at unit length. `stress` is that of the
+    # axes so far.
+    "maps": _table(scaling=_S, run=_S, x=_F, y=_F),
+    "map_axes": _table(scaling=_S, axis=_I, eigenvalue=_F, share=_F, stress=_F),
     # null_degrees: the mean of the same angle between two random k-dimensional subspaces of that space
     # (on the right of two LoRA deltas: of their row spaces).
     "subspaces": _table(
@@ -144,6 +190,61 @@ SCHEMAS: dict[str, pa.Schema] = {
         index=_I,
         angle_degrees=_F,
         null_degrees=_F,
+    ),
+    # scope: "module", "layer" or "global". `changed` counts entries that differ in bf16; angles are those between the
+    # top-k singular subspaces of the weights before and after, above module scope medians over modules.
+    "off_principal": _table(
+        run=_S,
+        scope=_S,
+        module=_S,
+        layer=_I,
+        entries=_I,
+        changed=_I,
+        update_sparsity=_F,
+        base_norm=_F,
+        shift_norm=_F,
+        spectral_shift=_F,
+        k=_I,
+        gap=_F,
+        left_mean_degrees=_F,
+        left_max_degrees=_F,
+        right_mean_degrees=_F,
+        right_max_degrees=_F,
+    ),
+    # The share of changed entries in a mask, `baseline` if they were placed at random, z in hypergeometric s.d.;
+    # `shuffled_*` are those of the same delta with its entries in random places.
+    "mask_overlaps": _table(
+        run=_S,
+        scope=_S,
+        module=_S,
+        layer=_I,
+        mask=_S,
+        entries=_I,
+        changed=_I,
+        mask_entries=_I,
+        both=_I,
+        expected=_F,
+        variance=_F,
+        shuffled_changed=_I,
+        shuffled_both=_I,
+        overlap=_F,
+        baseline=_F,
+        shuffled_overlap=_F,
+        z=_F,
+    ),
+    # Entries changed by both of two runs, and by either.
+    "changed_pairs": _table(
+        run_a=_S,
+        run_b=_S,
+        scope=_S,
+        module=_S,
+        layer=_I,
+        entries=_I,
+        both=_I,
+        either=_I,
+        expected=_F,
+        jaccard=_F,
+        null_jaccard=_F,
     ),
     # metric: "nll" or "accuracy"; loss holds the token-mean NLL, accuracy the share right (the other is null). `alpha`
     # is irregular where the grid was refined; values outside [0, 1] lie beyond the ends.

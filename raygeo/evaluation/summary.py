@@ -16,7 +16,8 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
     Comparisons are with the run ``reference``: its cosine, the median of its smallest left principal angles (degrees),
     its NLL barriers over the chord (straight, at equal norms, and of a trained curve), its last-layer CKA, the
     agreement of top guesses, the gradient of its loss at the base. ``kl_to_base`` is KL(run || base) in nats a token,
-    ``kl_from_base`` KL(base || run).
+    ``kl_from_base`` KL(base || run); of the yardsticks z, the cosine of centred unit deltas, and the
+    distance at equal norms.
     """
     summaries: defaultdict[str, dict[str, float]] = defaultdict(dict)
 
@@ -36,6 +37,20 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
         if row["scope"] == "global" and row["run_b"] == reference and row["run_a"] != reference:
             put(row["run_a"], "cosine_to_reference", row["cosine"])
             put(row["run_a"], "orthogonal_to_reference", row["orthogonal_fraction"])
+    for row in tables["yardsticks"].to_pylist():
+        pair = {row["run_a"], row["run_b"]}
+        if reference in pair:
+            [other] = pair - {reference}
+            put(other, "cosine_z_to_reference", row["z"])
+            put(other, "centred_cosine_to_reference", row["matched_centred_cosine"])
+            put(other, "matched_distance_to_reference", row["matched_distance"])
+    for row in tables["off_principal"].to_pylist():
+        if row["scope"] == "global":
+            put(row["run"], "update_sparsity", row["update_sparsity"])
+            put(row["run"], "spectral_shift", row["spectral_shift"])
+    for row in tables["mask_overlaps"].to_pylist():
+        if row["scope"] == "global" and row["mask"] in ("principal", "low-magnitude"):
+            put(row["run"], f"{row['mask'].replace('-', '_')}_overlap", row["overlap"])
     angles: defaultdict[str, list[float]] = defaultdict(list)
     for row in tables["subspaces"].to_pylist():
         pair = {row["run_a"], row["run_b"]}

@@ -11,6 +11,7 @@ from raygeo.tables import BASE
 _MATCHED_NORMS = 1.25
 _UNRELATED = 0.5
 _MATCHED_DIVERGENCE = 1.5
+_WHOLE_PLANE = 0.95
 
 
 def seed_pairs(view: View) -> pd.DataFrame:
@@ -43,8 +44,8 @@ def _seedless(run: pd.Series) -> tuple:
 def limits(view: View) -> list[str]:
     """Every automatic caveat that applies to this study, in the order of the page's sections."""
     rules = (
-        _failures, _selection, _seeds, _problems, _tests, _lineage, _rounding, _norms, _trajectories, _angles, _paths,
-        _curves, _averages, _planes, _curvature, _cka, _drift, _outputs, _coherence,
+        _failures, _selection, _seeds, _problems, _tests, _lineage, _rounding, _norms, _trajectories, _yardsticks, _map,
+        _angles, _off_principal, _paths, _curves, _averages, _planes, _curvature, _cka, _drift, _outputs, _coherence,
     )  # fmt: skip
     return [sentence for rule in rules for sentence in rule(view)]
 
@@ -177,6 +178,59 @@ def _trajectories(view: View) -> list[str]:
             "early cosines between runs of one adapter initialisation are raised by what they share from the start."
         )
     return sentences
+
+
+def _yardsticks(view: View) -> list[str]:
+    pairs, tests, floors = view.frame("yardsticks"), view.frame("separations", like=""), view.frame("floors")
+    sentences = []
+    if pairs.z.notna().any():
+        sentences.append(
+            "z compares a cosine with that of random directions. Trained deltas share a base, a task and rollouts, so "
+            "a large z says no more than that: the floor of other seeds is the measure for losses."
+        )
+    for test in tests.itertuples():
+        if test.reason:
+            sentences.append(f"Whether losses differ by more than seeds do is not tested here: {test.reason}.")
+        else:
+            sentences.append(
+                f"The permutation test asks whether the loss matters at all ({test.losses} losses, {test.runs} runs), "
+                "not which losses differ, and pairs that share a run are not independent, so d′ is a description."
+            )
+    corrected = floors.dropna(subset="disattenuated")
+    if len(corrected):
+        fewest = floors[floors.configuration_a == floors.configuration_b].n.min()
+        beyond = int((corrected.disattenuated > 1).sum())
+        excess = f" {beyond} of {len(corrected)} exceed 1, which no cosine can." if beyond else ""
+        sentences.append(
+            "Disattenuated cosines divide by noise floors that rest on as few as "
+            f"{fewest} {'pair' if fewest == 1 else 'pairs'} of runs, and have no interval.{excess}"
+        )
+    return sentences
+
+
+def _map(view: View) -> list[str]:
+    axes = view.frame("map_axes")
+    plane = axes[axes.axis <= 2].groupby("scaling").share.sum()
+    if plane.empty or plane.min() > _WHOLE_PLANE:
+        return []
+    return [
+        f"The map is flat and holds {typeset.percent(plane.min())} of the variance in one of its panels: runs that lie "
+        "close on it may be far apart."
+    ]
+
+
+def _off_principal(view: View) -> list[str]:
+    frame = view.frame("off_principal", scope="global")
+    if frame.empty:
+        return []
+    return [
+        f"Sparsity counts entries of {typeset.count(frame.entries.max())} that keep their bf16 number when base and "
+        "delta are added in fp32 and rounded once. Before rounding nearly every entry changes, and a run that moved "
+        "less is sparser for that reason alone.",
+        "bf16 resolves small weights more finely, so that a step of one size everywhere changes them first: an overlap "
+        "of changed entries with the low-magnitude mask above chance, or with the principal mask below it, needs no "
+        "other cause. What differs from the same delta with its entries shuffled does; one shuffle was drawn.",
+    ]
 
 
 def _angles(view: View) -> list[str]:

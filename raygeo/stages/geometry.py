@@ -24,10 +24,13 @@ from raygeo.geometry.representation.coherence import CoherenceSettings
 from raygeo.geometry.representation.drift import Drift
 from raygeo.geometry.representation.layers import LayerCKA
 from raygeo.geometry.representation.outputs import Outputs
+from raygeo.geometry.weights.conditions import Condition
 from raygeo.geometry.weights.norms import Norms
+from raygeo.geometry.weights.off_principal import OffPrincipal
 from raygeo.geometry.weights.similarity import Similarity
 from raygeo.geometry.weights.subspaces import Subspaces
 from raygeo.geometry.weights.trajectories import Trajectories
+from raygeo.geometry.weights.yardsticks import Yardsticks
 from raygeo.losses import AnyLoss, Loss
 from raygeo.rollouts.grading import Grading
 from raygeo.settings import content_key
@@ -74,6 +77,13 @@ class Material:
     grading: Grading
     training: Training | None = None
 
+    @property
+    def conditions(self) -> dict[str, Condition]:
+        """How every run was trained, by name; where that is not known, each in a way of its own."""
+        if self.training is None:
+            return {run.name: Condition(run.name, run.name, 0, None) for run in self.runs}
+        return {row["run"]: _condition(json.loads(row["params"])) for row in self.store.table("runs").to_pylist()}
+
     @cached_property
     def probes(self) -> Mapping[str, AnyPath]:
         """Probe files by name.
@@ -116,7 +126,9 @@ ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
     "norms": lambda settings, of: Norms(settings, of.runs, of.base),
     "trajectories": lambda settings, of: Trajectories(settings, of.runs, of.base, of.steps, of.reference),
     "similarity": lambda settings, of: Similarity(settings, of.runs, of.base),
+    "yardsticks": lambda settings, of: Yardsticks(settings, of.runs, of.base, of.conditions, of.reference),
     "subspaces": lambda settings, of: Subspaces(settings, of.runs, of.base),
+    "off_principal": lambda settings, of: OffPrincipal(settings, of.runs, of.base),
     "paths": lambda settings, of: Paths(settings, of.runs, of.base, of.likelihood_probes, of.problems, of.grading),
     "matched_paths": lambda settings, of: MatchedPaths(
         settings, of.runs, of.base, of.likelihood_probes, of.problems, of.grading
@@ -176,6 +188,14 @@ def analyse(bench: Workbench, material: Material) -> None:
             bench.publish(ANALYSES[name](settings, material))
     if asked["norms"] is not None:
         _fill_norms(bench.store)
+
+
+def _condition(params: Mapping[str, Any]) -> Condition:
+    """The condition of a run from its parameters, ``{"loss": ..., "training": ...}`` as in the table ``runs``."""
+    training = dict(params["training"])
+    seed, init_seed = training.pop("seed"), training.pop("init_seed")
+    loss, settings = (json.dumps(part, sort_keys=True) for part in (params["loss"], training))
+    return Condition(loss, settings, seed, None if training["lora"] is None else init_seed)
 
 
 def _fill_norms(store: Store) -> None:

@@ -115,7 +115,9 @@ class GradientDifference:
         """
         for name, value in tensors.items():
             if name not in self.parameters or tuple(value.shape) != tuple(self.parameters[name].ds_shape):
-                raise StudentError(f"{name} {list(value.shape)} fits no parameter of this operator; add it, or mend it.")
+                raise StudentError(
+                    f"{name} {list(value.shape)} fits no parameter of this operator; add it, or mend it."
+                )
         return self.shard(
             tensors[name] if name in tensors else torch.zeros(p.ds_shape) for name, p in self.parameters.items()
         )

@@ -106,3 +106,26 @@ def test_drift_predictions_and_gradients_are_summarised():
             "gradient_cosine_to_reference": -0.3,
         }
     }
+
+
+def test_weights_before_and_after_are_summarised_as_a_whole():
+    row = {"run": "dpo", "scope": "global"}
+    found = run_summaries(
+        tables(
+            off_principal=[
+                {**row, "update_sparsity": 0.75, "spectral_shift": 1e-4},
+                {**row, "scope": "layer", "update_sparsity": 0.5, "spectral_shift": 1.0},
+            ],
+            mask_overlaps=[
+                {**row, "mask": mask, "overlap": overlap}
+                for mask, overlap in (("principal", 0.25), ("low-magnitude", 0.5), ("neither", 0.125))
+            ],
+        ),
+        "sft",
+    )
+    assert found["dpo"] == {
+        "update_sparsity": 0.75,
+        "spectral_shift": 1e-4,
+        "principal_overlap": 0.25,
+        "low_magnitude_overlap": 0.5,
+    }

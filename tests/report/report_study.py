@@ -261,6 +261,85 @@ def _trajectories():
     return rows, fits
 
 
+def _yardsticks():
+    names, seeds = list(RUNS), {REFERENCE: "sft-lr5e-05-s1"}
+    norms = np.array([row[3] for row in RUNS.values()])
+    pairs = []
+    for i, a in enumerate(names):
+        for j, b in enumerate(names[i + 1 :], i + 1):
+            cosine, size = COSINES[i, j], norms[i] * norms[j]
+            other = RUNS[a][2] != RUNS[b][2]
+            pairs.append(
+                {
+                    "run_a": a,
+                    "run_b": b,
+                    "same_loss": RUNS[a][0] == RUNS[b][0],
+                    "same_settings": RUNS[a][1] == RUNS[b][1],
+                }
+                | {"seeds": "order" if other else "same", "cosine": cosine, "null_sd": 0.0013, "z": cosine / 0.0013}
+                | {"centred_cosine": cosine - 0.3, "centred_null": -0.2, "matched_centred_cosine": cosine - 0.4}
+                | {"matched_centred_null": -0.15, "matched_distance": np.sqrt(2 * size * (1 - cosine))}
+                | {"distance": np.sqrt((norms[i] - norms[j]) ** 2 + 2 * size * (1 - cosine))}
+            )
+    floor = {"configuration_a": REFERENCE, "seeds": "order", "n": 1}
+    floors = [floor | {"configuration_b": REFERENCE, "low": 0.871, "mean": 0.871, "high": 0.871}]
+    floors.append(
+        floor | {"configuration_b": "rft-lr5e-05-s0", "low": 0.669, "mean": 0.669, "high": 0.669, "disattenuated": 1.02}
+    )
+    spans = [
+        {"configuration": REFERENCE, "run": name, "among": name in (REFERENCE, seeds[REFERENCE])}
+        | {"n": 2, "dimension": 2, "null_fraction": 0.99999, "orthogonal_fraction": np.sqrt(1 - COSINES[0, i] ** 2)}
+        for i, name in enumerate(names)
+    ]
+    test = {"runs": 7, "losses": 6, "within_n": 1, "within_mean": 0.871, "between_n": 5, "between_mean": 0.366}
+    separations = [
+        {"like": "", **test, "d_prime": 1.61, "labelings": 6, "reason": "6 different labelings cannot give a p-value"},
+        {"like": REFERENCE, **test, "d_prime": 1.61, "labelings": 720, "p": 0.0021, "reason": ""},
+        {"like": names[6], **test, "d_prime": None, "labelings": 10**9, "draws": 9999, "p": 1e-4, "reason": ""},
+    ]
+    maps, axes = [], []
+    for scaling, sizes in (("raw", norms), ("matched", np.ones(len(norms)))):
+        along = COSINES[0] * sizes
+        maps.append({"scaling": scaling, "run": "base", "x": 0.0, "y": 0.0})
+        maps += [
+            {"scaling": scaling, "run": name, "x": x, "y": 0.8 * y}
+            for name, x, y in zip(names, along, np.sqrt(sizes**2 - along**2), strict=True)
+        ]
+        axes += [
+            {"scaling": scaling, "axis": i + 1, "eigenvalue": share, "share": share, "stress": 0.3 / (1 + i)}
+            for i, share in enumerate((0.45, 0.26, 0.12, 0.08, 0.05, 0.03, 0.01, 0.0))
+        ]
+    return pairs, floors, spans, separations, maps, axes
+
+
+def _off_principal():
+    weights, overlaps = [], []
+    shares = {"principal": 0.22, "low-magnitude": 0.41, "principal only": 0.2, "neither": 0.37}
+    for i, (name, run) in enumerate(RUNS.items()):
+        for scope, layer in (("layer", 0), ("layer", 1), ("layer", 2), ("global", None)):
+            place = {"run": name, "scope": scope, "module": "", "layer": layer}
+            size = run[3] * (1 + 0.2 * (layer or 0))
+            weights.append(
+                place
+                | {"entries": 65_536, "changed": int(6000 * size), "update_sparsity": 1 - 6000 * size / 65_536, "k": 16}
+                | {"spectral_shift": 2e-4 * size**2, "gap": 0.1, "base_norm": 84.0, "shift_norm": 0.0168 * size**2}
+                | {f"{side}_max_degrees": 3 * size for side in ("left", "right")}
+                | {f"{side}_mean_degrees": 1.5 * size for side in ("left", "right")}
+            )
+            overlaps += [
+                place
+                | {"mask": mask, "overlap": overlap + 0.01 * i, "shuffled_overlap": overlap, "baseline": 0.3, "z": 40.0}
+                for mask, overlap in shares.items()
+            ]
+    pairs = [
+        {"run_a": a, "run_b": b, "scope": "global", "module": "", "both": 1234, "either": 9876, "entries": 65_536}
+        | {"jaccard": 0.125, "null_jaccard": 0.08}
+        for i, a in enumerate(RUNS)
+        for b in list(RUNS)[i + 1 :]
+    ]
+    return weights, overlaps, pairs
+
+
 def _paths():
     paths, barriers = [], []
     ends = {"base": (0.153, 0.055), **{name: (0.06 + 0.15 * (1 - row[4]), 0.26 * row[4]) for name, row in RUNS.items()}}
@@ -434,6 +513,8 @@ def build_tables() -> dict[str, pa.Table]:
     deltas, similarity, subspaces, cka = _deltas(rng)
     paths, barriers = _paths()
     trajectories, fits = _trajectories()
+    pairs, floors, spans, separations, maps, axes = _yardsticks()
+    weights, overlaps, changed = _off_principal()
     rollouts = [
         {
             "prompt_id": f"p{i}",
@@ -463,7 +544,16 @@ def build_tables() -> dict[str, pa.Table]:
         "trajectories": trajectories,
         "trajectory_fits": fits,
         "similarity": similarity,
+        "yardsticks": pairs,
+        "floors": floors,
+        "spans": spans,
+        "separations": separations,
+        "maps": maps,
+        "map_axes": axes,
         "subspaces": subspaces,
+        "off_principal": weights,
+        "mask_overlaps": overlaps,
+        "changed_pairs": changed,
         "paths": paths,
         "barriers": barriers,
         **_connectivity(),

@@ -17,6 +17,8 @@ SOURCE = {
     "norms": "deltas",
     "trajectories": "trajectories",
     "angles": "subspaces",
+    "map": "maps",
+    "off-principal": "off_principal",
     "paths": "paths",
     "base-paths": "paths",
     "matched-paths": "matched_paths",
@@ -147,6 +149,33 @@ def test_trajectories_without_laws_or_reference_show_what_there_is():
     norm, final = draw_figures(tables, REFERENCE)["trajectories"].axes
     assert len(norm.lines) == 1
     assert final.get_title(loc="left") == "cosine to the final delta"
+
+
+def test_the_map_has_every_run_at_its_place_and_says_what_it_leaves_out(tables, figures):
+    raw, matched = figures["map"].axes
+    assert raw.get_title(loc="left") == "deltas as they are: 71.0 % of the variance, stress 0.15"
+    assert matched.get_title(loc="left") == "at unit length: 71.0 % of the variance, stress 0.15"
+    places = {(r["scaling"], r["run"]): (r["x"], r["y"]) for r in tables["maps"].to_pylist()}
+    for ax, scaling in ((raw, "raw"), (matched, "matched")):
+        points = [(x.get_xdata()[0], x.get_ydata()[0]) for x in ax.lines if len(x.get_xdata()) == 1]
+        assert points == [places[scaling, name] for name in ("base", *RUNS)]
+    assert len(matched.lines) == len(raw.lines) + 1
+    assert [text.get_text() for text in figures["map"].legends[0].get_texts()] == ["base", *RUNS]
+
+
+def test_overlaps_are_drawn_relative_to_the_shuffled_delta(figures):
+    axes = figures["off-principal"].axes
+    assert [ax.get_title(loc="left") for ax in axes] == [
+        "entries unchanged in bf16, %",
+        "shift of the spectrum",
+        "turn of the output subspace, degrees",
+        "turn of the input subspace, degrees",
+        "principal overlap, × shuffled",
+        "low-magnitude overlap, × shuffled",
+    ]
+    rft = axes[4].lines[1]
+    np.testing.assert_array_equal(rft.get_xdata(), [0, 1, 2])
+    np.testing.assert_allclose(rft.get_ydata(), 0.23 / 0.22)
 
 
 def test_accuracy_shows_the_base_intervals_and_numbers(tables, figures):

@@ -10,7 +10,7 @@ from raygeo.report import embed
 from raygeo.report.figures import FIGURES, draw_figures
 from raygeo.report.limits import limits, seed_pairs
 from raygeo.report.page import render_page
-from raygeo.report.sections import representation, results, study, weights
+from raygeo.report.sections import off_principal, representation, results, study, weights, yardsticks
 from raygeo.report.view import View
 from raygeo.tables import SCHEMAS, to_arrow
 
@@ -155,6 +155,68 @@ def test_facts_count_what_was_learned_from(tables):
 def test_the_noise_floor_counts_pairs_at_least_as_alike(tables):
     (cells,) = weights.noise_floor.make(View(tables, REFERENCE)).rows
     assert cells == [REFERENCE, "sft-lr5e-05-s1", "data order", "0.871", "2 of 26"]
+
+
+def test_cosines_stand_beside_their_yardsticks(tables):
+    sheet = yardsticks.yardsticks.make(View(tables, REFERENCE))
+    cells = next(c for c in sheet.rows if c[:2] == [REFERENCE, "rft-lr5e-05-s0"])
+    assert dict(zip(sheet.columns, cells, strict=True)) == {
+        "a": REFERENCE,
+        "b": "rft-lr5e-05-s0",
+        "seeds that differ": "none",
+        "cosine": "0.683",
+        "z": "525.4",
+        "floor": ("0.87 to 0.87", "1 pair: data order"),
+        "disattenuated": "–",
+        "centred": ("0.38 / 0.28", "−0.20 / −0.15"),
+        "distance": ("2.73", "2.63"),
+    }
+    assert len(sheet.rows) == 28
+    assert row(sheet, "rft-lr5e-05-s0")["floor"] == "–"
+
+
+def test_separations_have_their_p_or_the_reason_why_not(tables):
+    first, second, third = yardsticks.separations.make(View(tables, REFERENCE)).rows
+    assert first == [
+        "all", "7", ("0.871", "1 pair"), ("0.366", "5 pairs"), "1.61", "–",
+        "6 different labelings cannot give a p-value",
+    ]  # fmt: skip
+    assert second[-2:] == ["0.002", "all 720 labelings"]
+    assert third[-3:] == ["–", "< 0.001", "9\u2009999 draws of 1\u2009000\u2009000\u2009000 labelings"]
+
+
+def test_floors_and_spans_name_configurations_by_a_run(tables):
+    own, between = yardsticks.floors.make(View(tables, REFERENCE)).rows
+    assert own == [REFERENCE, "itself", "data order", "1", ("0.871", "[0.871, 0.871]"), "–"]
+    assert between[1:] == ["rft-lr5e-05-s0", "data order", "1", ("0.669", "[0.669, 0.669]"), "1.020"]
+    span = row(yardsticks.spans.make(View(tables, REFERENCE)), "sft-lr5e-05-s1")
+    assert span["orthogonal fraction"] == "0.491"
+    assert span["the run is"] == "one of them, left out"
+
+
+def test_weights_before_and_after_have_overlaps_beside_chance(tables):
+    cells = row(off_principal.off_principal.make(View(tables, REFERENCE)), "rft-lr5e-05-s0")
+    assert cells["unchanged"] == ("66 %", "of 65\u2009536")
+    assert cells["spectral shift"] == "0.0027"
+    assert cells["output turn"] == ("11°", "mean 5.6°")
+    assert cells["principal"] == ("23 %", "22 % shuffled, 30 % random (z 40)")
+    (first, *_), pairs = (sheet := off_principal.changed_pairs.make(View(tables, REFERENCE))).rows, len(sheet.rows)
+    assert first[2:] == ["0.125", "0.080", "1\u2009234"]
+    assert pairs == 28
+
+
+def test_limits_of_yardsticks_follow_what_was_found(tables):
+    said = "\n".join(limits(View(tables, REFERENCE)))
+    assert "not tested here: 6 different labelings cannot give a p-value." in said
+    assert "as few as 1 pair of runs, and have no interval. 1 of 1 exceed 1" in said
+    assert "holds 71.0 % of the variance" in said
+    assert "Sparsity counts entries of 65\u2009536" in said
+    tested = [r | {"reason": ""} for r in tables["separations"].to_pylist()]
+    flat = [r | {"share": float(r["axis"] == 1)} for r in tables["map_axes"].to_pylist()]
+    other = {"separations": to_arrow("separations", tested), "map_axes": to_arrow("map_axes", flat)}
+    said = "\n".join(limits(View(tables | other, REFERENCE)))
+    assert "asks whether the loss matters at all (6 losses, 7 runs)" in said
+    assert "The map is flat" not in said
 
 
 def test_trajectories_have_their_laws_and_turns(tables):

@@ -50,8 +50,7 @@ class OperatorShare:
     def __call__(self) -> Operator:
         """Load the student, apply the run's delta, and build the operator over the share's batches."""
         model, tokenizer = load_student(self.base, device=default_device())
-        delta = self.run.open() or {}
-        MixedWeights(model, delta).set(self.run.mixture())
+        MixedWeights(model, self.run.open() or ()).set(self.run.mixture())
         probe = Probe.load(self.probe)
         batches = probe.batches(tokenizer.pad_token_id, self.batch_size)
         mine = balanced_shares([batch.input_ids.numel() for batch in batches], self.count)[self.index]

@@ -10,14 +10,14 @@ import matplotlib
 import pyarrow as pa
 from matplotlib.figure import Figure
 
-from raygeo.report.figures import connectivity, curvature, representation, training, weights
+from raygeo.report.figures import connectivity, curvature, off_principal, representation, training, weights, yardsticks
 from raygeo.report.figures.parts import Plot
 from raygeo.report.style import RC
 from raygeo.report.view import View
 
 FIGURES: dict[str, Plot] = {
     plot.name: plot
-    for module in (training, weights, connectivity, curvature, representation)
+    for module in (training, weights, yardsticks, off_principal, connectivity, curvature, representation)
     for plot in vars(module).values()
     if isinstance(plot, Plot)
 }

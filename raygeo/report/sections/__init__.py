@@ -4,12 +4,20 @@ A new table under "Pairs and tests" is one function under ``@section(...)`` in t
 in ``SECTIONS``.
 """
 
-from raygeo.report.sections import connectivity, curvature, representation, results, weights
+from raygeo.report.sections import (
+    connectivity,
+    curvature,
+    off_principal,
+    representation,
+    results,
+    weights,
+    yardsticks,
+)
 from raygeo.report.sections.parts import Section
 
 SECTIONS: list[Section] = [
     part
-    for module in (weights, results, connectivity, curvature, representation)
+    for module in (weights, yardsticks, off_principal, results, connectivity, curvature, representation)
     for part in vars(module).values()
     if isinstance(part, Section)
 ]

@@ -1,0 +1,49 @@
+import pyarrow.parquet as pq
+from delta_cases import Q, gaussian, tiny_model
+
+from raygeo.cluster.fanout import in_process
+from raygeo.config import parse_study
+from raygeo.geometry.weights.off_principal import OffPrincipal, OffPrincipalSettings
+from raygeo.losses.sft import SFT
+from raygeo.stages import geometry
+from raygeo.stages.context import Context
+from raygeo.store import Store
+from raygeo.students.delta import save_full_delta
+from raygeo.students.lora import LoraSettings
+from raygeo.students.run import Run
+from raygeo.training.settings import TrainingSettings
+
+
+def condition(**training):
+    return geometry._condition({"loss": SFT().model_dump(), "training": TrainingSettings(**training).model_dump()})
+
+
+def test_seeds_are_apart_from_settings():
+    one, other, faster = condition(), condition(seed=1), condition(lr=1e-3)
+    assert one.configuration == other.configuration != faster.configuration
+    assert one.seeds(other) == "order"
+    assert one.seeds(condition(seed=0)) == "same"
+
+
+def test_an_adapter_seed_counts_only_where_there_is_an_adapter():
+    assert condition() == condition(init_seed=3)
+    lora = LoraSettings(r=4, alpha=8)
+    assert condition(lora=lora).seeds(condition(lora=lora, init_seed=3)) == "init"
+
+
+def test_totals_stand_below_the_rows_of_modules(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "base")
+    runs = []
+    for index, name in enumerate("ab"):
+        save_full_delta(
+            tmp_path / name, {Q.format(i) + ".weight": 1e-3 * gaussian(32, 32, seed=index + i) for i in (0, 1)}
+        )
+        runs.append(Run(name, name, str(tmp_path / name)))
+    study = parse_study({"name": "s", "rollouts": {"sample": {}}, "runs": [{"loss": {"type": "sft"}}]})
+    context = Context(Store(str(tmp_path / "store")), in_process, study=study)
+    workload = OffPrincipal(OffPrincipalSettings(), runs, tmp_path / "base")
+    for _ in range(2):
+        context.publish(workload)
+        rows = pq.read_table(tmp_path / "store" / "tables" / "off_principal.parquet").to_pylist()
+        assert [row["scope"] for row in rows] == ["module"] * 4 + ["layer"] * 4 + ["global"] * 2
+        assert sum(row["entries"] for row in rows if row["scope"] == "global") == 2 * 2 * 32 * 32
