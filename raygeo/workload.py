@@ -5,8 +5,11 @@ tests and small jobs run the very same object in-process.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import pyarrow as pa
 
 Rows = list[dict[str, Any]]
 
@@ -45,3 +48,10 @@ class Workload(ABC):
     @abstractmethod
     def compute(self, state: Any, payload: Any) -> dict[str, Rows]:
         """Compute one task: rows for each table in ``tables``. Leaves ``state`` as it found it."""
+
+    def settle(self, task: Task) -> None:
+        """Drop what ``compute`` kept to go on from after an interruption; called once the rows are stored."""
+
+    def assemble(self, tables: Mapping[str, pa.Table]) -> dict[str, Rows]:
+        """Rows that follow from those of all tasks, for each table; published after them, so they should be cheap."""
+        return {}

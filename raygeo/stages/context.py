@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from raygeo.cluster.fanout import ActorPool, FanoutResult, run_workload
 from raygeo.config import Study
 from raygeo.progress import Progress
+from raygeo.settings import content_key
 from raygeo.store import Store
 from raygeo.workload import Workload
 
@@ -32,7 +33,12 @@ class Context:
         return result
 
     def publish(self, workload: Workload) -> None:
-        """Fan a workload out and publish all its tables."""
-        result = self.run(workload)
-        for table in workload.tables:
-            self.store.publish(table, result.keys)
+        """Fan a workload out and publish all its tables, with what is assembled from the rows of all tasks."""
+        keys = self.run(workload).keys
+        assembled = workload.assemble({table: self.store.publish(table, keys) for table in workload.tables})
+        if assembled:
+            key = content_key(workload.name, "assembled", assembled)
+            if key not in self.store.finished(assembled):
+                self.store.write_unit(key, assembled)
+            for table in assembled:
+                self.store.publish(table, [*keys, key])
