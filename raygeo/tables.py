@@ -145,7 +145,9 @@ SCHEMAS: dict[str, pa.Schema] = {
         mean_high=_F,
         n=_I,
     ),
-    # quantity: eigenvalue, trace, density, directional, ...; `x` is a density's abscissa, `name` a direction's run.
+    # quantity: eigenvalue, min_eigenvalue, trace, ritz, density, directional, overlap, nll, gradient_norm; `name` is the
+    # run of a direction, `x` a density's abscissa or, of an overlap, that of a random direction; `parameters` is the
+    # dimension of `space`.
     "curvature": _table(
         run=_S,
         space=_S,
@@ -159,6 +161,9 @@ SCHEMAS: dict[str, pa.Schema] = {
         parameters=_I,
         tokens=_I,
     ),
+    # The loss of the path from a to b on the curvature probe: to second order about the run `at`, by the Hessian or the
+    # GGN, or, where `at` is null, measured.
+    "expansions": _table(run_a=_S, run_b=_S, at=_S, operator=_S, alpha=_F, loss=_F, tokens=_I),
     "cka": _table(run_a=_S, run_b=_S, layer=_I, cka=_F, cka_biased=_F, low=_F, high=_F, n=_I),
 }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from raygeo.geometry.weights.norms import Norms
 from raygeo.geometry.weights.similarity import Similarity
 from raygeo.geometry.weights.subspaces import Subspaces
 from raygeo.geometry.weights.trajectories import Trajectories
+from raygeo.journal import StoreJournal
 from raygeo.rollouts.grading import Grading
 from raygeo.settings import content_key
 from raygeo.stages.context import Context
@@ -96,7 +97,9 @@ ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
     "subspaces": lambda settings, of: Subspaces(settings, of.runs, of.base),
     "paths": lambda settings, of: Paths(settings, of.runs, of.base, of.likelihood_probes, of.problems, of.grading),
     "cka": lambda settings, of: CKA(settings, of.runs, of.base, of.probes["solutions"]),
-    "curvature": lambda settings, of: Curvature(settings, of.runs, of.base, of.probes["curvature"]),
+    "curvature": lambda settings, of: Curvature(
+        settings, of.runs, of.base, of.probes["curvature"], partial(StoreJournal, of.context.store)
+    ),
 }
 """Every analysis by its field in ``GeometrySettings``, in the order they run."""
 

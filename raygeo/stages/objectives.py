@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +15,8 @@ from raygeo.cluster.fanout import FanoutResult
 from raygeo.errors import DataError
 from raygeo.evaluation.answers import Answers, AnswerSettings
 from raygeo.geometry.curvature.operators import Hessian
-from raygeo.geometry.curvature.spectra import Curvature, CurvatureSettings
+from raygeo.geometry.curvature.spectra import Curvature, CurvatureSettings, Job
+from raygeo.journal import StoreJournal
 from raygeo.plan import SEEDS, PlannedRun
 from raygeo.rollouts.grading import Grading
 from raygeo.rollouts.readers import Prompt
@@ -33,12 +35,17 @@ from raygeo.workload import Task, Workload
 _RowsOf = Callable[[Workload], list[dict[str, Any]]]
 
 
-class Spectra(Curvature):
-    """The spectra of the runs, without the curvature along their deltas."""
+class Sharpest(Curvature):
+    """The extreme eigenvalues of each run's Hessian, in the first space that holds merged weights of the whole model."""
 
     def tasks(self) -> list[Task]:
-        """Spectra alone, under the keys they have in ``Curvature``."""
-        return [task for task in super().tasks() if task.payload[0] == "spectrum"]
+        """These tasks alone, under the keys they have in ``Curvature``."""
+        found = [task for task in super().tasks() if _is_sharpness(task.payload)]
+        return [task for task in found if task.payload.space == found[0].payload.space]
+
+
+def _is_sharpness(job: Job) -> bool:
+    return job.part == "extremes" and job.operator == Hessian.name and job.space in ("delta", "all", "attention")
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Objectives:
         if "accuracy" in self.metrics:
             measured["accuracy"] = self._accuracy(list(runs.values()), rows)
         if "sharpness" in self.metrics:
-            measured["sharpness"] = self._sharpness(list(runs.values()), rows)
+            measured["sharpness"] = self._sharpness(list(runs.values()), rows, store)
         if "heldout_nll" in self.metrics:
             measured["heldout_nll"] = {run.name: value for key, run in runs.items() for value in last_nll(store, key)}
         return {
@@ -93,9 +100,10 @@ class Objectives:
             verdicts[row["run"]].append(row["correct"])
         return {run: fmean(correct) for run, correct in verdicts.items()}
 
-    def _sharpness(self, runs: list[Run], rows: _RowsOf) -> dict[str, float]:
+    def _sharpness(self, runs: list[Run], rows: _RowsOf, store: Store) -> dict[str, float]:
         assert self.probe is not None
-        spectra = rows(Spectra(self.curvature, runs, self.base, self.probe))
+        journals = partial(StoreJournal, store)
+        spectra = rows(Sharpest(self.curvature, runs, self.base, self.probe, journals))
         top = {"operator": Hessian.name, "quantity": "eigenvalue", "index": 0}.items()
         return {row["run"]: row["value"] for row in spectra if top <= row.items()}
 

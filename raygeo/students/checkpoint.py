@@ -32,6 +32,11 @@ class Checkpoint:
         else:
             raise StudentError(f"{folder} holds no {single.name} nor {index.name}; save the base as safetensors there.")
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors the checkpoint holds, sorted."""
+        return sorted(self._files)
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a parameter; the tensor itself is not read."""
         key = self._key(name)
