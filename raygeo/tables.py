@@ -145,9 +145,9 @@ SCHEMAS: dict[str, pa.Schema] = {
         mean_high=_F,
         n=_I,
     ),
-    # quantity: eigenvalue, min_eigenvalue, trace, ritz, density, directional, overlap, nll, gradient_norm; `name` is the
-    # run of a direction, `x` a density's abscissa or, of an overlap, that of a random direction; `parameters` is the
-    # dimension of `space`.
+    # quantity: eigenvalue, min_eigenvalue, trace, ritz, density, directional, overlap, nll or gradient_norm; `name` is
+    # the run of a direction, `x` a density's abscissa or the overlap of a random direction, `parameters` the dimension
+    # of `space`.
     "curvature": _table(
         run=_S,
         space=_S,

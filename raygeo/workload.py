@@ -51,6 +51,7 @@ class Workload(ABC):
 
     def settle(self, task: Task) -> None:
         """Drop what ``compute`` kept to go on from after an interruption; called once the rows are stored."""
+        return None
 
     def assemble(self, tables: Mapping[str, pa.Table]) -> dict[str, Rows]:
         """Rows that follow from those of all tasks, for each table; published after them, so they should be cheap."""

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from raygeo.cluster.fanout import FanoutResult
 from raygeo.errors import DataError
 from raygeo.evaluation.answers import Answers, AnswerSettings
+from raygeo.geometry.curvature.journal import Journals
 from raygeo.geometry.curvature.operators import Hessian
-from raygeo.geometry.curvature.spectra import Curvature, CurvatureSettings, Job
+from raygeo.geometry.curvature.spectra import Curvature, CurvatureSettings
 from raygeo.journal import StoreJournal
 from raygeo.plan import SEEDS, PlannedRun
 from raygeo.rollouts.grading import Grading
@@ -36,16 +37,18 @@ _RowsOf = Callable[[Workload], list[dict[str, Any]]]
 
 
 class Sharpest(Curvature):
-    """The extreme eigenvalues of each run's Hessian, in the first space that holds merged weights of the whole model."""
+    """The extreme eigenvalues of each run's Hessian, in the first of the settings' spaces of merged weights."""
+
+    def __init__(
+        self, settings: CurvatureSettings, runs: Sequence[Run], base: AnyPath, probe: AnyPath, journals: Journals
+    ):
+        space = next((space for space in settings.spaces if space in ("delta", "all", "attention")), "delta")
+        alone = settings.model_copy(update={"spaces": (space,), "ggn": False})
+        super().__init__(alone, runs, base, probe, journals)
 
     def tasks(self) -> list[Task]:
-        """These tasks alone, under the keys they have in ``Curvature``."""
-        found = [task for task in super().tasks() if _is_sharpness(task.payload)]
-        return [task for task in found if task.payload.space == found[0].payload.space]
-
-
-def _is_sharpness(job: Job) -> bool:
-    return job.part == "extremes" and job.operator == Hessian.name and job.space in ("delta", "all", "attention")
+        """Extreme eigenvalues alone, under the keys they have in ``Curvature``."""
+        return [task for task in super().tasks() if task.payload.part == "extremes"]
 
 
 @dataclass(frozen=True)

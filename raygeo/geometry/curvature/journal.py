@@ -8,6 +8,7 @@ the orthogonalisations alone.
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from raygeo.errors import StoreError
@@ -46,8 +47,8 @@ def journaled(matmat: MatMat, journal: Journal) -> MatMat:
         index, made = made, made + 1
         rows = journal.read(index)
         if rows is None:
-            # In one layout whether made or read: results of later matrix products depend on it in their last bits.
-            rows = matmat(vectors).T.contiguous()
+            # With the strides that a file gives back: the last bits of later matrix products depend on them.
+            rows = matmat(vectors).T.clone(memory_format=torch.contiguous_format)
             journal.write(index, rows)
         elif rows.shape != vectors.T.shape:
             raise StoreError(

@@ -40,10 +40,10 @@ class CurvatureSettings(Settings):
     """What is computed of the curvature of the probe's token-mean NLL, where, and how finely."""
 
     spaces: tuple[Space, ...] = Field(("delta", "span"), min_length=1)
-    """``delta``: merged weights that any run's delta touches; ``all``: all weights; ``attention``: merged q, k, v and o;
+    """``delta``: merged weights that any run's delta touches; ``all``: all weights; ``attention``: merged q, k, v, o;
     ``blocks``: each transformer block by itself; ``lora``: the factors A and B of a LoRA run, a space that depends on
-    how its delta is factored and can be compared with no other; ``span``: the span of all deltas, where the loss along
-    every path is predicted. Figures and summaries show the first."""
+    how its delta is factored and compares with no other; ``span``: the span of all deltas, where the loss along every
+    path is predicted. Figures and summaries show the first."""
     ggn: bool = False
     """Also the generalised Gauss-Newton matrix, the positive semi-definite part of the Hessian."""
     top_k: int = Field(5, ge=1)
@@ -296,7 +296,7 @@ class Curvature(Workload):
             compared = [[run.name, run.key] for run in self.runs]
         elif job.end is not None:
             compared = [job.end.name, job.end.key]
-        space = touched if job.space in ("delta", "span") else job.label
+        space = touched if job.space == "delta" or job.part == "span" else job.label
         where = [job.run.name, job.run.key, job.operator, space, probe]
         return content_key(self.name, job.part, chosen, where, compared)
 
