@@ -12,6 +12,7 @@ from raygeo.cluster.settings import ActorSettings
 from raygeo.errors import ConfigError
 from raygeo.evaluation.answers import AnswerSettings
 from raygeo.geometry.connectivity.paths import PathsSettings
+from raygeo.geometry.curvature.sharpness import SharpnessSettings
 from raygeo.geometry.curvature.spectra import CurvatureSettings
 from raygeo.geometry.representation.cka import CKASettings
 from raygeo.geometry.weights.norms import NormSettings
@@ -169,9 +170,11 @@ class GeometrySettings(Settings):
     """Similarity of hidden states."""
     curvature: CurvatureSettings | None = CurvatureSettings()
     """Hessian spectra."""
+    sharpness: SharpnessSettings | None = SharpnessSettings()
+    """How much the loss rises near each run."""
 
 
-MEASURED = ("paths", "cka", "curvature")
+MEASURED = ("paths", "cka", "curvature", "sharpness")
 """The analyses that are measured on held-out solutions."""
 
 

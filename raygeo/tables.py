@@ -164,6 +164,9 @@ SCHEMAS: dict[str, pa.Schema] = {
     # The loss of the path from a to b on the curvature probe: to second order about the run `at`, by the Hessian or the
     # GGN, or, where `at` is null, measured.
     "expansions": _table(run_a=_S, run_b=_S, at=_S, operator=_S, alpha=_F, loss=_F, tokens=_I),
+    # Rise of the curvature probe's loss near each run, in nats. measure: "sam", "ball", "asam", "noise", "layer noise";
+    # `radius` is its radius or standard deviation, `error` the standard error over pairs of `draws`.
+    "sharpness": _table(run=_S, measure=_S, radius=_F, value=_F, error=_F, draws=_I, nll=_F, parameters=_I, tokens=_I),
     "cka": _table(run_a=_S, run_b=_S, layer=_I, cka=_F, cka_biased=_F, low=_F, high=_F, n=_I),
 }
 

@@ -229,7 +229,7 @@ def test_a_killed_study_goes_on_where_it_was(rollout_file, tmp_path):
     location = tmp_path / "store"
     runs = [{"loss": {"type": "sft"}, "seed": [0, 1, 2]}]
     study = study_over(rollout_file, store=str(location), runs=runs, geometry=dict.fromkeys(
-        ("paths", "cka", "curvature", "subspaces"), None))  # fmt: skip
+        ("paths", "cka", "curvature", "sharpness", "subspaces"), None))  # fmt: skip
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(study.model_dump(mode="json")))
     command = [sys.executable, "-m", "raygeo", "run", str(file)]

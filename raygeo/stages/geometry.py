@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from raygeo.errors import DataError
 from raygeo.geometry.connectivity.paths import Paths
+from raygeo.geometry.curvature.sharpness import Sharpness
 from raygeo.geometry.curvature.spectra import Curvature
 from raygeo.geometry.representation.cka import CKA
 from raygeo.geometry.weights.norms import Norms
@@ -100,6 +101,7 @@ ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
     "curvature": lambda settings, of: Curvature(
         settings, of.runs, of.base, of.probes["curvature"], partial(StoreJournal, of.context.store)
     ),
+    "sharpness": lambda settings, of: Sharpness(settings, of.runs, of.base, of.probes["curvature"]),
 }
 """Every analysis by its field in ``GeometrySettings``, in the order they run."""
 

@@ -62,7 +62,7 @@ def test_a_submitted_study_runs_on_the_cluster(cluster, tmp_path):
     address, environment = cluster
     with (tmp_path / "rollouts.jsonl").open("w") as file:
         draw_rollouts(24).to_pandas().to_json(file, orient="records", lines=True)
-    off = dict.fromkeys(("paths", "cka", "curvature"), None)
+    off = dict.fromkeys(("paths", "cka", "curvature", "sharpness"), None)
     read = [{"type": "jsonl", "path": str(tmp_path / "rollouts.jsonl")}]
     study = tiny_study(store=str(tmp_path / "store"), geometry=off, rollouts={"read": read})
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from curvature_cases import make_probe
 from delta_cases import low_rank, save_lora
+from scipy.sparse.linalg import LinearOperator, eigsh
 from student_cases import tiny_qwen
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -29,8 +30,8 @@ from raygeo.tables import BASE, to_arrow
 WORDS = 13
 TOUCHED = {"model.layers.0.self_attn.k_proj.weight": (8, 16), "model.norm.weight": (16,)}
 SETTINGS = CurvatureSettings(
-    top_k=3, bottom_k=2, max_steps=60, tolerance=1e-4, slq_probes=3, slq_steps=6,
-    trace_sketch=8, trace_probes=6, block_size=2, path_points=5, batch_size=3, density_points=800, ggn=True,
+    top_k=3, bottom_k=2, max_steps=40, tolerance=1e-3, slq_probes=3, slq_steps=6,
+    trace_sketch=8, trace_probes=6, block_size=2, path_points=5, batch_size=5, density_points=800, ggn=True,
 )  # fmt: skip
 SMALL = {
     "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16,
@@ -105,7 +106,7 @@ def dense(student, probe, runs):
             for name, kind in OPERATORS.items():
                 operator = kind(model, batches, list(TOUCHED))
                 found[run.name, name] = operator.matmat(torch.eye(144, dtype=torch.float64)).numpy()
-                found[run.name, "loss"] = operator.nll, float(operator.gradient().norm())
+                found[run.name, "loss"] = operator.nll, operator.gradient().numpy()
     return found
 
 
@@ -122,7 +123,7 @@ def test_eigenvalues_and_trace_match_the_dense_matrix(rows, dense, run, operator
     top = select(rows, run, operator, "eigenvalue")
     assert top["index"].tolist() == [0, 1, 2]
     np.testing.assert_allclose(top.value, eigenvalues[::-1][:3], rtol=1e-4)
-    assert (top.error <= 1e-4 * top.value).all()
+    assert (top.error <= 1e-3 * top.value).all()
     lowest = select(rows, run, operator, "min_eigenvalue").value
     np.testing.assert_allclose(lowest, eigenvalues[:2], atol=2e-4 * eigenvalues[-1])
     trace = select(rows, run, operator, "trace").iloc[0]
@@ -187,26 +188,20 @@ def test_overlaps_are_those_with_the_dense_eigenvectors(rows, dense, runs, opera
             assert found.x[other.name] == 3 / 144
 
 
-def test_predictions_follow_from_dense_derivatives_and_measurements_from_the_loss(tables, student, probe, runs):
+def test_predictions_follow_from_dense_derivatives_and_measurements_from_the_loss(tables, dense, student, probe, runs):
     model, _ = load_student(student, dtype=torch.float64, attention="eager")
     weights, batches = MixedWeights(model, TOUCHED), Probe.load(probe).batches(pad_id=3, batch_size=5)
     frame = tables["expansions"]
     assert frame["at"].isna().sum() == 3 * 5
     assert len(frame) == 3 * 5 * (1 + 2 * 2) + 5 * 2  # 3 paths, each from both ends, one also from the base
-    derivatives = {}
-    for run in runs:
-        with weights.mixed(run.mixture()):
-            operator = Hessian(model, batches, list(TOUCHED))
-            matrix = operator.matmat(torch.eye(144, dtype=torch.float64)).numpy()
-            derivatives[run.name] = operator.nll, operator.gradient().numpy(), matrix
     ends = {run.name: run for run in runs}
-    for row in frame[frame.operator != "ggn"].itertuples():
+    for row in frame.itertuples():
         a, b = ends[row.run_a], ends[row.run_b]
-        if row.at not in derivatives:
+        if not isinstance(row.at, str):
             with weights.mixed([*a.mixture(1 - row.alpha), *b.mixture(row.alpha)]):
                 assert row.loss == pytest.approx(nll(model, batches), rel=1e-5)
         else:
-            value, gradient, hessian = derivatives[row.at]
+            (value, gradient), hessian = dense[row.at, "loss"], dense[row.at, row.operator]
             step = (1 - row.alpha) * flat(a) + row.alpha * flat(b) - flat(ends[row.at])
             assert row.loss == pytest.approx(value + gradient @ step + step @ hessian @ step / 2, rel=1e-4)
 
@@ -223,10 +218,13 @@ def test_blocks_have_spectra_of_their_own(student, probe, runs):
     names = [name for name, _ in model.named_parameters() if ".layers.1." in name]
     with MixedWeights(model, TOUCHED).mixed(runs[2].mixture()):
         operator = Hessian(model, batches, names)
-        matrix = operator.matmat(torch.eye(operator.n, dtype=torch.float64)).numpy()
+        product = LinearOperator(
+            (operator.n,) * 2, lambda v: operator.matmat(torch.from_numpy(v)[:, None])[:, 0].numpy(), dtype=np.float64
+        )
+        expected = eigsh(product, 3, which="LA", tol=1e-8, return_eigenvectors=False)
     found = select(rows, "r1", "hessian", "eigenvalue", "block 1")
     assert set(found.parameters) == {operator.n}
-    np.testing.assert_allclose(found.value, np.linalg.eigvalsh(matrix)[::-1][:3], rtol=1e-3)
+    np.testing.assert_allclose(found.value, np.sort(expected)[::-1], rtol=1e-3)
     assert select(rows, BASE, "hessian", "overlap", "block 1").empty  # no delta touches it
 
 
@@ -234,7 +232,8 @@ def test_loss_and_gradient_are_given_once_for_each_run(rows, dense, runs):
     for run in runs:
         (nll,) = select(rows, run.name, None, "nll").value
         (norm,) = select(rows, run.name, None, "gradient_norm").value
-        assert (nll, norm) == pytest.approx(dense[run.name, "loss"], rel=1e-5)
+        value, gradient = dense[run.name, "loss"]
+        assert (nll, norm) == pytest.approx((value, np.linalg.norm(gradient)), rel=1e-5)
     assert set(rows[rows.space == "delta"].parameters) == {144}
     assert set(rows.tokens) == {22}
 
@@ -262,7 +261,7 @@ def test_keys_stay_and_a_new_run_leaves_spectra_alone(student, probe, runs):
     for change, parts in (
         ({"seed": 1}, ("loss", "Hessian in")), ({"slq_steps": 7}, ("loss", "Hessian in", "extreme", "trace")),
         ({"slq_probes": 5}, ("loss", "Hessian in", "extreme", "trace", "density (0, 1)")),
-        ({"density_points": 9}, tuple(mine)), ({"batch_size": 3}, ()), ({"keep_graphs": False}, ("loss",)),
+        ({"density_points": 9}, tuple(mine)), ({"batch_size": 4}, ()), ({"keep_graphs": False}, ("loss",)),
     ):  # fmt: skip
         kept = same(mine, keys(SETTINGS.model_copy(update=change)))
         assert kept == {label for label in mine if label.startswith(parts)} if parts else not kept
@@ -278,7 +277,7 @@ def test_all_attention_and_lora_are_spaces(student, probe, tmp_path):
     entries = {f"model.layers.{i}.self_attn.q_proj": low_rank(16, 16, 2, seed=i, scale=0.01) for i in range(2)}
     runs = [Run(BASE, "k", None), Run("lora", "l", str(save_lora(tmp_path / "lora", entries)))]
     settings = CurvatureSettings(
-        spaces=("all", "attention", "lora"), max_steps=25, top_k=1, tolerance=1e-3, slq_probes=2, slq_steps=2,
+        spaces=("all", "attention", "lora"), max_steps=12, top_k=1, tolerance=1e-3, slq_probes=2, slq_steps=2,
         trace_sketch=1, trace_probes=2, density_points=8,
     )  # fmt: skip
     rows = compute(
