@@ -11,6 +11,8 @@ def _table(**columns: pa.DataType) -> pa.Schema:
 
 BASE = "base"
 """The name of the untrained student in every table."""
+LORA = "lora (gauge-dependent)"
+"""The name in tables of the space of LoRA factors, which depends on how a delta is factored."""
 
 SCHEMAS: dict[str, pa.Schema] = {
     # What is learned from. `split` is "train" or "heldout", whole prompts; `correct` is the verdict on `reward`;

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from raygeo.config import load_study, parse_study, study_yaml
+from raygeo.config import MEASURED, load_study, parse_study, study_yaml
 from raygeo.errors import ConfigError
 
 LR = ("lr",)

@@ -25,7 +25,8 @@ def parts(tmp_path_factory):
     return {
         "student": {"model": str(save_tiny_student(folder / "student"))},
         "rollouts": {"read": [{"type": "parquet", "path": str(folder / "rollouts.parquet")}], "heldout": 0.3},
-        "geometry": QUIET | {"curvature": {"spaces": ["delta"], "top_k": 1, "max_steps": 4, "slq_probes": 2, "slq_steps": 2}},
+        "geometry": QUIET
+        | {"curvature": {"spaces": ["delta"], "top_k": 1, "max_steps": 4, "slq_probes": 2, "slq_steps": 2}},
     }
 
 

@@ -11,7 +11,7 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
     """Metrics by run name (the base included) -> metric -> value; what a table does not hold is left out.
 
     Comparisons are with the run ``reference``: its cosine, the median of its smallest left principal angles (degrees),
-    its NLL barrier over the chord, its last-layer CKA.
+    its NLL barrier over the chord, its last-layer CKA. Curvature is that of the first space of the table.
     """
     summaries: defaultdict[str, dict[str, float]] = defaultdict(dict)
 
@@ -48,11 +48,16 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
         if reference in pair and len(pair) == 2:
             [other] = pair - {reference}
             put(other, f"barrier_to_reference.{row['probe']}", row["chord"])
+    spaces: dict[str, str] = {}
     for row in tables["curvature"].to_pylist():
+        if row["operator"] is None or row["space"] != spaces.setdefault(row["operator"], row["space"]):
+            continue
         if row["quantity"] == "eigenvalue" and row["index"] == 0:
             put(row["run"], f"top_eigenvalue.{row['operator']}", row["value"])
         elif row["quantity"] == "trace":
             put(row["run"], f"trace.{row['operator']}", row["value"])
+    for row in tables["sharpness"].to_pylist():
+        put(row["run"], f"sharpness.{row['measure'].replace(' ', '_')}.{row['radius']:g}", row["value"])
     last = max((row["layer"] for row in tables["cka"].to_pylist()), default=0)
     for row in tables["cka"].to_pylist():
         pair = {row["run_a"], row["run_b"]}

@@ -7,7 +7,6 @@ from raygeo.errors import StudentError
 from raygeo.students.delta import layer_index
 
 Space = Literal["delta", "all", "attention", "blocks", "lora", "span"]
-LORA = "lora (gauge-dependent)"
 SPAN = "span"
 
 _ATTENTION = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight")

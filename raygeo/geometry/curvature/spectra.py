@@ -18,7 +18,7 @@ from raygeo.geometry.curvature.journal import Journals, journaled
 from raygeo.geometry.curvature.lanczos import MatMat, extreme_eigenvalues
 from raygeo.geometry.curvature.operators import GGN, Hessian, Operator
 from raygeo.geometry.curvature.quadrature import Spectrum, gauss_quadrature
-from raygeo.geometry.curvature.spaces import LORA, SPAN, Space, spaces_of_weights
+from raygeo.geometry.curvature.spaces import SPAN, Space, spaces_of_weights
 from raygeo.geometry.curvature.span import Span, expand, span
 from raygeo.geometry.curvature.trace import hutch_plus_plus
 from raygeo.geometry.probes import Probe, nll
@@ -31,6 +31,7 @@ from raygeo.students.factors import factored
 from raygeo.students.loading import default_device, load_student
 from raygeo.students.mix import MixedWeights
 from raygeo.students.run import Run
+from raygeo.tables import LORA
 from raygeo.workload import Rows, Task, Workload
 
 _OPERATORS: dict[str, type[Operator]] = {kind.name: kind for kind in (Hessian, GGN)}

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from raygeo.errors import StudentError
 from raygeo.geometry.curvature.operators import GGN, Hessian
-from raygeo.geometry.curvature.spaces import LORA, SPAN, spaces_of_weights
+from raygeo.geometry.curvature.spaces import SPAN, spaces_of_weights
 from raygeo.geometry.curvature.spectra import Curvature, CurvatureSettings
 from raygeo.geometry.probes import Probe, nll
 from raygeo.journal import StoreJournal
@@ -25,7 +25,7 @@ from raygeo.students.delta import save_full_delta
 from raygeo.students.loading import load_student
 from raygeo.students.mix import MixedWeights
 from raygeo.students.run import Run
-from raygeo.tables import BASE, to_arrow
+from raygeo.tables import BASE, LORA, to_arrow
 
 WORDS = 13
 TOUCHED = {"model.layers.0.self_attn.k_proj.weight": (8, 16), "model.norm.weight": (16,)}
