@@ -99,8 +99,8 @@ def test_optuna_chooses_runs_by_several_objectives_and_goes_on_where_it_was(ray_
     top = {row["run"]: row["value"] for row in spectra if row["quantity"] == "eigenvalue" and row["index"] == 0}
     assert {name: row["sharpness"] for name, row in first.items()} == {name: top[name] for name in first}
     assert len(units(store, "answers")) == len(first) + 1  # nothing was answered twice
-    # Extremes, trace and two random vectors of each run, nothing twice, and what is assembled of them.
-    assert len(units(store, "curvature")) == 4 * (len(first) + 1) + 1
+    # Extremes and two random vectors of each run, nothing twice, and what is assembled of them.
+    assert len(units(store, "curvature")) == 3 * (len(first) + 1) + 1
     assert len(trial_sheet(View(store.tables(), "")).rows) == len(first)
 
     trained = units(store, "deltas") | {p.name for p in Path(store.path("deltas")).iterdir()}

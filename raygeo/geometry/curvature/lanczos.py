@@ -99,7 +99,8 @@ class Extremes:
     ``top`` [k] are the largest, in descending order, ``bottom`` [j] the smallest, in ascending order, each with its
     residual, all fp64; ``vectors`` [n, k] those of ``top``, orthonormal, in the operator's dtype. Within its residual
     of each value lies an eigenvalue of the operator; no residual is below the rounding of the operator's dtype.
-    ``products`` counts single products.
+    ``basis`` [n, d] is that of the whole Krylov space and ``basis_trace`` the operator's trace in it. ``products`` counts
+    single products.
     """
 
     top: np.ndarray
@@ -107,6 +108,8 @@ class Extremes:
     vectors: Tensor
     bottom: np.ndarray
     bottom_residuals: np.ndarray
+    basis: Tensor
+    basis_trace: float
     products: int
     converged: bool
 
@@ -138,6 +141,8 @@ def extreme_eigenvalues(
         vectors=lanczos.basis @ torch.as_tensor(coefficients[:, top].copy()).to(start),
         bottom=values[:bottom],
         bottom_residuals=residuals[:bottom],
+        basis=lanczos.basis,
+        basis_trace=float(lanczos.matrix.trace()),
         products=lanczos.products,
         converged=converged or lanczos.exhausted,
     )

@@ -59,10 +59,8 @@ class CurvatureSettings(Settings):
     """Random vectors for the density; its errors fall with the square root of their number."""
     slq_steps: int = Field(8, ge=1)
     """Lanczos steps for each random vector, one product each; more of them resolve the density further."""
-    trace_sketch: int = Field(4, ge=0)
-    """Dimension of the subspace in which the trace is exact, two products each; 0 gives Hutchinson's estimator."""
     trace_probes: int = Field(8, ge=2)
-    """Random vectors for the rest of the trace, one product each."""
+    """Random vectors for the trace outside the Krylov space of the eigenvalues, one product each."""
     block_size: int = Field(1, ge=1)
     """Vectors multiplied together: the block that eigenvalues are sought from, which finds one repeated as often as
     that; the random vectors of one task; products in the span. Without ``keep_graphs`` they share their graphs."""
@@ -80,7 +78,7 @@ class CurvatureSettings(Settings):
     """Seed of the random vectors, the same for all runs."""
 
 
-Part = Literal["extremes", "density", "trace", "span", "path"]
+Part = Literal["extremes", "density", "span", "path"]
 
 
 @dataclass(frozen=True)
@@ -116,15 +114,13 @@ class Curvature(Workload):
     * its extreme eigenvalues (``eigenvalue``, ``min_eigenvalue``; ``error`` is the Ritz residual), the NLL and the norm
       of its gradient there, and how much of a delta lies among the top eigenvectors: ``overlap`` of the delta ``name``,
       |V'd|^2 / |d|^2 with ``x`` = k/n, which a random direction has in the mean. At the base that is every delta, at a
-      run its own, each restricted to the space;
-    * its trace by Hutch++, ``error`` being the standard error between random vectors;
+      run its own, each restricted to the space. With them goes the trace, by Hutch++ over the Krylov basis that found
+      the eigenvalues, ``error`` being the standard error between random vectors;
     * its density, ``block_size`` random vectors a task: rows "ritz" hold nodes (``x``) and weights (``value``) of the
       quadrature, ``index`` being the random vector. ``assemble`` makes "density" of them, ``error`` being the standard
       error between random vectors.
 
-    The top eigenvectors are not taken out of the random vectors, which would make all these tasks wait for the first
-    and store it. Hutch++ does for the trace what they did; at equal cost its errors are no larger (see ``trace_sketch``
-    and the tests), and the density has its outliers from the eigenvalues themselves.
+    The density's random vectors are not deflated by the top eigenvectors, which would make its tasks wait for them.
 
     In the span of all deltas the whole matrix is taken at every run: its eigenvalues and trace; along each delta d,
     ``directional`` d'Hd / d'd, named after d's run; and in table ``expansions`` the loss of every path that the run or
@@ -214,8 +210,6 @@ class Curvature(Workload):
                 return {"curvature": [common | row for row in rows], "expansions": expansions}
             if job.part == "extremes":
                 found = self._extremes(job, operator, matmat)
-            elif job.part == "trace":
-                found = self._trace(operator, matmat)
             else:
                 found = self._ritz(job, operator, matmat)
         return {"curvature": [common | row for row in found]}
@@ -260,8 +254,7 @@ class Curvature(Workload):
         jobs: list[tuple[Job, float]] = []
         for operator in self._operators():
             job = Job("extremes", run, space, label, operator)
-            jobs.append((job, settings.max_steps * settings.block_size))
-            jobs.append((replace(job, part="trace"), 2 * settings.trace_sketch + settings.trace_probes))
+            jobs.append((job, settings.max_steps * settings.block_size + settings.trace_probes))
             for first in range(0, settings.slq_probes, settings.block_size):
                 probes = tuple(range(first, min(first + settings.block_size, settings.slq_probes)))
                 jobs.append((replace(job, part="density", probes=probes), settings.slq_steps * len(probes)))
@@ -285,8 +278,16 @@ class Curvature(Workload):
         """Content key of a job: exactly what its rows depend on."""
         settings = self.settings
         means = {
-            "extremes": ("top_k", "bottom_k", "max_steps", "tolerance", "block_size", "keep_graphs", "seed"),
-            "trace": ("trace_sketch", "trace_probes", "keep_graphs", "seed"),
+            "extremes": (
+                "top_k",
+                "bottom_k",
+                "max_steps",
+                "tolerance",
+                "block_size",
+                "trace_probes",
+                "keep_graphs",
+                "seed",
+            ),
             "density": ("slq_steps", "keep_graphs", "seed"),
             "span": ("path_points", "block_size", "keep_graphs"),
             "path": ("path_points",),
@@ -352,6 +353,9 @@ class Curvature(Workload):
             )
             for i, (value, residual) in enumerate(zip(values, residuals, strict=True))
         ]
+        probes = _signs(operator, "trace", settings.seed, range(settings.trace_probes))
+        trace, error = hutch_plus_plus(matmat, found.basis, found.basis_trace, probes)
+        rows.append({"quantity": "trace", "value": trace, "error": error})
         for run in [] if job.space == "lora" else self._directions() if job.run.delta is None else [job.run]:
             delta = run.open()
             assert delta is not None
@@ -368,13 +372,6 @@ class Curvature(Workload):
                 {"operator": None, "quantity": "gradient_norm", "value": float(operator.gradient().norm())},
             ]
         return rows
-
-    def _trace(self, operator: Operator, matmat: MatMat) -> Rows:
-        settings = self.settings
-        sketch = _signs(operator, "sketch", settings.seed, range(settings.trace_sketch))
-        probes = _signs(operator, "trace", settings.seed, range(settings.trace_probes))
-        trace = hutch_plus_plus(matmat, sketch, probes)
-        return [{"quantity": "trace", "value": trace.value, "error": trace.error}]
 
     def _ritz(self, job: Job, operator: Operator, matmat: MatMat) -> Rows:
         probes = _signs(operator, "density", self.settings.seed, job.probes)

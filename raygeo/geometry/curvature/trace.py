@@ -1,46 +1,29 @@
 """The trace of a symmetric operator from random vectors: Hutch++."""
 
-from dataclasses import dataclass
-
 import numpy as np
-import torch
 from torch import Tensor
 
 from raygeo.geometry.curvature.lanczos import MatMat
 
 
-@dataclass(frozen=True)
-class Trace:
-    """An unbiased estimate, its standard error (NaN from fewer than two probes), and the single products it took."""
+def hutch_plus_plus(matmat: MatMat, basis: Tensor, inside: float, probes: Tensor) -> tuple[float, float]:
+    """The trace and its standard error (NaN from one probe), from Rademacher ``probes`` [n, p]: p products, in a block.
 
-    value: float
-    error: float
-    products: int
-
-
-def hutch_plus_plus(matmat: MatMat, sketch: Tensor, probes: Tensor) -> Trace:
-    """Estimate the trace from independent Rademacher vectors ``sketch`` [n, s] and ``probes`` [n, p].
-
-    With Q [n, s] an orthonormal basis of the image of the sketch, the trace within Q is taken exactly and the rest by
-    Hutchinson's estimator, tr(Q'AQ) + mean of g'(I - QQ')A(I - QQ')g over the probes g (Meyer, Musco, Musco & Woodruff
-    2021, arXiv:2010.09649, algorithm 1, which splits its products evenly: s = p). Given Q the terms of the mean are
-    independent and unbiased, so their standard error is that of the estimate. It takes 2 s + p products, in three
-    blocks. Without a sketch, s = 0, it is Hutchinson's estimator itself.
+    Within the span of ``basis`` Q [n, d], orthonormal, the trace is exact: ``inside`` = tr(Q'AQ). The rest is estimated
+    by Hutchinson's mean of g'(I - QQ')A(I - QQ')g over the probes g. The estimate is unbiased for every Q that was not
+    made from the probes, and its error is small where Q holds what of A is large. Meyer, Musco, Musco & Woodruff 2021
+    (Hutch++, arXiv:2010.09649, algorithm 1) take for Q the image of random vectors; a Krylov basis, where there is one
+    already, holds more and costs nothing (Chen & Hallman 2023, arXiv:2205.01736).
 
     Raises:
         ValueError: there is no probe.
     """
     if probes.shape[1] == 0:
-        raise ValueError("the trace outside the sketch needs at least one probe")
-    exact = 0.0
-    if sketch.shape[1]:
-        q = torch.linalg.qr(matmat(sketch))[0]
-        exact = float((q * matmat(q)).double().sum())
-        for _ in range(2):
-            probes = probes - q @ (q.T @ probes)
-    samples = (probes * matmat(probes)).double().sum(0).cpu().numpy()
-    mean, error = mean_and_error(samples)
-    return Trace(exact + float(mean), float(error), 2 * sketch.shape[1] + probes.shape[1])
+        raise ValueError("the trace outside the basis needs at least one probe")
+    for _ in range(2):
+        probes = probes - basis @ (basis.T @ probes)
+    mean, error = mean_and_error((probes * matmat(probes)).double().sum(0).cpu().numpy())
+    return inside + float(mean), float(error)
 
 
 def mean_and_error(samples: np.ndarray) -> tuple:

@@ -31,7 +31,7 @@ WORDS = 13
 TOUCHED = {"model.layers.0.self_attn.k_proj.weight": (8, 16), "model.norm.weight": (16,)}
 SETTINGS = CurvatureSettings(
     top_k=3, bottom_k=2, max_steps=40, tolerance=1e-3, slq_probes=3, slq_steps=6,
-    trace_sketch=8, trace_probes=6, block_size=2, path_points=5, batch_size=5, density_points=800, ggn=True,
+    trace_probes=6, block_size=2, path_points=5, batch_size=5, density_points=800, ggn=True,
 )  # fmt: skip
 SMALL = {
     "hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 16,
@@ -247,7 +247,7 @@ def test_keys_stay_and_a_new_run_leaves_spectra_alone(student, probe, runs):
 
     mine = keys()
     assert mine == keys()
-    assert len(set(mine.values())) == len(mine) == 3 * 2 * (1 + 1 + 2) + 3 * 2 + 3
+    assert len(set(mine.values())) == len(mine) == 3 * 2 * (1 + 2) + 3 * 2 + 3
     wider = keys(runs=[*runs, Run("new", "n", runs[1].delta)])
     changed = mine.keys() - same(mine, wider)
     assert changed == {
@@ -259,8 +259,8 @@ def test_keys_stay_and_a_new_run_leaves_spectra_alone(student, probe, runs):
     narrower = same(mine, keys(runs=runs[:2]))  # less is touched
     assert not any("delta" in label or "in the span" in label for label in narrower)
     for change, parts in (
-        ({"seed": 1}, ("loss", "Hessian in")), ({"slq_steps": 7}, ("loss", "Hessian in", "extreme", "trace")),
-        ({"slq_probes": 5}, ("loss", "Hessian in", "extreme", "trace", "density (0, 1)")),
+        ({"seed": 1}, ("loss", "Hessian in")), ({"slq_steps": 7}, ("loss", "Hessian in", "extreme")),
+        ({"slq_probes": 5}, ("loss", "Hessian in", "extreme", "density (0, 1)")),
         ({"density_points": 9}, tuple(mine)), ({"batch_size": 4}, ()), ({"keep_graphs": False}, ("loss",)),
     ):  # fmt: skip
         kept = same(mine, keys(SETTINGS.model_copy(update=change)))
@@ -278,11 +278,9 @@ def test_all_attention_and_lora_are_spaces(student, probe, tmp_path):
     runs = [Run(BASE, "k", None), Run("lora", "l", str(save_lora(tmp_path / "lora", entries)))]
     settings = CurvatureSettings(
         spaces=("all", "attention", "lora"), max_steps=12, top_k=1, tolerance=1e-3, slq_probes=2, slq_steps=2,
-        trace_sketch=1, trace_probes=2, density_points=8,
+        trace_probes=2, density_points=8,
     )  # fmt: skip
-    rows = compute(
-        Curvature(settings, runs, student, probe), lambda job: job.run.name == "lora" and job.part != "trace"
-    )["curvature"]
+    rows = compute(Curvature(settings, runs, student, probe), lambda job: job.run.name == "lora")["curvature"]
     model, _ = load_student(student, dtype=torch.float64, attention="eager")
     sizes = dict(rows.groupby("space").parameters.max())
     assert sizes == {
@@ -313,7 +311,7 @@ def test_all_attention_and_lora_are_spaces(student, probe, tmp_path):
     found = select(rows, "lora", "hessian", "eigenvalue", LORA).value
     assert found.item() == pytest.approx(float(expected[-1]), rel=1e-4)
     assert set(rows.quantity) == {
-        "eigenvalue", "min_eigenvalue", "ritz", "density", "nll", "gradient_norm", "overlap",
+        "eigenvalue", "min_eigenvalue", "trace", "ritz", "density", "nll", "gradient_norm", "overlap",
     }  # fmt: skip
 
 
