@@ -17,6 +17,7 @@ from raygeo.geometry.connectivity.paths import MatchedPathsSettings, PathsSettin
 from raygeo.geometry.connectivity.planes import PlanesSettings
 from raygeo.geometry.connectivity.soups import SoupSettings
 from raygeo.geometry.connectivity.wise import WiseSettings
+from raygeo.geometry.curvature.sharpness import SharpnessSettings
 from raygeo.geometry.curvature.spectra import CurvatureSettings
 from raygeo.geometry.representation.cka import CKASettings
 from raygeo.geometry.representation.coherence import CoherenceSettings
@@ -204,11 +205,13 @@ class GeometrySettings(Settings):
     """How much gradients of training examples agree, within each loss and between losses."""
     curvature: CurvatureSettings | None = CurvatureSettings()
     """Hessian spectra."""
+    sharpness: SharpnessSettings | None = SharpnessSettings()
+    """How much the loss rises near each run."""
 
 
 MEASURED = (
     "paths", "matched_paths", "curves", "layerwise", "soups", "wise", "planes", "cka", "layer_cka", "drift", "outputs",
-    "curvature",
+    "curvature", "sharpness",
 )  # fmt: skip
 """The analyses that are measured on held-out solutions."""
 LEARNED = ("coherence",)

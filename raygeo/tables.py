@@ -26,6 +26,8 @@ _EVALUATION = {
 
 BASE = "base"
 """The name of the untrained student in every table."""
+LORA = "lora (gauge-dependent)"
+"""The name in tables of the space of LoRA factors, which depends on how a delta is factored."""
 
 SCHEMAS: dict[str, pa.Schema] = {
     # What is learned from. `split` is "train" or "heldout", whole prompts; `correct` is the verdict on `reward`;
@@ -311,7 +313,9 @@ SCHEMAS: dict[str, pa.Schema] = {
     # from the plane) are Euclidean distances between weights. `planes` is the grid, `plane_runs` every run in it.
     "planes": _table(run_a=_S, run_b=_S, run_c=_S, x=_F, y=_F, loss=_F, n=_I),
     "plane_runs": _table(run_a=_S, run_b=_S, run_c=_S, run=_S, x=_F, y=_F, residual=_F, loss=_F, n=_I),
-    # quantity: eigenvalue, trace, density, directional, ...; `x` is a density's abscissa, `name` a direction's run.
+    # quantity: eigenvalue, min_eigenvalue, trace, ritz, density, directional, overlap, nll or gradient_norm; `name` is
+    # the run of a direction, `x` a density's abscissa or the overlap of a random direction, `parameters` the dimension
+    # of `space`.
     "curvature": _table(
         run=_S,
         space=_S,
@@ -325,6 +329,12 @@ SCHEMAS: dict[str, pa.Schema] = {
         parameters=_I,
         tokens=_I,
     ),
+    # The loss of the path from a to b on the curvature probe: to second order about the run `at`, by the Hessian or the
+    # GGN, or, where `at` is null, measured.
+    "expansions": _table(run_a=_S, run_b=_S, at=_S, operator=_S, alpha=_F, loss=_F, tokens=_I),
+    # Rise of the curvature probe's loss near each run, in nats. measure: "sam", "ball", "asam", "noise", "layer noise";
+    # `radius` is its radius or standard deviation, `error` the standard error over pairs of `draws`.
+    "sharpness": _table(run=_S, measure=_S, radius=_F, value=_F, error=_F, draws=_I, nll=_F, parameters=_I, tokens=_I),
     # `treatment` says what was taken out of the features first, "plain" nothing; `n` counts vectors.
     "cka": _table(run_a=_S, run_b=_S, layer=_I, treatment=_S, cka=_F, cka_biased=_F, low=_F, high=_F, n=_I),
     "layer_cka": _table(run_a=_S, run_b=_S, layer_a=_I, layer_b=_I, treatment=_S, cka=_F, low=_F, high=_F, n=_I),

@@ -49,6 +49,10 @@ class Workload(ABC):
     def compute(self, state: Any, payload: Any) -> dict[str, Rows]:
         """Compute one task: rows for each table in ``tables``. Leaves ``state`` as it found it."""
 
+    def settle(self, task: Task) -> None:
+        """Drop what ``compute`` kept to go on from after an interruption; called once the rows are stored."""
+        return None
+
     def conclude(self, tables: Mapping[str, pa.Table]) -> dict[str, Rows]:
         """Rows that need the rows of all tasks, which are ``tables``: totals, say. By default there are none.
 

@@ -42,6 +42,14 @@ def tiny_study(**changes: Any) -> dict[str, Any]:
             "soups": {"accuracy_problems": 4, "max_new_tokens": 20, "bootstrap": 100},
             "wise": {"alphas": [0.0, 0.5], "accuracy_problems": 4, "max_new_tokens": 20, "bootstrap": 100},
             "cka": {"batch_size": 4},
-            "curvature": {"top_k": 2, "max_steps": 6, "slq_probes": 2, "slq_steps": 4},
+            "curvature": {
+                "top_k": 2,
+                "max_steps": 6,
+                "slq_probes": 2,
+                "slq_steps": 4,
+                "trace_sketch": 1,
+                "trace_probes": 2,
+            },
+            "sharpness": {"radii": [0.05], "sigmas": [0.01], "relative_sigmas": [], "draws": 2, "ascent_steps": 2},
         },
     } | changes

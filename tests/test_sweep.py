@@ -25,7 +25,8 @@ def parts(tmp_path_factory):
     return {
         "student": {"model": str(save_tiny_student(folder / "student"))},
         "rollouts": {"read": [{"type": "parquet", "path": str(folder / "rollouts.parquet")}], "heldout": 0.3},
-        "geometry": QUIET | {"curvature": {"top_k": 1, "max_steps": 4, "slq_probes": 2, "slq_steps": 2}},
+        "geometry": QUIET
+        | {"curvature": {"spaces": ["delta"], "top_k": 1, "max_steps": 4, "slq_probes": 2, "slq_steps": 2}},
     }
 
 
@@ -98,7 +99,8 @@ def test_optuna_chooses_runs_by_several_objectives_and_goes_on_where_it_was(ray_
     top = {row["run"]: row["value"] for row in spectra if row["quantity"] == "eigenvalue" and row["index"] == 0}
     assert {name: row["sharpness"] for name, row in first.items()} == {name: top[name] for name in first}
     assert len(units(store, "answers")) == len(first) + 1  # nothing was answered twice
-    assert len(units(store, "curvature")) == 2 * (len(first) + 1)
+    # Extremes and two random vectors of each run, nothing twice, and what is assembled of them.
+    assert len(units(store, "curvature")) == 3 * (len(first) + 1) + 1
     assert len(trial_sheet(View(store.tables(), "")).rows) == len(first)
 
     trained = units(store, "deltas") | {p.name for p in Path(store.path("deltas")).iterdir()}

@@ -91,7 +91,7 @@ def run_workload(
     result = FanoutResult([t.key for t in tasks], reused=len(tasks) - len(todo))
     if not todo:
         return result
-    labels = {t.key: t.label for t in todo}
+    tasks_by_key = {t.key: t for t in todo}
     with (progress or Progress()).bar(workload.name, len(todo)) as bar:
 
         def keep(outcomes: list[Outcome]) -> None:
@@ -101,12 +101,14 @@ def run_workload(
                     result.failures[outcome.key] = outcome.error
                 else:
                     store.write_unit(outcome.key, {t: outcome.rows.get(t, []) for t in workload.tables})
+                    workload.settle(tasks_by_key[outcome.key])
                     result.made += 1
-                bar.advance(note=labels[outcome.key])
+                bar.advance(note=tasks_by_key[outcome.key].label)
 
         execute(workload, todo, keep)
     if result.failures:
-        named = "\n".join(f"- {labels[key]}: {error.strip()}" for key, error in list(result.failures.items())[:5])
+        first = list(result.failures.items())[:5]
+        named = "\n".join(f"- {tasks_by_key[key].label}: {error.strip()}" for key, error in first)
         raise WorkloadError(
             f"{workload.name}: {len(result.failures)} of {len(todo)} tasks failed; the others are in the store. "
             f"Mend the cause and run the same command again.\n{named}"

@@ -17,7 +17,7 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
     its NLL barriers over the chord (straight, at equal norms, and of a trained curve), its last-layer CKA, the
     agreement of top guesses, the gradient of its loss at the base. ``kl_to_base`` is KL(run || base) in nats a token,
     ``kl_from_base`` KL(base || run); of the yardsticks z, the cosine of centred unit deltas, and the
-    distance at equal norms.
+    distance at equal norms. Curvature is that of the first space of the table.
     """
     summaries: defaultdict[str, dict[str, float]] = defaultdict(dict)
 
@@ -87,11 +87,16 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
         if row["kind"] == "run":
             put(row["soup"], "token_confidence", row["confidence"])
             put(row["soup"], "token_ece", row["ece"])
+    spaces: dict[str, str] = {}
     for row in tables["curvature"].to_pylist():
+        if row["operator"] is None or row["space"] != spaces.setdefault(row["operator"], row["space"]):
+            continue
         if row["quantity"] == "eigenvalue" and row["index"] == 0:
             put(row["run"], f"top_eigenvalue.{row['operator']}", row["value"])
         elif row["quantity"] == "trace":
             put(row["run"], f"trace.{row['operator']}", row["value"])
+    for row in tables["sharpness"].to_pylist():
+        put(row["run"], f"sharpness.{row['measure'].replace(' ', '_')}.{row['radius']:g}", row["value"])
     last = max((row["layer"] for row in tables["cka"].to_pylist()), default=0)
     for row in tables["cka"].to_pylist():
         pair = {row["run_a"], row["run_b"]}

@@ -6,12 +6,13 @@ import pandas as pd
 
 from raygeo.report import typeset
 from raygeo.report.view import View
-from raygeo.tables import BASE
+from raygeo.tables import BASE, LORA
 
 _MATCHED_NORMS = 1.25
 _UNRELATED = 0.5
 _MATCHED_DIVERGENCE = 1.5
 _WHOLE_PLANE = 0.95
+_FP32 = 1e-6
 
 
 def seed_pairs(view: View) -> pd.DataFrame:
@@ -45,7 +46,8 @@ def limits(view: View) -> list[str]:
     """Every automatic caveat that applies to this study, in the order of the page's sections."""
     rules = (
         _failures, _selection, _seeds, _problems, _tests, _lineage, _rounding, _norms, _trajectories, _yardsticks, _map,
-        _angles, _off_principal, _paths, _curves, _averages, _planes, _curvature, _cka, _drift, _outputs, _coherence,
+        _angles, _off_principal, _paths, _curves, _averages, _planes, _curvature, _expansions,
+        _sharpness, _cka, _drift, _outputs, _coherence,
     )  # fmt: skip
     return [sentence for rule in rules for sentence in rule(view)]
 
@@ -319,10 +321,46 @@ def _curvature(view: View) -> list[str]:
         return []
     tokens = frame.tokens.dropna()
     size = f" over {typeset.count(tokens.max())} tokens" if len(tokens) else ""
-    return [
+    sentences = [
         f"Curvature is that of one probe loss{size}, the same for all runs: it is not the sharpness of the loss a run "
-        "was trained on. Traces and densities are estimates from random vectors; the trace has its standard error."
+        "was trained on. Traces and densities are estimates from random vectors, given with standard errors between "
+        "them; an isolated eigenvalue's share of the density is one of 1/dimension, far below that error."
     ]
+    if (frame.space == LORA).any():
+        sentences.append(
+            "Curvature over LoRA factors depends on how a delta is split into B and A (scaling one up and the other "
+            "down changes it and not the model), so it compares neither runs nor spaces."
+        )
+    if frame.space.fillna("").str.startswith("block ").any():
+        sentences.append("Spectra of single blocks leave out the curvature between blocks: they do not add up.")
+    return sentences
+
+
+def _expansions(view: View) -> list[str]:
+    frame = view.frame("expansions")
+    if frame["at"].notna().sum() == 0:
+        return []
+    return [
+        "Predicted paths use the Hessian within the span of the runs' deltas only and are exact where the loss is "
+        "quadratic; agreement on a path between runs says nothing of directions that no run took."
+    ]
+
+
+def _sharpness(view: View) -> list[str]:
+    frame = view.frame("sharpness").dropna(subset="value")
+    if frame.empty:
+        return []
+    sentences = [
+        "Sharpness in a ball is what a few ascent steps found, a lower bound of the worst rise. But for ASAM and layer "
+        "noise it is measured in the unit of the weights, so rescaling layers without changing the model changes it."
+    ]
+    lost = frame[frame.value.abs() < _FP32 * frame.nll]
+    if not lost.empty:
+        sentences.append(
+            f"{typeset.count(len(lost))} of {typeset.count(len(frame))} rises are below what fp32 resolves of the loss "
+            "(10⁻⁶ of it) and show rounding: take larger radii."
+        )
+    return sentences
 
 
 def _cka(view: View) -> list[str]:

@@ -48,7 +48,17 @@ class View:
     def names(self) -> list[str]:
         """Every run but the base: those of ``runs``, then any other that a table names, in the order they appear."""
         seen = dict.fromkeys(self.runs.run)
-        for table in ("accuracy", "deltas", "similarity", "subspaces", "paths", "curvature", "cka", "trajectories"):
+        for table in (
+            "accuracy",
+            "deltas",
+            "similarity",
+            "subspaces",
+            "paths",
+            "curvature",
+            "cka",
+            "trajectories",
+            "sharpness",
+        ):
             frame = self.frame(table)
             for column in ("run", "run_a", "run_b"):
                 if column in frame:

@@ -39,7 +39,7 @@ class Workbench:
         keys = self.run(workload).keys
         last = workload.conclude({table: self.store.publish(table, keys) for table in workload.tables})
         if last:
-            key = content_key(workload.name, "conclusion", keys)
+            key = content_key(workload.name, "conclusion", last)
             self.store.write_unit(key, {table: last.get(table, []) for table in workload.tables})
             for table in last:
                 self.store.publish(table, [*keys, key])

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from raygeo.geometry.connectivity.paths import MatchedPaths, Paths
 from raygeo.geometry.connectivity.planes import Planes
 from raygeo.geometry.connectivity.soups import Soups
 from raygeo.geometry.connectivity.wise import Wise
+from raygeo.geometry.curvature.sharpness import Sharpness
 from raygeo.geometry.curvature.spectra import Curvature
 from raygeo.geometry.representation.cka import CKA
 from raygeo.geometry.representation.coherence import CoherenceSettings
@@ -31,6 +32,7 @@ from raygeo.geometry.weights.similarity import Similarity
 from raygeo.geometry.weights.subspaces import Subspaces
 from raygeo.geometry.weights.trajectories import Trajectories
 from raygeo.geometry.weights.yardsticks import Yardsticks
+from raygeo.journal import StoreJournal
 from raygeo.losses import AnyLoss, Loss
 from raygeo.rollouts.grading import Grading
 from raygeo.settings import content_key
@@ -145,7 +147,10 @@ ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
     "drift": lambda settings, of: Drift(settings, of.runs, of.base, of.probes["solutions"]),
     "outputs": lambda settings, of: Outputs(settings, of.runs, of.base, of.probes["solutions"], of.reference),
     "coherence": lambda settings, of: _coherence(settings, of),
-    "curvature": lambda settings, of: Curvature(settings, of.runs, of.base, of.probes["curvature"]),
+    "curvature": lambda settings, of: Curvature(
+        settings, of.runs, of.base, of.probes["curvature"], partial(StoreJournal, of.store)
+    ),
+    "sharpness": lambda settings, of: Sharpness(settings, of.runs, of.base, of.probes["curvature"]),
 }
 """Every analysis by its field in ``GeometrySettings``, in the order they run: curves are trained where paths rise."""
 

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -13,8 +14,10 @@ import pyarrow.compute as pc
 from raygeo.cluster.fanout import FanoutResult
 from raygeo.errors import DataError
 from raygeo.evaluation.answers import Answers, AnswerSettings
+from raygeo.geometry.curvature.journal import Journals
 from raygeo.geometry.curvature.operators import Hessian
 from raygeo.geometry.curvature.spectra import Curvature, CurvatureSettings
+from raygeo.journal import StoreJournal
 from raygeo.plan import SEEDS, PlannedRun
 from raygeo.rollouts.grading import Grading
 from raygeo.rollouts.readers import Prompt
@@ -33,12 +36,19 @@ from raygeo.workload import Task, Workload
 _RowsOf = Callable[[Workload], list[dict[str, Any]]]
 
 
-class Spectra(Curvature):
-    """The spectra of the runs, without the curvature along their deltas."""
+class Sharpest(Curvature):
+    """The extreme eigenvalues of each run's Hessian, in the first of the settings' spaces of merged weights."""
+
+    def __init__(
+        self, settings: CurvatureSettings, runs: Sequence[Run], base: AnyPath, probe: AnyPath, journals: Journals
+    ):
+        space = next((space for space in settings.spaces if space in ("delta", "all", "attention")), "delta")
+        alone = settings.model_copy(update={"spaces": (space,), "ggn": False})
+        super().__init__(alone, runs, base, probe, journals)
 
     def tasks(self) -> list[Task]:
-        """Spectra alone, under the keys they have in ``Curvature``."""
-        return [task for task in super().tasks() if task.payload[0] == "spectrum"]
+        """Extreme eigenvalues alone, under the keys they have in ``Curvature``."""
+        return [task for task in super().tasks() if task.payload.part == "extremes"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,7 @@ class Objectives:
         if "accuracy" in self.metrics:
             measured["accuracy"] = self._accuracy(list(runs.values()), rows)
         if "sharpness" in self.metrics:
-            measured["sharpness"] = self._sharpness(list(runs.values()), rows)
+            measured["sharpness"] = self._sharpness(list(runs.values()), rows, store)
         if "heldout_nll" in self.metrics:
             measured["heldout_nll"] = {run.name: value for key, run in runs.items() for value in last_nll(store, key)}
         return {
@@ -93,9 +103,10 @@ class Objectives:
             verdicts[row["run"]].append(row["correct"])
         return {run: fmean(correct) for run, correct in verdicts.items()}
 
-    def _sharpness(self, runs: list[Run], rows: _RowsOf) -> dict[str, float]:
+    def _sharpness(self, runs: list[Run], rows: _RowsOf, store: Store) -> dict[str, float]:
         assert self.probe is not None
-        spectra = rows(Spectra(self.curvature, runs, self.base, self.probe))
+        journals = partial(StoreJournal, store)
+        spectra = rows(Sharpest(self.curvature, runs, self.base, self.probe, journals))
         top = {"operator": Hessian.name, "quantity": "eigenvalue", "index": 0}.items()
         return {row["run"]: row["value"] for row in spectra if top <= row.items()}
 

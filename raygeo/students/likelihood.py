@@ -135,7 +135,8 @@ def token_logprobs(model: nn.Module, batch: Batch) -> Tensor:
     """Return log p(token t + 1 | tokens up to t) as [B, T] fp32, zero where ``batch.mask`` is false.
 
     Logits are computed for completion tokens alone. The log-softmax is taken in fp32 at least (fp64 stays fp64).
-    Differentiable, twice where its attention is made of plain matrix products, with all logits held; without gradients they are not.
+    Differentiable, twice where its attention is made of plain matrix products, with all logits held; without gradients
+    they are not.
     """
     chunk = 2**62 if torch.is_grad_enabled() else CHUNK_LOGITS
     return Likelihood(model, chunk=chunk)(batch)["logprobs"]

@@ -100,7 +100,7 @@ class GradientDifference:
         self._mask = self.shard(torch.ones(p.ds_shape) for p in self.parameters.values())
 
     def shard(self, tensors: Iterable[Tensor]) -> Tensor:
-        """This rank's part [m] of a vector given as one tensor a parameter, in order, each made when it is needed."""
+        """Take this rank's part [m] of a vector given as a tensor for each parameter, each made when it is needed."""
         parts = []
         for p, value, size in zip(self.parameters.values(), tensors, self._sizes, strict=True):
             mine = value.flatten()[rank() * size : (rank() + 1) * size].to(p.ds_tensor.device, torch.float32)
@@ -108,7 +108,7 @@ class GradientDifference:
         return torch.cat(parts)
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """This rank's part [m] of a vector given as tensors named as parameters; those without a tensor are zero.
+        """Take this rank's part [m] of a vector given as tensors named as parameters; those without a tensor are zero.
 
         Raises:
             StudentError: a tensor belongs to no parameter, or has another shape.

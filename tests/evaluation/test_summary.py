@@ -59,10 +59,14 @@ def test_ends_of_paths_and_the_base_are_summarised_and_nulls_left_out():
                 {"run": "base", "operator": "hessian", "quantity": "eigenvalue", "index": i, "value": 5.0 - i}
                 for i in (0, 1)
             ],
+            sharpness=[{"run": "base", "measure": "layer noise", "radius": 0.1, "value": 0.25}],
         ),
         "sft",
     )
-    assert found == {"base": {"nll.solutions": 1.0, "top_eigenvalue.hessian": 5.0}, "sft": {"nll.solutions": 0.5}}
+    assert found == {
+        "base": {"nll.solutions": 1.0, "top_eigenvalue.hessian": 5.0, "sharpness.layer_noise.0.1": 0.25},
+        "sft": {"nll.solutions": 0.5},
+    }
 
 
 def test_drift_predictions_and_gradients_are_summarised():
@@ -128,4 +132,15 @@ def test_weights_before_and_after_are_summarised_as_a_whole():
         "spectral_shift": 1e-4,
         "principal_overlap": 0.25,
         "low_magnitude_overlap": 0.5,
+    }
+
+
+def test_curvature_is_that_of_the_first_space():
+    rows = [
+        {"run": "base", "operator": "hessian", "space": space, "quantity": quantity, "index": 0, "value": value}
+        for space, value in (("delta", 5.0), ("span", 2.0))
+        for quantity in ("eigenvalue", "trace")
+    ]
+    assert run_summaries(tables(curvature=rows), "sft") == {
+        "base": {"top_eigenvalue.hessian": 5.0, "trace.hessian": 5.0}
     }

@@ -506,6 +506,58 @@ def _curvature(rng):
     return rows
 
 
+def _blocks(rng):
+    common = {"operator": "hessian", "parameters": 196_608, "tokens": 6_412}
+    return [
+        common | {"run": name, "space": f"block {layer}"} | found
+        for name in ("base", *RUNS)
+        for layer in range(LAYERS)
+        for found in (
+            {"quantity": "eigenvalue", "index": 0, "value": rng.uniform(2, 8), "error": 0.01},
+            {"quantity": "trace", "value": rng.uniform(80, 120), "error": 6.0},
+        )
+    ]
+
+
+def _overlaps(rng):
+    common = {"space": "weights", "operator": "hessian", "parameters": 589_824, "tokens": 6_412, "quantity": "overlap"}
+    at = [("base", name) for name in RUNS] + [(name, name) for name in RUNS]
+    return [
+        common | {"run": run, "name": name, "index": 5, "x": 5 / 589_824, "value": rng.uniform(1e-4, 1e-2)}
+        for run, name in at
+    ]
+
+
+def _expansions(paths):
+    """Losses of the paths of the probe, bent a little away by their predictions."""
+    rows = []
+    for path in paths:
+        if path["probe"] == "solutions":
+            row = {key: path[key] for key in ("run_a", "run_b", "alpha", "loss")} | {"tokens": 6_412}
+            rows.append(row)
+            for at, distance in ((path["run_a"], path["alpha"]), (path["run_b"], 1 - path["alpha"])):
+                rows.append(row | {"at": at, "operator": "hessian", "loss": row["loss"] + 0.02 * distance**3})
+    return rows
+
+
+def _sharpness(rng):
+    rises = {
+        "sam": (0.05, 0.5),
+        "ball": (0.05, 0.5),
+        "asam": (0.5,),
+        "noise": (0.001, 0.01),
+        "layer noise": (0.01, 0.1),
+    }
+    common = {"nll": 0.15, "parameters": 589_824, "tokens": 6_412}
+    rows = []
+    for name in ("base", *RUNS):
+        for measure, radii in rises.items():
+            for radius in radii:
+                row = common | {"run": name, "measure": measure, "radius": radius, "value": rng.uniform(1, 2) * radius}
+                rows.append(row | ({"error": 0.1 * radius, "draws": 8} if "noise" in measure else {}))
+    return rows
+
+
 def build_tables() -> dict[str, pa.Table]:
     rng = np.random.default_rng(7)
     runs, curves = _training(rng)
@@ -557,7 +609,9 @@ def build_tables() -> dict[str, pa.Table]:
         "paths": paths,
         "barriers": barriers,
         **_connectivity(),
-        "curvature": _curvature(rng),
+        "curvature": _curvature(rng) + _blocks(rng) + _overlaps(rng),
+        "expansions": _expansions(paths),
+        "sharpness": _sharpness(rng),
         "cka": cka,
         **_models(),
     }

@@ -29,6 +29,9 @@ SOURCE = {
     "spectra": "curvature",
     "eigenvalues": "curvature",
     "directional": "curvature",
+    "block-curvature": "curvature",
+    "expansions": "expansions",
+    "sharpness": "sharpness",
     "cka": "cka",
     "layer-cka": "layer_cka",
     "drift": "drift",
@@ -295,3 +298,27 @@ def test_gradient_cosines_have_a_row_a_loss(figures):
     cells = ax.collections[0].get_array().reshape(6, 6)
     np.testing.assert_allclose(np.diagonal(cells), 1)
     np.testing.assert_allclose(cells, cells.T)
+
+
+def test_blocks_have_their_own_eigenvalues_layer_by_layer(tables, figures):
+    tops, means = figures["block-curvature"].axes
+    rows = [row for row in tables["curvature"].to_pylist() if row["run"] == "base" and row["space"].startswith("block")]
+    assert [list(line.get_xdata()) for line in tops.lines] == [[0, 1, 2]] * (1 + len(RUNS))
+    np.testing.assert_allclose(tops.lines[0].get_ydata(), [r["value"] for r in rows if r["quantity"] == "eigenvalue"])
+    traces = [r["value"] / r["parameters"] for r in rows if r["quantity"] == "trace"]
+    np.testing.assert_allclose(means.lines[0].get_ydata(), traces)
+
+
+def test_predicted_paths_stand_beside_measured_ones(tables, figures):
+    axes = figures["expansions"].axes
+    assert [ax.get_title(loc="left") for ax in axes] == list(RUNS)
+    measured, from_base, from_run = (line.get_ydata() for line in axes[0].lines)
+    alphas = axes[0].lines[0].get_xdata()
+    np.testing.assert_allclose(from_base - measured, 0.02 * alphas**3, atol=1e-12)
+    np.testing.assert_allclose(from_run - measured, 0.02 * (1 - alphas) ** 3, atol=1e-12)
+
+
+def test_sharpness_has_a_panel_for_each_measure_with_errors(figures):
+    axes = figures["sharpness"].axes
+    assert [ax.get_title(loc="left") for ax in axes][:2] == ["SAM: one step", "worst of several steps"]
+    assert [len(ax.containers) for ax in axes] == [0, 0, 0, 9, 9]

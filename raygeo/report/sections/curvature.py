@@ -1,7 +1,7 @@
 """The loss around runs."""
 
 from raygeo.report import typeset
-from raygeo.report.sections.parts import Cell, Sheet, at, section, with_error
+from raygeo.report.sections.parts import Cell, Sheet, at, nats, section, share, with_error
 from raygeo.report.view import View
 
 
@@ -31,3 +31,74 @@ def curvature(view: View) -> Sheet:
             )
     columns = ["run", "of", "largest eigenvalues", "smallest", "trace", "trace / parameters", "parameters", "tokens"]
     return Sheet(columns, rows, frozenset({"run", "of"}))
+
+
+@section(
+    "Deltas in the top eigenspace",
+    """The share of a delta's squared length that lies in the span of the top k eigenvectors found at the weights named
+    first, beside what a random direction of that space has on average, k/n.""",
+    folded=True,
+)
+def overlaps(view: View) -> Sheet:
+    """Overlap of deltas with the top eigenvectors, for each operator and space."""
+    rows: list[list[Cell]] = [
+        [
+            row.run,
+            row.name,
+            f"{row.operator}, {row.space}",
+            typeset.count(row.k),
+            share(row.value),
+            share(row.x),
+            typeset.significant(row.value / row.x, 2),
+        ]
+        for row in view.frame("curvature", quantity="overlap").rename(columns={"index": "k"}).itertuples(index=False)
+    ]
+    columns = ["at", "delta of", "of", "k", "share inside", "random", "times random"]
+    return Sheet(columns, rows, frozenset({"at", "delta of", "of"}))
+
+
+@section(
+    "Paths predicted to second order",
+    """For each path and each point of expansion: how far the loss moves along the path (largest minus smallest of the
+    measured values), and the largest distance between prediction and measurement. Only where the second is well below
+    the first does the curvature at that point describe the path.""",
+    folded=True,
+)
+def predictions(view: View) -> Sheet:
+    """Errors of second-order predictions along every path."""
+    frame = view.frame("expansions")
+    path = ["run_a", "run_b", "alpha"]
+    measured = frame[frame["at"].isna()].set_index(path).loss
+    rows: list[list[Cell]] = []
+    for (a, b, at_run, operator), part in frame.dropna(subset="at").groupby(
+        ["run_a", "run_b", "at", "operator"], sort=False
+    ):
+        known = measured.reindex(part.set_index(path).index).dropna()
+        if known.empty:
+            continue
+        errors = (part.set_index(path).loss - known).abs()
+        rows.append([a, b, at_run, operator, nats(known.max() - known.min()), nats(errors.max())])
+    columns = ["a", "b", "expanded at", "by", "range of the loss", "largest error"]
+    return Sheet(columns, rows, frozenset({"a", "b", "expanded at", "by"}))
+
+
+@section(
+    "Sharpness of every run",
+    """Rise of the probe loss in nats a token: sam, one ascent step of that length; ball, the most along several within
+    it; asam, one step relative to the weights; noise, the mean under noise of that standard deviation with its standard
+    error; layer noise, the same relative to each parameter.""",
+    folded=True,
+)
+def sharpness(view: View) -> Sheet:
+    """One row a run, one column a measure and radius."""
+    frame = view.frame("sharpness")
+    measures = list(frame[["measure", "radius"]].drop_duplicates().itertuples(index=False))
+    rows: list[list[Cell]] = []
+    for name in view.order(frame.run):
+        row: list[Cell] = [name]
+        for measure, radius in measures:
+            part = frame[(frame.run == name) & (frame.measure == measure) & (frame.radius == radius)].set_index("run")
+            row.append(with_error(at(part, name, "value"), at(part, name, "error")))
+        rows.append(row)
+    columns = ["run", *(f"{measure} {radius:g}" for measure, radius in measures)]
+    return Sheet(columns, rows, frozenset({"run"}))

@@ -167,7 +167,7 @@ def test_fused_attention_is_never_differentiated_twice():
     weights = [dict(model.named_parameters())[name] for name in QWEN_NAMES]
     loss = -token_logprobs(model, batch).sum()  # with the kernel that SDPA chooses by itself
     gradient = torch.autograd.grad(loss, weights, create_graph=True)
-    with pytest.raises(RuntimeError, match="derivative .* is not implemented"):
+    with pytest.raises(RuntimeError, match=r"derivative .* is not implemented"):
         torch.autograd.grad(gradient[0].sum(), weights)
     operator = Hessian(model, [batch], QWEN_NAMES)
     assert operator.matmat(torch.ones(operator.n, 1)).any()
