@@ -1,3 +1,6 @@
+import json
+from types import SimpleNamespace
+
 import pyarrow.parquet as pq
 from delta_cases import Q, gaussian, tiny_model
 
@@ -29,6 +32,29 @@ def test_an_adapter_seed_counts_only_where_there_is_an_adapter():
     assert condition() == condition(init_seed=3)
     lora = LoraSettings(r=4, alpha=8)
     assert condition(lora=lora).seeds(condition(lora=lora, init_seed=3)) == "init"
+
+
+def test_yardsticks_know_how_runs_were_trained_and_which_one_others_are_compared_with(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "base")
+    store, rows, runs = Store(str(tmp_path / "store")), [], []
+    for seed in (0, 1):
+        training = TrainingSettings(seed=seed).model_dump()
+        params = json.dumps({"loss": SFT().model_dump(), "training": training, "packages": {}})
+        rows.append({"run": f"sft-s{seed}", "loss": "sft", "seed": seed, "params": params})
+        save_full_delta(tmp_path / f"sft-s{seed}", {Q.format(0) + ".weight": gaussian(32, 32, seed=seed)})
+        runs.append(Run(f"sft-s{seed}", f"sft-s{seed}", str(tmp_path / f"sft-s{seed}")))
+    store.write_unit("k", {"runs": rows})
+    store.publish("runs", ["k"])
+    study = parse_study({"name": "s", "rollouts": {"sample": {}}, "runs": [{"loss": {"type": "sft"}}]})
+    context = Context(study, store, in_process)
+    material = geometry.Material(context, SimpleNamespace(folder=tmp_path / "base"), None, runs)
+    context.publish(geometry.ANALYSES["yardsticks"](study.geometry.yardsticks, material))
+    (row,) = store.table("yardsticks").to_pylist()
+    assert (row["same_loss"], row["same_settings"], row["seeds"]) == (True, True, "order")
+    (floor,) = store.table("floors").to_pylist()
+    assert (floor["configuration_a"], floor["seeds"], floor["mean"]) == ("sft-s0", "order", row["cosine"])
+    assert store.table("separations")["reason"][0].as_py().startswith("no loss has runs of two seeds")
+    assert {r["run"] for r in store.table("maps").to_pylist() if r["x"] > 0 and r["y"] == 0} == {"sft-s0"}
 
 
 def test_totals_stand_below_the_rows_of_modules(tmp_path):
