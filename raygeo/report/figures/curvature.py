@@ -197,8 +197,11 @@ def expansions(view: View) -> Figure | None:
         ax.set_title(name)
     fig.supxlabel("α (0 = base, 1 = the run)", size=9)
     fig.supylabel("NLL, nats a token", size=9)
-    keys = [("measured", "none", "o"), ("predicted from the base", "--", ""), ("predicted from the run", ":", "")]
-    handles = [Line2D([], [], color=MUTED, linestyle=line, marker=marker, label=label) for label, line, marker in keys]
+    handles = [
+        Line2D([], [], color=MUTED, linestyle="none", marker="o", label="measured"),
+        Line2D([], [], color=MUTED, linestyle="--", label="predicted from the base"),
+        Line2D([], [], color=MUTED, linestyle=":", label="predicted from the run"),
+    ]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     return fig
 
@@ -225,8 +228,8 @@ def sharpness(view: View) -> Figure | None:
             rows = part[part.run == name].sort_values("radius")
             ax.plot(rows.radius, rows.value, **view.styles[name].line())
             if rows.error.notna().any():
-                bars = {"fmt": "none", "ecolor": view.styles[name].colour, "elinewidth": 0.9}
-                ax.errorbar(rows.radius, rows.value, rows.error, **bars)
+                colour = view.styles[name].colour
+                ax.errorbar(rows.radius, rows.value, rows.error, fmt="none", ecolor=colour, elinewidth=0.9)
         if part.radius.nunique() > 1:
             log(ax, "x")
         if part.value.min() > 0 and part.value.max() > WIDE * part.value.min():
