@@ -99,8 +99,8 @@ class Extremes:
     ``top`` [k] are the largest, in descending order, ``bottom`` [j] the smallest, in ascending order, each with its
     residual, all fp64; ``vectors`` [n, k] those of ``top``, orthonormal, in the operator's dtype. Within its residual
     of each value lies an eigenvalue of the operator; no residual is below the rounding of the operator's dtype.
-    ``basis`` [n, d] is that of the whole Krylov space and ``basis_trace`` the operator's trace in it. ``products``
-    counts single products.
+    ``basis`` [n, d] is that of the whole Krylov space, ``basis_trace`` the operator's trace in it. ``products`` counts
+    single products.
     """
 
     top: np.ndarray

@@ -5,7 +5,7 @@ neighbour of the weights minus the loss at the weights, in nats a token; none is
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from raygeo.students.loading import default_device, load_student
 from raygeo.students.mix import MixedWeights
 from raygeo.students.run import Run
 from raygeo.workload import Rows, Task, Workload
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Landscape(Protocol):
@@ -56,10 +58,10 @@ def ball(landscape: Landscape, radius: float, steps: int) -> tuple[float, float]
     rises = []
     for _ in range(steps):
         gradient = landscape.gradient(offset)
-        norm = gradient.norm()
+        norm = _norm(gradient)
         if norm > 0:
-            offset = offset + radius * gradient / norm
-            offset = offset * min(1.0, radius / float(offset.norm()))
+            offset = offset + radius / norm * gradient
+            offset = offset * min(1.0, radius / _norm(offset))
         rises.append(landscape.loss(offset) - start)
     return rises[0], float(np.max(rises))
 
@@ -73,10 +75,10 @@ def adaptive_ball(landscape: Landscape, radius: float) -> float:
     """
     zero = torch.zeros_like(landscape.weights)
     scaled = landscape.weights.abs() * landscape.gradient(zero)
-    norm = scaled.norm()
+    norm = _norm(scaled)
     if norm == 0:
         return 0.0
-    return landscape.loss(radius * landscape.weights.abs() * scaled / norm) - landscape.loss(zero)
+    return landscape.loss(radius / norm * landscape.weights.abs() * scaled) - landscape.loss(zero)
 
 
 def average(landscape: Landscape, scales: Tensor, draws: int, seed: int) -> tuple[float, float]:
@@ -100,20 +102,25 @@ def layer_scales(landscape: Landscape) -> Tensor:
     return torch.cat([part.square().mean().sqrt().expand(len(part)) for part in parts])
 
 
+def _norm(vector: Tensor) -> float:
+    """Its Euclidean norm, summed in fp64, where squares of what fp32 holds do not overflow."""
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+
+
 class SharpnessSettings(Settings):
     """Which neighbourhoods the loss is looked at in; an empty list leaves a measure out."""
 
     space: Literal["delta", "all", "attention"] = "delta"
     """The weights that are moved: merged ones that any run's delta touches, all, or attention's q, k, v and o."""
-    radii: tuple[float, ...] = (0.05, 0.5)
+    radii: tuple[Positive, ...] = (0.05, 0.5)
     """Radii of the ball, in the unit of the weights."""
     ascent_steps: int = Field(5, ge=1)
     """Projected ascent steps in each ball; the first is SAM's."""
-    adaptive_radii: tuple[float, ...] = (0.5,)
+    adaptive_radii: tuple[Positive, ...] = (0.5,)
     """Radii of ASAM's ellipsoid, relative to the weights."""
-    sigmas: tuple[float, ...] = (0.001, 0.01)
+    sigmas: tuple[Positive, ...] = (0.001, 0.01)
     """Standard deviations of noise on every weight, in the unit of the weights."""
-    relative_sigmas: tuple[float, ...] = (0.01, 0.1)
+    relative_sigmas: tuple[Positive, ...] = (0.01, 0.1)
     """Standard deviations of noise, in units of the root mean square of each parameter."""
     draws: int = Field(8, ge=2)
     """Pairs of opposite draws behind each average."""

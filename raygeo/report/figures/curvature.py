@@ -1,7 +1,6 @@
 """The loss around runs."""
 
 import math
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -198,12 +197,11 @@ def expansions(view: View) -> Figure | None:
         ax.set_title(name)
     fig.supxlabel("α (0 = base, 1 = the run)", size=9)
     fig.supylabel("NLL, nats a token", size=9)
-    looks: dict[str, dict[str, Any]] = {
-        "measured": {"linestyle": "none", "marker": "o"},
-        "predicted from the base": {"linestyle": "--"},
-        "predicted from the run": {"linestyle": ":"},
-    }
-    handles = [Line2D([], [], color=MUTED, label=label, **look) for label, look in looks.items()]
+    handles = [
+        Line2D([], [], color=MUTED, linestyle="none", marker="o", label="measured"),
+        Line2D([], [], color=MUTED, linestyle="--", label="predicted from the base"),
+        Line2D([], [], color=MUTED, linestyle=":", label="predicted from the run"),
+    ]
     fig.legend(handles=handles, loc="outside lower center", ncols=3)
     return fig
 

@@ -309,7 +309,7 @@ def test_all_attention_and_lora_are_spaces(student, probe, tmp_path):
     flat = torch.cat([torch.cat([e.a.flatten(), e.b.flatten()]) for e in entries.values()]).double()
     expected = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, flat))
     found = select(rows, "lora", "hessian", "eigenvalue", LORA).value
-    assert found.item() == pytest.approx(float(expected[-1]), rel=1e-4)
+    assert found.item() == pytest.approx(float(expected[-1]), rel=1e-3)
     assert set(rows.quantity) == {
         "eigenvalue", "min_eigenvalue", "trace", "ritz", "density", "nll", "gradient_norm", "overlap",
     }  # fmt: skip
