@@ -75,7 +75,8 @@ def layer_cka(view: View) -> Figure | None:
         ax.set_aspect("equal")
         ax.grid(False)
         ax.set_title(name)
-    fig.colorbar(mesh, ax=axes, shrink=0.6, label="CKA")
+    bar = fig.colorbar(mesh, ax=axes, shrink=0.6, label="CKA")
+    bar.solids.set_rasterized(False)
     fig.supxlabel("layer of the run", size=9)
     fig.supylabel("layer of the base", size=9)
     return fig
