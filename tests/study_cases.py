@@ -38,6 +38,10 @@ def tiny_study(**changes: Any) -> dict[str, Any]:
                 "bootstrap": 100,
             },
             "cka": {"batch_size": 4},
+            "layer_cka": {"batch_size": 4},
+            "drift": {"bootstrap": 100},
+            "outputs": {"bootstrap": 100},
+            "coherence": {"examples": 4},
             "curvature": {"top_k": 2, "max_steps": 6, "slq_probes": 2, "slq_steps": 4},
         },
     } | changes

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from raygeo.config import load_study, parse_study, study_yaml
+from raygeo.config import MEASURED, load_study, parse_study, study_yaml
 from raygeo.errors import ConfigError
 
 LR = ("lr",)
@@ -142,7 +142,7 @@ def test_what_is_wrong_is_named_with_its_place(entry, changes, said):
 def test_a_sweep_needs_held_out_prompts():
     with pytest.raises(ConfigError, match=r"rollouts\.heldout"):
         study({"loss": {"type": "sft"}}, sweep={}, rollouts={"sample": {"prompts": 8}, "heldout": 0},
-              geometry=dict.fromkeys(("paths", "cka", "curvature")))  # fmt: skip
+              geometry=dict.fromkeys(MEASURED))  # fmt: skip
 
 
 def test_optuna_needs_to_tell_entries_of_one_loss_apart():

@@ -14,7 +14,9 @@ from raygeo.report.sections.results import trials as trial_sheet
 from raygeo.report.view import View
 from raygeo.study import run_study
 
-QUIET = dict.fromkeys(("norms", "similarity", "subspaces", "paths", "cka", "trajectories"))
+QUIET = dict.fromkeys(
+    ("norms", "similarity", "subspaces", "paths", "cka", "layer_cka", "drift", "outputs", "coherence", "trajectories")
+)
 
 
 @pytest.fixture(scope="module")
