@@ -42,6 +42,10 @@ def tiny_study(**changes: Any) -> dict[str, Any]:
             "soups": {"accuracy_problems": 4, "max_new_tokens": 20, "bootstrap": 100},
             "wise": {"alphas": [0.0, 0.5], "accuracy_problems": 4, "max_new_tokens": 20, "bootstrap": 100},
             "cka": {"batch_size": 4},
+            "layer_cka": {"batch_size": 4},
+            "drift": {"bootstrap": 100},
+            "outputs": {"bootstrap": 100},
+            "coherence": {"examples": 4},
             "curvature": {
                 "top_k": 2,
                 "max_steps": 6,

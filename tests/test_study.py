@@ -19,7 +19,7 @@ from student_cases import draw_rollouts, save_tiny_student
 from study_cases import tiny_study
 
 import raygeo
-from raygeo.config import MEASURED, parse_study
+from raygeo.config import LEARNED, MEASURED, parse_study
 from raygeo.errors import DataError, StudentError, TrainingError
 from raygeo.stages.report import rewrite_report
 from raygeo.students.delta import open_delta
@@ -230,7 +230,7 @@ def test_a_killed_study_goes_on_where_it_was(rollout_file, tmp_path):
     location = tmp_path / "store"
     runs = [{"loss": {"type": "sft"}, "seed": [0, 1, 2]}]
     study = study_over(rollout_file, store=str(location), runs=runs, geometry=dict.fromkeys(
-        (*MEASURED, "subspaces")))  # fmt: skip
+        (*MEASURED, *LEARNED, "subspaces")))  # fmt: skip
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(study.model_dump(mode="json")))
     command = [sys.executable, "-m", "raygeo", "run", str(file)]

@@ -7,8 +7,6 @@ from statistics import median
 
 import pyarrow as pa
 
-_TO_BASE = {"kl_ba": "kl_to_base", "kl_ab": "kl_from_base", "agreement": "agreement_with_base"}
-
 
 def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, dict[str, float]]:
     """Metrics by run name (the base included) -> metric -> value; what a table does not hold is left out.
@@ -112,7 +110,7 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
             put(row["run"], "last_drift_change", row["change"])
     for row in tables["divergences"].to_pylist():
         if row["run_a"] == "base":
-            put(row["run_b"], _TO_BASE[row["quantity"]], row["value"])
+            put(row["run_b"], _FROM_BASE[row["quantity"]], row["value"])
         elif reference in (row["run_a"], row["run_b"]) and row["quantity"] == "agreement":
             [other] = {row["run_a"], row["run_b"]} - {reference}
             put(other, "agreement_with_reference", row["value"])
@@ -126,3 +124,6 @@ def run_summaries(tables: Mapping[str, pa.Table], reference: str) -> dict[str, d
             [other] = pair - {reference}
             put(other, "gradient_cosine_to_reference", row["cosine"])
     return dict(summaries)
+
+
+_FROM_BASE = {"kl_ba": "kl_to_base", "kl_ab": "kl_from_base", "agreement": "agreement_with_base"}

@@ -14,7 +14,7 @@ from student_cases import draw_rollouts
 from study_cases import tiny_study
 
 import raygeo
-from raygeo.config import MEASURED
+from raygeo.config import LEARNED, MEASURED
 
 REPOSITORY = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
@@ -63,7 +63,7 @@ def test_a_submitted_study_runs_on_the_cluster(cluster, tmp_path):
     address, environment = cluster
     with (tmp_path / "rollouts.jsonl").open("w") as file:
         draw_rollouts(24).to_pandas().to_json(file, orient="records", lines=True)
-    off = dict.fromkeys(MEASURED)
+    off = dict.fromkeys((*MEASURED, *LEARNED))
     read = [{"type": "jsonl", "path": str(tmp_path / "rollouts.jsonl")}]
     study = tiny_study(store=str(tmp_path / "store"), geometry=off, rollouts={"read": read})
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))

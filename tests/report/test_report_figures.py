@@ -279,15 +279,14 @@ def test_divergences_from_the_base_stand_each_way_with_their_intervals(figures, 
             np.testing.assert_allclose(point.get_xdata(), [row["value"]])
 
 
-def test_coherence_is_hollow_at_the_base_and_filled_at_the_run(figures):
+def test_coherence_is_a_stroke_at_the_base_and_a_marker_at_the_run(figures):
     (ax,) = figures["coherence"].axes
-    hollow, filled = (
+    stroke, marker = (
         [line for line in ax.lines if list(line.get_ydata()) == [place] and line.get_marker() != "None"]
         for place in (-0.16, 0.16)
     )
-    assert hollow[0].get_markerfacecolor() == "#ffffff"
-    assert filled[0].get_markerfacecolor() != "#ffffff"
-    assert (hollow[0].get_xdata()[0], filled[0].get_xdata()[0]) == (0.12, 0.03)
+    assert [line.get_marker() for line in (stroke[0], marker[0])] == ["|", "o"]
+    assert (stroke[0].get_xdata()[0], marker[0].get_xdata()[0]) == (0.12, 0.03)
 
 
 def test_gradient_cosines_have_a_row_a_loss(figures):

@@ -125,3 +125,21 @@ def test_deltas_of_another_model_are_refused(tmp_path, lora_a, lora_b):
         MixedWeights(tiny_model(), wide).set([(1.0, wide)])
     with pytest.raises(DeltaError, match="not announced"):
         MixedWeights(tiny_model(), lora_b).set([(1.0, lora_a)])
+
+
+def test_the_base_is_there_for_a_while_inside_a_mixture(lora_a, full):
+    model = tiny_model()
+    base, mixture = weights(model), [(1.0, lora_a), (0.5, full)]
+    mixed = MixedWeights(model, [*lora_a, *full])
+    with mixed.mixed(mixture):
+        moved, logits = weights(model), model(IDS).logits
+        assert not torch.equal(moved[EMBED], base[EMBED])
+        with mixed.unmixed():
+            assert all(torch.equal(value, base[name]) for name, value in weights(model).items())
+            assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert all(torch.equal(value, moved[name]) for name, value in weights(model).items())
+        assert torch.equal(model(IDS).logits, logits)
+    assert all(torch.equal(value, base[name]) for name, value in weights(model).items())
+    with pytest.raises(RuntimeError, match="inside"), mixed.mixed(mixture), mixed.unmixed():
+        raise RuntimeError("inside")
+    assert all(torch.equal(value, base[name]) for name, value in weights(model).items())

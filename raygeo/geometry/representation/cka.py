@@ -65,20 +65,27 @@ def hsic1(k: Tensor, m: Tensor) -> Tensor:
     return ((k * m).sum((-2, -1)) + means - 2 * (sums_k * sums_m).sum(-1) / (n - 2)) / (n * (n - 3))
 
 
-def align(k: Tensor, m: Tensor, batches: Sequence[Tensor]) -> Alignment:
-    """Align two centred kernels ``k`` and ``m`` [n, n] of the same examples.
+def align(k: Tensor, m: Tensor, batches: Sequence[Tensor]) -> list[Alignment]:
+    """Align centred kernels ``k`` with ``m`` [L, n, n] of the same examples, layer by layer (either L may be 1).
 
     The estimate is minibatch CKA (Nguyen et al., arXiv:2010.15327, eq. 3): ``hsic1`` of (k, m), (k, k) and (m, m) is
     averaged over ``batches`` first, then the ratio is taken. Its 95 % interval is the delete-one-minibatch jackknife
     with Student's t, cut to [-1, 1]. The biased value is ``<K, M> / (|K| |M|)`` over all examples (Kornblith et al.,
     arXiv:1905.00414), near 1 for any two features when n is not much larger than their dimension.
     """
-    norms = k.norm() * m.norm()
-    if norms == 0:
-        return Alignment(None, None, None, None)
-    biased = float((k * m).sum() / norms)
-    parts = [(k[rows][:, rows], m[rows][:, rows]) for rows in batches]
-    terms = torch.stack([torch.stack([hsic1(x, y), hsic1(x, x), hsic1(y, y)]) for x, y in parts]).numpy()
+    norms = k.norm(dim=(-2, -1)) * m.norm(dim=(-2, -1))
+    biased = torch.stack([(x * y).sum() for x, y in zip(*torch.broadcast_tensors(k, m), strict=True)]) / norms
+    parts = [(k[:, rows][..., rows], m[:, rows][..., rows]) for rows in batches]
+    terms = [torch.broadcast_tensors(hsic1(x, y), hsic1(x, x), hsic1(y, y)) for x, y in parts]
+    layers = torch.stack([torch.stack(part, -1) for part in terms], 1).numpy()  # [L, batches, 3]
+    return [
+        Alignment(None, None, None, None) if norm == 0 else _alignment(layer, whole)
+        for layer, whole, norm in zip(layers, biased.tolist(), norms.tolist(), strict=True)
+    ]
+
+
+def _alignment(terms: np.ndarray, biased: float) -> Alignment:
+    """The estimate and its interval from the three terms of each minibatch [batches, 3]."""
     value = _ratio(terms.sum(0))
     without = [_ratio(terms.sum(0) - part) for part in terms]
     if value is None or len(terms) < 2 or None in without:
@@ -140,9 +147,8 @@ class CKA(Workload):
         batches = state.batches
         rows: Rows = []
         for treatment in self.settings.treatments:
-            pairs = zip(first.treated(treatment), second.treated(treatment), strict=True)
-            for layer, (k, m) in enumerate(pairs):
-                found = align(k, m, batches)
+            kernels = first.treated(treatment), second.treated(treatment)
+            for layer, found in enumerate(align(*kernels, batches)):
                 rows.append(
                     {
                         "run_a": payload[0].name,
@@ -153,7 +159,7 @@ class CKA(Workload):
                         "cka_biased": found.biased,
                         "low": found.low,
                         "high": found.high,
-                        "n": len(k),
+                        "n": kernels[0].shape[-1],
                     }
                 )
         return {"cka": rows}

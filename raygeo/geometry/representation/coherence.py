@@ -29,8 +29,8 @@ class CoherenceSettings(Settings):
     seed: int = Field(0, ge=0)
     """Seed of the draw of prompts and examples, and of losses that draw at random themselves."""
     held_gradients: int = Field(2**28, ge=1)
-    """Most gradient entries held at once, 1 GiB in fp32; where all examples' have more, they are computed anew for each
-    part of the weights."""
+    """Most gradient entries held at once, 1 GiB in fp32; where those of all examples are more, they are computed anew
+    for each part of the weights. All losses' examples are held together at the base, so give a large model more."""
 
 
 class Estimate(NamedTuple):
@@ -50,7 +50,11 @@ def gradient_gram(gradients: Callable[[int, int], Iterator[Tensor]], rows: int, 
     width = max(1, held // rows)
     total = np.zeros((rows, rows))
     for start in range(0, size, width):
-        part = torch.stack(list(gradients(start, min(start + width, size))))
+        end = min(start + width, size)
+        part = torch.empty(0)
+        for row, gradient in enumerate(gradients(start, end)):
+            part = part if row else gradient.new_empty(rows, end - start)
+            part[row] = gradient
         for piece in part.split(_PRODUCT, dim=1):
             total += (piece @ piece.mT).double().cpu().numpy()
     return total

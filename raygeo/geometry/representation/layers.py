@@ -79,8 +79,7 @@ class LayerCKA(Workload):
         layers, batches = spaced_layers(len(first), self.settings.max_layers), state.batches
         rows: Rows = []
         for a in layers:
-            for b in layers:
-                found = align(first[a], second[b], batches)
+            for b, found in zip(layers, align(first[[a]], second[layers], batches), strict=True):
                 rows.append(
                     {
                         "run_a": payload[0].name,
@@ -91,7 +90,7 @@ class LayerCKA(Workload):
                         "cka": found.cka,
                         "low": found.low,
                         "high": found.high,
-                        "n": len(first[a]),
+                        "n": first.shape[-1],
                     }
                 )
         return {"layer_cka": rows}

@@ -1,5 +1,7 @@
 """What the models compute."""
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -20,7 +22,7 @@ from raygeo.report.figures.parts import (
     make_panels,
     name_rows,
 )
-from raygeo.report.style import GRID, MUTED, PAPER
+from raygeo.report.style import GRID, MUTED
 from raygeo.report.view import View
 from raygeo.tables import BASE
 
@@ -75,7 +77,9 @@ def layer_cka(view: View) -> Figure | None:
         ax.set_aspect("equal")
         ax.grid(False)
         ax.set_title(name)
-    fig.colorbar(mesh, ax=axes, shrink=0.6, label="CKA")
+    bar = fig.colorbar(mesh, ax=axes, shrink=0.6, label="CKA")
+    assert bar.solids is not None
+    bar.solids.set_rasterized(False)  # a raster image inside the SVG would not follow the page
     fig.supxlabel("layer of the run", size=9)
     fig.supylabel("layer of the base", size=9)
     return fig
@@ -147,14 +151,11 @@ def divergence(view: View) -> Figure | None:
 _DIVERGENCES = {"kl_ba": "KL(run ‖ base), nats a token", "kl_ab": "KL(base ‖ run), nats a token"}
 
 
-def _interval(
-    ax: Axes, view: View, name: str, y: float, value: float, low: float, high: float, *, hollow: bool = False
-) -> None:
+def _interval(ax: Axes, view: View, name: str, y: float, value: float, low: float, high: float, **look: Any) -> None:
     """Draw one value of a run in its row, with the bar of its interval."""
     style = view.styles[name]
     ax.plot([low, high], [y, y], color=style.colour, linewidth=1.2)
-    line = style.line(linestyle="none", markersize=6)
-    ax.plot(value, y, **line | ({"markerfacecolor": PAPER} if hollow else {}))
+    ax.plot(value, y, **style.line(linestyle="none", markersize=6) | look)
 
 
 @figure(
@@ -162,9 +163,9 @@ def _interval(
     "Do examples agree on where to go?",
     """Of each run's own training loss over a few training prompts, one example each: the mean inner product of the
     gradients of two different examples as a share of their mean square. 1 means equal gradients, 0 orthogonal ones;
-    m-coherence is 1 plus this times one less than the number of examples. Filled markers are at the run's own weights,
-    hollow ones at the base. Bars are 95 % jackknife intervals over examples. A loss that is nearly solved has small,
-    unlike gradients left. Losses weigh examples and tokens differently, so compare before and after training
+    m-coherence is 1 plus this times one less than the number of examples. Markers are at the run's own weights,
+    upright strokes at the base. Bars are 95 % jackknife intervals over examples. A loss that is nearly solved has
+    small, unlike gradients left. Losses weigh examples and tokens differently, so compare before and after training
     within a loss rather than levels between losses.""",
 )
 def coherence(view: View) -> Figure | None:
@@ -175,19 +176,21 @@ def coherence(view: View) -> Figure | None:
         return None
     fig, (ax,) = make_panels(1, 1, 1.1 + 0.36 * len(names))
     for y, name in enumerate(names):
-        for at, place in (("base", y - 0.16), ("run", y + 0.16)):
+        for at, place, look in (("base", y - 0.16, _STROKE), ("run", y + 0.16, {})):
             for row in frame[(frame.run == name) & (frame["at"] == at)].itertuples():
-                ends = (row.pairwise, row.pairwise_low, row.pairwise_high)
-                _interval(ax, view, name, place, *ends, hollow=at == "base")
+                _interval(ax, view, name, place, row.pairwise, row.pairwise_low, row.pairwise_high, **look)
     ax.axvline(0, color=GRID, linewidth=1.4, zorder=0)
     name_rows(ax, names)
     ax.set_title("mean ⟨g, g′⟩ of two examples / mean |g|²")
     marks = [
-        Line2D([], [], color=MUTED, linestyle="none", marker="o", markerfacecolor=face, label=label)
-        for face, label in ((PAPER, "at the base"), (MUTED, "at the run's own weights"))
+        Line2D([], [], color=MUTED, linestyle="none", label=label, **look)
+        for look, label in ((_STROKE, "at the base"), ({"marker": "o"}, "at the run's own weights"))
     ]
     fig.legend(handles=marks, loc="outside lower center", ncols=2)
     return fig
+
+
+_STROKE: dict[str, Any] = {"marker": "|", "markersize": 10, "markeredgewidth": 2}
 
 
 @figure(

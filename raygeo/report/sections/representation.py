@@ -1,5 +1,7 @@
 """What the models compute: representations, predictions, gradients."""
 
+from collections.abc import Callable
+
 import pandas as pd
 
 from raygeo.report import typeset
@@ -80,7 +82,7 @@ def predictions(view: View) -> Sheet:
     return Sheet(columns, rows, frozenset({"run"}))
 
 
-def _with_interval(frame: pd.DataFrame, name: str, write) -> Cell:
+def _with_interval(frame: pd.DataFrame, name: str, write: Callable[[float | None], str]) -> Cell:
     if name not in frame.index:
         return typeset.MISSING
     row = frame.loc[name]

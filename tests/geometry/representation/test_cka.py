@@ -9,7 +9,8 @@ from transformers import Qwen3ForCausalLM
 
 from raygeo.errors import DataError, DeltaError
 from raygeo.geometry.probes import Probe
-from raygeo.geometry.representation.cka import CKA, CKASettings, align, hsic1
+from raygeo.geometry.representation import cka
+from raygeo.geometry.representation.cka import CKA, Alignment, CKASettings, hsic1
 from raygeo.geometry.representation.features import PLAIN, TREATMENTS, gram, minibatches
 from raygeo.students.delta import save_full_delta
 from raygeo.students.run import Run
@@ -18,6 +19,12 @@ from raygeo.tables import to_arrow
 
 def gaussian(n: int, d: int, seed: int) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def align(k: torch.Tensor, m: torch.Tensor, batches: list[torch.Tensor]) -> Alignment:
+    """One layer alone."""
+    [found] = cka.align(k[None], m[None], batches)
+    return found
 
 
 def whole(n: int) -> list[torch.Tensor]:

@@ -23,8 +23,9 @@ def test_all_layers_are_aligned_with_the_base_and_the_reference(student, probe_f
     assert sum(to_arrow("layer_cka", found).num_rows for found in rows.values()) == 4 * 9
     first, second = (state.kernels(run).treated("rms_normed") for run in (runs[2], runs[1]))
     for row in rows["r2", "r1"]:
-        expected = align(first[row["layer_a"]], second[row["layer_b"]], state.batches)
-        assert (row["cka"], row["low"], row["high"]) == (expected.cka, expected.low, expected.high)
+        [expected] = align(first[[row["layer_a"]]], second[[row["layer_b"]]], state.batches)
+        found = [row["cka"], row["low"], row["high"]]
+        assert found == pytest.approx([expected.cka, expected.low, expected.high], abs=1e-12)
     own = {(row["layer_a"], row["layer_b"]): row["cka"] for row in rows["base", "base"]}
     assert all(own[layer, layer] == pytest.approx(1, abs=1e-12) for layer in range(3))
     assert own[0, 2] == pytest.approx(own[2, 0], abs=1e-12)
