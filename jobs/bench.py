@@ -1,4 +1,4 @@
-"""How fast raygeo is beside its peers: ``python jobs/bench.py training`` races them on this machine."""
+"""How fast raygeo is beside its peers: ``python jobs/bench.py training`` and ``geometry`` race them on this machine."""
 
 import json
 import os
@@ -56,6 +56,35 @@ def training(
         console.print(fixed.table(found["fixed_cost"]))
     if out is not None:
         out.write_text(json.dumps(found, indent=1))
+
+
+@app.command()
+def geometry(
+    case: Annotated[list[str] | None, typer.Option(help="products, spectrum, deltas, cka or scaling; all")] = None,
+    rounds: Annotated[int, typer.Option(help="turns of each competitor; one of warm-up is not counted")] = 3,
+    threads: Annotated[int, typer.Option(help="threads of every competitor")] = 1,
+    peers: Annotated[Path | None, typer.Option(help="folder with PyHessian or curvlinops, if they are there alone")] = None,
+    tiny: Annotated[bool, typer.Option(help="shrink every case to seconds: shows that it runs, measures nothing")] = False,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all figures")] = None,
+) -> None:
+    """Products, spectra and deltas against peers and plain code, and the fan-out on few and on many actors."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+    from benchmarks.geometry import comparisons
+    from benchmarks.machine import describe
+
+    torch.set_num_threads(threads)
+    known = comparisons(threads, None if peers is None else str(peers), tiny)
+    if unknown := set(case or ()) - known.keys():
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}; known are {', '.join(known)}", param_hint="--case")
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    found: dict[str, Any] = {"machine": describe(threads)}
+    console.print(found["machine"])
+    for name in case or known:
+        found[name] = known[name].measure(rounds)
+        console.print(known[name].show(found[name]))
+        if out is not None:
+            out.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

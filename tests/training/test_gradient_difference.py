@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from curvature_cases import make_probe
-from equivalence import _PRELOADED
 from student_cases import TINY
 from torch.multiprocessing import start_processes
 from transformers.utils.logging import disable_progress_bar
@@ -22,12 +21,16 @@ from raygeo.students.architecture import build_model
 from raygeo.students.loading import load_student
 from raygeo.students.word_problems import word_tokenizer
 from raygeo.training.engine import import_deepspeed, rank, world
-from raygeo.training.gradient_difference import GradientDifference, build_gradient_engine, top_eigenvalues
+from raygeo.training.gradient_difference import SCALES, GradientDifference, build_gradient_engine, top_eigenvalues
 
 PROBE = make_probe([(2, 1), (3, 9), (1, 2), (2, 12), (4, 5)], 60, seed=2)  # three batches of at most two
 SHAPE = TINY.model_copy(update={"layers": 1, "hidden": 16, "intermediate": 32})
 SOME = ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"]
 K = 1
+PRELOADED = [
+    "raygeo.training.gradient_difference", "deepspeed", "transformers.models.qwen3.modeling_qwen3",
+    "transformers.integrations.deepspeed",
+]  # fmt: skip
 
 
 def gathered(operator, vector):
@@ -53,13 +56,13 @@ def work(rank_, ranks, folder):
     operator = GradientDifference(engine, PROBE.batches(0, 2))
     before = [p.ds_tensor.clone() for p in operator.parameters.values()]
     found = {"gradient": gathered(operator, operator.gradient())}
-    for name, subset in (("all", None), ("some", SOME)):
+    for name, subset, scales in (("all", None, SCALES[:3]), ("some", SOME, SCALES)):
         part = GradientDifference(engine, PROBE.batches(0, 2), subset)
         vector = part.rademacher(5)
-        scan = part.scan(vector)
+        scan = part.scan(vector, scales)
         found[name] = gathered(part, vector), gathered(part, scan.product), scan.scale, scan.error, scan.distances
         assert vector.numel() <= part.n / ranks + len(part.parameters)
-    found["top"] = top_eigenvalues(part, K, max_steps=15, tolerance=1e-3)
+    found["top"] = top_eigenvalues(part, K, max_steps=12, tolerance=1e-2)
     assert all(torch.equal(p.ds_tensor, kept) for p, kept in zip(operator.parameters.values(), before, strict=True))
     assert torch.equal(gathered(operator, operator.gradient()), found["gradient"])
     with pytest.raises(StudentError, match="fits no parameter"):
@@ -75,7 +78,7 @@ def found(tmp_path_factory):
     tokenizer = word_tokenizer()
     for part in (build_model(SHAPE, tokenizer, 0), tokenizer):
         part.save_pretrained(folder / "student")
-    multiprocessing.set_forkserver_preload(_PRELOADED)
+    multiprocessing.set_forkserver_preload(PRELOADED)
     for ranks in (1, 2):
         start_processes(work, (ranks, str(folder)), nprocs=ranks, start_method="forkserver")
     return {ranks: torch.load(folder / f"found-{ranks}.pt", weights_only=False) for ranks in (1, 2)}, folder / "student"
@@ -103,7 +106,6 @@ def test_products_are_those_of_second_derivatives(found, exact, ranks, space):
     vector, product, scale, error, distances = found[0][ranks][space]
     expected = exact(None if space == "all" else SOME).matmat(vector.double()[:, None])[:, 0]
     actual = distance(product, expected)
-    print("SCAN", ranks, space, actual, scale, error, distances)
     assert actual < 2e-3
     assert actual < error < 2e-2
 
@@ -118,7 +120,6 @@ def test_top_eigenvalues_are_those_of_the_whole_student(found, exact, ranks):
     matrix = exact(SOME)
     expected = np.linalg.eigvalsh(matrix.matmat(torch.eye(matrix.n, dtype=torch.float64)).numpy())[::-1][:K]
     values, residuals = found[0][ranks]["top"]
-    print("TOP", values, expected, residuals)
     assert values == pytest.approx(expected, rel=1e-3)
     assert (abs(values - expected) <= residuals).all()
     assert (residuals <= 1e-2 * values).all()
