@@ -131,7 +131,6 @@ def plan_comparison(
         "base": base,
         "models": [{"name": name, "model": model} for name, model in zip(called, models, strict=True)],
         "reference_run": reference,
-        "geometry": dict.fromkeys(LEARNED if solutions is not None else (*LEARNED, *MEASURED)),
     }
     if store is not None:
         raw["store"] = store
@@ -139,8 +138,8 @@ def plan_comparison(
         raw["solutions"] = {"path": solutions}
     for override in overrides:
         apply_override(raw, override)
-    if solutions is None:
-        raw["geometry"] = dict.fromkeys(MEASURED) | raw.get("geometry", {})
+    off = LEARNED if solutions is not None else (*LEARNED, *MEASURED)
+    raw["geometry"] = dict.fromkeys(off) | raw.get("geometry", {})
     return parse_settings(Comparison, raw, "raygeo compare")
 
 
