@@ -63,8 +63,12 @@ def geometry(
     case: Annotated[list[str] | None, typer.Option(help="products, spectrum, deltas, cka or scaling; all")] = None,
     rounds: Annotated[int, typer.Option(help="turns of each competitor; one of warm-up is not counted")] = 3,
     threads: Annotated[int, typer.Option(help="threads of every competitor")] = 1,
-    peers: Annotated[Path | None, typer.Option(help="folder with PyHessian or curvlinops, if they are there alone")] = None,
-    tiny: Annotated[bool, typer.Option(help="shrink every case to seconds: shows that it runs, measures nothing")] = False,
+    peers: Annotated[
+        Path | None, typer.Option(help="folder with PyHessian or curvlinops, if they are there alone")
+    ] = None,
+    tiny: Annotated[
+        bool, typer.Option(help="shrink every case to seconds: shows that it runs, measures nothing")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file for all figures")] = None,
 ) -> None:
     """Products, spectra and deltas against peers and plain code, and the fan-out on few and on many actors."""

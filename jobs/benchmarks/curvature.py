@@ -20,8 +20,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.race import Competitor, Result, Turnstile, race
-from raygeo.geometry.curvature.lanczos import extreme_eigenvalues, lanczos_quadrature, rademacher
+from raygeo.geometry.curvature.draws import rademacher
+from raygeo.geometry.curvature.lanczos import extreme_eigenvalues
 from raygeo.geometry.curvature.operators import Hessian
+from raygeo.geometry.curvature.quadrature import gauss_quadrature
 from raygeo.geometry.probes import Probe
 from raygeo.students.architecture import Architecture, build_model
 from raygeo.students.encoding import Batch, Sequence
@@ -214,8 +216,8 @@ def our_spectrum(bench: Bench) -> Analysis:
     generator = torch.Generator().manual_seed(0)
     start, probes = (rademacher(operator.n, k, generator) for k in (1, case.probes))
     found = extreme_eigenvalues(operator.matmat, start, case.top_k, max_steps=case.lanczos_steps, tolerance=1e-3)
-    spectrum = lanczos_quadrature(operator.matmat, probes, case.probe_steps, found)
-    return found.values, list(zip(spectrum.nodes, spectrum.weights, strict=True))
+    nodes, weights = gauss_quadrature(operator.matmat, probes, case.probe_steps)
+    return found.top, [(nodes, row) for row in weights]
 
 
 def eigenthings_spectrum(bench: Bench) -> Analysis:
@@ -324,7 +326,17 @@ def _row(case: Case, result: Result, first: Result, gradient: Result | None) -> 
 def table(rows: list[dict[str, Any]]) -> Table:
     """The rows as a table for people."""
     shown = Table(title="curvature: seconds for a product in a block, or for a spectrum; times raygeo's")
-    for name in ("case", "competitor", "CPU s", "CPU: times raygeo", "wall: times raygeo", "gradients", "error", "density", "MB"):
+    for name in (
+        "case",
+        "competitor",
+        "CPU s",
+        "CPU: times raygeo",
+        "wall: times raygeo",
+        "gradients",
+        "error",
+        "density",
+        "MB",
+    ):
         shown.add_column(name, justify="left" if name in ("case", "competitor") else "right")
     for row in rows:
         wall, cpu = row["seconds"], row["cpu_seconds"]

@@ -12,7 +12,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from raygeo.geometry.representation.cka import align, gram
+from raygeo.geometry.representation.cka import align
+from raygeo.geometry.representation.features import gram
 from raygeo.geometry.weights import linalg
 from raygeo.geometry.weights.subspaces import leading_subspaces, principal_angles
 from raygeo.students.delta import LowRank
@@ -91,7 +92,9 @@ def compare_deltas(case: Deltas, rounds: int) -> dict[str, Any]:
     return {
         "what": f"deltas, {len(modules)} modules, r {case.rank}, {case.runs} runs",
         "dense": f"timed on one module of {case.dense_shape[0]} x {case.dense_shape[1]}, charged {len(modules)} times",
-        "error": {name: float(np.abs(found[name] - expected[name]).max() / np.abs(expected[name]).max()) for name in found},
+        "error": {
+            name: float(np.abs(found[name] - expected[name]).max() / np.abs(expected[name]).max()) for name in found
+        },
         **_ratios(turns, len(modules)),
     }
 
@@ -117,9 +120,8 @@ def compare_cka(case: Features, rounds: int) -> dict[str, Any]:
     halves = list(torch.arange(case.texts).chunk(4))
 
     def ours() -> list[float]:
-        kernels = [[gram(layer) for layer in run] for run in features]
-        pairs = combinations(kernels, 2)
-        return [align(k, m, halves).biased or 0.0 for a, b in pairs for k, m in zip(a, b, strict=True)]
+        kernels = [gram(run) for run in features]
+        return [found.biased or 0.0 for a, b in combinations(kernels, 2) for found in align(a, b, halves)]
 
     def plain() -> list[float]:
         return [linear_cka(x, y) for a, b in combinations(features, 2) for x, y in zip(a, b, strict=True)]

@@ -23,9 +23,11 @@ def comparisons(threads: int, peers: str | None, tiny: bool) -> dict[str, Compar
     products, spectrum = (replace(case, peers=peers) for case in (curvature.PRODUCTS, curvature.SPECTRUM))
     deltas, features, fanned = factored.QWEN3_4B, factored.Features(), scaling.Case()
     if tiny:
-        small = {"texts": 4, "batch_size": 2, "completions": (2, 12)}
+        small: dict[str, Any] = {"texts": 4, "batch_size": 2, "completions": (2, 12)}
         products = replace(products, architecture=curvature.SMALL, columns=2, **small)
-        spectrum = replace(spectrum, parameters=("model.norm.weight",), top_k=3, lanczos_steps=30, probe_steps=10, **small)
+        spectrum = replace(
+            spectrum, parameters=("model.norm.weight",), top_k=3, lanczos_steps=30, probe_steps=10, **small
+        )
         deltas = factored.Deltas({"k_proj": (48, 64)}, layers=2, runs=3, rank=4, angles=2, dense_shape=(48, 64))
         features = factored.Features(runs=3, layers=2, texts=16, width=24)
         settings = CurvatureSettings(max_steps=2, slq_probes=2, slq_steps=2)
