@@ -13,6 +13,7 @@ from raygeo.store import Store
 _STARTS_RAY = {"ray_session", "cluster"}
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Share tests out file by file; all files that start Ray go to one process, which starts it once."""
     with_ray = {item.path for item in items if _STARTS_RAY & set(getattr(item, "fixturenames", ()))}
