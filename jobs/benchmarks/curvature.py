@@ -35,6 +35,7 @@ PEERS = {
     "PyHessian": "pyhessian",
     "curvlinops": "curvlinops",
 }
+STANDARD = Architecture()
 SMALL = Architecture(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=64)
 
 
@@ -43,7 +44,7 @@ class Case:
     """A student with random weights and random texts of unlike length; ``parameters`` is the space, all if None."""
 
     name: str
-    architecture: Architecture = Architecture()
+    architecture: Architecture = STANDARD
     parameters: tuple[str, ...] | None = None
     texts: int = 16
     completions: tuple[int, int] = (4, 60)
@@ -180,9 +181,19 @@ def pyhessian(bench: Bench) -> Product:
     return product
 
 
+class WrittenOutSiLU(nn.Module):
+    """SiLU as forward-mode differentiation, which curvlinops uses, can take it: torch's own has no such derivative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X sigmoid(x)."""
+        return x * torch.sigmoid(x)
+
+
 def curvlinops_operator(bench: Bench) -> Any:
     from curvlinops import HessianLinearOperator
 
+    for layer in bench.model.model.layers:
+        layer.mlp.act_fn = WrittenOutSiLU()
     pairs = [(batch.input_ids, targets(batch)) for batch in bench.batches]
     model = Logits(bench.model)
     return HessianLinearOperator(model, nn.CrossEntropyLoss(), bench.values, pairs, check_deterministic=False)

@@ -1,4 +1,4 @@
-"""Geometry of deltas from LoRA factors against the same from dense matrices, and CKA against a plain implementation."""
+"""Geometry of deltas from LoRA factors against that of dense matrices, and CKA against a plain implementation."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ LAYERS = 36
 
 @dataclass(frozen=True)
 class Deltas:
-    """Runs with LoRA of ``rank`` on ``layers`` times ``shapes``; ``dense_shape`` is what dense matrices are timed on."""
+    """Runs with LoRA of ``rank`` on ``layers`` times ``shapes``; dense matrices are timed on ``dense_shape``."""
 
     shapes: dict[str, tuple[int, int]]
     layers: int = LAYERS

@@ -27,6 +27,7 @@ from raygeo.students.run import Run
 from raygeo.students.word_problems import word_tokenizer
 from raygeo.tables import BASE
 
+EFFORT = CurvatureSettings(max_steps=15, tolerance=1e-6, slq_probes=2, slq_steps=6)
 ACTORS = (1, 2)
 REPLAYED = (10, 100, 1000)
 
@@ -38,7 +39,7 @@ class Case:
     architecture: Architecture = SMALL
     runs: int = 7
     texts: int = 16
-    settings: CurvatureSettings = CurvatureSettings(max_steps=15, tolerance=1e-6, slq_probes=2, slq_steps=6)
+    settings: CurvatureSettings = EFFORT
     tasks_an_actor: int = 10
 
 
@@ -141,8 +142,8 @@ def table(found: dict[str, Any]) -> Table:
         title=f"{found['workload']}: {found['speedup']:.2f}x on two actors "
         f"[{found['speedup_least']:.2f}, {found['speedup_greatest']:.2f}], "
         f"busy {found['busy'][1]:.0%} and {found['busy'][2]:.0%}; load {found['load']:.1f} on {found['cores']} cores",
-        caption=f"replayed with {1e3 * found['call_seconds']:.1f} ms a call, {1e3 * found['keep_seconds']:.1f} ms a task "
-        "to keep its rows",
+        caption=f"replayed with {1e3 * found['call_seconds']:.1f} ms a call, {1e3 * found['keep_seconds']:.1f} ms "
+        "a task to keep its rows",
     )  # fmt: skip
     for row in found["replay"]:
         shown.add_row(

@@ -60,7 +60,7 @@ def work(rank_, ranks, folder):
         part = GradientDifference(engine, PROBE.batches(0, 2), subset)
         vector = part.rademacher(5)
         scan = part.scan(vector, scales)
-        found[name] = gathered(part, vector), gathered(part, scan.product), scan.scale, scan.error, scan.distances
+        found[name] = gathered(part, vector), gathered(part, scan.product), scan.error
         assert vector.numel() <= part.n / ranks + len(part.parameters)
     found["top"] = top_eigenvalues(part, K, max_steps=12, tolerance=1e-2)
     assert all(torch.equal(p.ds_tensor, kept) for p, kept in zip(operator.parameters.values(), before, strict=True))
@@ -103,7 +103,7 @@ def test_gradient_is_that_of_the_whole_token_mean(found, exact, ranks):
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("space", ["all", "some"])
 def test_products_are_those_of_second_derivatives(found, exact, ranks, space):
-    vector, product, scale, error, distances = found[0][ranks][space]
+    vector, product, error = found[0][ranks][space]
     expected = exact(None if space == "all" else SOME).matmat(vector.double()[:, None])[:, 0]
     actual = distance(product, expected)
     assert actual < 2e-3

@@ -10,7 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen3ForCausalLM
 
 from raygeo.errors import StudentError, WorkloadError
-from raygeo.geometry.curvature.lanczos import extreme_eigenvalues, rademacher
+from raygeo.geometry.curvature.draws import rademacher
+from raygeo.geometry.curvature.lanczos import extreme_eigenvalues
 from raygeo.geometry.curvature.operators import GGN, Hessian
 from raygeo.students.likelihood import token_logprobs
 
