@@ -11,7 +11,7 @@ from raygeo.geometry.curvature.trace import mean_and_error
 
 
 def gauss_quadrature(matmat: MatMat, probes: Tensor, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes [m] and weights [p, m], fp64, with f(A) = sum of weights times f(nodes) in the mean along each probe.
+    """Nodes [m] and weights [p, m], fp64, of a quadrature of the spectrum of A for each probe.
 
     For the columns z of ``probes`` [n, p], weights @ f(nodes) approximates z' f(A) z / z' z, exactly where f is a
     polynomial of degree below 2 ``steps``; the weights of a probe sum to 1. Nodes are Ritz values, weights the squared

@@ -123,9 +123,9 @@ class Curvature(Workload):
     The density's random vectors are not deflated by the top eigenvectors, which would make its tasks wait for them.
 
     In the span of all deltas the whole matrix is taken at every run: its eigenvalues and trace; along each delta d,
-    ``directional`` d'Hd / d'd, named after d's run; and in table ``expansions`` the loss of every path that the run or
-    the base is an end of, to second order about the run (``at``). Tasks of their own measure the loss of each path
-    (``at`` is null).
+    ``directional`` d'Hd / d'd, named after d's run; and in table ``expansions`` the loss to second order about the run
+    (``at``) of every path that it is an end of, and about the base of all paths. Tasks of their own measure the loss of
+    each path (``at`` is null).
 
     Products of an interrupted task are read from its journal, if there are ``journals``.
 

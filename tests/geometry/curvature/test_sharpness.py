@@ -161,9 +161,18 @@ def test_keys_hold_settings_probe_and_space(case):
         assert not set(keys(SETTINGS.model_copy(update=change))) & set(keys())
 
 
-def test_a_neighbour_that_diverges_is_null_and_not_a_number(case):
-    student, probe, runs, _ = case
-    workload = Sharpness(SETTINGS.model_copy(update={"radii": (1e38,), "space": "all"}), runs[:2], student, probe)
-    rows = workload.compute(workload.setup(), runs[1])["sharpness"]
-    assert [row["value"] for row in rows][:2] == [None, None]
-    assert rows[2]["value"] is not None
+class Cliff(Quadratic):
+    """A loss that is not a number further than 1 away."""
+
+    tokens = 1
+
+    def loss(self, offset):
+        return super().loss(offset) if float(offset.norm()) <= 1 else math.nan
+
+
+def test_a_neighbour_that_diverges_is_null_and_not_a_number():
+    settings = SharpnessSettings(radii=(0.5, 2.0), adaptive_radii=(), sigmas=(10.0,), relative_sigmas=())
+    rows = list(Sharpness(settings, [], "", "")._measure(Cliff(HESSIAN, G, W)))
+    assert [row["value"] is None for row in rows] == [False, False, True, True, True]
+    assert rows[-1]["error"] is None
+    to_arrow("sharpness", rows)

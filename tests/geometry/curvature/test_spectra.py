@@ -14,12 +14,14 @@ from tokenizers.models import WordLevel
 from torch.func import functional_call
 from transformers import PreTrainedTokenizerFast
 
+from raygeo.cluster.fanout import in_process
 from raygeo.errors import StudentError
 from raygeo.geometry.curvature.operators import GGN, Hessian
 from raygeo.geometry.curvature.spaces import SPAN, spaces_of_weights
 from raygeo.geometry.curvature.spectra import Curvature, CurvatureSettings
 from raygeo.geometry.probes import Probe, nll
 from raygeo.journal import StoreJournal
+from raygeo.stages.context import Context
 from raygeo.store import Store
 from raygeo.students.delta import save_full_delta
 from raygeo.students.loading import load_student
@@ -335,3 +337,21 @@ def test_a_task_that_was_killed_goes_on_from_its_last_product(student, probe, ru
             assert workload.compute(state, task.payload) == whole
         workload.settle(task)
     assert not list((tmp_path / "journals").iterdir())
+
+
+def test_publishing_assembles_densities_once_and_leaves_no_journal(student, probe, runs, tmp_path):
+    store = Store(tmp_path)
+    settings = CurvatureSettings(max_steps=4, top_k=1, slq_probes=2, slq_steps=2, trace_probes=2, path_points=3)
+    workload = Curvature(settings, runs[:2], student, probe, partial(StoreJournal, store))
+    context = Context(study=None, store=store, pool=lambda work, todo, keep: in_process(work, todo, keep))
+    context.publish(workload)
+    first = store.table("curvature")
+    assert (context.made, context.reused) == (2 * 3 + 2 + 1, 0)
+    assert first.to_pandas().groupby(["run", "quantity"]).size()["r0", "density"] == 256
+    assert store.table("expansions").num_rows == 3 * (1 + 2)
+    assert not list((tmp_path / "journals").iterdir())
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "units").rglob("*.parquet")}
+    context.publish(workload)
+    assert (context.made, context.reused) == (9, 9)
+    assert store.table("curvature").equals(first)
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "units").rglob("*.parquet")}
