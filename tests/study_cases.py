@@ -51,7 +51,6 @@ def tiny_study(**changes: Any) -> dict[str, Any]:
                 "max_steps": 6,
                 "slq_probes": 2,
                 "slq_steps": 4,
-                "trace_sketch": 1,
                 "trace_probes": 2,
             },
             "sharpness": {"radii": [0.05], "sigmas": [0.01], "relative_sigmas": [], "draws": 2, "ascent_steps": 2},

@@ -120,7 +120,10 @@ class Curvature(Workload):
       quadrature, ``index`` being the random vector. ``conclude`` makes "density" of them, ``error`` being the standard
       error between random vectors.
 
-    The density's random vectors are not deflated by the top eigenvectors, which would make its tasks wait for them.
+    On the Hessian of a student of 0.15 M weights (505 tokens, trace 690) one random vector has a standard deviation of
+    208 without a basis, 120 outside the 5 top eigenvectors, 122 outside a random sketch of 8 (16 further products) and
+    85 outside the Krylov basis of 25 steps, which is why the trace is taken there. The density's random vectors are not
+    deflated, so that its tasks wait for no eigenvectors.
 
     In the span of all deltas the whole matrix is taken at every run: its eigenvalues and trace; along each delta d,
     ``directional`` d'Hd / d'd, named after d's run; and in table ``expansions`` the loss to second order about the run
