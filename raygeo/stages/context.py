@@ -40,7 +40,8 @@ class Workbench:
         last = workload.conclude({table: self.store.publish(table, keys) for table in workload.tables})
         if last:
             key = content_key(workload.name, "conclusion", last)
-            self.store.write_unit(key, {table: last.get(table, []) for table in workload.tables})
+            if key not in self.store.finished(workload.tables):
+                self.store.write_unit(key, {table: last.get(table, []) for table in workload.tables})
             for table in last:
                 self.store.publish(table, [*keys, key])
 
