@@ -1,5 +1,4 @@
 import json
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 from delta_cases import Q, gaussian, tiny_model
@@ -46,8 +45,11 @@ def test_yardsticks_know_how_runs_were_trained_and_which_one_others_are_compared
     store.write_unit("k", {"runs": rows})
     store.publish("runs", ["k"])
     study = parse_study({"name": "s", "rollouts": {"sample": {}}, "runs": [{"loss": {"type": "sft"}}]})
-    context = Context(study, store, in_process)
-    material = geometry.Material(context, SimpleNamespace(folder=tmp_path / "base"), None, runs)
+    context = Context(store, in_process, study=study)
+    material = geometry.Material(
+        geometry=study.geometry, store=store, base=tmp_path / "base", runs=runs, reference="sft-s0", steps={},
+        make_probes=dict, problems=[], grading="exact", training=geometry.Training({}, "", ""),
+    )  # fmt: skip
     context.publish(geometry.ANALYSES["yardsticks"](study.geometry.yardsticks, material))
     (row,) = store.table("yardsticks").to_pylist()
     assert (row["same_loss"], row["same_settings"], row["seeds"]) == (True, True, "order")
