@@ -67,7 +67,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
                         if outcome.rows is None:
                             raise RuntimeError(outcome.error)
                         began = time.perf_counter()
-                        store.write_unit(outcome.key, {"curvature": outcome.rows["curvature"]})
+                        store.write_unit(outcome.key, {t: outcome.rows.get(t, []) for t in workload.tables})
                         kept.append(time.perf_counter() - began)
                         seconds[outcome.key] = outcome.seconds
 
