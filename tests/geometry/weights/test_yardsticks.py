@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from delta_cases import Q, V, gaussian, low_rank, save_lora, tiny_model
+from delta_cases import Q, V, all_rows, gaussian, low_rank, save_lora, tiny_model
 
 from raygeo.errors import DeltaError
 from raygeo.geometry.weights.conditions import Condition
@@ -180,13 +180,8 @@ def rows(study, base):
 
 def test_pairs_equal_dense_fp64(study, base, rows):
     runs, conditions, vectors = study
-    similarity = Similarity(SimilaritySettings(), runs, base)
-    (task,) = similarity.tasks()
-    known = {
-        (r["run_a"], r["run_b"]): r
-        for r in similarity.compute(similarity.setup(), task.payload)["similarity"]
-        if r["scope"] == "global"
-    }
+    similar = all_rows(Similarity(SimilaritySettings(), runs, base))["similarity"]
+    known = {(r["run_a"], r["run_b"]): r for r in similar if r["scope"] == "global"}
     sft = [name for name in vectors if not name.startswith("dpo")]
     dpo = [name for name in vectors if name.startswith("dpo")]
     units = {name: x / np.linalg.norm(x) for name, x in vectors.items()}
