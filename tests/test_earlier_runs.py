@@ -55,7 +55,7 @@ def study(earlier, run, store="later"):
 
 
 def provide(tmp_path, earlier, run):
-    return provide_student(Context(study(earlier, run), Store(tmp_path / "later"), pool=None))
+    return provide_student(Context(Store(tmp_path / "later"), pool=None, study=study(earlier, run)))
 
 
 def test_the_student_is_what_the_run_left(tmp_path, earlier):

@@ -74,7 +74,8 @@ def test_scaling_runs_every_task_and_replays_them(ray_session):
     settings = CurvatureSettings(max_steps=1, slq_probes=2, slq_steps=1, density_points=4)
     case = scaling.Case(runs=1, texts=2, settings=settings, tasks_an_actor=3)
     found = scaling.measure(case, rounds=0)
-    assert len(found["tasks"]) == 4  # a spectrum and directions of the base and of the run
+    # Of the base and of the run: extremes, two densities, the span of the delta; and the path between them.
+    assert len(found["tasks"]) == 9
     assert all(seconds > 0 for _, seconds in found["tasks"])
     assert [row["actors"] for row in found["replay"]] == [10, 100, 1000]
     for row in found["replay"]:
