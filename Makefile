@@ -17,7 +17,7 @@ quickstart: $(VENV)/.ready  ## set up and run the quick-start study: six losses 
 	$(BIN)/raygeo run jobs/studies/quickstart.yaml
 
 test: $(VENV)/.ready  ## set up and run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest
 
 check: $(VENV)/.ready  ## lint, types, layers
 	$(BIN)/ruff check .

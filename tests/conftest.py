@@ -10,16 +10,6 @@ import pytest
 
 from raygeo.store import Store
 
-_STARTS_RAY = {"ray_session", "cluster"}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Share tests out file by file; all files that start Ray go to one process, which starts it once."""
-    with_ray = {item.path for item in items if _STARTS_RAY & set(getattr(item, "fixturenames", ()))}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else str(item.path)))
-
 
 @pytest.fixture(scope="session")
 def ray_session():
