@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ from raygeo.training.sweep import run_sweep
 VOCABULARY = 300_000
 """Embeddings of the student that is to run out of memory: so many that the gradient of their matrix does not fit."""
 SHAPE = Architecture(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=64, context=128)
-STEPS, EVERY = 150, 10
+STEPS, EVERY, CPUS = 100, 10, 2
 PAD = int(word_tokenizer().pad_token_id)
 
 
@@ -59,14 +60,31 @@ class Case:
 
 
 @dataclass
-class Witness(tune.Callback):
-    """Sees every report of a sweep, strikes once, and remembers what happened."""
+class Seen:
+    """What was seen of one run: the steps it reported, what it said, the step at which it was struck, and its end.
 
-    strike: Callable[[int], bool] | None = None
+    ``seconds`` are those from its first report to its end.
+    """
+
     steps: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     struck: int | None = None
     end: dict[str, Any] = field(default_factory=dict)
+    began: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def redone(self) -> int:
+        """Steps reported more than once."""
+        return len(self.steps) - len(set(self.steps))
+
+
+class Witness(tune.Callback):
+    """Sees every report of a sweep, and strikes its run ``victim`` once."""
+
+    def __init__(self, victim: str = "", strike: Callable[[int], bool] | None = None):
+        self.victim, self.strike = victim, strike
+        self.seen: defaultdict[str, Seen] = defaultdict(Seen)
 
     def __reduce__(self) -> Any:
         return (tune.Callback, ())
@@ -74,19 +92,18 @@ class Witness(tune.Callback):
     def on_trial_result(  # noqa: D102
         self, iteration: int, trials: list[Any], trial: Any, result: dict, **info: Any
     ) -> None:
+        name = trial.config["choice"]["run"]
+        seen = self.seen[name]
         if "curves" in result:
-            self.steps.append(result["step"])
-            if self.strike is not None and self.struck is None and self.strike(result["step"]):
-                self.struck = result["step"]
+            seen.began = seen.began or time.perf_counter()
+            seen.steps.append(result["step"])
+            if self.strike is not None and name == self.victim and seen.struck is None and self.strike(result["step"]):
+                seen.struck = result["step"]
         if "text" in result:
-            self.notes.append(result["text"].splitlines()[0])
+            seen.notes.append(result["text"].splitlines()[0])
         if "status" in result:
-            self.end = {"status": result["status"], "reason": result["reason"], "step": result["step"]}
-
-    @property
-    def redone(self) -> int:
-        """Steps reported more than once."""
-        return len(self.steps) - len(set(self.steps))
+            seen.end = {"status": result["status"], "reason": result["reason"], "step": result["step"]}
+            seen.seconds = time.perf_counter() - seen.began
 
 
 def worker_processes() -> list[psutil.Process]:
@@ -132,9 +149,9 @@ CASES = {
         kill_at(25, 0),
     ),
     "memory": Case(
-        "no memory for a micro-batch of 8 from step 15 on",
-        {"micro_batch": 8, "steps": 40},
-        starve_at(15, 8 * 2**20),
+        "no memory for a micro-batch of 8 from step 10 on",
+        {"micro_batch": 8, "steps": 24},
+        starve_at(10, 8 * 2**20),
         VOCABULARY,
     ),
 }
@@ -171,22 +188,32 @@ def make_store(root: Path, vocabulary: int | None = None) -> tuple[Store, RunInp
     return store, RunInputs("rollouts", str(student), "student", str(tokens), PAD)
 
 
-def specification(settings: dict[str, Any]) -> RunSpec:
-    """The run that is broken."""
+def specification(name: str, settings: dict[str, Any]) -> RunSpec:
+    """A run that takes the whole machine, so that runs come one after the other."""
     base = {"steps": STEPS, "batch_size": 8, "micro_batch": 4, "lr": 2e-3, "log_every": 1, "snapshots": 0}
-    base |= {"checkpoint_every": EVERY, "weight_decay": 0.01, "clip": 0.5}
-    return RunSpec(name="run", loss=SFT(), training=TrainingSettings(**(base | settings)))
+    base |= {
+        "checkpoint_every": EVERY,
+        "weight_decay": 0.01,
+        "clip": 0.5,
+        "cpus": max(1, CPUS // settings.get("workers", 1)),
+    }
+    return RunSpec(name=name, loss=SFT(), training=TrainingSettings(**(base | settings)))
 
 
 def train(
-    store: Store, inputs: RunInputs, settings: dict[str, Any], strike: Callable[[int], bool] | None = None
-) -> Witness:
-    """Train the run and return what was seen of it."""
-    witness = Witness(strike)
-    failures = run_sweep({"run": specification(settings)}, inputs, store, "faults", [witness])
-    if failures:
-        witness.end = {"status": "failed", "reason": failures["run"].strip().splitlines()[-1], "step": 0}
-    return witness
+    store: Store,
+    inputs: RunInputs,
+    settings: dict[str, Any],
+    names: tuple[str, ...] = ("run",),
+    strike: Callable[[int], bool] | None = None,
+) -> dict[str, Seen]:
+    """Train the same run under every name, one after the other, strike the last, and return what was seen of each."""
+    witness = Witness(names[-1], strike)
+    specs = {name: specification(name, settings) for name in names}
+    failures = run_sweep(specs, inputs, store, "faults", [witness])
+    for name, error in failures.items():
+        witness.seen[name].end = {"status": "failed", "reason": error.strip().splitlines()[-1], "step": 0}
+    return witness.seen
 
 
 def weights(folder: str) -> dict[str, torch.Tensor]:
@@ -217,17 +244,22 @@ class Result:
 
 
 def break_run(name: str, root: Path) -> Result:
-    """Train the run of a case undisturbed, then disturbed."""
+    """Train the run of a case undisturbed, then once more on the same workers, and strike it."""
     case = CASES[name]
-    seconds, found, seen = [], [], Witness()
-    for place, strike in (("undisturbed", None), ("disturbed", case.strike)):
-        store, inputs = make_store(root / place, case.vocabulary)
-        started = time.perf_counter()
-        seen = train(store, inputs, case.settings, strike)
-        seconds.append(time.perf_counter() - started)
-        found.append(weights(store.path("deltas", "run")))
-    gap = difference(*found)
-    return Result(case.fault, seen.struck, seen.redone, seen.end["status"], gap, seconds[1] - seconds[0], seen.notes)
+    store, inputs = make_store(root, case.vocabulary)
+    seen = train(store, inputs, case.settings, ("undisturbed", "disturbed"), case.strike)
+    whole, broken = seen["undisturbed"], seen["disturbed"]
+    expected, found = (weights(store.path("deltas", name)) for name in ("undisturbed", "disturbed"))
+    gap = difference(expected, found)
+    return Result(
+        case.fault,
+        broken.struck,
+        broken.redone,
+        broken.end["status"],
+        gap,
+        broken.seconds - whole.seconds,
+        broken.notes,
+    )
 
 
 def break_driver(root: Path) -> Result:
@@ -247,7 +279,7 @@ def break_driver(root: Path) -> Result:
         process.kill()
     psutil.wait_procs(family)
     started = time.perf_counter()
-    seen = train(store, inputs, {})
+    seen = train(store, inputs, {})["run"]
     gap = difference(expected, weights(store.path("deltas", "run")))
     fault = f"the driver killed, the run started again (it went on at step {min(seen.steps)})"
     return Result(fault, None, None, seen.end["status"], gap, time.perf_counter() - started, seen.notes)
@@ -257,7 +289,7 @@ def diverge(root: Path) -> Result:
     """Train at a learning rate that no run survives."""
     store, inputs = make_store(root)
     started = time.perf_counter()
-    seen = train(store, inputs, {"lr": 1e30})
+    seen = train(store, inputs, {"lr": 1e30})["run"]
     fault = f"a learning rate of 1e30: {seen.end['reason']}"
     return Result(fault, None, None, seen.end["status"], None, time.perf_counter() - started, seen.notes)
 
@@ -278,10 +310,10 @@ def main() -> None:
     if sys.argv[1:2] == ["--train"]:
         root = Path(sys.argv[2])
         inputs = RunInputs("rollouts", str(root / "student"), "student", str(root / "tokens"), PAD)
-        connect(cpus=2)
+        connect(cpus=CPUS)
         train(Store(root / "store"), inputs, {})
         return
-    connect(cpus=2)
+    connect(cpus=CPUS)
     table = Table("fault", "at step", "steps redone", "ended", "weights", "seconds more", title="Faults in training")
     with tempfile.TemporaryDirectory() as folder:
         results = [break_run(name, Path(folder) / name) for name in CASES]

@@ -292,6 +292,7 @@ def _material(bench: Workbench, comparison: Comparison, models: _Models) -> Mate
         make_probes=lambda: _probes(bench.store, comparison, models),
         problems=[],
         grading="exact",
+        actors=comparison.actors,
     )
 
 

@@ -49,6 +49,14 @@ class Workload(ABC):
     def compute(self, state: Any, payload: Any) -> dict[str, Rows]:
         """Compute one task: rows for each table in ``tables``. Leaves ``state`` as it found it."""
 
+    def widen(self, processes: int) -> bool:
+        """Hear that so many processes fit for every task, and say whether ``compute`` will use them; it does not here.
+
+        Called before the tasks run, with a number that depends on the cluster and on all tasks, done or not, so that a
+        workload that is taken up again divides its tasks as before.
+        """
+        return False
+
     def settle(self, task: Task) -> None:
         """Drop what ``compute`` kept to go on from after an interruption; called once the rows are stored."""
         return None

@@ -28,7 +28,7 @@ def comparisons(threads: int, peers: str | None, tiny: bool) -> dict[str, Compar
         spectrum = replace(
             spectrum, parameters=("model.norm.weight",), top_k=3, lanczos_steps=30, probe_steps=10, **small
         )
-        deltas = factored.Deltas({"k_proj": (48, 64)}, layers=2, runs=3, rank=4, angles=2, dense_shape=(48, 64))
+        deltas = factored.Deltas({"k_proj": (48, 64), "o_proj": (64, 80)}, layers=2, runs=3, rank=4, angles=2)
         features = factored.Features(runs=3, layers=2, texts=16, width=24)
         settings = CurvatureSettings(max_steps=2, slq_probes=2, slq_steps=2)
         fanned = scaling.Case(runs=2, texts=2, settings=settings, tasks_an_actor=5)

@@ -72,9 +72,9 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
                         seconds[outcome.key] = outcome.seconds
 
                 with ActorPool(ActorSettings(max_actors=count)) as pool:
-                    pool(workload, tasks[-count:], lambda outcomes: None)  # starts actors and sets them up
+                    pool(workload, tasks[-count:], lambda outcomes: None, len(tasks))  # starts actors and sets them up
                     began = time.perf_counter()
-                    pool(workload, tasks, keep)
+                    pool(workload, tasks, keep, len(tasks))
                     wall = time.perf_counter() - began
                 turn[count] = {"wall": wall, "busy": sum(seconds.values()) / (count * wall)}
                 if count == 1:

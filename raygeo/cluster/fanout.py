@@ -49,7 +49,8 @@ class FanoutResult:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-Executor = Callable[[Workload, list[Task], Callable[[list[Outcome]], None]], None]
+Executor = Callable[[Workload, list[Task], Callable[[list[Outcome]], None], int], None]
+"""Runs a workload's tasks that are to do, hands what they gave on, and knows how many tasks there are in all."""
 
 
 def compute(workload: Workload, state: Any, tasks: list[Task]) -> list[Outcome]:
@@ -67,7 +68,7 @@ def compute(workload: Workload, state: Any, tasks: list[Task]) -> list[Outcome]:
     return outcomes
 
 
-def in_process(workload: Workload, todo: list[Task], keep: Callable[[list[Outcome]], None]) -> None:
+def in_process(workload: Workload, todo: list[Task], keep: Callable[[list[Outcome]], None], total: int) -> None:
     """Run the tasks here, one after the other, without Ray."""
     state = workload.setup()
     for task in todo:
@@ -105,7 +106,7 @@ def run_workload(
                     result.made += 1
                 bar.advance(note=tasks_by_key[outcome.key].label)
 
-        execute(workload, todo, keep)
+        execute(workload, todo, keep, len(tasks))
     if result.failures:
         first = list(result.failures.items())[:5]
         named = "\n".join(f"- {tasks_by_key[key].label}: {error.strip()}" for key, error in first)
@@ -161,11 +162,20 @@ class ActorPool:
         actor: Any = _Actor
         return actor.options(num_cpus=self.settings.cpus, num_gpus=self.settings.gpus).remote(threads)
 
-    def __call__(self, workload: Workload, todo: list[Task], keep: Callable[[list[Outcome]], None]) -> None:
-        """Run the tasks over the pool's actors; see ``run_workload``."""
+    def __call__(self, workload: Workload, todo: list[Task], keep: Callable[[list[Outcome]], None], total: int) -> None:
+        """Run the tasks over the pool's actors; see ``run_workload``.
+
+        Where the cluster holds several processes for each of all ``total`` tasks, the workload is told, and actors
+        that have no task give their place to them.
+        """
         demand = {"CPU": self.settings.cpus, "GPU": self.settings.gpus}
         check_fits(f"an actor for {workload.name}", demand)
-        count = max(1, min(len(todo), count_fitting(demand), self.settings.max_actors or len(todo)))
+        most = count_fitting(demand)
+        most = min(most, self.settings.max_actors or most)
+        count = min(len(todo), most)
+        if most // total > 1 and workload.widen(most // total):
+            while len(self.idle) > count:
+                ray.kill(self.idle.pop())
         shared = ray.put(workload)
         schedule = Schedule(todo, count)
         losses: dict[str, int] = {}

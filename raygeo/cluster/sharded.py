@@ -1,6 +1,7 @@
-"""One operator whose terms live on several Ray actors: what is asked of it is asked of all of them, and summed."""
+"""One operator whose terms live in several processes: what is asked of it is asked of all of them, and summed."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Self
 
 import numpy as np
@@ -9,9 +10,10 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 from torch import Tensor
 
-from raygeo.cluster.preflight import check_fits
 from raygeo.cluster.settings import ActorSettings
 from raygeo.errors import RaygeoError, WorkloadError
+
+_EQUAL = ("n", "tokens", "name", "dtype")
 
 
 @ray.remote(max_restarts=0)
@@ -21,9 +23,10 @@ class _Term:
     def __init__(self, threads: int):
         torch.set_num_threads(threads)
 
-    def build(self, make: Callable[[], Any]) -> dict[str, Any]:
-        self.operator = make()
-        return {name: getattr(self.operator, name) for name in ("n", "tokens", "name", "dtype", "nll")}
+    def build(self, make: Callable[[], AbstractContextManager[Any]]) -> dict[str, Any]:
+        self.open = ExitStack()
+        self.operator = self.open.enter_context(make())
+        return {name: getattr(self.operator, name) for name in (*_EQUAL, "nll")}
 
     def call(self, method: str, *arrays: np.ndarray) -> np.ndarray:
         given = [torch.tensor(array, device=self.operator.device) for array in arrays]
@@ -31,38 +34,39 @@ class _Term:
 
 
 class ShardedOperator:
-    """The sum of operators that ``terms`` build, each on an actor of its own, used as one operator in this process.
+    """The sum of an operator in this process, ``own``, and of those that ``others`` make on an actor each.
 
-    A term has ``n``, ``tokens``, ``name``, ``dtype``, ``device``, ``nll``, ``matmat`` ([n, k] to [n, k]) and
-    ``gradient`` ([n]); ``nll``, ``matmat`` and ``gradient`` are summed in the order of the terms, so that the same
-    terms give the same bits, and the others are equal in all of them. Tensors are on the CPU here. A product sends its
-    vectors to each node once and one result back from each actor. Use as a context, which ends the actors.
+    An operator has ``n``, ``tokens``, ``name``, ``dtype``, ``device``, ``nll``, ``matmat`` ([n, k] to [n, k]) and
+    ``gradient`` ([n]). ``nll``, ``matmat`` and ``gradient`` are summed in the order of the terms, so that the same
+    terms give the same bits; everything else is as ``own`` has it. A product sends its vectors to each node once and
+    one result back from each actor, while the term in this process works. Use as a context, which ends the actors.
 
     Raises:
-        ClusterError: the cluster cannot hold as many actors at once.
         WorkloadError: a term failed, or an actor died.
     """
 
-    device = torch.device("cpu")
-
-    def __init__(self, terms: Sequence[Callable[[], Any]], settings: ActorSettings | None = None):
+    def __init__(
+        self,
+        own: Any,
+        others: Sequence[Callable[[], AbstractContextManager[Any]]],
+        settings: ActorSettings | None = None,
+    ):
         settings = settings or ActorSettings()
-        check_fits("an operator in terms", {"CPU": settings.cpus, "GPU": settings.gpus}, len(terms))
         actor: Any = _Term
         options = actor.options(num_cpus=settings.cpus, num_gpus=settings.gpus)
-        self._actors = [options.remote(max(1, int(settings.cpus))) for _ in terms]
+        self._own = own
+        self._actors = [options.remote(max(1, int(settings.cpus))) for _ in others]
         try:
-            told = self._get([actor.build.remote(make) for actor, make in zip(self._actors, terms, strict=True)])
-            if any(each[name] != told[0][name] for each in told for name in ("n", "tokens", "name", "dtype")):
-                raise WorkloadError("the terms of an operator are of different operators; build all with one recipe.")
+            told = self._get([actor.build.remote(make) for actor, make in zip(self._actors, others, strict=True)])
+            if any(each[name] != getattr(own, name) for each in told for name in _EQUAL):
+                raise WorkloadError("the terms of an operator are of different operators; make all from one recipe.")
         except BaseException:
             self.close()
             raise
-        self.n: int = told[0]["n"]
-        self.tokens: int = told[0]["tokens"]
-        self.name: str = told[0]["name"]
-        self.dtype: torch.dtype = told[0]["dtype"]
-        self.nll: float = sum(each["nll"] for each in told)
+        self.nll: float = own.nll + sum(each["nll"] for each in told)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
 
     def __enter__(self) -> Self:
         return self
@@ -87,9 +91,9 @@ class ShardedOperator:
     def _sum(self, method: str, *tensors: Tensor) -> Tensor:
         arrays = [ray.put(tensor.cpu().numpy()) for tensor in tensors]
         answers = [actor.call.remote(method, *arrays) for actor in self._actors]
-        total = torch.tensor(self._get(answers[0]))
-        for answer in answers[1:]:
-            total += torch.tensor(self._get(answer))
+        total = getattr(self._own, method)(*tensors).clone()
+        for answer in answers:
+            total += torch.tensor(self._get(answer)).to(total)
         return total
 
     def _get(self, answers: Any) -> Any:

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import TypeAdapter
 
+from raygeo.cluster.settings import ActorSettings
+from raygeo.cluster.sharded import ShardedOperator
 from raygeo.config import GeometrySettings
 from raygeo.errors import DataError
 from raygeo.geometry.connectivity.curves import Curves
@@ -65,7 +67,8 @@ class Material:
     model; ``runs`` are the base and what was trained from it; ``reference`` names the run others are compared with;
     ``steps`` is the last step of every run whose training is known; ``make_probes`` gives probe files by name,
     ``solutions`` and ``curvature`` among them, or none; ``problems`` are prompts with gold answers, and ``grading``
-    says how answers are judged. ``training`` is what runs learned from, where that is known.
+    says how answers are judged. ``actors`` says what each process of a divided task takes. ``training`` is what runs
+    learned from, where that is known.
     """
 
     geometry: GeometrySettings
@@ -77,6 +80,7 @@ class Material:
     make_probes: Callable[[], Mapping[str, AnyPath]]
     problems: list[tuple[str, str]]
     grading: Grading
+    actors: ActorSettings
     training: Training | None = None
 
     @property
@@ -148,7 +152,12 @@ ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
     "outputs": lambda settings, of: Outputs(settings, of.runs, of.base, of.probes["solutions"], of.reference),
     "coherence": lambda settings, of: _coherence(settings, of),
     "curvature": lambda settings, of: Curvature(
-        settings, of.runs, of.base, of.probes["curvature"], partial(StoreJournal, of.store)
+        settings,
+        of.runs,
+        of.base,
+        of.probes["curvature"],
+        partial(StoreJournal, of.store),
+        partial(ShardedOperator, settings=of.actors),
     ),
     "sharpness": lambda settings, of: Sharpness(settings, of.runs, of.base, of.probes["curvature"]),
 }
@@ -168,6 +177,7 @@ def analyse_runs(context: Context, student: Student, rollouts: Rollouts, runs: l
         make_probes=lambda: provide_probes(context, student, rollouts),
         problems=[(problem.prompt, problem.gold) for problem in heldout_problems(rollouts)],
         grading=context.study.rollouts.grading,
+        actors=context.study.actors,
         training=Training(_losses(table), rollouts.key, rollouts.tokens),
     )
     analyse(context, material)

@@ -1,85 +1,129 @@
+import sys
+from contextlib import contextmanager
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from curvature_cases import make_probe
+from delta_cases import low_rank, save_lora
+from ray import cloudpickle
 from student_cases import TINY
 
+from raygeo.cluster.fanout import ActorPool, in_process, run_workload
+from raygeo.cluster.settings import ActorSettings
 from raygeo.cluster.sharded import ShardedOperator
-from raygeo.errors import ClusterError, StudentError
+from raygeo.errors import StudentError, WorkloadError
 from raygeo.geometry.curvature.draws import rademacher
-from raygeo.geometry.curvature.lanczos import extreme_eigenvalues
-from raygeo.geometry.curvature.operators import Hessian
-from raygeo.geometry.curvature.shares import balanced_shares, operator_shares
+from raygeo.geometry.curvature.shares import balanced_shares
+from raygeo.geometry.curvature.spectra import Curvature, CurvatureSettings
 from raygeo.students.architecture import build_model
 from raygeo.students.delta import save_full_delta
-from raygeo.students.loading import load_student
-from raygeo.students.mix import MixedWeights
 from raygeo.students.run import Run
 from raygeo.students.word_problems import word_tokenizer
+from raygeo.tables import BASE
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import test modules
 
 NAME = "model.layers.0.mlp.up_proj.weight"
+SPLIT = ActorSettings(cpus=0.25)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A student, a run of it, a probe of five batches of unlike sizes, and the operator in one process."""
+def folder(tmp_path_factory):
+    """A student, a full and a low-rank delta, and a probe of five batches of unlike sizes."""
     folder = tmp_path_factory.mktemp("sharded")
     tokenizer = word_tokenizer()
     shape = TINY.model_copy(update={"layers": 1, "hidden": 16, "intermediate": 16})
     for part in (build_model(shape, tokenizer, 0), tokenizer):
         part.save_pretrained(folder / "student")
-    delta = 0.1 * torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
-    save_full_delta(folder / "delta", {NAME: delta})
-    run = Run("r", "k", str(folder / "delta"))
-    probe = make_probe([(2, 1), (3, 9), (1, 2), (2, 30), (4, 1)], 60)
-    probe.save(folder / "probe.npz")
-    model, _ = load_student(folder / "student")
-    MixedWeights(model, [NAME]).set(run.mixture())
-    whole = Hessian(model, probe.batches(tokenizer.pad_token_id, 1), [NAME])
-    return folder, run, whole
+    noise = torch.Generator().manual_seed(0)
+    save_full_delta(folder / "full", {NAME: 0.1 * torch.randn(16, 16, generator=noise)})
+    save_lora(folder / "lora", {NAME.removesuffix(".weight"): low_rank(16, 16, 2, seed=0, scale=0.01)})
+    make_probe([(2, 1), (3, 9), (1, 2), (2, 30), (4, 1)], 60).save(folder / "probe.npz")
+    return folder
 
 
-def shares(made, parameters=(NAME,), count=2):
-    folder, run, _ = made
-    return operator_shares(
-        Hessian, folder / "student", run, folder / "probe.npz",
-        parameters=parameters, batch_size=1, keep_graphs=True, count=count,
-    )  # fmt: skip
+def curvature(folder, runs=("full", "lora"), gather=ShardedOperator, **settings):
+    found = [Run(BASE, "k", None), *(Run(run, run, str(folder / run)) for run in runs)]
+    settings = {"batch_size": 1, "top_k": 2, "trace_probes": 2, "slq_probes": 2, "block_size": 2} | settings
+    chosen = CurvatureSettings(max_steps=20, slq_steps=3, tolerance=1e-3, path_points=3, **settings)
+    return Curvature(chosen, found, folder / "student", folder / "probe.npz", gather=gather)
 
 
-def test_two_actors_give_the_numbers_of_one_process(made, ray_session):
-    whole = made[2]
-    vectors = rademacher(whole.n, 2, torch.Generator().manual_seed(0))
-    start = rademacher(whole.n, 1, torch.Generator().manual_seed(1))
-    with ShardedOperator(shares(made)) as sharded:
-        assert (sharded.n, sharded.tokens, sharded.name, sharded.dtype) == (256, 43, "hessian", torch.float32)
-        assert sharded.nll == pytest.approx(whole.nll, rel=1e-12)
-        for found, expected in (
-            (sharded.matmat(vectors), whole.matmat(vectors)),
-            (sharded.gradient(), whole.gradient()),
-        ):
-            assert (found - expected).norm() <= 1e-6 * expected.norm()
-        assert torch.equal(sharded.matmat(vectors), sharded.matmat(vectors))
-        one, two = (
-            extreme_eigenvalues(operator.matmat, start, 2, max_steps=30, tolerance=1e-3).top
-            for operator in (sharded, whole)
-        )
-    assert one == pytest.approx(two, rel=1e-5)
-    assert two[0] > 1e-3
+def make_term(kind, index):
+    @contextmanager
+    def term():
+        model = torch.nn.Linear(1, 1)
+        model.n, model.tokens, model.name, model.dtype, model.device = 3, 5, kind, torch.float32, torch.device("cpu")
+        model.nll = float(index)
+        model.matmat, model.gradient = lambda v: (index + 1) * v, lambda: torch.full((3,), 10.0**index)
+        yield model
+
+    return term
 
 
-def test_errors_of_a_term_reach_the_user(made, ray_session):
-    with pytest.raises(StudentError, match="no parameters"):
-        ShardedOperator(shares(made, parameters=("unknown",)))
+def test_terms_are_summed_and_the_rest_is_the_own_ones(ray_session):
+    with make_term("sum", 0)() as own, ShardedOperator(own, [make_term("sum", 1), make_term("sum", 2)], SPLIT) as whole:
+        assert (whole.n, whole.tokens, whole.name, whole.dtype, whole.nll) == (3, 5, "sum", torch.float32, 3.0)
+        vectors = rademacher(3, 2, torch.Generator().manual_seed(0))
+        assert torch.equal(whole.matmat(vectors), 6 * vectors)
+        assert whole.gradient().tolist() == [111.0] * 3
 
 
-def test_more_actors_than_fit_are_refused(made, ray_session):
-    with pytest.raises(ClusterError, match="an operator in terms asks for 3"):
-        ShardedOperator(shares(made, count=3))
+def test_terms_of_unlike_operators_are_refused(ray_session):
+    with make_term("sum", 0)() as own, pytest.raises(WorkloadError, match="different operators"):
+        ShardedOperator(own, [make_term("other", 1)], SPLIT)
 
 
-def test_no_share_is_empty(made):
-    assert len(shares(made, count=99)) == 5
+def test_an_error_of_a_term_reaches_the_user(ray_session):
+    def refuse():
+        raise StudentError("the model has no parameters of that name")
+
+    with make_term("sum", 0)() as own, pytest.raises(StudentError, match="no parameters of that name"):
+        ShardedOperator(own, [refuse], SPLIT)
+
+
+def test_eigenvalues_factors_and_spans_are_the_same_in_two_processes(folder, ray_session):
+    spaces = {"runs": ("lora",), "spaces": ("delta", "lora", "span")}
+    whole = curvature(folder, **spaces)
+    divided = curvature(folder, gather=partial(ShardedOperator, settings=SPLIT), **spaces)
+    assert divided.widen(2)
+    assert [task.key for task in whole.tasks()] == [task.key for task in divided.tasks()]
+    jobs = [task.payload for task in whole.tasks() if task.payload.run.name == "lora"]
+    jobs = [job for job in jobs if job.part in ("extremes", "span")]
+    assert [job.space for job in jobs] == ["delta", "lora", "span"]
+    state = whole.setup()
+    for job in jobs:
+        expected, found = whole.compute(state, job), divided.compute(state, job)
+        for table, rows in expected.items():
+            largest = max(abs(row.get("value", row.get("loss"))) for row in rows)
+            for row, again in zip(rows, found[table], strict=True):
+                assert row.keys() == again.keys()
+                for column, value in row.items():
+                    near = isinstance(value, float)
+                    same = pytest.approx(value, rel=1e-3, abs=1e-3 * largest) if near else value
+                    assert again[column] == same, (job.part, job.space, row)
+
+
+def test_a_pool_divides_tasks_when_more_actors_fit_than_there_are_tasks(folder, ray_session, store, tmp_path):
+    half = ActorSettings(cpus=0.5)
+
+    class Seen(ShardedOperator):
+        def __init__(self, own, others):
+            super().__init__(own, others, half)
+            (tmp_path / f"divided-{len(others)}").touch()
+
+    settings = {"runs": (), "spaces": ("all",)}
+    whole, divided = curvature(folder, **settings), curvature(folder, gather=Seen, **settings)
+    assert len(divided.tasks()) == 2
+    with ActorPool(half) as pool:
+        result = run_workload(divided, store, pool)
+    assert (result.made, [path.name for path in tmp_path.glob("divided-*")]) == (2, ["divided-1"])
+    found = store.publish("curvature", result.keys).to_pandas()
+    store.delete_folder("units", "curvature")
+    expected = store.publish("curvature", run_workload(whole, store, in_process).keys).to_pandas()
+    np.testing.assert_allclose(found.value, expected.value, rtol=1e-3, atol=1e-3 * expected.value.max())
 
 
 def test_shares_hold_every_index_once_and_nearly_equal_sizes():
@@ -89,3 +133,4 @@ def test_shares_hold_every_index_once_and_nearly_equal_sizes():
     totals = [sum(sizes[i] for i in share) for share in found]
     assert max(totals) <= 1.05 * sum(sizes) / 6
     assert balanced_shares([7, 7, 6, 6, 5, 5, 4, 4, 4], 3) == [[0, 4, 6], [1, 5, 7], [2, 3, 8]]
+    assert all(balanced_shares([9, 1, 1, 1], 4))

@@ -65,9 +65,20 @@ def test_factored_deltas_and_cka_agree_with_plain_code():
         assert tiny[name].show(found).row_count == 1
 
 
-def test_dense_time_is_charged_once_for_every_module():
-    ratios = factored._ratios([((1.0, 2.0), (3.0, 4.0))], 10)
-    assert (ratios["seconds"]["ratio"], ratios["cpu_seconds"]["ratio"]) == (30.0, 20.0)
+def test_dense_time_is_charged_once_for_every_module_of_a_size(monkeypatch):
+    seconds = {(6, 8): (1.0, 2.0), (8, 6): (1.0, 2.0), (4, 4): (10.0, 20.0)}
+    real = factored.clocks
+
+    def clocks(work):
+        entries = getattr(work, "args", [None])[0]  # dense work is a partial, ours a lambda
+        result = real(work)[2]
+        return (*((1.0, 1.0) if entries is None else seconds[entries[0].shape]), result)
+
+    monkeypatch.setattr(factored, "clocks", clocks)
+    shapes = {"q_proj": (6, 8), "k_proj": (4, 4), "o_proj": (8, 6)}
+    ratios = factored.compare_deltas(factored.Deltas(shapes, layers=3, runs=2, rank=2, angles=1), 1)
+    assert ratios["dense"] == "6 x 8 timed, charged 6 times, 4 x 4 timed, charged 3 times"
+    assert (ratios["seconds"]["ratio"], ratios["cpu_seconds"]["ratio"]) == (36.0, 72.0)
 
 
 def test_scaling_runs_every_task_and_replays_them(ray_session):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from student_cases import draw_rollouts
+from student_cases import draw_rollouts, save_tiny_student
 from study_cases import tiny_study
 
 import raygeo
@@ -65,7 +65,8 @@ def test_a_submitted_study_runs_on_the_cluster(cluster, tmp_path):
         draw_rollouts(24).to_pandas().to_json(file, orient="records", lines=True)
     off = dict.fromkeys((*MEASURED, *LEARNED))
     read = [{"type": "jsonl", "path": str(tmp_path / "rollouts.jsonl")}]
-    study = tiny_study(store=str(tmp_path / "store"), geometry=off, rollouts={"read": read})
+    student = {"model": str(save_tiny_student(tmp_path / "student"))}
+    study = tiny_study(store=str(tmp_path / "store"), geometry=off, rollouts={"read": read}, student=student)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     for _ in range(60):
         done = submit(address, environment, tmp_path / "study.yaml", 300)

@@ -48,7 +48,7 @@ def test_yardsticks_know_how_runs_were_trained_and_which_one_others_are_compared
     context = Context(store, in_process, study=study)
     material = geometry.Material(
         geometry=study.geometry, store=store, base=tmp_path / "base", runs=runs, reference="sft-s0", steps={},
-        make_probes=dict, problems=[], grading="exact", training=geometry.Training({}, "", ""),
+        make_probes=dict, problems=[], grading="exact", actors=study.actors, training=geometry.Training({}, "", ""),
     )  # fmt: skip
     context.publish(geometry.ANALYSES["yardsticks"](study.geometry.yardsticks, material))
     (row,) = store.table("yardsticks").to_pylist()

@@ -1,11 +1,12 @@
 """Spectra of the Hessian (and Gauss-Newton matrix) of one scalar at every run, in several spaces, and along deltas."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from raygeo.geometry.curvature.journal import Journals, journaled
 from raygeo.geometry.curvature.lanczos import MatMat, extreme_eigenvalues
 from raygeo.geometry.curvature.operators import GGN, Hessian, Operator
 from raygeo.geometry.curvature.quadrature import Spectrum, gauss_quadrature
+from raygeo.geometry.curvature.shares import balanced_shares
 from raygeo.geometry.curvature.spaces import SPAN, Space, spaces_of_weights
 from raygeo.geometry.curvature.span import Span, expand, span
 from raygeo.geometry.curvature.trace import hutch_plus_plus
@@ -78,6 +80,10 @@ class CurvatureSettings(Settings):
     """Seed of the random vectors, the same for all runs."""
 
 
+Term = Callable[[], AbstractContextManager[Operator]]
+Gather = Callable[[Operator, Sequence[Term]], AbstractContextManager[Any]]
+"""Makes one operator, as a context, of a term in this process and of recipes of terms for other processes."""
+
 Part = Literal["extremes", "density", "span", "path"]
 
 
@@ -130,7 +136,8 @@ class Curvature(Workload):
     (``at``) of every path that it is an end of, and about the base of all paths. Tasks of their own measure the loss of
     each path (``at`` is null).
 
-    Products of an interrupted task are read from its journal, if there are ``journals``.
+    Products of an interrupted task are read from its journal, if there are ``journals``. Where ``gather`` is given and
+    several processes fit for every task, each holds a share of the probe's batches and adds its term to every product.
 
     Args:
         settings: spaces, operators and effort.
@@ -138,6 +145,7 @@ class Curvature(Workload):
         base: folder of the base student.
         probe: probe file.
         journals: where tasks keep their products until they are done.
+        gather: how the terms of one operator in several processes become one operator.
     """
 
     name = "curvature"
@@ -150,12 +158,20 @@ class Curvature(Workload):
         base: AnyPath,
         probe: AnyPath,
         journals: Journals | None = None,
+        gather: Gather | None = None,
     ):
         self.settings = settings
         self.runs = list(runs)
         self.base = base
         self.probe = probe
         self.journals = journals
+        self.gather = gather
+        self.processes = 1
+
+    def widen(self, processes: int) -> bool:
+        """Divide every operator among so many processes, if there is a way to gather its terms."""
+        self.processes = processes if self.gather is not None else 1
+        return self.processes > 1
 
     def tasks(self) -> list[Task]:
         """Spaces in the order asked for; a new run leaves the keys of others' spectra alone unless it widens "delta".
@@ -193,11 +209,7 @@ class Curvature(Workload):
         job = payload
         if job.part == "path":
             return {"expansions": self._measured(state, job)}
-        assert job.operator is not None
-        with self._at(state, job) as parameters:
-            operator = _OPERATORS[job.operator](
-                state.model, state.batches, parameters, keep_graphs=self.settings.keep_graphs
-            )
+        with self._operator(state, job) as operator:
             matmat: MatMat = operator.matmat
             if self.journals is not None:
                 matmat = journaled(matmat, self.journals(job.key))
@@ -216,6 +228,21 @@ class Curvature(Workload):
             else:
                 found = self._ritz(job, operator, matmat)
         return {"curvature": [common | row for row in found]}
+
+    @contextmanager
+    def term(self, state: _State, job: Job, index: int) -> Iterator[Operator]:
+        """Share ``index`` of the operator of a job: the term of its batches, which are padded as in one process."""
+        assert job.operator is not None
+        batches = state.batches
+        shares = balanced_shares([batch.input_ids.numel() for batch in batches], self._shares(state))
+        with self._at(state, job) as parameters:
+            yield _OPERATORS[job.operator](
+                state.model,
+                [batches[i] for i in shares[index]],
+                parameters,
+                keep_graphs=self.settings.keep_graphs,
+                tokens=sum(batch.tokens for batch in batches),
+            )
 
     def settle(self, task: Task) -> None:
         """Delete the task's journal."""
@@ -324,6 +351,20 @@ class Curvature(Workload):
     # -- computation ----------------------------------------------------------------------------------------------
 
     @contextmanager
+    def _operator(self, state: _State, job: Job) -> Iterator[Operator]:
+        """The operator of a job, in as many processes as there are shares."""
+        with self.term(state, job, 0) as own:
+            count = self._shares(state)
+            if count == 1 or self.gather is None:
+                yield own
+            else:
+                with self.gather(own, [partial(_elsewhere, self, job, i) for i in range(1, count)]) as whole:
+                    yield whole
+
+    def _shares(self, state: _State) -> int:
+        return min(self.processes, len(state.batches))
+
+    @contextmanager
     def _at(self, state: _State, job: Job) -> Iterator[list[str]]:
         """The model at the job's run, and the names of the parameters of its space."""
         if job.space == "lora":
@@ -420,6 +461,13 @@ class Curvature(Workload):
                 loss = nll(model, state.batches)
             rows.append({"run_a": job.run.name, "run_b": job.end.name, "alpha": alpha, "loss": loss, "tokens": tokens})
         return rows
+
+
+@contextmanager
+def _elsewhere(curvature: Curvature, job: Job, index: int) -> Iterator[Operator]:
+    """A term of a job's operator in a process that holds nothing yet."""
+    with curvature.term(curvature.setup(), job, index) as operator:
+        yield operator
 
 
 def _signs(operator: Operator, purpose: str, seed: int, indices: Sequence[int]) -> Tensor:

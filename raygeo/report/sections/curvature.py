@@ -68,16 +68,13 @@ def predictions(view: View) -> Sheet:
     """Errors of second-order predictions along every path."""
     frame = view.frame("expansions")
     path = ["run_a", "run_b", "alpha"]
-    measured = frame[frame["at"].isna()].set_index(path).loss
-    rows: list[list[Cell]] = []
-    for (a, b, at_run, operator), part in frame.dropna(subset="at").groupby(
-        ["run_a", "run_b", "at", "operator"], sort=False
-    ):
-        known = measured.reindex(part.set_index(path).index).dropna()
-        if known.empty:
-            continue
-        errors = (part.set_index(path).loss - known).abs()
-        rows.append([a, b, at_run, operator, nats(known.max() - known.min()), nats(errors.max())])
+    measured = frame[frame["at"].isna()][[*path, "loss"]]
+    both = frame.dropna(subset="at").merge(measured, on=path, suffixes=("", "_measured"))
+    both["error"] = (both.loss - both.loss_measured).abs()
+    rows: list[list[Cell]] = [
+        [a, b, at_run, operator, nats(part.loss_measured.max() - part.loss_measured.min()), nats(part.error.max())]
+        for (a, b, at_run, operator), part in both.groupby(["run_a", "run_b", "at", "operator"], sort=False)
+    ]
     columns = ["a", "b", "expanded at", "by", "range of the loss", "largest error"]
     return Sheet(columns, rows, frozenset({"a", "b", "expanded at", "by"}))
 
@@ -92,13 +89,10 @@ def predictions(view: View) -> Sheet:
 def sharpness(view: View) -> Sheet:
     """One row a run, one column a measure and radius."""
     frame = view.frame("sharpness")
-    measures = list(frame[["measure", "radius"]].drop_duplicates().itertuples(index=False))
-    rows: list[list[Cell]] = []
-    for name in view.order(frame.run):
-        row: list[Cell] = [name]
-        for measure, radius in measures:
-            part = frame[(frame.run == name) & (frame.measure == measure) & (frame.radius == radius)].set_index("run")
-            row.append(with_error(at(part, name, "value"), at(part, name, "error")))
-        rows.append(row)
+    cells = {(row.run, row.measure, row.radius): with_error(row.value, row.error) for row in frame.itertuples()}
+    measures = list(dict.fromkeys((measure, radius) for _, measure, radius in cells))
+    rows: list[list[Cell]] = [
+        [name, *(cells.get((name, *of), with_error(None, None)) for of in measures)] for name in view.order(frame.run)
+    ]
     columns = ["run", *(f"{measure} {radius:g}" for measure, radius in measures)]
     return Sheet(columns, rows, frozenset({"run"}))

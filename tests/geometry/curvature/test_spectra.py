@@ -343,7 +343,7 @@ def test_publishing_assembles_densities_once_and_leaves_no_journal(student, prob
     store = Store(tmp_path)
     settings = CurvatureSettings(max_steps=4, top_k=1, slq_probes=2, slq_steps=2, trace_probes=2, path_points=3)
     workload = Curvature(settings, runs[:2], student, probe, partial(StoreJournal, store))
-    context = Context(study=None, store=store, pool=lambda work, todo, keep: in_process(work, todo, keep))
+    context = Context(study=None, store=store, pool=in_process)
     context.publish(workload)
     first = store.table("curvature")
     assert (context.made, context.reused) == (2 * 3 + 2 + 1, 0)
