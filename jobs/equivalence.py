@@ -314,8 +314,9 @@ def _inputs(root: Path, store: Store, pad_id: int, dtype: torch.dtype) -> RunInp
 
 
 After = Callable[[Any, Case, Setting], None]
-_PRELOADED = [
-    "raygeo.training.worker", "raygeo.students.pretrain", "deepspeed", "peft", "rich.table",
+PRELOADED = [
+    "raygeo.training.worker", "raygeo.training.gradient_difference", "raygeo.students.pretrain", "deepspeed",
+    "peft", "rich.table",
     "transformers.models.qwen3.modeling_qwen3", "transformers.integrations.deepspeed",
 ]  # fmt: skip
 
@@ -330,7 +331,7 @@ def train_sharded(setting: Setting, cases: Iterable[Case], after: After = keep) 
 
     Objectives of all steps go to the store's ``objectives/<name>.json``.
     """
-    multiprocessing.set_forkserver_preload(_PRELOADED)
+    multiprocessing.set_forkserver_preload(PRELOADED)
     for ranks in sorted({case.ranks for case in cases}):
         mine = [case for case in cases if case.ranks == ranks]
         with tempfile.TemporaryDirectory() as folder:

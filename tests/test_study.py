@@ -154,7 +154,8 @@ def test_a_finished_study_trains_nothing_again(finished, capfd):
     assert all("deltas" not in str(path) for path in derived)
 
 
-def test_rollouts_are_sampled_from_the_built_in_teacher(ray_session, tmp_path):
+def test_rollouts_are_sampled_from_the_built_in_teacher(finished, tmp_path):
+    shutil.copytree(finished[1].path(), tmp_path / "store")
     store = run_study(parse_study(tiny_study(store=str(tmp_path / "store"))), until="rollouts")
     rollouts = store.table("rollouts").to_pandas()
     assert len(rollouts) == 240
@@ -187,7 +188,8 @@ def test_a_model_that_is_not_there_is_named(rollout_file, ray_session, tmp_path,
 
 
 def test_bad_rows_are_set_aside_counted_and_survivable(rollout_file, ray_session, tmp_path):
-    study = study_over(rollout_file, store=str(tmp_path / "store"))
+    student = {"model": str(save_tiny_student(tmp_path / "model"))}
+    study = study_over(rollout_file, store=str(tmp_path / "store"), student=student)
     store = run_study(study, until="rollouts")
     rejected = store.table("rejected").to_pylist()
     assert {(row["line"], row["reason"]) for row in rejected} == {
@@ -200,7 +202,8 @@ def test_bad_rows_are_set_aside_counted_and_survivable(rollout_file, ray_session
 
 
 def test_too_many_bad_rows_stop_the_study(rollout_file, ray_session, tmp_path):
-    study = study_over(rollout_file, store=str(tmp_path / "store"))
+    student = {"model": str(save_tiny_student(tmp_path / "model"))}
+    study = study_over(rollout_file, store=str(tmp_path / "store"), student=student)
     strict = study.model_copy(update={"rollouts": study.rollouts.model_copy(update={"max_rejected": 0.01})})
     with pytest.raises(DataError, match="4 of 160 records cannot be used"):
         run_study(strict, until="rollouts")
@@ -215,14 +218,16 @@ def test_a_study_in_which_nothing_finishes_says_why(finished, tmp_path):
 
 
 def test_a_killed_study_goes_on_where_it_was_and_gives_the_same_bits(finished, tmp_path):
-    """The study of ``finished`` once more from its first stage on, on a cluster of its own, killed while it trains."""
+    """The study of ``finished`` from its first stage on, killed with its cluster while it trains, and taken up here."""
     study, whole = finished
     location = tmp_path / "store"
+    again = study.model_copy(update={"store": str(location)})
     file = tmp_path / "study.yaml"
-    file.write_text(yaml.safe_dump(study.model_dump(mode="json") | {"store": str(location)}))
-    command = [sys.executable, "-m", "raygeo", "run", str(file), "--until", "train"]
-    environment = os.environ | {"RAY_ADDRESS": ""}
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    file.write_text(yaml.safe_dump(again.model_dump(mode="json")))
+    first = subprocess.Popen(
+        [sys.executable, "-m", "raygeo", "run", str(file), "--until", "train"],
+        env=os.environ | {"RAY_ADDRESS": ""}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     deadline = time.monotonic() + 240
     while not (done := list(location.glob("units/runs/*.parquet"))):
         assert first.poll() is None, "the study ended before it could be killed"
@@ -233,11 +238,9 @@ def test_a_killed_study_goes_on_where_it_was_and_gives_the_same_bits(finished, t
     stamps = {path: path.stat().st_mtime_ns for path in done}
     models = {path: path.stat().st_mtime_ns for path in location.glob("students/*/model.safetensors")}
     assert models
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    store = run_study(again, until="train")
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in (stamps | models).items())
-    for one, two in zip(
-        whole.table("runs").to_pylist(), raygeo.open(str(location)).table("runs").to_pylist(), strict=True
-    ):
+    for one, two in zip(whole.table("runs").to_pylist(), store.table("runs").to_pylist(), strict=True):
         assert (one["key"], one["status"]) == (two["key"], two["status"])
         if one["status"] == "finished":
             first_delta, second_delta = open_delta(one["delta"]), open_delta(two["delta"])

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from process_cases import run_in_group
 from student_cases import draw_rollouts, save_tiny_student
 
 from raygeo.losses import SFT
@@ -93,7 +93,7 @@ def store(tmp_path_factory):
             with socket.socket() as s:
                 s.bind(("127.0.0.1", 0))
                 port = s.getsockname()[1]
-            mp.spawn(attempts, (world, port, inputs, store.location, again), nprocs=world)
+            run_in_group(attempts, world, port, inputs, store.location, again)
     return store
 
 

@@ -1,7 +1,6 @@
 """Products of a student under ZeRO-3 on one and on two gloo ranks, against second derivatives of the whole model."""
 
 import logging
-import multiprocessing
 import os
 import warnings
 from datetime import timedelta
@@ -11,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from curvature_cases import make_probe
+from process_cases import run_in_group
 from student_cases import TINY
-from torch.multiprocessing import start_processes
 from transformers.utils.logging import disable_progress_bar
 
 from raygeo.errors import StudentError
@@ -27,10 +26,6 @@ PROBE = make_probe([(2, 1), (3, 9), (1, 2), (2, 12), (4, 5)], 60, seed=2)  # thr
 SHAPE = TINY.model_copy(update={"layers": 1, "hidden": 16, "intermediate": 32})
 SOME = ["model.layers.0.mlp.up_proj.weight", "model.norm.weight"]
 K = 1
-PRELOADED = [
-    "raygeo.training.gradient_difference", "deepspeed", "transformers.models.qwen3.modeling_qwen3",
-    "transformers.integrations.deepspeed",
-]  # fmt: skip
 
 
 def gathered(operator, vector):
@@ -78,9 +73,8 @@ def found(tmp_path_factory):
     tokenizer = word_tokenizer()
     for part in (build_model(SHAPE, tokenizer, 0), tokenizer):
         part.save_pretrained(folder / "student")
-    multiprocessing.set_forkserver_preload(PRELOADED)
     for ranks in (1, 2):
-        start_processes(work, (ranks, str(folder)), nprocs=ranks, start_method="forkserver")
+        run_in_group(work, ranks, str(folder))
     return {ranks: torch.load(folder / f"found-{ranks}.pt", weights_only=False) for ranks in (1, 2)}, folder / "student"
 
 

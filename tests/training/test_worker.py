@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from equivalence import SHAPE, make_setting
-from torch.multiprocessing import start_processes
+from process_cases import run_in_group
 
 from raygeo.losses import DPO, SFT
 from raygeo.students.delta import check_delta
@@ -22,10 +22,10 @@ LOSSES = {"sft": SFT(), "dpo": DPO()}
 SETTINGS = {"steps": STEPS, "batch_size": 8, "micro_batch": 4, "lr": 2e-3, "log_every": 4, "snapshots": 0}
 
 
-def train_jobs(rank, setting, folder):
+def train_jobs(rank, ranks, setting, folder):
     os.environ |= {"LOCAL_RANK": "0"}
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", world_size=1, rank=rank)
+    dist.init_process_group("gloo", f"file://{folder}/rendezvous", world_size=ranks, rank=rank)
     import_deepspeed().init_distributed("gloo", verbose=False)
     for name, loss in LOSSES.items():
         reports = []
@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
     """The store, and by loss what ``train`` returned and reported."""
     folder = tmp_path_factory.mktemp("worker")
     setting = make_setting(folder, SHAPE.model_copy(update={"layers": 1}), prompts=12)
-    start_processes(train_jobs, (setting, str(folder)), nprocs=1, start_method="spawn")
+    run_in_group(train_jobs, 1, setting, str(folder))
     return setting.store, {name: json.loads((folder / f"{name}.json").read_text()) for name in LOSSES}
 
 
