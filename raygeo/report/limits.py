@@ -1,6 +1,7 @@
 """What a study's numbers do not show, worked out from its tables: one sentence or two for each limit that applies."""
 
 import json
+from typing import Any
 
 import pandas as pd
 
@@ -26,7 +27,7 @@ def seed_pairs(view: View) -> pd.DataFrame:
         if row.run_a == row.run_b or not {row.run_a, row.run_b} <= set(runs.index):
             continue
         a, b = runs.loc[row.run_a], runs.loc[row.run_b]
-        differs = [what for column, what in _SEEDS.items() if a[column] != b[column]]
+        differs = [what for column, what in _SEEDS.items() if a[column] != b[column] and _draws(a, column)]
         if differs and _seedless(a) == _seedless(b):
             rows.append((row.run_a, row.run_b, " and ".join(differs), row.cosine))
     return pd.DataFrame(rows, columns=["run_a", "run_b", "differs", "cosine"])
@@ -35,11 +36,20 @@ def seed_pairs(view: View) -> pd.DataFrame:
 _SEEDS = {"seed": "data order", "init_seed": "adapter initialisation"}
 
 
+def _draws(run: pd.Series, seed: str) -> bool:
+    """Whether anything was drawn with a seed: without an adapter there is none to initialise."""
+    return seed != "init_seed" or _params(run).get("training", {}).get("lora", {}) is not None
+
+
 def _seedless(run: pd.Series) -> tuple:
     """What a run was trained with, but for its seeds."""
-    params = json.loads(run.params) if isinstance(run.params, str) else {}
+    params = _params(run)
     training = {name: value for name, value in params.get("training", {}).items() if name not in _SEEDS}
     return run.loss, run.lr, params.get("loss"), training
+
+
+def _params(run: pd.Series) -> dict[str, Any]:
+    return json.loads(run.params) if isinstance(run.params, str) else {}
 
 
 def limits(view: View) -> list[str]:

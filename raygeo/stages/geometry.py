@@ -23,7 +23,6 @@ from raygeo.geometry.connectivity.wise import Wise
 from raygeo.geometry.curvature.sharpness import Sharpness
 from raygeo.geometry.curvature.spectra import Curvature
 from raygeo.geometry.representation.cka import CKA
-from raygeo.geometry.representation.coherence import CoherenceSettings
 from raygeo.geometry.representation.drift import Drift
 from raygeo.geometry.representation.layers import LayerCKA
 from raygeo.geometry.representation.outputs import Outputs
@@ -128,38 +127,39 @@ class Material:
         return {f"seeds of {names[0]}": names for names in groups.values()}
 
 
-ANALYSES: dict[str, Callable[[Any, Material], Workload]] = {
-    "norms": lambda settings, of: Norms(settings, of.runs, of.base),
-    "trajectories": lambda settings, of: Trajectories(settings, of.runs, of.base, of.steps, of.reference),
-    "similarity": lambda settings, of: Similarity(settings, of.runs, of.base),
-    "yardsticks": lambda settings, of: Yardsticks(settings, of.runs, of.base, of.conditions, of.reference),
-    "subspaces": lambda settings, of: Subspaces(settings, of.runs, of.base),
-    "off_principal": lambda settings, of: OffPrincipal(settings, of.runs, of.base),
-    "paths": lambda settings, of: Paths(settings, of.runs, of.base, of.likelihood_probes, of.problems, of.grading),
-    "matched_paths": lambda settings, of: MatchedPaths(
-        settings, of.runs, of.base, of.likelihood_probes, of.problems, of.grading
+@dataclass(frozen=True)
+class Analysis:
+    """A workload, and what it is made of besides its settings."""
+
+    kind: type[Workload]
+    arguments: Callable[[Material], tuple[Any, ...]]
+
+
+ANALYSES: dict[str, Analysis] = {
+    "norms": Analysis(Norms, lambda of: (of.runs, of.base)),
+    "trajectories": Analysis(Trajectories, lambda of: (of.runs, of.base, of.steps, of.reference)),
+    "similarity": Analysis(Similarity, lambda of: (of.runs, of.base)),
+    "yardsticks": Analysis(Yardsticks, lambda of: (of.runs, of.base, of.conditions, of.reference)),
+    "subspaces": Analysis(Subspaces, lambda of: (of.runs, of.base)),
+    "off_principal": Analysis(OffPrincipal, lambda of: (of.runs, of.base)),
+    "paths": Analysis(Paths, lambda of: (of.runs, of.base, of.likelihood_probes, of.problems, of.grading)),
+    "matched_paths": Analysis(
+        MatchedPaths, lambda of: (of.runs, of.base, of.likelihood_probes, of.problems, of.grading)
     ),
-    "curves": lambda settings, of: Curves(settings, of.runs, of.base, of.probes["solutions"], of.barriers),
-    "layerwise": lambda settings, of: Layerwise(settings, of.runs, of.base, of.probes["solutions"], of.reference),
-    "soups": lambda settings, of: Soups(
-        settings, of.runs, of.base, of.probes["solutions"], of.problems, of.grading, of.seed_groups
+    "curves": Analysis(Curves, lambda of: (of.runs, of.base, of.probes["solutions"], of.barriers)),
+    "layerwise": Analysis(Layerwise, lambda of: (of.runs, of.base, of.probes["solutions"], of.reference)),
+    "soups": Analysis(
+        Soups, lambda of: (of.runs, of.base, of.probes["solutions"], of.problems, of.grading, of.seed_groups)
     ),
-    "wise": lambda settings, of: Wise(settings, of.runs, of.base, of.probes["solutions"], of.problems, of.grading),
-    "planes": lambda settings, of: Planes(settings, of.runs, of.base, of.probes["solutions"], of.reference),
-    "cka": lambda settings, of: CKA(settings, of.runs, of.base, of.probes["solutions"]),
-    "layer_cka": lambda settings, of: LayerCKA(settings, of.runs, of.base, of.probes["solutions"], of.reference),
-    "drift": lambda settings, of: Drift(settings, of.runs, of.base, of.probes["solutions"]),
-    "outputs": lambda settings, of: Outputs(settings, of.runs, of.base, of.probes["solutions"], of.reference),
-    "coherence": lambda settings, of: _coherence(settings, of),
-    "curvature": lambda settings, of: Curvature(
-        settings,
-        of.runs,
-        of.base,
-        of.probes["curvature"],
-        partial(StoreJournal, of.store),
-        partial(ShardedOperator, settings=of.actors),
-    ),
-    "sharpness": lambda settings, of: Sharpness(settings, of.runs, of.base, of.probes["curvature"]),
+    "wise": Analysis(Wise, lambda of: (of.runs, of.base, of.probes["solutions"], of.problems, of.grading)),
+    "planes": Analysis(Planes, lambda of: (of.runs, of.base, of.probes["solutions"], of.reference)),
+    "cka": Analysis(CKA, lambda of: (of.runs, of.base, of.probes["solutions"])),
+    "layer_cka": Analysis(LayerCKA, lambda of: (of.runs, of.base, of.probes["solutions"], of.reference)),
+    "drift": Analysis(Drift, lambda of: (of.runs, of.base, of.probes["solutions"])),
+    "outputs": Analysis(Outputs, lambda of: (of.runs, of.base, of.probes["solutions"], of.reference)),
+    "coherence": Analysis(Coherence, lambda of: _learned(of)),
+    "curvature": Analysis(Curvature, lambda of: (of.runs, of.base, of.probes["curvature"], *_processes(of))),
+    "sharpness": Analysis(Sharpness, lambda of: (of.runs, of.base, of.probes["curvature"])),
 }
 """Every analysis by its field in ``GeometrySettings``, in the order they run: curves are trained where paths rise."""
 
@@ -183,11 +183,15 @@ def analyse_runs(context: Context, student: Student, rollouts: Rollouts, runs: l
     analyse(context, material)
 
 
-def _coherence(settings: CoherenceSettings, of: Material) -> Coherence:
-    known = of.training
-    if known is None:
+def _learned(of: Material) -> tuple[Any, ...]:
+    if of.training is None:
         raise DataError("how the models were trained is not known, so their losses' gradients cannot be compared.")
-    return Coherence(settings, of.runs, of.base, known.losses, of.store, known.rollouts, known.tokens)
+    return of.runs, of.base, of.training.losses, of.store, of.training.rollouts, of.training.tokens
+
+
+def _processes(of: Material) -> tuple[Any, ...]:
+    """Where products are kept until a spectrum is done, and how an operator is divided among processes."""
+    return partial(StoreJournal, of.store), partial(ShardedOperator, settings=of.actors)
 
 
 def _losses(runs: pa.Table) -> dict[str, Loss]:
@@ -196,12 +200,16 @@ def _losses(runs: pa.Table) -> dict[str, Loss]:
 
 
 def analyse(bench: Workbench, material: Material) -> None:
-    """Publish the tables of all analyses that the material's settings ask for."""
-    asked = {name: getattr(material.geometry, name) for name in ANALYSES}
-    for name, settings in asked.items():
+    """Publish the tables of all analyses that the material's settings ask for, and empty those of all others."""
+    for name, analysis in ANALYSES.items():
+        settings = getattr(material.geometry, name)
         if settings is not None:
-            bench.publish(ANALYSES[name](settings, material))
-    if asked["norms"] is not None:
+            bench.publish(analysis.kind(settings, *analysis.arguments(material)))  # type: ignore[call-arg]
+            continue
+        for table in analysis.kind.tables:
+            if bench.store.table(table).num_rows:
+                bench.store.publish(table, [])
+    if material.geometry.norms is not None:
         _fill_norms(bench.store)
 
 

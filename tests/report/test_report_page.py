@@ -263,6 +263,17 @@ def test_runs_with_other_settings_are_no_noise_floor(tables):
     assert seed_pairs(View(tables | {"runs": to_arrow("runs", runs)}, REFERENCE)).empty
 
 
+@pytest.mark.parametrize(("lora", "pairs"), [(None, 0), ({"r": 4}, 1)])
+def test_an_adapter_seed_makes_a_noise_floor_only_where_there_is_an_adapter(tables, lora, pairs):
+    runs = tables["runs"].to_pylist()
+    for run in runs:
+        if run["run"].startswith("sft-lr5e-05-s"):
+            run["init_seed"], run["seed"] = run["seed"], 0
+            run["params"] = json.dumps({"loss": {"type": "sft"}, "training": {"lora": lora, "lr": 5e-5}})
+    found = seed_pairs(View(tables | {"runs": to_arrow("runs", runs)}, REFERENCE))
+    assert len({frozenset(pair) for pair in zip(found.run_a, found.run_b, strict=True)}) == pairs
+
+
 def test_limits_name_what_this_study_cannot_show(tables):
     said = "\n".join(limits(View(tables, REFERENCE)))
     assert f"{DIVERGED} has no result: diverged, objective became nan at step 12" in said

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 from delta_cases import Q, gaussian, tiny_model
@@ -50,7 +51,12 @@ def test_yardsticks_know_how_runs_were_trained_and_which_one_others_are_compared
         geometry=study.geometry, store=store, base=tmp_path / "base", runs=runs, reference="sft-s0", steps={},
         make_probes=dict, problems=[], grading="exact", actors=study.actors, training=geometry.Training({}, "", ""),
     )  # fmt: skip
-    context.publish(geometry.ANALYSES["yardsticks"](study.geometry.yardsticks, material))
+    off = dict.fromkeys(type(study.geometry).model_fields)
+    only = replace(material, geometry=study.geometry.model_copy(update=off | {"yardsticks": study.geometry.yardsticks}))
+    store.write_unit("stale", {"sharpness": [{"run": "sft-s0", "measure": "sam", "radius": 0.05, "value": 1.0}]})
+    store.publish("sharpness", ["stale"])
+    geometry.analyse(context, only)
+    assert store.table("sharpness").num_rows == 0, "an analysis that is no longer asked for is still shown"
     (row,) = store.table("yardsticks").to_pylist()
     assert (row["same_loss"], row["same_settings"], row["seeds"]) == (True, True, "order")
     (floor,) = store.table("floors").to_pylist()

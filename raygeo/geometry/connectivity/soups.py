@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from raygeo.geometry.connectivity.barriers import percentiles, resampled_losses
-from raygeo.geometry.connectivity.bench import Bench, flips
+from raygeo.geometry.connectivity.evaluator import Evaluator, flips
 from raygeo.geometry.connectivity.measures import AccuracySettings
 from raygeo.geometry.connectivity.mixtures import Mixture
 from raygeo.geometry.probes import Probe
@@ -92,12 +92,12 @@ class Soups(Workload):
             for kind, name, members in kinds
         ]
 
-    def setup(self) -> Bench:
+    def setup(self) -> Evaluator:
         """Load the base student once, halve the probe and tokenise what is measured."""
         probe = Probe.load(self.probe)
-        return Bench.open(self.settings, self.base, self.runs, probe, self.problems, self.grading)
+        return Evaluator.open(self.settings, self.base, self.runs, probe, self.problems, self.grading)
 
-    def compute(self, state: Bench, payload: tuple[str, str, list[Run]]) -> dict[str, Rows]:
+    def compute(self, state: Evaluator, payload: tuple[str, str, list[Run]]) -> dict[str, Rows]:
         """Make and measure one average."""
         kind, name, runs = payload
         members = greedy(state, runs) if kind == GREEDY else runs
@@ -122,7 +122,7 @@ def average(runs: Sequence[Run]) -> Mixture:
     return [term for run in runs for term in run.mixture(1 / len(runs))]
 
 
-def greedy(state: Bench, runs: Sequence[Run]) -> list[Run]:
+def greedy(state: Evaluator, runs: Sequence[Run]) -> list[Run]:
     """Members of the greedy soup of ``runs``, in the order they were taken."""
     alone = sorted((state.choose_by(run.mixture()), i) for i, run in enumerate(runs))
     best, first = alone[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from raygeo.geometry.connectivity.bench import Bench, flips
+from raygeo.geometry.connectivity.evaluator import Evaluator, flips
 from raygeo.geometry.connectivity.measures import AccuracySettings
 from raygeo.geometry.probes import Probe
 from raygeo.rollouts.grading import Grading
@@ -71,12 +71,12 @@ class Wise(Workload):
             for run in self.runs
         ]
 
-    def setup(self) -> Bench:
+    def setup(self) -> Evaluator:
         """Load the base student once, halve the probe and tokenise what is measured."""
         probe = Probe.load(self.probe)
-        return Bench.open(self.settings, self.base, self.runs, probe, self.problems, self.grading)
+        return Evaluator.open(self.settings, self.base, self.runs, probe, self.problems, self.grading)
 
-    def compute(self, state: Bench, payload: Run) -> dict[str, Rows]:
+    def compute(self, state: Evaluator, payload: Run) -> dict[str, Rows]:
         """Measure one line."""
         nothing = Run("", "", None)
         ends = {0.0: state.evaluate_run(nothing), 1.0: state.evaluate_run(payload)}

@@ -202,7 +202,7 @@ def expansions(view: View) -> Figure | None:
         Line2D([], [], color=MUTED, linestyle="--", label="predicted from the base"),
         Line2D([], [], color=MUTED, linestyle=":", label="predicted from the run"),
     ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=3)
+    fig.legend(handles=handles, loc="outside upper center", ncols=3)
     return fig
 
 
@@ -233,7 +233,7 @@ def sharpness(view: View) -> Figure | None:
         if part.radius.nunique() > 1:
             log(ax, "x")
         if part.value.min() > 0 and part.value.max() > WIDE * part.value.min():
-            ax.set_yscale("log")
+            log(ax, "y")
         label, symbol = MEASURES.get(measure, (measure, "radius"))
         ax.set_title(label)
         ax.set_xlabel(symbol)

@@ -6,9 +6,9 @@ from torch import nn
 from transformers import Qwen3ForCausalLM
 
 from raygeo.errors import DeltaError
-from raygeo.geometry.connectivity import bench
+from raygeo.geometry.connectivity import evaluator
 from raygeo.geometry.connectivity.barriers import percentiles, resampled_losses
-from raygeo.geometry.connectivity.bench import flips
+from raygeo.geometry.connectivity.evaluator import flips
 from raygeo.geometry.connectivity.soups import Soups, SoupSettings, average, greedy
 from raygeo.geometry.connectivity.wise import Wise, WiseSettings
 from raygeo.geometry.probes import Probe, nll
@@ -121,7 +121,7 @@ def test_accuracy_and_flips_come_from_the_answers(student, probe_file, runs, mon
         weight = model.model.embed_tokens.weight.detach()
         sums[name] = weight + (0 if name == "base" else noise(student, int(name[1]), 0.1)["model.embed_tokens.weight"])
     monkeypatch.setattr(
-        bench.Errors,
+        evaluator.Errors,
         "sums",
         lambda self, model: np.array(
             next(

@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
 
 
 @dataclass
-class Bench:
+class Evaluator:
     """A student that mixtures are measured on: ``chosen`` and ``measured`` are the two halves of one probe."""
 
     model: PreTrainedModel
@@ -51,7 +51,7 @@ class Bench:
         probe: Probe,
         problems: Sequence[tuple[str, str]],
         grading: Grading,
-    ) -> Bench:
+    ) -> Evaluator:
         """Load the base student once, halve the probe and tokenise what is measured."""
         model, tokenizer, weights = load_mixable(base, runs)
         chosen, measured = (Likelihood(probe.name, half, tokenizer, settings.batch_size) for half in halves(probe))
