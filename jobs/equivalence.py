@@ -84,6 +84,7 @@ from raygeo.training.loop import Hooks, Progress, optimise
 from raygeo.training.settings import RunSpec, TrainingSettings
 
 BOUND, BF16_BOUND = 1e-5, 0.05
+CURVES = ("objective", "grad_norm")
 DRAWS_BOUND = 1e-3
 """For ``otr-256``: rounding moves a few of its million draws over an edge of the cumulative law, to another token,
 which changes weights by 1e-4. With equal draws it keeps ``BOUND``; the other cases of OTR draw a hundredth as often."""
@@ -242,6 +243,10 @@ class Setting:
         """What ``keep_delta`` kept of the case."""
         return open_delta(self.store.folder("deltas", case.name))
 
+    def curves(self, case: Case) -> dict[str, list[float]]:
+        """``CURVES`` of the case, a number for every step."""
+        return json.loads(self.store.read_bytes(f"curves/{case.name}.json") or b"{}")
+
 
 def make_setting(root: Path, shape: Architecture = SHAPE, prompts: int = 24, samples: int = 4) -> Setting:
     """Make student, rollouts, and all that the base says of them, under ``root``.
@@ -329,7 +334,7 @@ def keep(engine: Any, case: Case, setting: Setting) -> None:
 def train_sharded(setting: Setting, cases: Iterable[Case], after: After = keep) -> None:
     """Train the cases in gloo groups of as many processes as they have ranks; ``after`` is called on every rank.
 
-    Objectives of all steps go to the store's ``objectives/<name>.json``.
+    Objective and gradient norm of all steps go to the store's ``curves/<name>.json``.
     """
     multiprocessing.set_forkserver_preload(PRELOADED)
     for ranks in sorted({case.ranks for case in cases}):
@@ -358,8 +363,8 @@ def _train_cases(rank: int, ranks: int, setting: Setting, cases: list[Case], aft
         hooks = Hooks(lambda step, metrics: None, lambda progress: None, lambda step, last: None, lambda: False)
         progress = optimise(engine, spec, data, Progress(), hooks)
         if rank == 0:
-            objective = [row["value"] for row in progress.curves if row["metric"] == "objective"]
-            setting.store.write_bytes(f"objectives/{case.name}.json", json.dumps(objective).encode())
+            curves = {name: [row["value"] for row in progress.curves if row["metric"] == name] for name in CURVES}
+            setting.store.write_bytes(f"curves/{case.name}.json", json.dumps(curves).encode())
         after(engine, case, setting)
         engine.destroy()
     dist.destroy_process_group()
@@ -395,9 +400,10 @@ def _parts(delta: Mapping[str, Entry]) -> list[torch.Tensor]:
 def measure(setting: Setting, cases: list[Case]) -> list[dict[str, Any]]:
     """Train the cases and the plain loops they are compared with: one row a case.
 
-    ``difference`` is the largest of any weight, ``objective`` of the loss at any step, ``relative`` that of the delta
-    as a share of its length; ``moved`` is the largest change of any weight in training. In bf16 ``pure`` is the
-    relative error of a plain loop without fp32 masters.
+    ``difference`` is the largest of any weight, ``objective`` of the loss at any step, ``grad_norm`` of the gradient's
+    norm at any step, as a share of it, and ``relative`` that of the delta, as a share of its length; ``moved`` is the
+    largest change of any weight in training. In bf16 ``pure`` is the relative error of a plain loop without fp32
+    masters.
     """
     train_sharded(setting, cases)
     rows = []
@@ -406,13 +412,14 @@ def measure(setting: Setting, cases: list[Case]) -> list[dict[str, Any]]:
     for case in cases:
         loop = loops[case.plain]
         expected, found = loop.delta(), setting.exported(case)
-        objective = json.loads(setting.store.read_bytes(f"objectives/{case.name}.json") or b"[]")
+        curves = setting.curves(case)
         row = {
             **asdict(case),
             "name": case.name,
             "difference": largest_difference(found, expected),
             "relative": relative_error(found, expected),
-            "objective": max(abs(a - b) for a, b in zip(objective, loop.objective, strict=True)),
+            "objective": max(abs(a - b) for a, b in zip(curves["objective"], loop.objective, strict=True)),
+            "grad_norm": max(abs(a - b) / b for a, b in zip(curves["grad_norm"], loop.grad_norm, strict=True)),
             "moved": loop.moved,
         }
         if case.bf16:
@@ -426,7 +433,8 @@ def passes(row: dict[str, Any]) -> bool:
     if row["bf16"]:
         return row["relative"] <= BF16_BOUND
     bound = DRAWS_BOUND if row["loss"] == "otr-256" else BOUND
-    return max(row["difference"], row["objective"]) <= bound and row["moved"] > 1e-3
+    same = max(row["difference"], row["objective"]) <= bound and row["grad_norm"] <= 10 * bound
+    return same and row["moved"] > 1e-3
 
 
 def number(value: float, good: bool = True) -> str:

@@ -58,7 +58,8 @@ def completion_logprobs(logits: Tensor, row: Row) -> Tensor:
 class PlainLoop:
     """One run of ``loss`` on ``rollouts`` from the model in the folder ``student``, all of it in ``dtype``.
 
-    In bf16 there are no masters: weights and moments are bf16 as well. ``objective`` has the loss at every step.
+    In bf16 there are no masters: weights and moments are bf16 as well. ``objective`` and
+    ``grad_norm`` (before clipping) have a number for every step.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class PlainLoop:
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         self.start = {name: p.detach().clone() for name, p in self.trained.items()}
         self.objective: list[float] = []
+        self.grad_norm: list[float] = []
 
     def run(self) -> "PlainLoop":
         """Take all steps."""
@@ -94,7 +96,7 @@ class PlainLoop:
         order = step_batches(examples, len(self.rows), settings.batch_size, settings.steps, settings.seed)
         for step, batch in enumerate(order):
             self.objective.append(self._backward([examples[i] for i in batch], step))
-            nn.utils.clip_grad_norm_(self.trained.values(), settings.clip)
+            self.grad_norm.append(float(nn.utils.clip_grad_norm_(self.trained.values(), settings.clip)))
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * _warm_cosine(step, settings.steps, settings.warmup)
             optimizer.step()

@@ -122,6 +122,17 @@ def build_engine(spec: RunSpec, examples: int, student: AnyPath) -> tuple[Any, d
     return engine, fingerprint
 
 
+def whole_gradient_norm(engine: Any) -> float | None:
+    """2-norm of a step's gradient before the step is taken, where every rank holds all of it.
+
+    None while micro-batches are still missing, and under ZeRO or bf16, where DeepSpeed knows the norm after the step.
+    """
+    if engine.zero_optimization() or engine.bfloat16_enabled() or not engine.is_gradient_accumulation_boundary():
+        return None
+    norms = [parameter.grad.norm() for parameter in engine.module.parameters() if parameter.grad is not None]
+    return float(torch.stack(norms).norm())
+
+
 def no_dropout(model: nn.Module) -> None:
     """Switch every dropout off: all losses must see the same function, and DPO the one its reference came from."""
     for module in model.modules():

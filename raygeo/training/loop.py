@@ -15,7 +15,7 @@ from raygeo.losses.base import Loss, Unit
 from raygeo.losses.counting import units
 from raygeo.students.encoding import Batch
 from raygeo.training.data import Data, loss_inputs, micro_batch
-from raygeo.training.engine import rank, world
+from raygeo.training.engine import rank, whole_gradient_norm, world
 from raygeo.training.order import micro_batches, step_batches, step_count
 from raygeo.training.schedule import lr_factor
 from raygeo.training.settings import RunSpec
@@ -77,7 +77,6 @@ def optimise(engine: Any, spec: RunSpec, data: Data, progress: Progress, hooks: 
         counts = units([data.examples[i] for i in batch], data.tokens.completion_lengths)
         control = {"stop": float(hooks.stopped()), "save": float(time.monotonic() - saved > CHECKPOINT_SECONDS)}
         metrics, control = _step(engine, spec, data, batch, counts, progress.step, control)
-        metrics["grad_norm"] = float(engine.get_global_grad_norm() or 0.0)
         metrics["lr"] = settings.lr * lr_factor(settings, steps, progress.step)
         progress.step += 1
         progress.tokens += counts["token"]
@@ -139,14 +138,19 @@ def _step(
     step: int,
     control: dict[str, float],
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Take one optimiser step over this rank's micro-batches; metrics and ``control`` summed over ranks."""
+    """Take one optimiser step over this rank's micro-batches; metrics and ``control`` summed over ranks.
+
+    ``grad_norm`` is the 2-norm of the whole step's gradient before it is clipped.
+    """
     loss, settings = spec.loss, spec.training
     mine = micro_batches(batch, data.example_lengths(batch), settings.micro_batch, rank(), world())
     baseline = mismatched_kl(engine, data, batch, mine) if "mismatched" in loss.needs else None
     sums: dict[str, Tensor] = {}
+    norm: float | None = None
     for indices in mine:
         total, parts = micro_step(engine, loss, data, batch, indices, counts, settings.seed, step, baseline)
         engine.backward(total * world(), scale_wrt_gas=False)
+        norm = whole_gradient_norm(engine)
         engine.step()
         for name, value in parts.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value
@@ -156,7 +160,9 @@ def _step(
     if dist.is_initialized():
         dist.all_reduce(values)
     numbers = values.tolist()
-    return dict(zip(names, numbers, strict=False)), dict(zip(control, numbers[len(names) :], strict=True))
+    metrics = dict(zip(names, numbers, strict=False))
+    metrics["grad_norm"] = float(engine.get_global_grad_norm()) if norm is None else norm
+    return metrics, dict(zip(control, numbers[len(names) :], strict=True))
 
 
 def micro_step(
