@@ -238,6 +238,21 @@ def test_a_store_that_holds_a_study_is_left_alone(models, store):
         compare_models(plan_comparison(str(models / "base"), [str(models / "one")], store=store.location))
 
 
+def test_hub_ids_are_found_where_the_hub_keeps_what_it_fetched(models, tmp_path, monkeypatch):
+    """No network: the cache is laid out as ``huggingface_hub`` does it, and that library looks models up in it."""
+    for name in ("base", "full"):
+        kept = tmp_path / "hub" / f"models--someone--{name}"
+        shutil.copytree(models / name, kept / "snapshots" / "0123abcd")
+        (kept / "refs").mkdir()
+        (kept / "refs" / "main").write_text("0123abcd")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    run("someone/base", "someone/full", models / "half", "--store", tmp_path / "hub-ids")
+    run(models / "base", models / "full", models / "half", "--store", tmp_path / "folders")
+    by_id, by_folder = (raygeo.open(str(tmp_path / name)).table("similarity") for name in ("hub-ids", "folders"))
+    assert by_id.num_rows > 0
+    assert by_id.equals(by_folder)
+
+
 def test_solutions_that_cannot_be_used_are_named(tmp_path):
     base = save_tiny_student(tmp_path / "base")
     file = tmp_path / "solutions.jsonl"
