@@ -401,7 +401,7 @@ def measure(setting: Setting, cases: list[Case]) -> list[dict[str, Any]]:
     """Train the cases and the plain loops they are compared with: one row a case.
 
     ``difference`` is the largest of any weight, ``objective`` of the loss at any step, ``grad_norm`` of the gradient's
-    norm at any step, as a share of it, and ``relative`` that of the delta, as a share of its length; ``moved`` is the
+    norm at any step, as a share of the largest, and ``relative`` that of the delta, as a share of its length; ``moved`` is the
     largest change of any weight in training. In bf16 ``pure`` is the relative error of a plain loop without fp32
     masters.
     """
@@ -419,7 +419,8 @@ def measure(setting: Setting, cases: list[Case]) -> list[dict[str, Any]]:
             "difference": largest_difference(found, expected),
             "relative": relative_error(found, expected),
             "objective": max(abs(a - b) for a, b in zip(curves["objective"], loop.objective, strict=True)),
-            "grad_norm": max(abs(a - b) / b for a, b in zip(curves["grad_norm"], loop.grad_norm, strict=True)),
+            "grad_norm": max(abs(a - b) for a, b in zip(curves["grad_norm"], loop.grad_norm, strict=True))
+            / max(loop.grad_norm),
             "moved": loop.moved,
         }
         if case.bf16:

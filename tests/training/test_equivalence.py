@@ -99,7 +99,7 @@ def test_shards_and_splits_give_the_weights_of_a_plain_loop(setting, plain, case
     assert largest_difference(setting.exported(case), loop.delta()) < BOUND
     curves = setting.curves(case)
     assert curves["objective"] == pytest.approx(loop.objective, abs=BOUND)
-    assert curves["grad_norm"] == pytest.approx(loop.grad_norm, rel=10 * BOUND)
+    assert curves["grad_norm"] == pytest.approx(loop.grad_norm, abs=10 * BOUND * max(loop.grad_norm))
 
 
 @pytest.mark.parametrize("case", BF16, ids=lambda case: case.name)
