@@ -401,8 +401,8 @@ def measure(setting: Setting, cases: list[Case]) -> list[dict[str, Any]]:
     """Train the cases and the plain loops they are compared with: one row a case.
 
     ``difference`` is the largest of any weight, ``objective`` of the loss at any step, ``grad_norm`` of the gradient's
-    norm at any step, as a share of the largest, and ``relative`` that of the delta, as a share of its length; ``moved`` is the
-    largest change of any weight in training. In bf16 ``pure`` is the relative error of a plain loop without fp32
+    norm at any step, as a share of the largest, and ``relative`` that of the delta, as a share of its length; ``moved``
+    is the largest change of any weight in training. In bf16 ``pure`` is the relative error of a plain loop without fp32
     masters.
     """
     train_sharded(setting, cases)

@@ -4,7 +4,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -172,13 +172,17 @@ _WISE = {
 }
 
 
+_PALE = LinearSegmentedColormap.from_list("pale", matplotlib.colormaps["Blues"](np.linspace(0, 0.5, 64)))
+"""Light enough for marks and numbers upon it."""
+
+
 @figure(
     "planes",
     "The loss on planes through three runs",
     """NLL of held-out solutions on the plane through three runs (filled marks, where the plane holds the run itself).
     Other runs (open marks) are drawn at their projections, which may lie far from them: the number beside each is its
-    distance from the plane, in the unit of the axes. Levels are spaced by area, so steep walls and flat floors show
-    alike: read the numbers.""",
+    distance from the plane, in the unit of the axes. Darker is worse. Levels are spaced by area, so steep walls and
+    flat floors show alike: read the numbers.""",
 )
 def planes(view: View) -> Figure | None:
     """Draw one contour map a plane with all runs marked."""
@@ -193,7 +197,7 @@ def planes(view: View) -> Figure | None:
         grid = rows.pivot_table(index="y", columns="x", values="loss", dropna=False)
         levels = np.unique(np.quantile(rows.loss.dropna(), np.linspace(0, 1, 13)))
         values = np.ma.masked_invalid(grid.to_numpy())
-        ax.contourf(grid.columns, grid.index, values, levels=levels, cmap=matplotlib.colormaps["Blues_r"], alpha=0.85)
+        ax.contourf(grid.columns, grid.index, values, levels=levels, cmap=_PALE)
         lines = ax.contour(grid.columns, grid.index, values, levels=levels[1:-1], colors=MUTED, linewidths=0.5)
         ax.clabel(lines, fontsize=6, fmt=lambda value: typeset.significant(value, 3))
         here = runs[(runs[["run_a", "run_b", "run_c"]] == corners).all(axis=1)]
@@ -211,8 +215,12 @@ def _mark(ax: Axes, view: View, runs: pd.DataFrame, corners: tuple[str, ...]) ->
     for row in runs.itertuples():
         style = view.styles[row.run]
         corner = row.run in corners
-        face = style.colour if corner else PAPER
-        ax.plot(row.x, row.y, linestyle="none", marker=style.marker, color=style.colour, markerfacecolor=face, zorder=3)
+        face, edge = (style.colour, PAPER) if corner else (PAPER, style.colour)
+        size = 9 if corner else 6
+        ax.plot(
+            row.x, row.y, linestyle="none", marker=style.marker, markerfacecolor=face, markeredgecolor=edge,
+            markersize=size, zorder=3,
+        )  # fmt: skip
         if not corner:
             text = typeset.significant(row.residual, 2)
             ax.annotate(text, (row.x, row.y), xytext=(4, 3), textcoords="offset points", fontsize=7)
