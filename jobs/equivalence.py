@@ -83,7 +83,7 @@ from raygeo.training.inputs import RunInputs
 from raygeo.training.loop import Hooks, Progress, optimise
 from raygeo.training.settings import RunSpec, TrainingSettings
 
-BOUND, BF16_BOUND = 1e-5, 0.05
+BOUND, BF16_BOUND = 1e-5, 0.07
 CURVES = ("objective", "grad_norm")
 DRAWS_BOUND = 1e-3
 """For ``otr-256``: rounding moves a few of its million draws over an edge of the cumulative law, to another token,
