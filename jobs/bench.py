@@ -60,7 +60,9 @@ def training(
 
 @app.command()
 def geometry(
-    case: Annotated[list[str] | None, typer.Option(help="products, spectrum, deltas, cka or scaling; all")] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(help="products, vocabulary, spectrum, deltas, cka or scaling; all")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="turns of each competitor; one of warm-up is not counted")] = 3,
     threads: Annotated[int, typer.Option(help="threads of every competitor")] = 1,
     peers: Annotated[

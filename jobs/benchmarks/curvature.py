@@ -54,11 +54,14 @@ class Case:
     lanczos_steps: int = 60
     probes: int = 4
     probe_steps: int = 20
+    vocabulary: int | None = None
+    """Number of tokens; by default the word problems' 68."""
     peers: str | None = None
     """Folder to import peers from that are installed nowhere else."""
 
 
 PRODUCTS = Case("products")
+VOCABULARY = Case("vocabulary", vocabulary=16_384, columns=4)
 SPECTRUM = Case("spectrum", SMALL, ("model.layers.0.self_attn.k_proj.weight",))
 
 
@@ -71,11 +74,15 @@ class Bench:
         self.case = case
         tokenizer = word_tokenizer()
         self.model: Any = build_model(case.architecture, tokenizer, 0).eval()
+        if case.vocabulary is not None:
+            torch.manual_seed(0)
+            self.model.resize_token_embeddings(case.vocabulary, mean_resizing=False)
         rng = np.random.default_rng(0)
         prompts = rng.integers(8, 30, case.texts)
         lengths = np.geomspace(*case.completions, case.texts).astype(int)
         texts = [
-            Sequence(rng.integers(3, len(tokenizer), p + c), int(p)) for p, c in zip(prompts, lengths, strict=True)
+            Sequence(rng.integers(3, case.vocabulary or len(tokenizer), p + c), int(p))
+            for p, c in zip(prompts, lengths, strict=True)
         ]
         self.batches = Probe("bench", texts).batches(int(tokenizer.pad_token_id), case.batch_size)
         (self.whole,) = Probe("bench", texts).batches(int(tokenizer.pad_token_id), case.texts)

@@ -20,11 +20,14 @@ class Comparison:
 
 def comparisons(threads: int, peers: str | None, tiny: bool) -> dict[str, Comparison]:
     """All comparisons by name; ``tiny`` ones take seconds and measure nothing. ``peers`` is a folder with packages."""
-    products, spectrum = (replace(case, peers=peers) for case in (curvature.PRODUCTS, curvature.SPECTRUM))
+    products, vocabulary, spectrum = (
+        replace(case, peers=peers) for case in (curvature.PRODUCTS, curvature.VOCABULARY, curvature.SPECTRUM)
+    )
     deltas, features, fanned = factored.QWEN3_4B, factored.Features(), scaling.Case()
     if tiny:
         small: dict[str, Any] = {"texts": 4, "batch_size": 2, "completions": (2, 12)}
         products = replace(products, architecture=curvature.SMALL, columns=2, **small)
+        vocabulary = replace(vocabulary, architecture=curvature.SMALL, columns=2, vocabulary=200, **small)
         spectrum = replace(
             spectrum, parameters=("model.norm.weight",), top_k=3, lanczos_steps=30, probe_steps=10, **small
         )
@@ -34,6 +37,7 @@ def comparisons(threads: int, peers: str | None, tiny: bool) -> dict[str, Compar
         fanned = scaling.Case(runs=2, texts=2, settings=settings, tasks_an_actor=5)
     return {
         "products": Comparison(lambda rounds: curvature.compare(products, rounds, threads), curvature.table),
+        "vocabulary": Comparison(lambda rounds: curvature.compare(vocabulary, rounds, threads), curvature.table),
         "spectrum": Comparison(lambda rounds: curvature.compare(spectrum, rounds, threads), curvature.table),
         "deltas": Comparison(lambda rounds: factored.compare_deltas(deltas, rounds), factored.table),
         "cka": Comparison(lambda rounds: factored.compare_cka(features, rounds), factored.table),
