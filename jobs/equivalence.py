@@ -320,8 +320,7 @@ def _inputs(root: Path, store: Store, pad_id: int, dtype: torch.dtype) -> RunInp
 
 After = Callable[[Any, Case, Setting], None]
 PRELOADED = [
-    "raygeo.training.worker", "raygeo.training.gradient_difference", "raygeo.students.pretrain", "deepspeed",
-    "peft", "rich.table",
+    "raygeo.training.worker", "raygeo.students.pretrain", "deepspeed", "peft", "rich.table",
     "transformers.models.qwen3.modeling_qwen3", "transformers.integrations.deepspeed",
 ]  # fmt: skip
 
