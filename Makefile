@@ -2,10 +2,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test check clean
+.PHONY: help quickstart test test-fast check constraints clean
 
 help:  ## list what make can do
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "raygeo needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -16,14 +16,21 @@ $(VENV)/.ready: pyproject.toml
 quickstart: $(VENV)/.ready  ## set up and run the quick-start study: six losses and their geometry in a few minutes
 	$(BIN)/raygeo run jobs/studies/quickstart.yaml
 
-test: $(VENV)/.ready  ## set up and run all tests
-	$(BIN)/python -m pytest
+test: test-fast  ## set up and run all tests, on two processes: the fast ones, then those that need a cluster or are slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "cluster or slow"
+
+test-fast: $(VENV)/.ready  ## set up and run what needs neither Ray nor DeepSpeed, in less than three minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --fast
 
 check: $(VENV)/.ready  ## lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+constraints: $(VENV)/.ready  ## keep the versions of this environment in constraints.txt
+	(echo "# The versions that raygeo was last tested with: pip install -c constraints.txt -e '.[test]'"; \
+	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' | grep -v ' @ ') > constraints.txt
 
 clean:  ## remove the environment and caches, never a store
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache build *.egg-info

@@ -16,9 +16,10 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from raygeo.config import load_study
+from raygeo.cli import stoppable
 from raygeo.errors import ConfigError, RaygeoError
-from raygeo.study import run_study
+from raygeo.pipeline.config import Study, load_study, read_yaml
+from raygeo.pipeline.study import run_study
 
 
 def sweep(
@@ -28,23 +29,28 @@ def sweep(
     store: Annotated[str | None, typer.Option(help="Store; a dash and the value are added to it.")] = None,
 ) -> None:
     """Run the study for every value of --over."""
+    with stoppable():
+        for given in _studies(study, over, overrides, store):
+            run_study(given)
+
+
+def _studies(study: Path, over: str | None, overrides: list[str], store: str | None) -> list[Study]:
+    """The study at every value of ``over``, all read before the first is run, so that a wrong value costs nothing."""
     if over is None:
-        run_study(load_study(study, overrides, store))
-        return
+        return [load_study(study, overrides, store)]
     setting, _, text = over.partition("=")
     try:
-        values = yaml.safe_load(text)
+        values = read_yaml(text)
     except yaml.YAMLError:
         values = None
     if not isinstance(values, list) or not values:
         raise ConfigError(f"--over {over!r} is not of the form a.b=[1, 2].")
     studies = []
-    for value in values:  # all are read before the first is run, so that a wrong value costs no training
+    for value in values:
         given = load_study(study, [*overrides, f"{setting}={json.dumps(value)}"], store)
         location, name = given.store or f"store/{given.name}", json.dumps(value).strip('"').replace("/", "_")
         studies.append(given.model_copy(update={"store": f"{location}-{name}"}))
-    for given in studies:
-        run_study(given)
+    return studies
 
 
 if __name__ == "__main__":

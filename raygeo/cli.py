@@ -1,9 +1,12 @@
-"""The command line: ``raygeo run | compare | losses | report | ui | doctor``."""
+"""The command line: ``raygeo run | plan | compare | data | losses | analyses | report | export | ui | doctor``."""
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from signal import SIGINT
 from typing import Annotated
 
 import typer
@@ -20,6 +23,20 @@ SetOption = Annotated[list[str], typer.Option("--set", help="Override a setting,
 AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; by default RAY_ADDRESS, else none.")]
 
 
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the command with the exit code a shell gives them, without a traceback or Ray left."""
+    from raygeo.interrupts import asked, handled
+
+    with handled():
+        try:
+            yield
+        except KeyboardInterrupt:
+            if "ray" in sys.modules:
+                sys.modules["ray"].shutdown()
+            raise typer.Exit(128 + (asked() or SIGINT)) from None
+
+
 @app.command()
 def run(
     study: Annotated[Path, typer.Argument(help="The study file.")],
@@ -27,12 +44,44 @@ def run(
     store: StoreOption = None,
     address: AddressOption = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    memory_check: Annotated[bool, typer.Option(help="Refuse what is not thought to fit, before training.")] = True,
 ) -> None:
     """Run a study: whatever its store lacks is made, in order; the rest is taken from the store."""
-    from raygeo.config import load_study
-    from raygeo.study import run_study
+    with stoppable():
+        from raygeo.pipeline.config import load_study
 
-    run_study(load_study(study, overrides, store), address=address, until=until)
+        given = load_study(study, overrides, store)  # what is wrong in it is told before Ray is imported
+        from raygeo.pipeline.study import run_study
+
+        run_study(given, address=address, until=until, memory_check=memory_check)
+
+
+@app.command()
+def plan(
+    study: Annotated[Path, typer.Argument(help="The study file.")],
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    store: StoreOption = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="What it would run on: h100, a100, ..., cpu, or FLOPS:GB; by default this."),
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="How many of them.")] = None,
+    shapes: Annotated[
+        str | None, typer.Option(help="A config.json, or a folder with one, to plan with instead of the student's.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="ROWS:PROMPT:COMPLETION, in tokens, instead of reading the rollouts.")
+    ] = None,
+) -> None:
+    """Print what each stage of a study will take, before anything starts: memory, disk, hours; what does not fit."""
+    with stoppable():
+        from raygeo.pipeline.config import load_study
+
+        given = load_study(study, overrides, store)
+        from raygeo.pipeline.budget.command import plan_study
+
+        if not plan_study(given, device=device, gpus=gpus, shapes=shapes, data=data):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -55,12 +104,30 @@ def compare(
     address: AddressOption = None,
 ) -> None:
     """Compare the weights of models that were fine-tuned from one base, without a study; writes the same page."""
-    from raygeo.compare import compare_models, plan_comparison
+    with stoppable():
+        from raygeo.pipeline.compare import compare_models
+        from raygeo.pipeline.comparison import plan_comparison
 
-    comparison = plan_comparison(
-        base, models, names=names, store=store, solutions=solutions, reference=reference, overrides=overrides
-    )
-    compare_models(comparison, address=address)
+        comparison = plan_comparison(
+            base, models, names=names, store=store, solutions=solutions, reference=reference, overrides=overrides
+        )
+        compare_models(comparison, address=address)
+
+
+@app.command()
+def data(
+    paths: Annotated[list[str], typer.Argument(help="Files, a folder, a data set on the hub, or a study file.")],
+    model: Annotated[str | None, typer.Option(help="Show tokens as this model reads them: a folder or hub id.")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="Read this many records, the first ones; 0 reads all.")] = 1000,
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", help="A setting of the reader or of chat, as fields.completion=answer; may be repeated."),
+    ] = [],  # noqa: B006 (typer copies it)
+) -> None:
+    """Show what would be read of rollouts: their shape, a sample row, counts, and what is set aside and why."""
+    from raygeo.pipeline.preview import preview
+
+    preview(paths, overrides=overrides, model=model, rows=rows)
 
 
 @app.command()
@@ -75,22 +142,23 @@ def losses(
     from rich.text import Text
 
     from raygeo.errors import ConfigError
-    from raygeo.losses.catalogue import catalogue
+    from raygeo.losses.catalogue import describe
+    from raygeo.losses.registry import LOSSES, ORIGINS, unknown
 
-    entries, console = catalogue(), Console()
+    console = Console()
     if name is None:
-        table = Table("type", "minimised", "needs besides graded rollouts", box=box.SIMPLE_HEAD, pad_edge=False)
-        for entry in entries.values():
-            table.add_row(Text(entry.type, "bold"), Text(entry.formula), Text("; ".join(entry.needs)))
+        table = Table("type", "minimised", "needs besides graded rollouts", "from", box=box.SIMPLE_HEAD, pad_edge=False)
+        for entry in map(describe, LOSSES.values()):
+            needs = Text("; ".join(entry.needs))
+            table.add_row(Text(entry.type, "bold"), Text(entry.formula), needs, Text(ORIGINS[entry.type]))
         console.print(table)
         console.print("raygeo losses TYPE prints one in full, with its options.")
         return
-    if name not in entries:
-        near = get_close_matches(name, entries, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the types are {', '.join(entries)}."
-        raise ConfigError(f"{name!r}: no such loss; {hint}")
-    entry = entries[name]
-    console.print(Text.assemble((entry.title, "bold"), f" (type: {entry.type})\n{entry.formula}\n{entry.paper}\n"))
+    if name not in LOSSES:
+        raise ConfigError(f"{unknown(name)}.")
+    entry = describe(LOSSES[name])
+    origin = f" (type: {entry.type}, from {ORIGINS[name]})"
+    console.print(Text.assemble((entry.title, "bold"), f"{origin}\n{entry.formula}\n{entry.paper}\n"))
     console.print(Markdown(entry.description))
     console.print(
         Text(f"\naveraged over: {entry.unit}s\nneeds: {'; '.join(entry.needs) or 'nothing but graded rollouts'}\n")
@@ -102,12 +170,70 @@ def losses(
 
 
 @app.command()
+def analyses(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Say all about this one.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the reference page of all analyses here.")] = None,
+) -> None:
+    """List the analyses a study can ask for; with a name, print its options, tables and figures in full."""
+    from rich import box
+    from rich.console import Console
+    from rich.markdown import Markdown
+    from rich.table import Table
+    from rich.text import Text
+
+    from raygeo.analyses.reference import NEEDS, entry, reference_page
+    from raygeo.analyses.registry import analyses, origins
+    from raygeo.errors import ConfigError
+
+    known, console = analyses(), Console()
+    if page is not None:
+        page.write_text(reference_page())
+        console.print(f"{page}: {len(known)} analyses")
+        return
+    if name is not None:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the analyses are {', '.join(known)}."
+            raise ConfigError(f"{name!r}: no such analysis; {hint}")
+        console.print(Markdown(entry(known[name])))
+        return
+    table = Table("analysis", "answers", "needs", "from", box=box.SIMPLE_HEAD, pad_edge=False)
+    found = origins()
+    for analysis in known.values():
+        needs = "; ".join(text for need, text in NEEDS.items() if need in analysis.needs)
+        table.add_row(Text(analysis.name, "bold"), Text(analysis.question), Text(needs), Text(found[analysis.name]))
+    console.print(table)
+    console.print("raygeo analyses NAME prints one in full, with its options and tables.")
+
+
+@app.command()
 def report(store: Annotated[str, typer.Argument(help="Path or URI of a store.")]) -> None:
     """Write report.html anew from the tables of a store."""
-    from raygeo.stages.report import rewrite_report
+    from raygeo.pipeline.report import rewrite_report
+    from raygeo.pipeline.revisions import outdated_tables
     from raygeo.store import Store
 
-    typer.echo(rewrite_report(Store(store, create=False)))
+    opened = Store(store, create=False)
+    typer.echo(rewrite_report(opened))
+    for said in outdated_tables(opened):
+        typer.echo(said)
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="The run, as the study's page calls it.")],
+    store: Annotated[str, typer.Option("--store", help="Path or URI of the store.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder for it.")],
+    merged: Annotated[bool, typer.Option("--merged", help="A complete model, base and delta added.")] = False,
+) -> None:
+    """Write a run as a PEFT adapter, or as a merged model, with its tokenizer, a model card and its benchmarks."""
+    from raygeo.pipeline.export import export_run
+    from raygeo.store import Store
+
+    exported = export_run(Store(store, create=False), name, out, merged=merged)
+    typer.echo(f"{exported.folder}: {exported.folder / 'README.md'} says what it is, and how to measure it again")
+    for lacking in exported.missing:
+        typer.secho(f"left out: {lacking}", fg="yellow", err=True)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from raygeo.cluster.session import connect
 from raygeo.errors import RaygeoError
-from raygeo.stages.report import PACKAGES
+from raygeo.pipeline.report import PACKAGES
 from raygeo.store import Store
 from raygeo.tracking import tracking_uri
 from raygeo.training.engine import import_deepspeed

@@ -20,8 +20,16 @@ class StoreError(RaygeoError, OSError):
     """The store cannot be read or written, or holds something unexpected."""
 
 
+class FullStoreError(StoreError):
+    """The disk that the store is written to is full."""
+
+
 class StudentError(RaygeoError, ValueError):
     """A model or tokenizer cannot be loaded or does not fit the study."""
+
+
+class EndpointError(RaygeoError, RuntimeError):
+    """A server that completions are asked of is not there, refuses, or does not answer in time."""
 
 
 class DeltaError(RaygeoError, ValueError):
@@ -34,6 +42,10 @@ class ClusterError(RaygeoError, RuntimeError):
 
 class TrainingError(RaygeoError, RuntimeError):
     """A training run failed for a reason other than divergence."""
+
+
+class TrackingError(RaygeoError, RuntimeError):
+    """MLflow cannot be read or written."""
 
 
 class WorkloadError(RaygeoError, RuntimeError):

@@ -40,7 +40,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Bar]:

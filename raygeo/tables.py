@@ -1,395 +1,138 @@
-"""The Arrow schema of every table in a store. Angles are in degrees, losses in nats, time in seconds."""
+"""The tables of every study, as Arrow schemas; an analysis declares its own beside its workloads.
+
+Angles are in degrees, losses in nats, time in seconds. What a table holds is said in its schema's metadata.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pyarrow as pa
-
-_F, _I, _S, _B = pa.float64(), pa.int64(), pa.string(), pa.bool_()
-
-
-def _table(**columns: pa.DataType) -> pa.Schema:
-    return pa.schema(list(columns.items()))
-
-
-_PATH = {"run_a": _S, "run_b": _S, "probe": _S, "metric": _S, "alpha": _F, "loss": _F, "accuracy": _F, "n": _I}
-_BARRIER = {
-    **{"run_a": _S, "run_b": _S, "probe": _S, "metric": _S},
-    **{f"chord{part}": _F for part in ("", "_alpha", "_low", "_high")},
-    **{f"mean{part}": _F for part in ("", "_alpha", "_low", "_high")},
-    "n": _I,
-}
-_EVALUATION = {
-    **dict.fromkeys(("loss", "loss_low", "loss_high"), _F),
-    **dict.fromkeys(("n", "tokens"), _I),
-    **dict.fromkeys(("confidence", "agreement", "ece", "accuracy"), _F),
-    "problems": _I,
-    **dict.fromkeys(("false_false_true", "true_true_false"), _F),
-}
 
 BASE = "base"
 """The name of the untrained student in every table."""
 LORA = "lora (gauge-dependent)"
 """The name in tables of the space of LoRA factors, which depends on how a delta is factored."""
 
-SCHEMAS: dict[str, pa.Schema] = {
-    # What is learned from. `split` is "train" or "heldout", whole prompts; `correct` is the verdict on `reward`;
-    # `logprobs` are those of the model that wrote the completion, one a token (end-of-text included), null if unknown.
-    "rollouts": _table(
-        prompt_id=_S,
-        prompt=_S,
-        gold=_S,
-        sample=_I,
-        completion=_S,
-        reward=_F,
-        correct=_B,
-        truncated=_B,
-        source=_S,
-        split=_S,
-        logprobs=pa.list_(pa.float32()),
+_TYPES = {
+    "text": pa.large_string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "flag": pa.bool_(),
+    "texts": pa.large_list(pa.large_string()),
+    "floats": pa.large_list(pa.float32()),
+}
+_ABOUT = b"about"
+
+
+def schema(about: str, columns: str) -> pa.Schema:
+    """The schema of a table, with a few sentences about it.
+
+    ``columns`` are written as in ``"run, module: text; layer: int; norm: float"``; the types are text, int (64 bits),
+    float (64 bits), flag, texts, and floats (lists of 32 bits). Offsets have 64 bits: a column may hold any number of
+    characters or list entries.
+    """
+    fields = []
+    for group in columns.split(";"):
+        names, kind = group.split(":")
+        fields += [pa.field(name.strip(), _TYPES[kind.strip()]) for name in names.split(",")]
+    return pa.schema(fields, metadata={_ABOUT: " ".join(about.split()).encode()})
+
+
+def about(table: pa.Schema) -> str:
+    """What a schema says of its table."""
+    return (table.metadata or {}).get(_ABOUT, b"").decode()
+
+
+SCHEMAS: Mapping[str, pa.Schema] = {
+    "rollouts": schema(
+        """What is learned from. `split` is "train" or "heldout", whole prompts; `correct` is the verdict on `reward`;
+        `logprobs` are those of the model that wrote the completion, one a token (end-of-text included), null if
+        unknown; `pair` is common to the two rollouts of a pair that was given as one, and null for all others.""",
+        "prompt_id, prompt, gold: text; sample: int; completion: text; reward: float; correct, truncated: flag; "
+        "source, split: text; logprobs: floats; pair: text",
     ),
-    # Rows set aside: where they came from and why.
-    "rejected": _table(source=_S, line=_I, reason=_S, text=_S),
-    # Every count a reader should know: rows read, rejected, truncated, mixed prompts, pairs made, ...
-    "counts": _table(stage=_S, name=_S, value=_I),
-    # Log-probabilities of the base, one list per rollout row, one entry per completion token (end-of-text included).
-    "reference": _table(row=_I, logprobs=pa.list_(pa.float32())),
-    # Files of final hidden states of the base: the first rollout row and completion token in each, and how many.
-    "reference_states": _table(row=_I, rows=_I, token=_I, tokens=_I),
-    "runs": _table(
-        run=_S,
-        loss=_S,
-        lr=_F,
-        seed=_I,
-        init_seed=_I,
-        status=_S,
-        reason=_S,
-        steps=_I,
-        examples=_I,
-        tokens=_I,
-        seconds=_F,
-        delta=_S,
-        delta_norm=_F,
-        relative_norm=_F,
-        params=_S,
-        student=_S,
-        mlflow_run_id=_S,
-        key=_S,
+    "usage": schema(
+        """What sampling from a server took, one row a slice of the prompts: requests answered, tokens as the server
+        counts them, and what they cost at the prices given. `unknown_ends` are answers that ended neither by themselves
+        nor at their greatest length, which are left out.""",
+        "model: text; prompts, requests, prompt_tokens, completion_tokens: int; cost: float; unknown_ends: int",
     ),
-    # The runs of a sweep: `entry` of the study's `runs`, what was chosen (JSON, without seeds), what was measured.
-    # `rank` is that of the configuration's means over seeds: 1 if none dominates it, 2 if only those of rank 1 do, ...
-    "trials": _table(
-        run=_S,
-        entry=_I,
-        values=_S,
-        seed=_I,
-        init_seed=_I,
-        status=_S,
-        accuracy=_F,
-        heldout_nll=_F,
-        sharpness=_F,
-        rank=_I,
+    "set_aside": schema(
+        "Input rows set aside: where they came from and why.", "source: text; line: int; reason, text: text"
     ),
-    # Training curves: `objective` in the loss's own unit, `nll` the plain token mean, so that losses can be compared.
-    "curves": _table(run=_S, step=_I, metric=_S, value=_F),
-    "answers": _table(
-        run=_S, benchmark=_S, problem_id=_S, completion=_S, extracted=_S, correct=_B, truncated=_B, tokens=_I
+    "missing": schema(
+        "What failed and was left out of a stage, and why; the same study, run again, makes it.",
+        "stage, part, reason: text",
     ),
-    "accuracy": _table(
-        run=_S, benchmark=_S, n=_I, correct=_I, accuracy=_F, low=_F, high=_F, truncated=_I, no_answer=_I
+    "counts": schema(
+        "Every count a reader should know: rows read, set aside, truncated, mixed prompts, pairs made.",
+        "stage, name: text; value: int",
     ),
-    "mcnemar": _table(benchmark=_S, run_a=_S, run_b=_S, n=_I, only_a=_I, only_b=_I, p_exact=_F, p_holm=_F),
-    # `participation_rank` is (sum s^2)^2 / sum s^4; ranks are null where the delta is not a matrix.
-    "deltas": _table(
-        run=_S,
-        module=_S,
-        layer=_I,
-        scope=_S,
-        norm=_F,
-        base_norm=_F,
-        relative_norm=_F,
-        spectral_norm=_F,
-        stable_rank=_F,
-        effective_rank=_F,
-        participation_rank=_F,
+    "reference": schema(
+        """Log-probabilities of the base, one list a rollout row, one entry a completion token (end-of-text
+        included).""",
+        "row: int; logprobs: floats",
     ),
-    # One row a kept step, the last one included. `distance` is from the kept step before (from the base at the first),
-    # `path_length` their sum, a lower bound of the way travelled, `straightness` norm over path length;
-    # `cosine_previous` is between this move and the one before, `cosine_reference` to that run at the same step.
-    "trajectories": _table(
-        run=_S,
-        step=_I,
-        norm=_F,
-        relative_norm=_F,
-        cosine_final=_F,
-        cosine_reference=_F,
-        distance=_F,
-        path_length=_F,
-        straightness=_F,
-        cosine_previous=_F,
+    "reference_states": schema(
+        """Files of final hidden states of the base: the first rollout row and completion token in each, and how
+        many.""",
+        "row, rows, token, tokens: int",
     ),
-    # Least squares of the norm on the step t: law "log" is a + b log t, "power" a t^b; null with fewer than 4 points.
-    "trajectory_fits": _table(run=_S, law=_S, n=_I, a=_F, b=_F, rss=_F, aic=_F),
-    # scope: "global", "layer" or "module"; name: "" for global, the layer number, or the module.
-    "similarity": _table(run_a=_S, run_b=_S, scope=_S, name=_S, cosine=_F, orthogonal_fraction=_F, null_sd=_F),
-    # What `similarity` is made of, by module and ordered pair, each run with itself included; those of disjoint modules
-    # add up. `inner` is the inner product of the two deltas, `residual` the energy of b without the direction of a,
-    # `variance` that of the inner product if both directions were random and their norms kept.
-    "moments": _table(run_a=_S, run_b=_S, module=_S, layer=_I, inner=_F, residual=_F, variance=_F),
-    # What each cosine is judged by, a row an unordered pair. `seeds`: those that differ, "order", "init", "both", or
-    # "same" if none does. `*_null` is the value were all runs orthogonal; `matched_*` that of deltas of equal length.
-    "yardsticks": _table(
-        run_a=_S,
-        run_b=_S,
-        same_loss=_B,
-        same_settings=_B,
-        seeds=_S,
-        cosine=_F,
-        null_sd=_F,
-        z=_F,
-        disattenuated=_F,
-        centred_cosine=_F,
-        centred_null=_F,
-        matched_centred_cosine=_F,
-        matched_centred_null=_F,
-        distance=_F,
-        matched_distance=_F,
+    "runs": schema(
+        """The runs: `loss` is the type of the loss, `params` the settings of loss and training as JSON, `delta` the
+        folder of the weights' change, `student` the key of what learned.""",
+        "run, loss: text; lr: float; seed, init_seed: int; status, reason: text; steps, examples, tokens: int; "
+        "seconds: float; delta, params, student, mlflow_run_id, key: text",
     ),
-    # Cosines between runs of two configurations (loss and settings, named by a first run), by the seeds that differ;
-    # within one configuration they are the noise floor. `disattenuated` may exceed 1.
-    "floors": _table(
-        configuration_a=_S, configuration_b=_S, seeds=_S, n=_I, low=_F, mean=_F, high=_F, disattenuated=_F
+    "trials": schema(
+        """The runs of a sweep: `entry` of the study's `runs`, what was chosen (JSON, without seeds), what was measured.
+        `rank` is that of the configuration's means over seeds: 1 if none dominates it, 2 if only those of rank 1 do,
+        and so on.""",
+        "run: text; entry: int; values: text; seed, init_seed: int; status: text; accuracy, heldout_nll, "
+        "top_eigenvalue: float; rank: int",
     ),
-    # A run against the span of the other runs (`n`) of a configuration; `among`: it is of that configuration itself.
-    "spans": _table(configuration=_S, run=_S, among=_B, n=_I, dimension=_I, orthogonal_fraction=_F, null_fraction=_F),
-    # Cosines of runs of other seeds within losses and between them, for the settings of run `like` (all if empty).
-    # `labelings` that the permutation test can tell apart; `draws` is null if all were gone through.
-    "separations": _table(
-        like=_S,
-        runs=_I,
-        losses=_I,
-        within_n=_I,
-        within_mean=_F,
-        between_n=_I,
-        between_mean=_F,
-        d_prime=_F,
-        labelings=_I,
-        draws=_I,
-        p=_F,
-        reason=_S,
+    "training_curves": schema(
+        """Metrics while training: `objective` in the loss's own unit, `nll` the plain token mean, so that losses can be
+        compared.""",
+        "run: text; step: int; metric: text; value: float",
     ),
-    # Runs and base in a plane; scaling: "raw", or "matched" with all deltas at unit length. `stress` is that of the
-    # axes so far.
-    "maps": _table(scaling=_S, run=_S, x=_F, y=_F),
-    "map_axes": _table(scaling=_S, axis=_I, eigenvalue=_F, share=_F, stress=_F),
-    # null_degrees: the mean of the same angle between two random k-dimensional subspaces of that space
-    # (on the right of two LoRA deltas: of their row spaces).
-    "subspaces": _table(
-        run_a=_S,
-        run_b=_S,
-        module=_S,
-        layer=_I,
-        side=_S,
-        k=_I,
-        dimension=_I,
-        index=_I,
-        angle_degrees=_F,
-        null_degrees=_F,
+    "answers": schema(
+        """Answers, one a problem where they are greedy. One that the grader could not judge is `undecided`, and not
+        correct.""",
+        "run, benchmark, problem_id, completion, extracted: text; correct, truncated: flag; tokens: int; "
+        "undecided: flag; sample: int",
     ),
-    # scope: "module", "layer" or "global". `changed` counts entries that differ in bf16; angles are those between the
-    # top-k singular subspaces of the weights before and after, above module scope medians over modules.
-    "off_principal": _table(
-        run=_S,
-        scope=_S,
-        module=_S,
-        layer=_I,
-        entries=_I,
-        changed=_I,
-        update_sparsity=_F,
-        base_norm=_F,
-        shift_norm=_F,
-        spectral_shift=_F,
-        k=_I,
-        gap=_F,
-        left_mean_degrees=_F,
-        left_max_degrees=_F,
-        right_mean_degrees=_F,
-        right_max_degrees=_F,
+    "accuracy": schema(
+        """Over all `n` answers to `problems`, `samples` each: those cut off, without an answer, and undecided are not
+        correct. Low and high are ends of a 95 % interval clustered by problem.""",
+        "run, benchmark: text; n, correct: int; accuracy, low, high: float; truncated, no_answer, undecided, problems, "
+        "samples: int",
     ),
-    # The share of changed entries in a mask, `baseline` if they were placed at random, z in hypergeometric s.d.;
-    # `shuffled_*` are those of the same delta with its entries in random places.
-    "mask_overlaps": _table(
-        run=_S,
-        scope=_S,
-        module=_S,
-        layer=_I,
-        mask=_S,
-        entries=_I,
-        changed=_I,
-        mask_entries=_I,
-        both=_I,
-        expected=_F,
-        variance=_F,
-        shuffled_changed=_I,
-        shuffled_both=_I,
-        overlap=_F,
-        baseline=_F,
-        shuffled_overlap=_F,
-        z=_F,
+    "pass_at_k": schema(
+        """Where problems were answered several times: the probability that one of `k` answers is right (unbiased, Chen
+        et al., arXiv:2107.03374), with a 95 % interval clustered by problem.""",
+        "run, benchmark: text; k: int; pass_at_k, low, high: float; problems, samples: int",
     ),
-    # Entries changed by both of two runs, and by either.
-    "changed_pairs": _table(
-        run_a=_S,
-        run_b=_S,
-        scope=_S,
-        module=_S,
-        layer=_I,
-        entries=_I,
-        both=_I,
-        either=_I,
-        expected=_F,
-        jaccard=_F,
-        null_jaccard=_F,
-    ),
-    # metric: "nll" or "accuracy"; loss holds the token-mean NLL, accuracy the share right (the other is null). `alpha`
-    # is irregular where the grid was refined; values outside [0, 1] lie beyond the ends.
-    "paths": _table(**_PATH),
-    # Max over alpha in [0, 1] of the excess over the "chord" (Entezari) or the "mean" of the ends (Frankle), of the NLL
-    # or, where the metric is "accuracy", of the error rate; low/high = 95 % paired bootstrap.
-    "barriers": _table(**_BARRIER),
-    # The same between deltas of equal norm `norm`: the deltas times `scale_a` and `scale_b`, one of which is 1.
-    "matched_paths": _table(**_PATH),
-    "matched_barriers": _table(**_BARRIER, scale_a=_F, scale_b=_F, norm=_F),
-    # shape: "line", or that of a trained curve, "bezier" or "chain", both on texts that had no part in training it.
-    "curve_paths": _table(run_a=_S, run_b=_S, shape=_S, t=_F, loss=_F, n=_I),
-    # The largest loss and the barrier over the chord, for a curve also by how much its largest loss lies "below" the
-    # line's, with 95 % paired bootstrap intervals; `bend` is how far the bend lies from the midpoint, in distances of
-    # the two runs.
-    "curve_barriers": _table(
-        run_a=_S,
-        run_b=_S,
-        shape=_S,
-        max_loss=_F,
-        max_t=_F,
-        max_low=_F,
-        max_high=_F,
-        chord=_F,
-        chord_t=_F,
-        chord_low=_F,
-        chord_high=_F,
-        below=_F,
-        below_low=_F,
-        below_high=_F,
-        bend=_F,
-        n=_I,
-    ),
-    # Run a with one `part` ("all": every part) moved by alpha to run b: kind "block" or "module type". `rise` is over
-    # the loss of run a, with a 95 % paired bootstrap interval; `excess` over the chord to run a with the part swapped.
-    "layerwise": _table(
-        run_a=_S,
-        run_b=_S,
-        kind=_S,
-        part=_S,
-        alpha=_F,
-        loss=_F,
-        rise=_F,
-        rise_low=_F,
-        rise_high=_F,
-        excess=_F,
-        n=_I,
-    ),
-    # kind: "run" (alone), "uniform", "group" or "greedy". `barrier` is the loss less the members' mean loss;
-    # confidence, agreement and ece are over `tokens` tokens of the `n` texts; false_false_true is the share of
-    # `problems` that all members get wrong and their average right, true_true_false the reverse.
-    "soups": _table(
-        soup=_S,
-        kind=_S,
-        members=pa.list_(_S),
-        **_EVALUATION,
-        barrier=_F,
-        barrier_low=_F,
-        barrier_high=_F,
-    ),
-    # base + alpha delta; `chosen_loss` is the loss on the other half of the texts, for choosing an alpha.
-    "wise": _table(run=_S, alpha=_F, chosen_loss=_F, **_EVALUATION),
-    # The plane through three runs, the first its origin, x along the second less the first; x, y and residual (distance
-    # from the plane) are Euclidean distances between weights. `planes` is the grid, `plane_runs` every run in it.
-    "planes": _table(run_a=_S, run_b=_S, run_c=_S, x=_F, y=_F, loss=_F, n=_I),
-    "plane_runs": _table(run_a=_S, run_b=_S, run_c=_S, run=_S, x=_F, y=_F, residual=_F, loss=_F, n=_I),
-    # quantity: eigenvalue, min_eigenvalue, trace, ritz, density, directional, overlap, nll or gradient_norm; `name` is
-    # the run of a direction, `x` a density's abscissa or the overlap of a random direction, `parameters` the dimension
-    # of `space`.
-    "curvature": _table(
-        run=_S,
-        space=_S,
-        operator=_S,
-        quantity=_S,
-        name=_S,
-        index=_I,
-        x=_F,
-        value=_F,
-        error=_F,
-        parameters=_I,
-        tokens=_I,
-    ),
-    # The loss of the path from a to b on the curvature probe: to second order about the run `at`, by the Hessian or the
-    # GGN, or, where `at` is null, measured.
-    "expansions": _table(run_a=_S, run_b=_S, at=_S, operator=_S, alpha=_F, loss=_F, tokens=_I),
-    # Rise of the curvature probe's loss near each run, in nats. measure: "sam", "ball", "asam", "noise", "layer noise";
-    # `radius` is its radius or standard deviation, `error` the standard error over pairs of `draws`.
-    "sharpness": _table(run=_S, measure=_S, radius=_F, value=_F, error=_F, draws=_I, nll=_F, parameters=_I, tokens=_I),
-    # `treatment` says what was taken out of the features first, "plain" nothing; `n` counts vectors.
-    "cka": _table(run_a=_S, run_b=_S, layer=_I, treatment=_S, cka=_F, cka_biased=_F, low=_F, high=_F, n=_I),
-    "layer_cka": _table(run_a=_S, run_b=_S, layer_a=_I, layer_b=_I, treatment=_S, cka=_F, low=_F, high=_F, n=_I),
-    # Token means to the base: `change` is |h - h_base| / |h_base|; `n` counts texts, over which intervals are made.
-    "drift": _table(
-        run=_S,
-        layer=_I,
-        cosine=_F,
-        cosine_low=_F,
-        cosine_high=_F,
-        change=_F,
-        change_low=_F,
-        change_high=_F,
-        n=_I,
-        tokens=_I,
-    ),
-    # quantity: entropy (nats a token), max_probability, top1_accuracy, ece (expected calibration error).
-    "outputs": _table(run=_S, quantity=_S, value=_F, low=_F, high=_F, n=_I, tokens=_I),
-    # quantity: kl_ab, KL(a || b) in nats a token; kl_ba, KL(b || a); agreement, the share of equal top guesses.
-    "divergences": _table(run_a=_S, run_b=_S, quantity=_S, value=_F, low=_F, high=_F, n=_I, tokens=_I),
-    # Of a run's own training loss, `at` the "base" or its own weights ("run"), over `n` examples: `coherence` in [0, n]
-    # is n |mean g|^2 / mean |g|^2, `pairwise` (coherence - 1) / (n - 1), which does not grow with n.
-    "coherence": _table(
-        run=_S,
-        at=_S,
-        coherence=_F,
-        coherence_low=_F,
-        coherence_high=_F,
-        pairwise=_F,
-        pairwise_low=_F,
-        pairwise_high=_F,
-        gradient_norm=_F,
-        n=_I,
-        parameters=_I,
-    ),
-    # Cosine of two losses' mean gradients at the base over the same `n` prompts, each loss under its first run;
-    # `expected` estimates that of their expectations, from pairs of different prompts alone.
-    "gradient_cosines": _table(
-        run_a=_S,
-        run_b=_S,
-        cosine=_F,
-        cosine_low=_F,
-        cosine_high=_F,
-        expected=_F,
-        expected_low=_F,
-        expected_high=_F,
-        n=_I,
+    "mcnemar": schema(
+        """Exact paired tests between all pairs of runs on a benchmark: McNemar's, or where problems were answered
+        several times a sign-flip test of the differences of their means, by problem. `only_a` counts problems that run
+        a alone solved, or solved more often; `p_holm` is corrected over all pairs.""",
+        "benchmark, run_a, run_b: text; n, only_a, only_b: int; p_exact, p_holm: float",
     ),
 }
+"""The tables that every study has, whatever is analysed."""
 
 
-def to_arrow(table: str, rows: list[dict]) -> pa.Table:
-    """Build the Arrow table ``table`` from row dictionaries; missing keys are null, unknown ones raise ``KeyError``."""
-    schema = SCHEMAS[table]
-    unknown = {key for row in rows for key in row} - set(schema.names)
+def to_arrow(table: str, rows: Iterable[Mapping[str, Any]] | pa.Table, columns: pa.Schema | None = None) -> pa.Table:
+    """Build the Arrow table ``table`` from row dictionaries; missing keys are null, unknown ones raise ``KeyError``.
+
+    ``columns`` is its schema, by default that of ``SCHEMAS``. Rows that are an Arrow table must have these columns.
+    """
+    columns = SCHEMAS[table] if columns is None else columns
+    if isinstance(rows, pa.Table):
+        return rows.select(columns.names).cast(columns)
+    rows = list(rows)
+    unknown = {key for row in rows for key in row} - set(columns.names)
     if unknown:
-        raise KeyError(f"table {table!r} has no column {sorted(unknown)}; it has {schema.names}")
-    return pa.Table.from_pylist(rows, schema=schema)
+        raise KeyError(f"table {table!r} has no column {sorted(unknown)}; it has {columns.names}")
+    return pa.Table.from_pylist(rows, schema=columns)

@@ -1,55 +1,21 @@
-"""A language model small enough for dense second derivatives, a probe with unequal lengths, and dense oracles."""
-
-from types import SimpleNamespace
+"""A probe with unequal lengths, and dense oracles of second derivatives."""
 
 import numpy as np
 import torch
+from tiny import TinyLM
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from raygeo.geometry.probes import Probe
-from raygeo.students.encoding import Sequence
+from raygeo.data.probes import Probe
+from raygeo.models.batches import TokenSequence
 
-VOCAB = 7
-
-
-class TinyLM(nn.Module):
-    """Running means of embeddings through one tanh layer to tied logits, fp64; ``spare`` has no influence."""
-
-    def __init__(self, width: int = 4, seed: int = 0):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.embed = nn.Embedding(VOCAB, width)
-        self.mix = nn.Linear(width, width)
-        self.head = nn.Linear(width, VOCAB, bias=False)
-        self.spare = nn.Parameter(torch.zeros(3))
-        self.double().eval()
-        for parameter in self.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        self.head.weight = self.embed.weight
-        text = SimpleNamespace(vocab_size=VOCAB)
-        self.config = SimpleNamespace(get_text_config=lambda: text)
-
-    def get_decoder(self):
-        return self.decode
-
-    def get_output_embeddings(self):
-        return self.head
-
-    def decode(self, input_ids, attention_mask=None, use_cache=False):
-        h = self.embed(input_ids)
-        steps = torch.arange(1, h.shape[1] + 1, dtype=h.dtype)[:, None]
-        return SimpleNamespace(last_hidden_state=torch.tanh(self.mix(h.cumsum(1) / steps)))
-
-    def forward(self, input_ids, attention_mask=None, use_cache=False, logits_to_keep=0):
-        h = self.decode(input_ids).last_hidden_state
-        return SimpleNamespace(logits=self.head(h[:, logits_to_keep]))
+VOCAB = TinyLM.VOCABULARY
 
 
 def make_probe(lengths: list[tuple[int, int]], vocab: int = VOCAB, seed: int = 0) -> Probe:
     """Random tokens; ``lengths`` are (prompt, completion) pairs."""
     rng = np.random.default_rng(seed)
-    return Probe("tiny", [Sequence(rng.integers(0, vocab, p + c), p) for p, c in lengths])
+    return Probe("tiny", [TokenSequence(rng.integers(0, vocab, p + c), p) for p, c in lengths])
 
 
 UNEQUAL = make_probe([(2, 1), (3, 9), (1, 2), (2, 12), (4, 1), (1, 6)])

@@ -1,17 +1,21 @@
-"""Small models and deltas for the tests of weight geometry."""
+"""Deltas for the tests of weight geometry, what workloads make of them, and a count of what is read."""
 
 import json
 import pickle
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
-from student_cases import tiny_qwen
 from torch import Tensor
-from transformers import Qwen3ForCausalLM
 
-from raygeo.students.delta import ADAPTER_FILE, LowRank
+from raygeo.analyses.similarity.workload import Similarity, SimilaritySettings
+from raygeo.models.delta import ADAPTER_FILE, LowRank
+from raygeo.models.run import Run
+from raygeo.models.tensors import TensorFiles
+from raygeo.store import AnyPath
 from raygeo.tables import to_arrow
 from raygeo.workload import Rows, Workload
 
@@ -26,34 +30,24 @@ def low_rank(out: int, into: int, rank: int, seed: int, scale: float = 2.0) -> L
     return LowRank(gaussian(out, rank, seed=seed), gaussian(rank, into, seed=seed + 1000), scale)
 
 
-def tiny_model(seed: int = 0, tied: bool = True) -> Qwen3ForCausalLM:
-    return tiny_qwen(48, seed, tie_word_embeddings=tied)
-
-
-def tiny_peft(seed: int = 0, **options) -> PeftModel:
-    """A PEFT model over ``tiny_model`` whose B factors are random instead of zero."""
-    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **options})
-    model = get_peft_model(tiny_model(), config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
-
-
 def all_rows(workload: Workload) -> dict[str, Rows]:
-    """Rows of every task by table, then what is concluded from them; every row fits its table's schema."""
+    """Rows of every task by table, then what is aggregated from them; every row fits its table's schema."""
     workload = pickle.loads(pickle.dumps(workload))
     state, rows = workload.setup(), {table: [] for table in workload.tables}
     for task in workload.tasks():
         for table, made in workload.compute(state, task.payload).items():
-            rows[table] += made
-    last = workload.conclude({table: to_arrow(table, made) for table, made in rows.items()})
+            rows[table] += made.to_pylist() if isinstance(made, pa.Table) else made
+    last = workload.aggregate({table: to_arrow(table, made, workload.tables[table]) for table, made in rows.items()})
     for table, made in last.items():
-        to_arrow(table, made)
+        to_arrow(table, made, workload.tables[table])
         rows[table] += made
     return rows
+
+
+def moments_of(runs: Sequence[Run], base: AnyPath) -> pa.Table:
+    """The table ``moments`` of the analysis of similarity."""
+    rows = all_rows(Similarity(SimilaritySettings(), runs, base))["moments"]
+    return to_arrow("moments", rows, Similarity.tables["moments"])
 
 
 def save_lora(folder: Path, entries: dict[str, LowRank]) -> Path:
@@ -69,3 +63,36 @@ def save_lora(folder: Path, entries: dict[str, LowRank]) -> Path:
     factors |= {f"{prefix}{name}.lora_B.weight": entry.b.contiguous() for name, entry in entries.items()}
     save_file(factors, folder / ADAPTER_FILE)
     return folder
+
+
+def differences(tuned: Path, base: Path) -> dict[str, Tensor]:
+    """Tuned minus base in fp32 by name, from models loaded whole."""
+    from transformers import AutoModelForCausalLM
+
+    after, before = (
+        dict(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).named_parameters())
+        for folder in (tuned, base)
+    )
+    return {name: (after[name] - before[name]).detach() for name in after}
+
+
+class Reads:
+    """Counts the values read of each tensor, by folder and name, and the largest part, while ``monkeypatch`` lasts.
+
+    Deltas must be opened after it.
+    """
+
+    def __init__(self, monkeypatch):
+        self.values: Counter[tuple[str, str]] = Counter()
+        self.largest = 0
+        for how in ("read", "tensor"):
+            monkeypatch.setattr(TensorFiles, how, self._counting(getattr(TensorFiles, how)))
+
+    def _counting(self, original):
+        def read(files: TensorFiles, key: str, *index):
+            part = original(files, key, *index)
+            self.values[files.files[key].parent.name, key] += part.numel()
+            self.largest = max(self.largest, part.numel())
+            return part
+
+        return read

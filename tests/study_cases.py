@@ -1,11 +1,16 @@
-"""A study small enough for tests: every stage, every kind of run, minutes shorter than the quick start."""
+"""A study small enough for tests, and graded rollouts for it: every stage, every kind of run."""
 
+from random import Random
 from typing import Any
 
+import pyarrow as pa
+from tiny import TINY
+
+from raygeo.tables import to_arrow
+from raygeo.toy.word_problems import Carelessness, ProblemSettings, draw_problem, solve
+
 TINY_STUDENT = {
-    "architecture": {
-        "hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "intermediate": 64, "context": 128,
-    },
+    "architecture": TINY.model_dump(exclude_unset=True),
     "corpus": 400,
     "training": {"steps": 60, "batch_size": 16},
     "teacher": {"corpus": 200, "training": {"steps": 20, "batch_size": 16}},
@@ -19,8 +24,8 @@ def tiny_study(**changes: Any) -> dict[str, Any]:
         "student": {"word_problems": TINY_STUDENT, "cpus": 1},
         "rollouts": {
             "sample": {
-                "prompts": 60,
-                "decoding": {"samples": 4, "temperature": 1.0, "max_new_tokens": 40, "prompts_per_task": 30},
+                "prompts": 30,
+                "decoding": {"samples": 4, "temperature": 1.0, "max_new_tokens": 40, "prompts_per_task": 15},
             },
             "heldout": 0.3,
         },
@@ -56,3 +61,21 @@ def tiny_study(**changes: Any) -> dict[str, Any]:
             "sharpness": {"radii": [0.05], "sigmas": [0.01], "relative_sigmas": [], "draws": 2, "ascent_steps": 2},
         },
     } | changes
+
+
+def draw_rollouts(prompts: int, samples: int = 4, seed: int = 0) -> pa.Table:
+    """A ``rollouts`` table of word problems, about half of the solutions wrong."""
+    rng = Random(seed)
+    careless = Carelessness(carry=0.4, gets=0.4, gives=0.2, skip=0.1)
+    rows = []
+    for i in range(prompts):
+        problem = draw_problem(ProblemSettings(), rng)
+        for sample in range(samples):
+            completion = solve(problem, careless, rng, "teacher")
+            correct = completion.endswith(f" {problem.gold}")
+            rows.append(
+                {"prompt_id": str(i), "prompt": problem.prompt, "gold": problem.gold, "sample": sample,
+                 "completion": completion, "reward": float(correct), "correct": correct, "truncated": False,
+                 "source": "test", "split": "train"}
+            )  # fmt: skip
+    return to_arrow("rollouts", rows)

@@ -4,25 +4,31 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from delta_cases import tiny_model, tiny_peft
-from model_cases import differences, save_model
-from student_cases import draw_rollouts, save_tiny_student, tiny_qwen
+from delta_cases import differences
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from study_cases import draw_rollouts
+from tiny import save_model, save_tiny_student, tiny_peft, tiny_qwen
 from typer.testing import CliRunner
 
 import raygeo
 from raygeo.cli import app
-from raygeo.cluster.fanout import in_process
-from raygeo.compare import NOT_ASKED, UNKNOWN, compare_models, name_models, plan_comparison
+from raygeo.cluster.execution import in_process
 from raygeo.errors import ConfigError, DataError, DeltaError, StudentError
+from raygeo.pipeline.compare import NOT_ASKED, UNKNOWN, compare_models
+from raygeo.pipeline.comparison import name_models, plan_comparison
 from raygeo.store import Store
+
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module", autouse=True)
 def in_this_process():
     """Workloads run here instead of on actors, which cost seconds to start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raygeo.compare.connect", lambda address: None)
-        patch.setattr("raygeo.compare.ActorPool", lambda settings: nullcontext(in_process))
+        patch.setattr("raygeo.pipeline.compare.connect", lambda address: None)
+        patch.setattr("raygeo.pipeline.compare.check_fits", lambda *asked: None)
+        patch.setattr("raygeo.pipeline.compare.ActorPool", lambda settings: nullcontext(in_process))
         yield
 
 
@@ -58,19 +64,14 @@ def merged(adapter, base):
     """The adapter's delta by PEFT itself, zero where it has none."""
     from peft import PeftModel
 
-    layers = PeftModel.from_pretrained(tiny_model(), adapter).base_model.model
-    zeros = {name: torch.zeros_like(p) for name, p in tiny_model().named_parameters()}
+    layers = PeftModel.from_pretrained(tiny_qwen(), adapter).base_model.model
+    zeros = {name: torch.zeros_like(p) for name, p in tiny_qwen().named_parameters()}
     moved = {
         f"{name}.weight": module.get_delta_weight("default")
         for name, module in layers.named_modules()
         if hasattr(module, "lora_A")
     }
     return zeros | moved
-
-
-@pytest.fixture
-def no_figures(monkeypatch):
-    monkeypatch.setattr("raygeo.stages.report.draw_figures", lambda tables, reference: {})
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +90,9 @@ def test_cosines_and_norms_are_those_of_the_weights_themselves(compared, models)
     for row in rows:
         expected = torch.nn.functional.cosine_similarity(vectors[row["run_a"]], vectors[row["run_b"]], dim=0)
         assert row["cosine"] == pytest.approx(expected.item(), abs=1e-7)
+    norms = {row["run"]: row["norm"] for row in compared.table("deltas").to_pylist() if row["scope"] == "global"}
     for row in compared.table("runs").to_pylist():
-        assert row["delta_norm"] == pytest.approx(vectors[row["run"]].norm().item(), rel=1e-6)
+        assert norms[row["run"]] == pytest.approx(vectors[row["run"]].norm().item(), rel=1e-6)
         assert row["loss"] is row["lr"] is row["seed"] is None
 
 
@@ -107,11 +109,11 @@ def test_the_page_says_what_is_not_known(compared):
 
 @pytest.mark.usefixtures("no_figures")
 def test_a_second_call_takes_everything_from_the_store(compared, models, monkeypatch):
-    from raygeo.stages.context import Workbench
+    from raygeo.pipeline.context import StageContext
 
     made = []
-    original = Workbench.count
-    monkeypatch.setattr(Workbench, "count", lambda bench, new, old: made.append(new) or original(bench, new, old))
+    original = StageContext.count
+    monkeypatch.setattr(StageContext, "count", lambda bench, new, old: made.append(new) or original(bench, new, old))
     before = {name: compared.table(name) for name in ("similarity", "deltas", "subspaces")}
     names = ("full", "half", "one", "two")
     run(models / "base", *(models / name for name in names), "--store", compared.location, "--reference", "one")
@@ -135,7 +137,7 @@ def test_models_are_compared_on_solutions_too(tmp_path):
     store = tmp_path / "store"
     run(base, other, "--store", store, "--solutions", file, *options)
     made = Store(store)
-    paths = {(row["run_a"], row["run_b"], row["alpha"]): row["loss"] for row in made.table("paths").to_pylist()}
+    paths = {(row["run_a"], row["run_b"], row["alpha"]): row["nll"] for row in made.table("paths").to_pylist()}
     assert set(paths) == {("base", "other", alpha) for alpha in (0.0, 0.5, 1.0)}
     assert {row["n"] for row in made.table("cka").to_pylist()} == {6}
     # At the far end of the path stands the other model itself.
@@ -146,13 +148,13 @@ def test_models_are_compared_on_solutions_too(tmp_path):
 
 
 def expected_losses(folder, lines):
-    from raygeo.students.encoding import encode
-    from raygeo.students.loading import load_student
+    from raygeo.generation.renderer import PlainRenderer
+    from raygeo.models.loading import load_student
 
     model, tokenizer = load_student(folder)
     total, tokens = 0.0, 0
     for line in lines:
-        sequence = encode(tokenizer, line["prompt"], line["completion"])
+        sequence = PlainRenderer(tokenizer).encode(line["prompt"], line["completion"])
         ids = torch.from_numpy(sequence.ids)
         with torch.no_grad():
             logprobs = model(ids[None]).logits[0, :-1].double().log_softmax(-1)
@@ -225,7 +227,7 @@ def test_an_adapter_that_does_not_fit_is_refused(models, tmp_path):
 
 
 def test_folders_that_are_no_model_are_refused(odd, tmp_path):
-    with pytest.raises(DeltaError, match=r"odd: .* is no delta"):
+    with pytest.raises(DeltaError, match=r"odd: .* is not a delta"):
         odd("one", lambda folder: (folder / "adapter_model.safetensors").unlink())
     for model, said in (("./nowhere", "neither a folder nor a hub id"), ("nowhere", "neither a folder nor a hub id")):
         with pytest.raises(StudentError, match=said):
@@ -269,3 +271,53 @@ def test_solutions_that_cannot_be_used_are_named(tmp_path):
         )  # fmt: skip
         with pytest.raises(DataError, match=said):
             compare_models(comparison)
+
+
+@pytest.mark.parametrize(("name", "file"), [("one", "adapter_model.safetensors"), ("half", None)])
+def test_weights_that_are_not_finite_are_refused_by_name(odd, name, file):
+    def spoil(folder):
+        path = folder / file if file else next(f for f in folder.glob("model-*.safetensors") if has_query(f))
+        tensors = load_file(path)
+        key = next(key for key in sorted(tensors) if "layers.1.self_attn.q_proj" in key)
+        tensors[key][0, 0] = torch.nan
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    def has_query(path):
+        return any("layers.1.self_attn.q_proj" in key for key in load_file(path))
+
+    with pytest.raises(DeltaError, match=r"odd: model\.layers\.1\.self_attn\.q_proj\.weight holds NaN or infinity in"):
+        odd(name, spoil)
+
+
+def test_weights_that_an_adapter_brings_must_be_those_of_the_base(tmp_path):
+    """PEFT stores the base layer of an adapted head beside the factors."""
+    model = tiny_qwen(tie_word_embeddings=False)
+    model.save_pretrained(tmp_path / "base")
+    peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    with torch.no_grad():
+        for name, value in peft.named_parameters():
+            if "lora_B" in name:
+                value.fill_(0.1)
+    peft.save_pretrained(tmp_path / "odd")
+    file = tmp_path / "odd" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    [carried] = [key for key in tensors if key.endswith("lm_head.base_layer.weight")]
+    plan = plan_comparison(str(tmp_path / "base"), [str(tmp_path / "odd")], store=str(tmp_path / "store"))
+    store = compare_models(plan)
+    assert {r["module"] for r in store.table("deltas").to_pylist() if r["scope"] == "module"} >= {"lm_head"}
+    save_file(tensors | {carried: tensors[carried] + 1}, file, metadata={"format": "pt"})
+    with pytest.raises(DeltaError, match=r"brings weights of its own for lm_head\.weight, which are not those of"):
+        compare_models(plan)
+
+
+def test_a_comparison_that_is_refused_leaves_what_an_earlier_one_stored(models, tmp_path, no_figures):
+    store = str(tmp_path / "store")
+    compare_models(plan_comparison(str(models / "base"), [str(models / "one")], store=store))
+    [kept] = Store(store).folders("deltas")
+    wide = save_tiny_student(tmp_path / "wide")
+    (tmp_path / "wide" / "model.safetensors").unlink()
+    tiny_qwen(48, hidden_size=40).save_pretrained(wide)
+    with pytest.raises(DeltaError, match="has shape"):
+        compare_models(plan_comparison(str(wide), [str(models / "one"), str(models / "two")], store=store))
+    assert Store(store).folders("deltas") == [kept]
+    assert Store(store).has_folder("deltas", kept)

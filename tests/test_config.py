@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raygeo.config import load_study, parse_study, study_yaml
 from raygeo.errors import ConfigError
+from raygeo.pipeline.config import apply_override, load_study, parse_study, study_yaml
+from raygeo.settings import Settings
 
 STUDIES = Path(__file__).parent.parent / "jobs" / "studies"
 
@@ -44,7 +45,7 @@ def test_a_run_may_replace_steps_by_epochs():
     ("change", "said"),
     [
         ({"trainning": {}}, "trainning: unknown key; did you mean 'training'?"),
-        ({"training": {"learning_rate": 1}}, "training.learning_rate: unknown key; allowed here: "),
+        ({"training": {"momentum": 1}}, "training.momentum: unknown key; allowed here: "),
         ({"training": {"lr": -1}}, r"training.lr: Input should be greater than 0 \(read -1\)"),
         ({"training": {"lr": "fast"}}, r"training.lr: .*number.*\(read 'fast'\)"),
         ({"training": {"steps": 1, "epochs": 1}}, "either steps or epochs"),
@@ -64,11 +65,91 @@ def test_a_run_may_replace_steps_by_epochs():
             {"runs": [{"loss": {"type": "dpo"}}, {"loss": {"type": "dpo"}, "precision": "bf16", "name": "b"}]},
             "must share one training.precision",
         ),
+        (
+            {"runs": [{"loss": {"type": "dpo"}}, {"loss": {"type": "ipo"}, "attn_implementation": "eager"}]},
+            "must share one training.attn_implementation",
+        ),
+        (
+            {
+                "runs": [{"loss": {"type": "dpo"}}],
+                "training": {"attn_implementation": "flash_attention_2", "precision": "bf16", "gpus": 1},
+            },
+            "flash attention computes on GPUs; give actors.gpus: 1",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_what_was_read_and_what_is_allowed(change, said):
     with pytest.raises(ConfigError, match=said.replace("(", r"\(") if r"\(" not in said and "(" in said else said):
         parse_study(study(**change))
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("training.clip", "is now called 'max_grad_norm'"),
+        ("training.eps", "is now called 'adam_epsilon'"),
+        ("training.micro_batch", "is now called 'micro_batch_size'"),
+        ("training.schedule", "is now called 'lr_scheduler_type'"),
+        ("training.warmup", "is now called 'warmup_ratio'"),
+        ("training.learning_rate", "is called 'lr' here"),
+        ("training.num_train_epochs", "is called 'epochs' here"),
+        ("training.max_steps", "is called 'steps' here"),
+        ("training.per_device_train_batch_size", "is called 'micro_batch_size' here"),
+        ("training.gradient_accumulation_steps", "follows from batch_size, micro_batch_size and workers"),
+        ("training.max_seq_length", "is a setting of the data: rollouts.max_tokens"),
+        ("training.lora.alpha", "is now called 'lora_alpha'"),
+        ("training.lora.targets", "is now called 'target_modules'"),
+        ("training.lora.rslora", "is now called 'use_rslora'"),
+        ("training.lora.lora_dropout", "is not offered"),
+        ("runs.0.clip", "is now called 'max_grad_norm'"),
+        ("runs.0.learning_rate", "is called 'lr' here"),
+        ("runs.0.lora.alpha", "is now called 'lora_alpha'"),
+        ("runs.0.lora.lora_r", "is called 'r' here"),
+        ("student.word_problems.training.warmup", "is now called 'warmup_steps'"),
+        ("geometry.yardsticks", "is now called 'cosine_baselines'"),
+        ("rollouts.max_rejected", "is now called 'max_set_aside'"),
+    ],
+)
+@pytest.mark.parametrize("value", [3, [3, 4]])
+def test_names_of_earlier_versions_and_of_other_libraries_are_refused_with_the_name_here(place, said, value):
+    raw = study()
+    apply_override(raw, f"{place}={value}")
+    with pytest.raises(ConfigError, match=rf"- {place}: {said}"):
+        parse_study(raw)
+
+
+@pytest.mark.parametrize(
+    ("loss", "option", "said"),
+    [
+        ("robust-dpo", "flip_rate", "is now called 'label_smoothing'"),
+        ("simpo", "gamma", "is now called 'simpo_gamma'"),
+        ("ipo", "tau", "is now called 'beta'"),
+        ("dpo-nll", "rpo_alpha", "is called 'alpha' here"),
+        ("grpo", "scale_by_std", "is now called 'scale_rewards'"),
+        ("grpo", "clip", "is now called 'epsilon'"),
+        ("off-policy-grpo", "clip_low", "is now called 'epsilon'"),
+        ("off-policy-grpo", "clip_high", "is now called 'epsilon_high'"),
+        ("off-policy-grpo", "scale_by_std", "is now called 'scale_rewards'"),
+        ("off-policy-grpo", "delta", "is called 'dual_clip' here"),
+    ],
+)
+def test_options_of_losses_are_refused_with_the_name_here(loss, option, said):
+    with pytest.raises(ConfigError, match=rf"- runs\.0\.loss\.{loss}\.{option}: {said}"):
+        parse_study(study(runs=[{"loss": {"type": loss, option: 0.1}}]))
+
+
+def models(kind=Settings):
+    yield kind
+    for below in kind.__subclasses__():
+        yield from models(below)
+
+
+def test_hints_name_settings_there_are_and_none_that_there_are():
+    for model in (each for each in models() if each.model_fields):
+        assert set(model.renamed.values()) <= set(model.model_fields), model
+        assert not (model.renamed.keys() | model.foreign.keys()) & set(model.model_fields), model
+        for instead in model.foreign.values():
+            assert instead in model.model_fields or " " in instead, model
 
 
 def write(tmp_path, content) -> Path:
@@ -97,6 +178,44 @@ def test_files_that_are_no_study_are_refused(tmp_path):
         load_study(write(tmp_path, "a: [1"))
     with pytest.raises(ConfigError, match="not a mapping"):
         load_study(write(tmp_path, "- 1"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("name: a\nruns: []\nname: b\n", "'name' stands in line 1 and again in line 3"),
+        ("name: a\ntraining:\n  lr: 1\n\n  lr: 2\n", "'lr' stands in line 3 and again in line 5"),
+        ("runs:\n- {loss: {type: dpo, beta: 1, beta: 2}}\n", "'beta' stands in line 2 and again in line 2"),
+        ("a: {true: 1, True: 2}\n", "True stands in line 1"),
+    ],
+)
+def test_a_key_that_occurs_twice_is_refused_with_both_lines(tmp_path, content, said):
+    with pytest.raises(ConfigError, match=said):
+        load_study(write(tmp_path, content))
+
+
+def test_a_key_may_be_given_again_where_it_is_merged_from_elsewhere(tmp_path):
+    merged = "deep: {inner: &b {<<: &a {steps: 1, lr: 1e-3}, lr: 1e-4}}\nshallow: {<<: *b, lr: 1e-5}\n"
+    path = write(tmp_path, merged)
+    with pytest.raises(ConfigError, match="deep: unknown key"):  # not: twice
+        load_study(path)
+
+
+def test_a_key_twice_in_an_override_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="'lr' stands in line 1"):
+        load_study(write(tmp_path, study()), ["training={steps: 2, lr: 1, lr: 2}"])
+
+
+def test_benchmarks_of_one_name_are_refused():
+    def evaluation(*names, **more):
+        return parse_study(study(evaluation={"benchmarks": [{"name": n, "problems": 4} for n in names], **more}))
+
+    evaluation("a", "b")
+    evaluation("heldout", heldout=False)
+    with pytest.raises(ConfigError, match="two benchmarks are called 'a'; give"):
+        evaluation("a", "b", "a")
+    with pytest.raises(ConfigError, match=r"'heldout'; .* the study's own held-out prompts"):
+        evaluation("heldout")
 
 
 def test_held_out_analyses_need_held_out_prompts():

@@ -2,16 +2,18 @@
 
 import pytest
 import torch
-from student_cases import save_tiny_student
+from tiny import save_tiny_student
 
-from raygeo.config import parse_study
 from raygeo.errors import ConfigError, StoreError
-from raygeo.stages import student as stage
-from raygeo.stages.context import Context
-from raygeo.stages.student import provide_student
+from raygeo.models.delta import save_full_delta
+from raygeo.models.loading import load_student
+from raygeo.pipeline import student as stage
+from raygeo.pipeline.config import parse_study
+from raygeo.pipeline.context import StudyContext
+from raygeo.pipeline.student import provide_student
 from raygeo.store import Store
-from raygeo.students.delta import save_full_delta
-from raygeo.students.loading import load_student
+
+pytestmark = pytest.mark.cluster
 
 NAME = "model.norm.weight"
 MOVE = torch.linspace(-1, 1, 32)
@@ -55,7 +57,7 @@ def study(earlier, run, store="later"):
 
 
 def provide(tmp_path, earlier, run):
-    return provide_student(Context(Store(tmp_path / "later"), pool=None, study=study(earlier, run)))
+    return provide_student(StudyContext(Store(tmp_path / "later"), pool=None, study=study(earlier, run)))
 
 
 def test_the_student_is_what_the_run_left(tmp_path, earlier):
@@ -85,9 +87,9 @@ def test_it_is_made_once_and_known_by_base_and_run(tmp_path, earlier, monkeypatc
 @pytest.mark.parametrize(
     ("run", "said"),
     [
-        ("sft-lr0.01-s0", "is no run of .*; did you mean 'sft-lr0.001-s0'"),
+        ("sft-lr0.01-s0", "is not a run of .*; did you mean 'sft-lr0.001-s0'"),
         ("kto", "it has sft-lr0.001-s0, sft-lr1e"),
-        ("sft-lr1e+30-s0", "no weights to go on from: diverged, objective became nan"),
+        ("sft-lr1e+30-s0", "no weights to start from: diverged, objective became nan"),
         ("of-an-older-version", "does not say which student .* run its study again"),
         ("delta-deleted", "needs .*/deltas/gone; run its study again"),
     ],

@@ -1,8 +1,12 @@
 import pytest
 import yaml
 
-from raygeo.config import MEASURED, load_study, parse_study, study_yaml
+from raygeo.analyses.registry import analyses
 from raygeo.errors import ConfigError
+from raygeo.losses import RFT, SFT
+from raygeo.losses.registry import LOSSES
+from raygeo.pipeline.config import load_study, parse_study, study_yaml
+from raygeo.training.settings import RunSpec, TrainingSettings
 
 LR = ("lr",)
 
@@ -53,6 +57,23 @@ def test_names_are_given_or_made():
     ]  # fmt: skip
 
 
+def test_one_entry_may_stand_for_every_loss():
+    entry = {"loss": "all", "lr": [1e-5, 1e-4]}
+    found = study({"loss": {"type": "sft"}, "name": "first"}, entry)
+    assert [spec.name for spec in found.specs()][:3] == ["first", "sft-lr1e-05-s0", "sft-lr0.0001-s0"]
+    assert [spec.loss for spec in found.specs()[1::2]] == [loss() for loss in LOSSES.values()]
+    assert parse_study(yaml.safe_load(study_yaml(found))) == found
+    assert study(*({"loss": {"type": name}, "lr": [1e-5, 1e-4]} for name in LOSSES)).specs() == study(entry).specs()
+
+
+def test_losses_on_rollouts_and_on_pairs_may_be_told_apart_and_some_left_out():
+    left_out = ["otr", "kto", "off-policy-grpo"]
+    found = study({"loss": "pointwise", "except": left_out}, {"loss": "pairwise", "batch_size": 16}).specs()
+    assert {spec.loss.type for spec in found} == set(LOSSES) - set(left_out)
+    assert [spec.loss.unit == "pair" for spec in found] == [spec.training.batch_size == 16 for spec in found]
+    assert {"sft", "dpo"} <= {spec.loss.type for spec in found}
+
+
 def test_ranges_are_drawn_with_every_seed_and_losses_share_the_draws():
     lr = {"log_uniform": ["1e-6", "1e-3"]}
     sweep = {"search": "random", "samples": 3, "seed": 1}
@@ -80,6 +101,24 @@ def test_the_same_draws_have_the_same_keys():
     assert keys[0] == keys[1][:2]
 
 
+def test_a_runs_key_tells_what_can_change_its_result(monkeypatch):
+    def key(student="student", name="sft", loss=None, **training):
+        settings = {"steps": 2} | training
+        return RunSpec(name=name, loss=loss or SFT(), training=TrainingSettings(**settings)).key(student, "rollouts")
+
+    before = key()
+    assert before.endswith("-r1.1")
+    assert {key(name="x"), key(log_every=3), key(checkpoint_every=5), key(restarts=0)} == {before}
+    changed = [key(student="y"), key(loss=SFT(prompts="mixed")), key(lr=1e-3), key(workers=2), key(micro_batch_size=4)]
+    monkeypatch.setattr(SFT, "revision", 2)
+    changed.append(key())
+    monkeypatch.setattr("raygeo.training.settings.REVISION", 3)
+    changed.append(key())
+    assert [made.partition("-r")[2] for made in changed] == ["1.1"] * 5 + ["1.2", "3.2"]
+    assert len({before, *changed}) == 8
+    assert key(loss=RFT()).endswith("-r3.1")
+
+
 def test_a_scheduler_has_the_held_out_nll_measured():
     sweep = {"scheduler": {"type": "asha", "grace": 7}}
     found = study({"loss": {"type": "sft"}}, {"loss": {"type": "rft"}, "eval_every": 3}, sweep=sweep).specs()
@@ -105,7 +144,7 @@ def test_a_study_with_lists_and_ranges_survives_a_round_trip():
     first = study(
         {"loss": {"type": "dpo", "beta": [0.1, 0.5]}, "lr": {"log_uniform": ["1e-6", 1e-3]}, "lora": None},
         training={"seed": [0, 1], "lora": {"r": [2, 4]}},
-        sweep={"search": "random", "scheduler": {"type": "asha"}, "objectives": [{"metric": "sharpness"}]},
+        sweep={"search": "random", "scheduler": {"type": "asha"}, "objectives": [{"metric": "top_eigenvalue"}]},
     )
     assert parse_study(yaml.safe_load(study_yaml(first))) == first
 
@@ -122,6 +161,14 @@ def test_an_override_may_be_a_range(tmp_path):
         ({"loss": {"type": "dpo", "beta": [0.1, -1]}}, {}, r"runs.0.loss.dpo.beta: .*greater than 0 \(read -1\)"),
         ({"loss": {"type": "dpo", "betta": [0.1, 1]}}, {}, "betta: unknown key; did you mean 'beta'?"),
         ({"loss": {"type": "sft", "beta": [0.1, 1]}}, {}, "loss.sft.beta: unknown key"),
+        ({"loss": {"type": "dop"}}, {}, r"runs.0.loss: 'dop' is not a loss \(did you mean 'dpo'\?\); the types"),
+        ({"loss": "dpo"}, {}, "runs.0.loss: a loss is written {type: dpo}; all, pointwise, pairwise stand for several"),
+        ({"loss": "all", "name": "x"}, {}, "runs.0.name: one name cannot be that of all losses"),
+        ({"loss": "all", "lrr": 1}, {}, "runs.0.lrr: unknown key; did you mean 'lr'?"),
+        ({"loss": "all", "except": ["sftt"]}, {}, r"runs.0.except: 'sftt' is not a loss \(did you mean 'sft'"),
+        ({"loss": "all", "except": "sft"}, {}, "runs.0.except: give a list"),
+        ({"loss": {"type": "sft"}, "except": ["sft"]}, {}, "runs.0.except: unknown key"),
+        ({"loss": "all", "except": list(LOSSES)}, {}, "runs: .*at least 1 item"),
         ({"loss": {"type": "sft"}, "lora": {"rr": [1, 2]}}, {}, "lora.rr: unknown key; did you mean 'r'?"),
         ({"loss": {"type": "sft"}, "lr": {"uniform": [1, 2]}}, {}, r"runs.0.lr: a grid takes lists.*sweep.search"),
         ({"loss": {"type": "sft"}}, {"training": {"lr": {"uniform": [1, 2]}}}, "training.lr: a grid takes lists"),
@@ -142,7 +189,7 @@ def test_what_is_wrong_is_named_with_its_place(entry, changes, said):
 def test_a_sweep_needs_held_out_prompts():
     with pytest.raises(ConfigError, match=r"rollouts\.heldout"):
         study({"loss": {"type": "sft"}}, sweep={}, rollouts={"sample": {"prompts": 8}, "heldout": 0},
-              geometry=dict.fromkeys(MEASURED))  # fmt: skip
+              geometry={name: None for name, analysis in analyses().items() if analysis.needs})  # fmt: skip
 
 
 def test_optuna_needs_to_tell_entries_of_one_loss_apart():
@@ -159,7 +206,7 @@ def test_the_reference_run_must_be_known():
 
 
 def test_more_accuracy_is_better_and_less_of_anything_else():
-    metrics = ("accuracy", "heldout_nll", "sharpness")
+    metrics = ("accuracy", "heldout_nll", "top_eigenvalue")
     found = study({"loss": {"type": "sft"}}, sweep={"objectives": [{"metric": metric} for metric in metrics]})
     assert [objective.mode for objective in found.sweep.objectives] == ["max", "min", "min"]
     [objective] = study({"loss": {"type": "sft"}}, sweep={}).sweep.objectives

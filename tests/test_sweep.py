@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from student_cases import draw_rollouts, save_tiny_student
-from study_cases import tiny_study
+from study_cases import draw_rollouts, tiny_study
+from tiny import save_tiny_student
 
-from raygeo.config import GeometrySettings, parse_study
-from raygeo.report.sections.results import trials as trial_sheet
-from raygeo.report.view import View
-from raygeo.study import run_study
+from raygeo.analyses.registry import view
+from raygeo.pipeline.config import GeometrySettings, parse_study
+from raygeo.pipeline.study import run_study
+from raygeo.report.results import trials as trial_sheet
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 QUIET = dict.fromkeys(GeometrySettings.model_fields)
 
@@ -25,6 +27,7 @@ def parts(tmp_path_factory):
     return {
         "student": {"model": str(save_tiny_student(folder / "student"))},
         "rollouts": {"read": [{"type": "parquet", "path": str(folder / "rollouts.parquet")}], "heldout": 0.3},
+        "actors": {"max_actors": 1},
         "geometry": QUIET
         | {"curvature": {"spaces": ["delta"], "top_k": 1, "max_steps": 4, "slq_probes": 2, "slq_steps": 2}},
     }
@@ -32,10 +35,6 @@ def parts(tmp_path_factory):
 
 def rows(store, table):
     return {row["run"]: row for row in store.table(table).to_pylist()}
-
-
-def units(store, table):
-    return {path.name for path in Path(store.path("units", table)).glob("*.parquet")}
 
 
 def test_worse_runs_of_a_loss_are_stopped_and_give_their_cpus_back(ray_session, parts, tmp_path):
@@ -53,7 +52,7 @@ def test_worse_runs_of_a_loss_are_stopped_and_give_their_cpus_back(ray_session, 
         "dpo-lr1e-11-s0": "finished",
     }  # fmt: skip
     assert found["sft-lr1e-10-s0"]["steps"] < 150
-    assert "sft-lr1e-10-s0" in store.table("curves")["run"].to_pylist()
+    assert "sft-lr1e-10-s0" in store.table("training_curves")["run"].to_pylist()
     assert "sft-lr1e-10-s0" not in store.table("answers")["run"].to_pylist()
     tried = rows(store, "trials")
     assert (tried["sft-lr0.01-s0"]["rank"], tried["sft-lr1e-10-s0"]["rank"]) == (1, None)
@@ -61,13 +60,13 @@ def test_worse_runs_of_a_loss_are_stopped_and_give_their_cpus_back(ray_session, 
     while ray_session.available_resources().get("CPU") != ray_session.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline, ray_session.available_resources()
         time.sleep(0.2)
-    before = units(store, "runs")
+    before = store.units("runs")
     run_study(study, until="evaluate")
     assert rows(store, "runs")["sft-lr1e-10-s0"]["status"] == "stopped"
-    assert len(units(store, "runs") - before) <= 1  # the table, put together again
+    assert len(store.units("runs") - before) <= 1  # the table, put together again
 
 
-def test_optuna_chooses_runs_by_several_objectives_and_goes_on_where_it_was(ray_session, parts, tmp_path):
+def test_optuna_chooses_runs_by_several_objectives_and_resumes(ray_session, parts, tmp_path):
     def study(samples):
         runs = [
             {"loss": {"type": "sft"}},
@@ -76,18 +75,18 @@ def test_optuna_chooses_runs_by_several_objectives_and_goes_on_where_it_was(ray_
                 "batch_size": 4,
             },
         ]  # fmt: skip
-        objectives = [{"metric": metric} for metric in ("accuracy", "heldout_nll", "sharpness")]
+        objectives = [{"metric": metric} for metric in ("accuracy", "heldout_nll", "top_eigenvalue")]
         sweep = {"search": "optuna", "samples": samples, "objectives": objectives}
-        training = {"steps": 2, "batch_size": 8, "snapshots": 0}
+        training = {"steps": 2, "batch_size": 8, "snapshots": 0, "cpus": 1.5}
         location = str(tmp_path / "store")
         return parse_study(tiny_study(store=location, training=training, runs=runs, sweep=sweep, **parts))
 
-    store = run_study(study(2), until="geometry")
+    store = run_study(study(1), until="geometry")
     first = rows(store, "trials")
-    assert len(first) == 1 + 2 * 2
+    assert len(first) == 1 + 2
     for name, row in first.items():
         assert row["status"] == "finished", name
-        assert min(row["accuracy"], row["heldout_nll"], row["sharpness"]) is not None
+        assert min(row["accuracy"], row["heldout_nll"], row["top_eigenvalue"]) is not None
         if row["entry"] == 1:
             chosen = json.loads(row["values"])
             assert chosen.keys() == {"loss.beta", "lr"}
@@ -97,16 +96,16 @@ def test_optuna_chooses_runs_by_several_objectives_and_goes_on_where_it_was(ray_
     assert {name: row["accuracy"] for name, row in first.items()} == {name: accuracy[name] for name in first}
     spectra = store.table("curvature").to_pylist()
     top = {row["run"]: row["value"] for row in spectra if row["quantity"] == "eigenvalue" and row["index"] == 0}
-    assert {name: row["sharpness"] for name, row in first.items()} == {name: top[name] for name in first}
-    assert len(units(store, "answers")) == len(first) + 1  # nothing was answered twice
+    assert {name: row["top_eigenvalue"] for name, row in first.items()} == {name: top[name] for name in first}
+    assert len(store.units("answers")) == len(first) + 1  # nothing was answered twice
     # Extremes and two random vectors of each run, nothing twice, and what is assembled of them.
-    assert len(units(store, "curvature")) == 3 * (len(first) + 1) + 1
-    assert len(trial_sheet(View(store.tables(), "")).rows) == len(first)
+    assert len(store.units("curvature")) == 3 * (len(first) + 1) + 1
+    assert len(trial_sheet(view(store.tables(), "")).rows) == len(first)
 
-    trained = units(store, "deltas") | {p.name for p in Path(store.path("deltas")).iterdir()}
-    run_study(study(3), until="evaluate")
+    trained = {p.name for p in Path(store.path("deltas")).iterdir()}
+    run_study(study(2), until="evaluate")
     second = rows(store, "trials")
     assert first.keys() < second.keys()
-    assert len(second) == 1 + 3 * 2
-    assert trained < units(store, "deltas") | {p.name for p in Path(store.path("deltas")).iterdir()}
+    assert len(second) == 1 + 2 * 2
+    assert trained < {p.name for p in Path(store.path("deltas")).iterdir()}
     assert {name: second[name]["heldout_nll"] for name in first} == {n: row["heldout_nll"] for n, row in first.items()}

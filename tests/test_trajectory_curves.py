@@ -2,15 +2,19 @@
 
 import pytest
 
-from raygeo.stages.report import log_trajectories
+from raygeo.analyses.registry import parts, schemas, view
+from raygeo.pipeline.report import curves, log_histories
+from raygeo.report.missing import Failures
 from raygeo.store import Store
 from raygeo.tables import to_arrow
 from raygeo.tracking import Tracking
 
+pytestmark = pytest.mark.cluster
+
 STEPS = (1, 3, 9)
 
 
-def tables(cosine):
+def seen(cosine):
     rows = [
         {"run": run, "step": step, "norm": 0.5 * step, "cosine_final": step / 9, "path_length": 7.0}
         | {"cosine_reference": cosine if run == "dpo" and step > 1 else None}
@@ -21,7 +25,9 @@ def tables(cosine):
         {"run": "dpo", "law": "log", "n": 4, "a": -0.5, "b": 1.5, "rss": 0.25, "aic": 3.0},
         {"run": "dpo", "law": "power", "n": 4},
     ]
-    return {"trajectories": to_arrow("trajectories", rows), "trajectory_fits": to_arrow("trajectory_fits", fits)}
+    made = {"trajectories": rows, "trajectory_fits": fits}
+    shown = view({name: to_arrow(name, made[name], schemas()[name]) for name in made}, "sft")
+    return curves(shown, parts(), Failures())
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +45,7 @@ def history(tracking, run_id, name):
 
 
 def test_curves_go_by_step_and_laws_are_plain_metrics(tracking, children):
-    log_trajectories(tracking, children, tables(cosine=0.25))
+    log_histories(tracking, children, seen(cosine=0.25))
     for child in children.values():
         assert history(tracking, child, "trajectory/norm") == [(1, 0.5), (3, 1.5), (9, 4.5)]
         assert history(tracking, child, "trajectory/cosine_final") == [(1, 1 / 9), (3, 1 / 3), (9, 1.0)]
@@ -54,7 +60,7 @@ def test_curves_go_by_step_and_laws_are_plain_metrics(tracking, children):
 
 def test_logging_again_adds_only_what_changed(tracking, children):
     for cosine in (0.25, 0.25, 0.5):
-        log_trajectories(tracking, children, tables(cosine))
+        log_histories(tracking, children, seen(cosine))
     assert history(tracking, children["dpo"], "trajectory/norm") == [(1, 0.5), (3, 1.5), (9, 4.5)]
     assert history(tracking, children["dpo"], "trajectory/log_b") == [(0, 1.5)]
     again = history(tracking, children["dpo"], "trajectory/cosine_reference")

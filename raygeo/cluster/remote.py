@@ -52,5 +52,8 @@ def call(
         ray.get(running)
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, RaygeoError) else error) from None
+    except KeyboardInterrupt:
+        ray.cancel(running, force=True)
+        raise
     finally:
         queue.shutdown()

@@ -1,14 +1,12 @@
-"""Which tasks go into the next call of an actor: the fan-out's policy without Ray, and a replay of it.
+"""Which tasks go into the next call of an actor: the fan-out's policy without Ray.
 
 The most costly tasks go first, one a call (Graham 1969, "Bounds on multiprocessing timing anomalies"); small ones are
 packed into calls, smaller ones towards the end, so that neither the cost of a call nor a straggler dominates (guided
 self-scheduling, Polychronopoulos & Kuck 1987).
 """
 
-import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 
@@ -66,54 +64,3 @@ class Schedule(Generic[T]):
         """Note how long the tasks of a finished call took."""
         self._done_cost += sum(task.cost for task in call)
         self._done_seconds += seconds
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A task of a replay: its cost as the scheduler sees it, and the seconds it really takes."""
-
-    cost: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What a replay gave: seconds from the first call to the last end, the number of calls, and the lower bound.
-
-    No schedule is shorter than the ``bound``, the longest task or an equal share of all seconds for each actor,
-    whichever is more; it costs calls nothing.
-    """
-
-    makespan: float
-    calls: int
-    bound: float
-
-
-def replay(tasks: Sequence[Measured], actors: int, *, call_seconds: float = 0.0, keep_seconds: float = 0.0) -> Replay:
-    """Let ``actors`` actors work on ``tasks`` in simulated time, under the policy of ``Schedule``.
-
-    Between two calls an actor idles ``call_seconds``. The driver, which hands calls out and takes results one at a
-    time, spends ``keep_seconds`` on storing the rows of each task, after it has handed out the actor's next call.
-    """
-    schedule = Schedule(tasks, actors)
-    ends: list[tuple[float, int, list[Measured]]] = []
-    calls, driver, last = 0, 0.0, 0.0
-
-    def hand_out(start: float) -> None:
-        nonlocal calls
-        call = schedule.take()
-        calls += 1
-        heapq.heappush(ends, (start + call_seconds + sum(task.seconds for task in call), calls, call))
-
-    for _ in range(min(actors, len(tasks))):
-        hand_out(0.0)
-    while ends:
-        end, _, call = heapq.heappop(ends)
-        driver = max(driver, end)
-        schedule.learn(call, sum(task.seconds for task in call))
-        if len(schedule):
-            hand_out(driver)
-        driver += keep_seconds * len(call)
-        last = max(last, driver)
-    total = sum(task.seconds for task in tasks)
-    return Replay(last, calls, max(total / actors, max(task.seconds for task in tasks)))

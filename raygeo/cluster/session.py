@@ -2,10 +2,15 @@
 
 import logging
 import os
+import tempfile
 
+import grpc
 import ray
 
 from raygeo.errors import ClusterError
+from raygeo.interrupts import install
+
+ANSWER_SECONDS = 30.0
 
 _EMBEDDED = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a run's end is noticed at a health check
@@ -22,19 +27,60 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
     inside this process for its lifetime, on this machine only, with ``cpus`` CPUs (by default all).
 
     Raises:
-        ClusterError: the named cluster does not answer or refuses the connection.
+        ClusterError: the named cluster does not answer or refuses the connection, or Ray does not start here.
     """
     if ray.is_initialized():
         return
+    try:
+        _connect(address, cpus)
+    finally:
+        install()  # Ray has set a handler for SIGTERM
+
+
+def _connect(address: str | None, cpus: int | None) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune would print over our progress
     named = address or os.environ.get("RAY_ADDRESS")
     if named:
+        _check_answers(named)
         try:
             ray.init(address=named, log_to_driver=False, logging_level=logging.WARNING)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ClusterError(f"the Ray cluster at {named!r} cannot be joined: {error}") from error
+        except Exception as error:  # Ray raises bare ones too
+            raise ClusterError(
+                f"the Ray cluster at {named!r} cannot be joined: {error}\nCheck, with `ray status` on the cluster, "
+                "that it is up and of this version of Ray, and that this process has its token (RAY_AUTH_MODE as it is "
+                "set there, the token in RAY_AUTH_TOKEN or its file in RAY_AUTH_TOKEN_PATH)."
+            ) from error
         return
     # Workers of an embedded cluster inherit these; a running cluster keeps what its nodes were started with.
     for name, value in _EMBEDDED.items():
         os.environ.setdefault(name, value)
-    ray.init(address="local", num_cpus=cpus, log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        ray.init(address="local", num_cpus=cpus, log_to_driver=False, logging_level=logging.WARNING)
+    except Exception as error:
+        ray.shutdown()
+        raise ClusterError(
+            f"Ray could not be started on this machine: {error}\nIts logs are in {tempfile.gettempdir()}/ray/"
+            "session_latest/logs. On a busy machine the same command may do better later; see also that /tmp has space "
+            "and that no proxy or firewall stands between a machine and itself. Or start Ray (`ray start --head`) and "
+            "name it: --address auto."
+        ) from error
+
+
+def _check_answers(address: str) -> None:
+    """See that something at ``host:port`` speaks gRPC, as Ray's head does: ray.init waits for minutes.
+
+    Raises:
+        ClusterError: nothing answers.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdigit() or os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
+        return
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise ClusterError(
+                f"no Ray cluster answers at {address!r} within {ANSWER_SECONDS:g} s. Check that the address is that of "
+                "the head (host:port, 6379 unless it was started with another), that the head is up (`ray status` "
+                "there), and that this machine can reach it."
+            ) from None

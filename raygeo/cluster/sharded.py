@@ -36,10 +36,10 @@ class _Term:
 class ShardedOperator:
     """The sum of an operator in this process, ``own``, and of those that ``others`` make on an actor each.
 
-    An operator has ``n``, ``tokens``, ``name``, ``dtype``, ``device``, ``nll``, ``matmat`` ([n, k] to [n, k]) and
-    ``gradient`` ([n]). ``nll``, ``matmat`` and ``gradient`` are summed in the order of the terms, so that the same
-    terms give the same bits; everything else is as ``own`` has it. A product sends its vectors to each node once and
-    one result back from each actor, while the term in this process works. Use as a context, which ends the actors.
+    An operator has ``n``, ``tokens``, ``name``, ``dtype``, ``device``, ``nll``, ``matmat`` and ``exact`` ([n, k] to
+    [n, k]) and ``gradient`` ([n]). ``nll``, products and ``gradient`` are summed in the order of the terms, so that the
+    same terms give the same bits; everything else is as ``own`` has it. A product sends its vectors to each node once
+    and one result back from each actor, while the term in this process works. Use as a context, which ends the actors.
 
     Raises:
         WorkloadError: a term failed, or an actor died.
@@ -57,13 +57,13 @@ class ShardedOperator:
         self._own = own
         self._actors = [options.remote(max(1, int(settings.cpus))) for _ in others]
         try:
-            told = self._get([actor.build.remote(make) for actor, make in zip(self._actors, others, strict=True)])
-            if any(each[name] != getattr(own, name) for each in told for name in _EQUAL):
+            reported = self._get([actor.build.remote(make) for actor, make in zip(self._actors, others, strict=True)])
+            if any(each[name] != getattr(own, name) for each in reported for name in _EQUAL):
                 raise WorkloadError("the terms of an operator are of different operators; make all from one recipe.")
         except BaseException:
             self.close()
             raise
-        self.nll: float = own.nll + sum(each["nll"] for each in told)
+        self.nll: float = own.nll + sum(each["nll"] for each in reported)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own, name)
@@ -83,6 +83,10 @@ class ShardedOperator:
     def matmat(self, vectors: Tensor) -> Tensor:
         """Multiply by each column of ``vectors`` [n, k]: [n, k]."""
         return self._sum("matmat", vectors)
+
+    def exact(self, vectors: Tensor) -> Tensor:
+        """Multiply by each column of ``vectors`` [n, k] in fp64: [n, k]."""
+        return self._sum("exact", vectors)
 
     def gradient(self) -> Tensor:
         """Gradient of the scalar: [n]."""

@@ -1,1 +1,1 @@
-"""Answers of trained students on benchmarks, their accuracy, and paired statistics."""
+"""Answers to benchmarks, accuracy, and paired tests."""

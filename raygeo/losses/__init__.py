@@ -1,82 +1,28 @@
-"""The losses a study can name. A new one is its own file and one line in the union below."""
+"""The losses: each is one file here, or a class that another package names; ``raygeo.losses.registry`` finds them.
 
-from typing import Annotated, get_args
+The imports below are for Python code alone, which a type checker could not follow into a registry: no study looks at
+them. They load no registry, so that packages with losses of their own can import from here.
+"""
 
-from pydantic import Field
-
-from raygeo.losses.asft import ASFT
-from raygeo.losses.awr import AWR
-from raygeo.losses.base import Loss
-from raygeo.losses.cdpo import ConservativeDPO
-from raygeo.losses.dft import DFT
-from raygeo.losses.dpo import DPO
-from raygeo.losses.dpo_nll import DPOWithNLL
-from raygeo.losses.dpo_norm import NormalizedDPO
-from raygeo.losses.f_sft import FSFT
-from raygeo.losses.grpo import OfflineGRPO
-from raygeo.losses.ift import IFT
-from raygeo.losses.ipo import IPO
-from raygeo.losses.iw_sft import IWSFT
-from raygeo.losses.kto import KTO
-from raygeo.losses.off_policy_grpo import OffPolicyGRPO
-from raygeo.losses.otr import OTR
-from raygeo.losses.poft import PoFT
-from raygeo.losses.rft import RFT
-from raygeo.losses.rift import RIFT
-from raygeo.losses.robust_dpo import RobustDPO
-from raygeo.losses.sft import SFT
-from raygeo.losses.simpo import SimPO
-
-AnyLoss = Annotated[
-    SFT
-    | RFT
-    | DFT
-    | ASFT
-    | OTR
-    | IWSFT
-    | IFT
-    | PoFT
-    | FSFT
-    | AWR
-    | RIFT
-    | OfflineGRPO
-    | OffPolicyGRPO
-    | DPO
-    | ConservativeDPO
-    | RobustDPO
-    | NormalizedDPO
-    | DPOWithNLL
-    | IPO
-    | SimPO
-    | KTO,
-    Field(discriminator="type"),
-]
-
-LOSSES: dict[str, type[Loss]] = {loss.model_fields["type"].default: loss for loss in get_args(get_args(AnyLoss)[0])}
-
-__all__ = [
-    "ASFT",
-    "AWR",
-    "DFT",
-    "DPO",
-    "FSFT",
-    "IFT",
-    "IPO",
-    "IWSFT",
-    "KTO",
-    "LOSSES",
-    "OTR",
-    "RFT",
-    "RIFT",
-    "SFT",
-    "AnyLoss",
-    "ConservativeDPO",
-    "DPOWithNLL",
-    "Loss",
-    "NormalizedDPO",
-    "OffPolicyGRPO",
-    "OfflineGRPO",
-    "PoFT",
-    "RobustDPO",
-    "SimPO",
-]
+from raygeo.losses.asft import ASFT as ASFT
+from raygeo.losses.awr import AWR as AWR
+from raygeo.losses.base import Loss as Loss
+from raygeo.losses.cdpo import ConservativeDPO as ConservativeDPO
+from raygeo.losses.dft import DFT as DFT
+from raygeo.losses.dpo import DPO as DPO
+from raygeo.losses.dpo_nll import DPOWithNLL as DPOWithNLL
+from raygeo.losses.dpo_norm import NormalizedDPO as NormalizedDPO
+from raygeo.losses.f_sft import FSFT as FSFT
+from raygeo.losses.grpo import OfflineGRPO as OfflineGRPO
+from raygeo.losses.ift import IFT as IFT
+from raygeo.losses.ipo import IPO as IPO
+from raygeo.losses.iw_sft import IWSFT as IWSFT
+from raygeo.losses.kto import KTO as KTO
+from raygeo.losses.off_policy_grpo import OffPolicyGRPO as OffPolicyGRPO
+from raygeo.losses.otr import OTR as OTR
+from raygeo.losses.poft import PoFT as PoFT
+from raygeo.losses.rft import RFT as RFT
+from raygeo.losses.rift import RIFT as RIFT
+from raygeo.losses.robust_dpo import RobustDPO as RobustDPO
+from raygeo.losses.sft import SFT as SFT
+from raygeo.losses.simpo import SimPO as SimPO

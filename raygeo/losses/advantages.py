@@ -1,8 +1,8 @@
 """Group-relative advantages, computed once from a fixed rollout file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from raygeo.errors import DataError
 from raygeo.losses.pointwise import Pointwise
@@ -18,13 +18,20 @@ class GroupAdvantage(Pointwise):
     out. A bias on every row adds ``bias`` times SFT, wrong rollouts included.
     """
 
+    renamed: ClassVar[dict[str, str]] = {"scale_by_std": "scale_rewards"}
+    variants: ClassVar[Sequence[Mapping[str, Any]]] = (
+        *Pointwise.variants,
+        {"bias_on": "all_correct"},
+        {"scale_rewards": True},
+    )
+
     bias: float = 0.1
     """Added to advantages, after scaling by the standard deviation if that is asked for."""
 
     bias_on: Literal["all", "all_correct"] = "all"
     """``all``: every rollout (arXiv:2606.23740); ``all_correct``: only prompts without a wrong one (KRAFTON)."""
 
-    scale_by_std: bool = False
+    scale_rewards: bool = False
     """Divide centred rewards by their sample standard deviation + 1e-4 (arXiv:2402.03300); off as in Dr. GRPO."""
 
     def row_weights(self, group: Group) -> Sequence[float | None]:
@@ -38,7 +45,7 @@ class GroupAdvantage(Pointwise):
         if len(set(rewards)) == 1:
             return [bias or None] * len(rewards)
         mean = fmean(rewards)
-        scale = stdev(rewards) + STD_EPSILON if self.scale_by_std else 1.0
+        scale = stdev(rewards) + STD_EPSILON if self.scale_rewards else 1.0
         return [(reward - mean) / scale + bias for reward in rewards]
 
 

@@ -11,19 +11,22 @@ from raygeo.errors import TrainingError
 from raygeo.losses.base import LossInputs, Need, Unit, masked_sum
 from raygeo.losses.pointwise import Pointwise
 from raygeo.losses.selection import Group
-from raygeo.students.likelihood import TokenLogits
+from raygeo.models.likelihood import TokenLogits
 
 
 class ASFT(Pointwise):
     """``-sg(p_t) log p_t + kl_weight KL_t``: DFT and, at every token, the divergence from the base's next-token law.
 
     The divergence is exact, over the whole vocabulary. Per-token coefficient: p_t, as in DFT; the divergence adds
-    ``-kl_weight (p - p_base)`` to the descent direction in the logits (``forward``), nothing at the base.
+    ``-kl_weight (p - p_base)`` to the descent direction in the logits (``forward``), nothing at the base. The paper
+    trains on demonstrations; here, by default, wrong rollouts are imitated too.
     """
 
     title: ClassVar[str] = "ASFT"
     paper: ClassVar[str] = "Zhu et al. 2025, arXiv:2509.23753"
     formula: ClassVar[str] = "-sum_t sg(p_t) log p_t + kl_weight sum_t KL(p_base || p)_t"
+    order: ClassVar[int] = 130
+    variants: ClassVar = (*Pointwise.variants, {"direction": "reverse"})
 
     type: Literal["asft"] = "asft"
     """Names the loss."""

@@ -19,12 +19,19 @@ class AWR(Pointwise):
 
     Every weight is positive, so nothing is unlearned. Large ``beta`` gives SFT. As ``beta`` goes to 0, rollouts better
     than V weigh ``max_weight``, those worse nothing: ``max_weight`` times RFT on the mixed prompts, while prompts whose
-    rewards are all equal keep w = 1 under ``group_mean``.
+    rewards are all equal keep w = 1 under ``group_mean``. In the paper V is a learned value function and rollouts are
+    drawn anew as the policy moves; here V is the mean of the prompt's rewards and rollouts are fixed.
     """
 
     title: ClassVar[str] = "AWR"
     paper: ClassVar[str] = "Peng et al. 2019, arXiv:1910.00177; without baseline: Peters and Schaal 2007 (RWR)"
     formula: ClassVar[str] = "-min(exp((r - V) / beta), max_weight) sum_t log p_t"
+    order: ClassVar[int] = 190
+    variants: ClassVar = (
+        *Pointwise.variants,
+        {"baseline": "none"},
+        {"baseline": "none", "beta": 0.4, "max_weight": 5.0},
+    )
 
     type: Literal["awr"] = "awr"
     """Names the loss."""

@@ -4,16 +4,16 @@ Shapes: ``B`` sequences, ``T`` target positions (position ``t`` predicts token `
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from raygeo.models.likelihood import TokenLogits
 from raygeo.settings import Settings
-from raygeo.students.likelihood import TokenLogits
 
 Unit = Literal["token", "sequence", "pair"]
 Need = Literal["reference", "reference_logits", "behaviour", "mismatched"]
@@ -76,12 +76,21 @@ class LossOutput:
 class Loss(Settings):
     """A loss is its settings: a frozen model with a ``type`` literal, a selection rule and a formula.
 
-    ``title``, ``paper`` and ``formula`` are for people.
+    ``title``, ``paper`` and ``formula`` are for people; every option has a default.
     """
 
     title: ClassVar[str]
     paper: ClassVar[str]
     formula: ClassVar[str]
+    order: ClassVar[int] = 1000
+    """Where the loss stands among all: those with smaller numbers come first, then by type."""
+    revision: ClassVar[int] = 1
+    """Part of the key of every run with the loss: raise it with any change to what the loss computes or selects."""
+    variants: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    """Options, besides the defaults, that tests should go through."""
+
+    type: str = ""
+    """Names the loss; empty in classes that several losses share."""
 
     @property
     def needs(self) -> frozenset[Need]:

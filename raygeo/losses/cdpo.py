@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raygeo.losses.base import LossInputs
-from raygeo.losses.pairwise import Pairwise
+from raygeo.losses.bradley_terry import BradleyTerry
 
 
-class ConservativeDPO(Pairwise):
+class ConservativeDPO(BradleyTerry):
     """Cross-entropy of preferring the chosen rollout, ``sigmoid(m)`` with m = beta d as in DPO, to 1 - epsilon.
 
     Per-token coefficient: ``beta (sigmoid(-m) - epsilon)`` on the chosen rollout, minus that on the rejected one; it
@@ -20,19 +20,13 @@ class ConservativeDPO(Pairwise):
     title: ClassVar[str] = "cDPO"
     paper: ClassVar[str] = "Mitchell 2023, A note on DPO with noisy preferences (not on arXiv); DPO: arXiv:2305.18290"
     formula: ClassVar[str] = "-(1 - epsilon) log sigmoid(m) - epsilon log sigmoid(-m), m = beta d of DPO"
+    order: ClassVar[int] = 310
 
     type: Literal["cdpo"] = "cdpo"
     """Names the loss."""
 
-    beta: float = Field(default=0.1, gt=0)
-    """Inverse temperature of the implicit reward ``beta log p / p_base``."""
-
     label_smoothing: float = Field(default=0.1, ge=0, lt=0.5)
     """Epsilon, the probability that a pair's label is wrong."""
-
-    def margins(self, inputs: LossInputs) -> Tensor:
-        """Beta d."""
-        return self.beta * self.difference(inputs, self.log_ratios(inputs))
 
     def pair_losses(self, inputs: LossInputs) -> Tensor:
         """Log-loss of preferring the chosen rollout with probability 1 - epsilon."""

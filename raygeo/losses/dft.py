@@ -14,12 +14,14 @@ class DFT(Pointwise):
     """``-sg(p_t) log p_t``, whose gradient is that of ``-p_t``. Per-token coefficient: p_t.
 
     Gradient and loss value both vanish on tokens the model finds unlikely, so the ``probability`` metric, the mean of
-    p_t it maximises, tells more than the objective.
+    p_t it maximises, says more than the objective. The paper trains on demonstrations; here, by default, wrong
+    rollouts are imitated too.
     """
 
     title: ClassVar[str] = "DFT"
     paper: ClassVar[str] = "Wu et al. 2025, arXiv:2508.05629, equation 9"
     formula: ClassVar[str] = "-sum_t sg(p_t) log p_t"
+    order: ClassVar[int] = 120
 
     type: Literal["dft"] = "dft"
     """Names the loss."""

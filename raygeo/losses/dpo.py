@@ -2,15 +2,10 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-from torch import Tensor
-from torch.nn import functional as F
-
-from raygeo.losses.base import LossInputs
-from raygeo.losses.pairwise import Pairwise
+from raygeo.losses.bradley_terry import BradleyTerry
 
 
-class DPO(Pairwise):
+class DPO(BradleyTerry):
     """``-log sigmoid(beta d)``, ``d`` being the chosen rollout's log-ratio to the base less the rejected one's.
 
     Log-ratios are sums over completion tokens. Per-token coefficient: ``beta sigmoid(-beta d)`` on the chosen rollout,
@@ -20,17 +15,7 @@ class DPO(Pairwise):
     title: ClassVar[str] = "DPO"
     paper: ClassVar[str] = "Rafailov et al. 2023, arXiv:2305.18290, equation 7"
     formula: ClassVar[str] = "-log sigmoid(beta [log p/p_base (chosen) - log p/p_base (rejected)])"
+    order: ClassVar[int] = 300
 
     type: Literal["dpo"] = "dpo"
     """Names the loss."""
-
-    beta: float = Field(default=0.1, gt=0)
-    """Inverse temperature of the implicit reward ``beta log p / p_base``."""
-
-    def margins(self, inputs: LossInputs) -> Tensor:
-        """Beta d."""
-        return self.beta * self.difference(inputs, self.log_ratios(inputs))
-
-    def pair_losses(self, inputs: LossInputs) -> Tensor:
-        """Log-loss of preferring the chosen rollout."""
-        return -F.logsigmoid(self.margins(inputs))

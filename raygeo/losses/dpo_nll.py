@@ -4,13 +4,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from raygeo.losses.base import LossInputs, Unit, masked_sum
-from raygeo.losses.pairwise import Pairwise, per_token
+from raygeo.losses.bradley_terry import BradleyTerry
+from raygeo.losses.pairwise import per_token
 
 
-class DPOWithNLL(Pairwise):
+class DPOWithNLL(BradleyTerry):
     """DPO's loss plus ``alpha`` times the chosen rollout's negative log-likelihood a token.
 
     Per-token coefficient, with d as in DPO: ``beta sigmoid(-beta d) + alpha / T`` on the chosen rollout of T tokens,
@@ -21,23 +21,19 @@ class DPOWithNLL(Pairwise):
     title: ClassVar[str] = "DPO+NLL"
     paper: ClassVar[str] = "Pang et al. 2024 (iterative RPO), arXiv:2404.19733, equation 1"
     formula: ClassVar[str] = "-log sigmoid(beta d of DPO) - (alpha/T) log p (chosen)"
+    order: ClassVar[int] = 340
+    foreign: ClassVar[dict[str, str]] = {"rpo_alpha": "alpha"}
+    variants: ClassVar = ({"alpha": 0.7},)
 
     type: Literal["dpo-nll"] = "dpo-nll"
     """Names the loss."""
 
-    beta: float = Field(default=0.1, gt=0)
-    """Inverse temperature of the implicit reward ``beta log p / p_base``."""
-
     alpha: float = Field(default=1.0, ge=0)
     """Weight of the likelihood."""
 
-    def margins(self, inputs: LossInputs) -> Tensor:
-        """Beta d."""
-        return self.beta * self.difference(inputs, self.log_ratios(inputs))
-
     def pair_losses(self, inputs: LossInputs) -> Tensor:
         """Log-loss of preferring the chosen rollout, and its weighted NLL."""
-        return -F.logsigmoid(self.margins(inputs)) + self.alpha * self.chosen_nll(inputs)
+        return super().pair_losses(inputs) + self.alpha * self.chosen_nll(inputs)
 
     def chosen_nll(self, inputs: LossInputs) -> Tensor:
         """Compute each chosen rollout's mean negative log-likelihood a token: [P]."""

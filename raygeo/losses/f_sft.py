@@ -12,7 +12,7 @@ from raygeo.losses.ratios import log_ratio
 from raygeo.losses.selection import Group
 
 HELLINGER_START = -0.5
-"""Implicit reward below which the Hellinger objective goes on along its tangent, before its pole at -1."""
+"""Implicit reward below which the Hellinger objective continues along its tangent, before its pole at -1."""
 
 
 class FSFT(Pointwise):
@@ -23,13 +23,15 @@ class FSFT(Pointwise):
     Dividing by ``beta`` makes every variant SFT at the base, where R = 0. Per-token coefficients:
 
     * ``chi2``: f* (-R) = -R + R^2 / 4; 1 - R / 2, which unlearns beyond R = 2.
-    * ``hellinger``: f* (-R) = -R / (1 + R); 1 / (1 + R)^2, and 4 below R = -1/2, where the tangent goes on.
+    * ``hellinger``: f* (-R) = -R / (1 + R); 1 / (1 + R)^2, and 4 below R = -1/2, where the tangent takes over.
     * ``tv``: f* (-R) = -R, taken for all R; 1, hence SFT's gradient, with a value shifted by the base's.
     """
 
     title: ClassVar[str] = "f-SFT"
     paper: ClassVar[str] = "our derivation, after Wang et al. 2025, arXiv:2507.00018"
     formula: ClassVar[str] = "f*(-R) / beta, R = beta sum_t log p_t/p_base,t"
+    order: ClassVar[int] = 180
+    variants: ClassVar = (*Pointwise.variants, {"divergence": "hellinger"}, {"divergence": "tv"})
 
     type: Literal["f-sft"] = "f-sft"
     """Names the loss."""

@@ -14,11 +14,20 @@ class OfflineGRPO(GroupAdvantage):
     """An advantage times what stands for the likelihood of each token; ``off-policy-grpo`` knows the true ratio.
 
     Per-token coefficient: the advantage A times the derivative of the ``surrogate`` by log p_t.
+
+    The defaults are those of arXiv:2606.23740. GRPO itself (arXiv:2402.03300) divides advantages by their standard
+    deviation (``scale_rewards``), has no bias, multiplies them by a clipped ratio to the policy that sampled, which
+    here is not known, averages over each row's tokens before rows (``normalization: sequence``), and adds a penalty of
+    KL(p || base), which no setting brings back.
     """
 
     title: ClassVar[str] = "Offline GRPO"
     paper: ClassVar[str] = "Shao et al. 2024, arXiv:2402.03300; offline form: Nikolich et al. 2026, arXiv:2606.23740"
     formula: ClassVar[str] = "-(r - mean r + bias) sum_t log p_t"
+    order: ClassVar[int] = 210
+    renamed: ClassVar[dict[str, str]] = GroupAdvantage.renamed | {"clip": "epsilon"}
+    foreign: ClassVar[dict[str, str]] = {"delta": "dual_clip"}
+    variants: ClassVar = (*GroupAdvantage.variants, {"surrogate": "p"}, {"surrogate": "shaped"}, {"surrogate": "ppo"})
 
     type: Literal["grpo"] = "grpo"
     """Names the loss."""
@@ -33,8 +42,13 @@ class OfflineGRPO(GroupAdvantage):
     shaping: float = Field(default=0.1, gt=0)
     """The probability at which ``shaped`` is one half."""
 
-    clip: float = Field(default=0.2, gt=0, lt=1)
+    epsilon: float = Field(default=0.2, gt=0, lt=1)
     """Clip range of the ratio in ``ppo``."""
+
+    dual_clip: float | None = Field(default=None, gt=1)
+    """In ``ppo``, with A < 0, a ratio above ``dual_clip`` counts as that much and is pushed no further
+    (arXiv:1912.09729, which takes 3); null: loss and gradient grow with the ratio, which is capped at exp(20)
+    so that fp32 does not overflow."""
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -46,7 +60,7 @@ class OfflineGRPO(GroupAdvantage):
         if self.surrogate == "logp":
             return inputs.logprobs
         if self.surrogate == "ppo":
-            return clipped_ratio(self._log_ratio(inputs), inputs.weights, self.clip, self.clip)
+            return clipped_ratio(self._log_ratio(inputs), inputs.weights, self.epsilon, self.epsilon, self.dual_clip)
         probabilities = inputs.logprobs.exp()
         return probabilities if self.surrogate == "p" else probabilities / (probabilities + self.shaping)
 
@@ -54,7 +68,7 @@ class OfflineGRPO(GroupAdvantage):
         """What rows of negative advantage contribute; for ``ppo`` also the share of tokens ``clipped``."""
         metrics = self.negative_metrics(inputs)
         if self.surrogate == "ppo":
-            clipped = is_clipped(self._log_ratio(inputs), inputs.weights, self.clip, self.clip)
+            clipped = is_clipped(self._log_ratio(inputs), inputs.weights, self.epsilon, self.epsilon, self.dual_clip)
             metrics["clipped"] = (masked_sum(clipped.to(inputs.logprobs.dtype), inputs.mask).sum(), "token")
         return metrics
 

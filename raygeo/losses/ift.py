@@ -27,6 +27,8 @@ class IFT(Pointwise):
     title: ClassVar[str] = "IFT"
     paper: ClassVar[str] = "Hua et al. 2024, arXiv:2405.11870"
     formula: ClassVar[str] = "sum_t w_t l_t, w_t ~ sum_(s >= t) gamma^(s - t) l_s with mean 1, on mixed inputs"
+    order: ClassVar[int] = 160
+    variants: ClassVar = (*Pointwise.variants, {"gamma": 0.0})
 
     type: Literal["ift"] = "ift"
     """Names the loss."""

@@ -10,28 +10,30 @@ from raygeo.losses.pairwise import Pairwise, per_token
 
 
 class IPO(Pairwise):
-    """``(d - 1 / (2 tau))^2``, ``d`` being the chosen rollout's mean log-ratio to the base less the rejected one's.
+    """``(d - 1 / (2 beta))^2``, ``d`` being the chosen rollout's mean log-ratio to the base less the rejected one's.
 
     The paper sums log-ratios over a completion; here they are means over its T tokens, so that the target does not
     depend on length (TRL does the same, as agreed with the paper's authors). Per-token coefficient:
-    ``(2 / T) (1 / (2 tau) - d)`` on the chosen rollout, minus that, with its own T, on the rejected one. The loss is
-    (1 / (2 tau))^2 at the base.
+    ``(2 / T) (1 / (2 beta) - d)`` on the chosen rollout, minus that, with its own T, on the rejected one. The loss is
+    (1 / (2 beta))^2 at the base.
     """
 
     title: ClassVar[str] = "IPO"
     paper: ClassVar[str] = "Azar et al. 2023, arXiv:2310.12036, equation 17, with mean log-ratios"
-    formula: ClassVar[str] = "[(1/T) log p/p_base (chosen) - (1/T) log p/p_base (rejected) - 1 / (2 tau)]^2"
+    formula: ClassVar[str] = "[(1/T) log p/p_base (chosen) - (1/T) log p/p_base (rejected) - 1 / (2 beta)]^2"
+    order: ClassVar[int] = 350
+    renamed: ClassVar[dict[str, str]] = {"tau": "beta"}
 
     type: Literal["ipo"] = "ipo"
     """Names the loss."""
 
-    tau: float = Field(default=0.1, gt=0)
-    """Strength of the regularisation towards the base: d, in nats a token, is driven to 1 / (2 tau)."""
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the regularisation towards the base, tau in the paper: d, in nats a token, goes to 1 / (2 beta)."""
 
-    def margins(self, inputs: LossInputs) -> Tensor:
-        """Difference d of the mean log-ratios."""
-        return self.difference(inputs, per_token(self.log_ratios(inputs), inputs))
+    def scores(self, inputs: LossInputs) -> Tensor:
+        """Mean log-ratios."""
+        return per_token(self.log_ratios(inputs), inputs)
 
     def pair_losses(self, inputs: LossInputs) -> Tensor:
         """Squared distance of the margin from its target."""
-        return (self.margins(inputs) - 1 / (2 * self.tau)).square()
+        return (self.margins(inputs) - 1 / (2 * self.beta)).square()

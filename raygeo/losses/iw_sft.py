@@ -28,6 +28,13 @@ class IWSFT(Pointwise):
     title: ClassVar[str] = "iw-SFT"
     paper: ClassVar[str] = "Qin and Springenberg 2025, arXiv:2507.12856"
     formula: ClassVar[str] = "-sg(clamp(exp(tau mean_t log p_t/q_t))) sum_t log p_t"
+    order: ClassVar[int] = 150
+    variants: ClassVar = (
+        *Pointwise.variants,
+        {"level": "token"},
+        {"proposal": "behaviour"},
+        {"proposal": "behaviour", "tau": 2.0, "bounds": (0.5, 3.0)},
+    )
 
     type: Literal["iw-sft"] = "iw-sft"
     """Names the loss."""
@@ -39,7 +46,7 @@ class IWSFT(Pointwise):
     """``sequence``: one weight a row, of the mean log-ratio over its tokens; ``token``: a weight for each token."""
 
     tau: float = Field(default=1.0, gt=0)
-    """Power of the ratio."""
+    """Power of the ratio: 1 as in the authors' trainer (their loss by itself defaults to 2)."""
 
     bounds: tuple[float, float] | None = None
     """Least and largest weight; None: those of the authors, 0 and 16 for sequences, 0.2 and 1.8 for tokens."""

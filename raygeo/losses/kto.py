@@ -17,7 +17,8 @@ class KTO(Loss):
 
     R is the log-ratio to the base summed over completion tokens. The reference point z is the mean log-ratio of
     mismatched completions, a rough estimate of KL(p, p_base), not below zero and held constant. It is taken over the
-    whole step, so that it does not depend on how a batch is split; TRL takes it over each micro-batch.
+    whole step, so that it does not depend on how a batch is split; the paper and TRL take it over each micro-batch.
+    The paper weighs the two sides so that desirable and undesirable examples balance; both weigh 1 here by default.
 
     Per-token coefficient: ``w beta s (1 - s)`` with s = sigmoid(beta (R - z)), w = lambda_D on correct and -lambda_U on
     wrong rollouts; it vanishes for rollouts far from the reference point on either side. The loss is half of the
@@ -29,6 +30,8 @@ class KTO(Loss):
     formula: ClassVar[str] = (
         "lambda_D 1[correct] sigmoid(beta [z - log p/p_base]) + lambda_U 1[wrong] sigmoid(beta [log p/p_base - z])"
     )
+    order: ClassVar[int] = 230
+    variants: ClassVar = ({"desirable_weight": 1.3, "undesirable_weight": 0.6},)
 
     type: Literal["kto"] = "kto"
     """Names the loss."""

@@ -12,7 +12,7 @@ from raygeo.losses.base import LossInputs, Unit, masked_sum
 from raygeo.losses.pointwise import Pointwise
 from raygeo.losses.selection import Group
 from raygeo.losses.uniforms import uniforms
-from raygeo.students.likelihood import TokenLogits
+from raygeo.models.likelihood import TokenLogits
 
 
 class OTR(Pointwise):
@@ -21,12 +21,19 @@ class OTR(Pointwise):
     Draws are made from the student at ``temperature``, log p(a_j) is taken at temperature 1, and the draws carry no
     gradient. Per-token coefficient: the share of draws that hit the label. Since E[grad log p(a)] = 0 under p, the
     expected gradient at temperature 1 is ``1 - wrong_reward`` times that of DFT; other temperatures weigh the label and
-    the wrong tokens by the tempered law, and finite K adds noise. Draws are a function of each token's key alone.
+    the wrong tokens by the tempered law, and finite K adds noise. Draws are a function of each token's key alone. The
+    paper trains on demonstrations; here, by default, wrong rollouts are imitated too.
     """
 
     title: ClassVar[str] = "OTR"
     paper: ClassVar[str] = "Ming et al. 2025, arXiv:2509.26313"
     formula: ClassVar[str] = "-sum_t 1/K sum_j (1[a_j = y_t] + wrong_reward 1[a_j != y_t]) log p(a_j)"
+    order: ClassVar[int] = 140
+    variants: ClassVar = (
+        *Pointwise.variants,
+        {"samples": 2},
+        {"samples": 2, "temperature": 1.0, "normalization": "sequence"},
+    )
 
     type: Literal["otr"] = "otr"
     """Names the loss."""

@@ -19,11 +19,17 @@ class Pairwise(Loss):
     """Sums ``pair_losses`` over pairs of a correct (chosen) and a wrong (rejected) rollout of one prompt."""
 
     pairs_per_prompt: int | None = Field(default=2, ge=1)
-    """At most this many pairs of a prompt; None makes all of them."""
+    """At most this many pairs are made of a prompt; None makes all of them. Of a prompt whose rollouts were given in
+    pairs (chosen and rejected), those are taken, all of them, and no others made."""
 
-    @abstractmethod
+    def scores(self, inputs: LossInputs) -> Tensor:
+        """Compute what rollouts are compared by, here the sums of log p / p_base over completion tokens: [B]."""
+        return self.log_ratios(inputs)
+
     def margins(self, inputs: LossInputs) -> Tensor:
         """Compute by how much each pair's chosen rollout is preferred, in the loss's own measure: [P]."""
+        chosen, rejected = self.sides(inputs, self.scores(inputs))
+        return chosen - rejected
 
     @abstractmethod
     def pair_losses(self, inputs: LossInputs) -> Tensor:
@@ -44,7 +50,7 @@ class Pairwise(Loss):
         return "pair"
 
     def select(self, rollouts: pa.Table) -> Selection:
-        """Pair correct and wrong usable rollouts of each mixed prompt, round-robin in table order.
+        """Take the pairs that a prompt's rollouts were given in, or pair its usable ones, round-robin in table order.
 
         Pair k takes the next correct and the next wrong rollout, each list starting over at its end; when a pair would
         come back, the wrong ones move on by one. No pair comes twice and rows are used as evenly as possible.
@@ -56,7 +62,7 @@ class Pairwise(Loss):
         examples = [
             Example(pair, (1.0, 1.0))
             for group in usable.groups
-            for pair in islice(_pairs(group), self.pairs_per_prompt)
+            for pair in (islice(_pairs(group), self.pairs_per_prompt) if group.pairs is None else group.pairs)
         ]
         selection = usable.select(self.title, examples)
         return Selection(selection.examples, selection.counts | {"pairs": len(examples)})
@@ -64,9 +70,10 @@ class Pairwise(Loss):
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Compute the loss of one micro-batch of pairs.
 
-        Metrics: ``nll`` over the tokens of both rollouts of every pair; per pair ``margin``, ``accuracy`` (whether the
-        margin is positive), ``chosen_logratio`` and ``rejected_logratio``, sums over tokens of log p / p_base. A loss
-        without a reference has ``chosen_logprob`` and ``rejected_logprob`` instead, sums over tokens of log p.
+        Metrics: ``nll`` over the tokens of both rollouts of every pair; per pair ``margin``, ``rewards/accuracies``
+        (whether the margin is positive; TRL's name, because it says nothing of the accuracy of answers),
+        ``chosen_logratio`` and ``rejected_logratio``, sums over tokens of log p / p_base. A loss without a reference
+        has ``chosen_logprob`` and ``rejected_logprob`` instead, sums over tokens of log p.
 
         Raises:
             TrainingError: pairs are missing, or log-probabilities of the base that the loss needs.
@@ -80,7 +87,7 @@ class Pairwise(Loss):
             metrics: dict[str, tuple[Tensor, Unit]] = {
                 "nll": (nll, "token"),
                 "margin": (margins.sum(), "pair"),
-                "accuracy": ((margins > 0).to(margins.dtype).sum(), "pair"),
+                "rewards/accuracies": ((margins > 0).to(margins.dtype).sum(), "pair"),
             }
             for side, values in zip(("chosen", "rejected"), self.sides(inputs, rows), strict=True):
                 metrics[f"{side}_{kind}"] = (values.sum(), "pair")
@@ -106,11 +113,6 @@ class Pairwise(Loss):
             raise TrainingError(f"{self.title} was given no pairs.")
         chosen, rejected = rows[inputs.pairs].unbind(-1)
         return chosen, rejected
-
-    def difference(self, inputs: LossInputs, rows: Tensor) -> Tensor:
-        """Subtract the rejected rollout's value of ``rows`` [B] from the chosen one's: [P]."""
-        chosen, rejected = self.sides(inputs, rows)
-        return chosen - rejected
 
 
 def per_token(rows: Tensor, inputs: LossInputs) -> Tensor:

@@ -24,6 +24,8 @@ class PoFT(Pointwise):
     title: ClassVar[str] = "PoFT"
     paper: ClassVar[str] = "Fan et al. 2024, arXiv:2412.12865, with the base as the aligned model"
     formula: ClassVar[str] = "-log sigmoid(beta [mean_t log p_t - mean_t log p_base,t] + gamma)"
+    order: ClassVar[int] = 170
+    variants: ClassVar = ({"normalization": "token"}, {"normalization": "token", "beta": 2.0, "gamma": 0.5})
 
     type: Literal["poft"] = "poft"
     """Names the loss."""

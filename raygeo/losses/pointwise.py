@@ -1,9 +1,9 @@
 """What all losses on single rollouts share: a weight for each row times a function of each token's log-probability."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import torch
@@ -19,6 +19,8 @@ class Pointwise(Loss):
     The loss value of a row is ``-w_i sum_t phi_it`` under token normalisation and that over the row's length under
     sequence normalisation; weights are never renormalised by their sum.
     """
+
+    variants: ClassVar[Sequence[Mapping[str, Any]]] = ({"normalization": "sequence"},)
 
     normalization: Literal["token", "sequence"] = "token"
     """``token``: sum over tokens / number of tokens: tokens count alike, long completions more than short ones.

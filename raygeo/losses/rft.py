@@ -12,11 +12,18 @@ from raygeo.losses.selection import Group
 
 
 class RFT(Pointwise):
-    """Negative log-likelihood of the correct rollouts. Per-token coefficient: 1 on correct rows."""
+    """Negative log-likelihood of the correct rollouts. Per-token coefficient: 1 on correct rows.
+
+    arXiv:2308.01825 keeps of each prompt's correct solutions one for each distinct list of equations, and trains on
+    them together with the solutions of the original data. Here all correct rollouts count, like ones as often as they
+    stand in the file (``max_per_prompt`` bounds their number, not their likeness), and nothing is added to them.
+    """
 
     title: ClassVar[str] = "RFT"
     paper: ClassVar[str] = "Yuan et al. 2023, arXiv:2308.01825"
     formula: ClassVar[str] = "-1[correct] sum_t log p_t"
+    order: ClassVar[int] = 110
+    variants: ClassVar = (*Pointwise.variants, {"max_per_prompt": 2})
 
     type: Literal["rft"] = "rft"
     """Names the loss."""

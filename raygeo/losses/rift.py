@@ -16,7 +16,9 @@ class RIFT(Pointwise):
     """``-log p`` on correct rollouts (reward 1), ``negative_weight * p`` on wrong ones (reward ``-negative_weight``).
 
     A wrong rollout's term is bounded where ``log p`` would not be. What ``p`` of a whole completion of T tokens is has
-    several readings, ``negative``; with coefficients of log p_t on wrong rows:
+    several readings, ``negative``, of which ``sequence`` takes the formula of arXiv:2601.09253 by the letter and
+    ``token``, the default, does not: the product of long completions is 0, and so is its gradient. With coefficients of
+    log p_t on wrong rows:
 
     * ``token``: the sum of p_t; ``-negative_weight p_t``.
     * ``sequence``: their product pi; ``-negative_weight pi`` at every token, vanishing for long completions.
@@ -28,6 +30,13 @@ class RIFT(Pointwise):
     title: ClassVar[str] = "RIFT"
     paper: ClassVar[str] = "arXiv:2601.09253 (negative: token, sequence, geometric); arXiv:2606.23740 (paper)"
     formula: ClassVar[str] = "-1[correct] sum_t log p_t + negative_weight 1[wrong] sum_t p_t"
+    order: ClassVar[int] = 200
+    variants: ClassVar = (
+        *Pointwise.variants,
+        {"negative": "sequence"},
+        {"negative": "geometric"},
+        {"negative": "paper"},
+    )
 
     type: Literal["rift"] = "rift"
     """Names the loss."""

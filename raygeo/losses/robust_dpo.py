@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raygeo.losses.base import LossInputs
-from raygeo.losses.pairwise import Pairwise
+from raygeo.losses.bradley_terry import BradleyTerry
 
 
-class RobustDPO(Pairwise):
+class RobustDPO(BradleyTerry):
     """With m = beta d as in DPO, the combination of both labels' log-losses whose mean over flips is DPO's loss.
 
     Per-token coefficient: ``beta (sigmoid(-m) + epsilon / (1 - 2 epsilon))`` on the chosen rollout, minus that on the
@@ -23,21 +23,16 @@ class RobustDPO(Pairwise):
     formula: ClassVar[str] = (
         "[-(1 - epsilon) log sigmoid(m) + epsilon log sigmoid(-m)] / (1 - 2 epsilon), m = beta d of DPO"
     )
+    order: ClassVar[int] = 320
+    renamed: ClassVar[dict[str, str]] = {"flip_rate": "label_smoothing"}
 
     type: Literal["robust-dpo"] = "robust-dpo"
     """Names the loss."""
 
-    beta: float = Field(default=0.1, gt=0)
-    """Inverse temperature of the implicit reward ``beta log p / p_base``."""
-
-    flip_rate: float = Field(default=0.1, ge=0, lt=0.5)
+    label_smoothing: float = Field(default=0.1, ge=0, lt=0.5)
     """Epsilon, the probability that a pair's label was flipped."""
-
-    def margins(self, inputs: LossInputs) -> Tensor:
-        """Beta d."""
-        return self.beta * self.difference(inputs, self.log_ratios(inputs))
 
     def pair_losses(self, inputs: LossInputs) -> Tensor:
         """Log-loss of the given label less what flips are expected to add to it."""
-        margins, epsilon = self.margins(inputs), self.flip_rate
+        margins, epsilon = self.margins(inputs), self.label_smoothing
         return (-(1 - epsilon) * F.logsigmoid(margins) + epsilon * F.logsigmoid(-margins)) / (1 - 2 * epsilon)

@@ -1,7 +1,8 @@
 """From the rollout table to what losses choose from: the usable rollouts of each prompt, and counts of all others."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 import pyarrow as pa
@@ -12,11 +13,15 @@ from raygeo.losses.base import Example, Selection
 
 @dataclass(frozen=True)
 class Group:
-    """The usable rollouts of one prompt in table order; ``rewards`` are None where absent or not finite."""
+    """The usable rollouts of one prompt in table order; ``rewards`` are None where absent or not finite.
+
+    ``pairs`` are those of its rows that were given as pairs, the correct one first; None where none were.
+    """
 
     rows: tuple[int, ...]
     correct: tuple[bool, ...]
     rewards: tuple[float | None, ...]
+    pairs: tuple[tuple[int, int], ...] | None = None
 
     @property
     def mixed(self) -> bool:
@@ -29,7 +34,8 @@ class Groups:
     """Every prompt with a usable rollout, in order of first appearance, and what was counted on the way.
 
     ``counts``: ``rows_seen``, ``truncated_dropped``, ``ungraded_dropped``, ``prompts``, ``mixed_prompts``,
-    ``all_correct_prompts``, ``all_wrong_prompts``.
+    ``all_correct_prompts``, ``all_wrong_prompts``; and, where pairs were given, ``given_pairs`` that are whole and
+    ``given_pairs_dropped``, of which one rollout is not usable, or the verdicts are equal.
     """
 
     groups: list[Group]
@@ -73,13 +79,17 @@ def group_rollouts(rollouts: pa.Table) -> Groups:
     Raises:
         DataError: a row has no ``prompt_id``.
     """
-    columns = ("prompt_id", "correct", "reward", "truncated")
+    columns = ("prompt_id", "correct", "reward", "truncated", "pair")
     table = zip(*(rollouts.column(name).to_pylist() for name in columns), strict=True)
     found: dict[str, list[tuple[int, bool, float | None]]] = {}
+    given: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
+    marked: Counter[tuple[str, str]] = Counter()
     truncated_dropped = ungraded_dropped = 0
-    for row, (prompt, correct, reward, truncated) in enumerate(table):
+    for row, (prompt, correct, reward, truncated, pair) in enumerate(table):
         if prompt is None:
             raise DataError(f"row {row} of the rollouts has no prompt_id; every rollout must name its prompt.")
+        if pair is not None:
+            marked[prompt, pair] += 1
         if truncated:
             truncated_dropped += 1
         elif correct is None:
@@ -87,7 +97,12 @@ def group_rollouts(rollouts: pa.Table) -> Groups:
         else:
             usable = reward if reward is not None and isfinite(reward) else None
             found.setdefault(prompt, []).append((row, correct, usable))
-    groups = [Group(*zip(*members, strict=True)) for members in found.values()]
+            if pair is not None:
+                given.setdefault((prompt, pair), ([], []))[not correct].append(row)
+    pairs: dict[str, tuple[tuple[int, int], ...]] = {prompt: () for prompt, _ in marked}
+    for (prompt, _), (right, wrong) in given.items():
+        pairs[prompt] += tuple(zip(right, wrong, strict=False))
+    groups = [replace(Group(*zip(*members, strict=True)), pairs=pairs.get(prompt)) for prompt, members in found.items()]
     counts = {
         "rows_seen": rollouts.num_rows,
         "truncated_dropped": truncated_dropped,
@@ -97,6 +112,9 @@ def group_rollouts(rollouts: pa.Table) -> Groups:
         "all_correct_prompts": sum(all(group.correct) for group in groups),
         "all_wrong_prompts": sum(not any(group.correct) for group in groups),
     }
+    if marked:
+        whole = sum(len(group.pairs or ()) for group in groups)
+        counts |= {"given_pairs": whole, "given_pairs_dropped": sum(-(-n // 2) for n in marked.values()) - whole}
     return Groups(groups, counts)
 
 

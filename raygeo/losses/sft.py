@@ -11,11 +11,12 @@ from raygeo.losses.selection import Group
 
 
 class SFT(Pointwise):
-    """Negative log-likelihood of all rollouts. Per-token coefficient: 1."""
+    """Negative log-likelihood of all rollouts, wrong ones too. Per-token coefficient: 1."""
 
     title: ClassVar[str] = "SFT"
     paper: ClassVar[str] = "Nikolich et al. 2026, arXiv:2606.23740"
     formula: ClassVar[str] = "-sum_t log p_t"
+    order: ClassVar[int] = 100
 
     type: Literal["sft"] = "sft"
     """Names the loss."""

@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raygeo.losses.base import LossInputs, Need, masked_sum
-from raygeo.losses.pairwise import Pairwise, per_token
+from raygeo.losses.bradley_terry import BradleyTerry
+from raygeo.losses.pairwise import per_token
 
 
-class SimPO(Pairwise):
+class SimPO(BradleyTerry):
     """``-log sigmoid(beta d - gamma)``, ``d`` being the chosen rollout's mean log-probability less the rejected one's.
 
     Means are over a completion's T tokens. Per-token coefficient: ``(beta / T) sigmoid(gamma - beta d)`` on the chosen
@@ -21,6 +22,8 @@ class SimPO(Pairwise):
     title: ClassVar[str] = "SimPO"
     paper: ClassVar[str] = "Meng et al. 2024, arXiv:2405.14734, equation 6"
     formula: ClassVar[str] = "-log sigmoid(beta [(1/T) log p (chosen) - (1/T) log p (rejected)] - gamma)"
+    order: ClassVar[int] = 360
+    renamed: ClassVar[dict[str, str]] = {"gamma": "simpo_gamma"}
 
     type: Literal["simpo"] = "simpo"
     """Names the loss."""
@@ -28,18 +31,18 @@ class SimPO(Pairwise):
     beta: float = Field(default=2.0, gt=0)
     """Inverse temperature of the reward ``(beta / T) log p``."""
 
-    gamma: float = Field(default=0.5, ge=0)
-    """Margin by which the chosen rollout's reward should exceed the rejected one's; not divided by beta."""
+    simpo_gamma: float = Field(default=0.5, ge=0)
+    """Gamma, the margin by which the chosen rollout's reward should exceed the rejected one's; not divided by beta."""
 
     @property
     def needs(self) -> frozenset[Need]:
         """Nothing."""
         return frozenset()
 
-    def margins(self, inputs: LossInputs) -> Tensor:
-        """Beta d."""
-        return self.beta * self.difference(inputs, per_token(masked_sum(inputs.logprobs, inputs.mask), inputs))
+    def scores(self, inputs: LossInputs) -> Tensor:
+        """Mean log-probabilities."""
+        return per_token(masked_sum(inputs.logprobs, inputs.mask), inputs)
 
     def pair_losses(self, inputs: LossInputs) -> Tensor:
         """Log-loss of preferring the chosen rollout by more than gamma."""
-        return -F.logsigmoid(self.margins(inputs) - self.gamma)
+        return -F.logsigmoid(self.margins(inputs) - self.simpo_gamma)

@@ -1,18 +1,27 @@
-"""The study's page: one self-contained HTML file without scripts, the same text for the same tables and context."""
+"""The study's page: one self-contained HTML file, the same text for the same tables and context.
+
+It has no scripts, except that tables of many runs can be filtered.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import jinja2
-import pyarrow as pa
+import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from raygeo.records import RunRecord
+from raygeo.report import made
 from raygeo.report.embed import PAGE_COLOURS, embed
-from raygeo.report.figures import FIGURES
-from raygeo.report.limits import limits
-from raygeo.report.sections import SECTIONS, results, study
+from raygeo.report.missing import Failures, gaps, named, unreached
+from raygeo.report.parts import Caveat, Column, Parts
+from raygeo.report.plots import Plot
+from raygeo.report.results import configurations, results, trials
+from raygeo.report.sheets import Cell, Section, Sheet
+from raygeo.report.style import RC
 from raygeo.report.view import View
 from raygeo.tables import BASE
 
@@ -22,8 +31,9 @@ class PageContext:
     """What the tables do not hold. All text is escaped on the page.
 
     ``student`` says in a sentence what learned; ``purpose`` what was done with it and to what end; ``reference_run``
-    names the run the others are compared with; ``settings_yaml`` is the study as it ran, with defaults; ``timings`` are
-    (stage, seconds, units done, units reused); ``caveats`` are sentences put first under "What these numbers do not
+    names the run the others are compared with, "" where it is not known yet; ``settings_yaml`` is the study as it ran,
+    with defaults; ``timings`` are (stage, seconds, units done, units reused) of the stages that have ended, and
+    ``stages`` all whose results the page shows; ``caveats`` are sentences put first under "What these numbers do not
     show"; ``created`` is an ISO 8601 time, given so that the page can be made again to the letter.
     """
 
@@ -34,6 +44,7 @@ class PageContext:
     settings_yaml: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     timings: list[tuple[str, float, int, int]] = field(default_factory=list)
+    stages: list[str] = field(default_factory=list)
     caveats: list[str] = field(default_factory=list)
     purpose: str = (
         "Which offline loss should one use to distil reasoning into a small model, and what does it do to the weights? "
@@ -50,32 +61,122 @@ class _Shown:
     body: Markup
 
 
-def render_page(tables: Mapping[str, pa.Table], context: PageContext, figures: Mapping[str, Figure]) -> str:
-    """Return the page as HTML. ``tables`` are any of ``raygeo.tables.SCHEMAS``; ``figures`` come from ``draw_figures``.
+def draw_figures(view: View, parts: Parts, failures: Failures | None = None) -> dict[str, Figure]:
+    """Draw every figure whose tables hold data, in reading order, by name.
 
-    Figures stand in the order given, with the caption of their name in ``FIGURES``; those of ``FIGURES`` that are not
-    given are named as not drawn.
+    One that fails is left out, and joins the ``failures``.
     """
-    view = View(tables, context.reference_run)
+    failures = failures or Failures()
+    with matplotlib.rc_context(RC):
+        drawn = {plot.name: failures.attempt(_figure(plot.name), partial(plot.draw, view)) for plot in parts.figures}
+    return {name: fig for name, fig in drawn.items() if fig is not None}
+
+
+def render_page(
+    view: View, context: PageContext, figures: Mapping[str, Figure], parts: Parts, failures: Failures | None = None
+) -> str:
+    """Return the page of the tables of ``view`` as HTML; ``figures`` come from ``draw_figures``.
+
+    Figures stand in the order given; those of ``parts`` that are not given are named as not drawn. A part that fails is
+    left out, and joins the ``failures`` there were before: the page names them all.
+    """
+    failures = failures or Failures()
+    attempt, plots = failures.attempt, {plot.name: plot for plot in parts.figures}
+    filled = (attempt(f"the column {one.title!r}", partial(_filled, one, view)) for one in parts.columns)
+    columns = [column for column in filled if column is not None]
+    shown = (attempt(_figure(name), partial(_shown, plots[name], fig)) for name, fig in figures.items())
+    parts_of_page = {
+        "facts": attempt("the facts at the head", lambda: made.facts(view)) or [],
+        "counts": attempt("the counts", lambda: _sound(made.counts(view))) or _NONE,
+        "set_aside": attempt("the rows set aside", lambda: _sound(made.set_aside(view))) or _NONE,
+        "timings": attempt("the times of stages", lambda: _sound(made.timings(context.timings))) or _NONE,
+        "files": attempt("the list of tables", lambda: _sound(made.files(view))) or _NONE,
+        "results": attempt("the table of results", lambda: _sound(results(view, columns))) or _NONE,
+        "configurations": attempt("the table of configurations", lambda: _sound(configurations(view))) or _NONE,
+        "trials": attempt("the table of trials", lambda: _sound(trials(view))) or _NONE,
+        "failed": attempt("the list of runs without a result", lambda: _failed(view)) or [],
+        "figures": [figure for figure in shown if figure is not None],
+        "sections": [
+            (one.folded, attempt(f"the section {one.title!r}", partial(_sheets, one, view)) or [])
+            for one in parts.sections
+        ],
+        "limits": [
+            sentence
+            for one in parts.caveats
+            for sentence in attempt(f"the caveat {named(one)}", partial(_sentences, one, view)) or []
+        ],
+    }
+    missing = attempt("the list of what is missing", lambda: gaps(view)) or []
     return _ENVIRONMENT.get_template("page.html").render(
+        parts_of_page,
         context=context,
         view=view,
         base=BASE,
-        study=study,
-        results_of=results.results,
-        trials_of=results.trials,
-        sections=SECTIONS,
-        limits=limits(view),
-        figures=[_shown(name, fig) for name, fig in figures.items()],
-        not_drawn=[plot.title for name, plot in FIGURES.items() if name not in figures],
-        failed=view.runs[view.runs.run.isin(view.failed)].to_dict("records"),
+        notes=[column.note for column in columns if column.note],
+        not_drawn=[
+            plot.title for name, plot in plots.items() if name not in figures and _figure(name) not in failures.reasons
+        ],
+        missing=[
+            *unreached(context.stages, {stage for stage, *_ in context.timings}),
+            *missing,
+            *failures.sentences(),
+        ],
     )
 
 
-def _shown(name: str, fig: Figure) -> _Shown:
-    plot = FIGURES.get(name)
-    title, caption = (plot.title, plot.caption) if plot else (name, "")
-    return _Shown(name, title, caption, embed(fig, name, f"{title}. {caption}".strip()))
+_NONE = Sheet([], [])
+
+
+def _figure(name: str) -> str:
+    return f"the figure {name}"
+
+
+def _failed(view: View) -> list[RunRecord]:
+    return [record for name, record in view.records.items() if name in view.failed]
+
+
+def _filled(column: Column, view: View) -> Column:
+    """The column with its cells made."""
+    cells = column.cells(view)
+    for cell in cells.values():
+        _check(cell)
+    return replace(column, cells=lambda view: cells)
+
+
+def _sheets(section: Section, view: View) -> list[tuple[str, str, Sheet]]:
+    return [(title, prose, _sound(sheet)) for title, prose, sheet in section.sheets(view)]
+
+
+def _sound(sheet: Sheet) -> Sheet:
+    """The table, seen to be one.
+
+    Raises:
+        TypeError: a cell is not text.
+        ValueError: a row has not one cell a column.
+    """
+    for row in sheet.rows:
+        if len(row) != len(sheet.columns):
+            raise ValueError(f"a row has {len(row)} cells, and there are {len(sheet.columns)} columns")
+        for cell in row:
+            _check(cell)
+    return sheet
+
+
+def _check(cell: Cell) -> None:
+    texts = cell if isinstance(cell, tuple) and len(cell) == 2 else (cell,)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"a cell is {cell!r}, neither text nor a pair of texts")
+
+
+def _sentences(caveat: Caveat, view: View) -> list[str]:
+    sentences = list(caveat(view))
+    if not all(isinstance(sentence, str) and len(sentence) > 1 for sentence in sentences):
+        raise TypeError("it did not give a list of sentences")
+    return sentences
+
+
+def _shown(plot: Plot, fig: Figure) -> _Shown:
+    return _Shown(plot.name, plot.title, plot.caption, embed(fig, plot.name, f"{plot.title}. {plot.caption}".strip()))
 
 
 _ENVIRONMENT = jinja2.Environment(

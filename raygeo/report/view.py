@@ -1,4 +1,4 @@
-"""A read-only view of a study's tables: missing ones are empty, pairs are found in either order, runs have an order."""
+"""A read-only view of a study's tables: pairs are found in either order, runs have an order."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,25 +7,54 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from raygeo.records import FINISHED, Condition, RunRecord
 from raygeo.report.style import RunStyle, run_styles
-from raygeo.tables import BASE, SCHEMAS
+from raygeo.tables import BASE
+
+MANY = 12
+"""Above so many runs, figures show configurations, with their seeds as spread, and tables can be filtered."""
 
 
 @dataclass(frozen=True)
 class View:
-    """``tables`` are any of ``raygeo.tables.SCHEMAS``; ``reference_run`` is the run others are compared with."""
+    """``tables`` are all that figures and sections ask for, empty ones included (``raygeo.analyses.registry.view`` sees
+    to that); ``reference_run`` is the run others are compared with.
+    """
 
     tables: Mapping[str, pa.Table]
     reference_run: str
 
     def frame(self, table: str, **equal: Any) -> pd.DataFrame:
-        """Return ``table`` as a frame, keeping rows whose columns equal ``equal``; empty when the table is missing."""
-        found = self.tables.get(table)
-        frame = (SCHEMAS[table].empty_table() if found is None else found).to_pandas()
+        """Return ``table`` as a frame, keeping rows whose columns equal ``equal``."""
+        if table not in self._frames:
+            self._frames[table] = self.tables[table].to_pandas()
+        frame = self._frames[table]
         for column, value in equal.items():
             frame = frame[frame[column] == value]
         return frame.reset_index(drop=True)
+
+    def rows(self, table: str, **equal: Any) -> list[dict[str, Any]]:
+        """Return ``table`` row by row, keeping those whose columns equal ``equal``."""
+        rows = self.tables[table]
+        for column, value in equal.items():
+            rows = rows.filter(pc.equal(rows[column], value))
+        return rows.to_pylist()
+
+    @cached_property
+    def _frames(self) -> dict[str, pd.DataFrame]:
+        return {}
+
+    @cached_property
+    def records(self) -> dict[str, RunRecord]:
+        """What is known of every run but the base, in the study's order."""
+        return {row["run"]: RunRecord.of(row) for row in self.rows("runs") if row["run"] != BASE}
+
+    @cached_property
+    def conditions(self) -> dict[str, Condition]:
+        """How every run was trained, where that is known."""
+        return {name: known for name, record in self.records.items() if (known := record.condition) is not None}
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -42,29 +71,46 @@ class View:
     @cached_property
     def failed(self) -> set[str]:
         """Runs that did not finish."""
-        return set(self.runs.run[self.runs.status != "finished"])
+        return {name for name, record in self.records.items() if record.status != FINISHED}
 
     @cached_property
     def names(self) -> list[str]:
         """Every run but the base: those of ``runs``, then any other that a table names, in the order they appear."""
         seen = dict.fromkeys(self.runs.run)
-        for table in (
-            "accuracy",
-            "deltas",
-            "similarity",
-            "subspaces",
-            "paths",
-            "curvature",
-            "cka",
-            "trajectories",
-            "sharpness",
-        ):
-            frame = self.frame(table)
-            for column in ("run", "run_a", "run_b"):
-                if column in frame:
-                    seen |= dict.fromkeys(frame[column].dropna().unique())
+        for table in self.tables:
+            columns = {"run", "run_a", "run_b"} & set(self.tables[table].column_names)
+            for column in sorted(columns):
+                seen |= dict.fromkeys(self.tables[table][column].drop_null().unique().to_pylist())
         seen.pop(BASE, None)
         return list(seen)
+
+    @cached_property
+    def many(self) -> bool:
+        """Whether there are too many runs to show each by itself."""
+        return len(self.names) > MANY
+
+    @cached_property
+    def _firsts(self) -> dict[str, str]:
+        """The first run of each run's configuration, by the run; a run of unknown training is its own."""
+        first: dict[tuple[str, str], str] = {}
+        return {name: first.setdefault(known.configuration, name) for name, known in self.conditions.items()}
+
+    def groups(self, present: "pd.Series[Any] | set[str]") -> dict[str, list[str]]:
+        """Runs that are shown as one, by the name of the first: each by itself, of many runs those of a configuration.
+
+        The groups and the runs in them stand in the study's order, the base first.
+        """
+        found: dict[str, list[str]] = {}
+        for name in self.order(present):
+            found.setdefault(self._firsts.get(name, name) if self.many else name, []).append(name)
+        return found
+
+    def examples(self, present: "pd.Series[Any] | set[str]", most: int = MANY) -> list[str]:
+        """The runs that have a panel each: all, of many the base and the first ``most`` configurations' first runs."""
+        if not self.many:
+            return self.order(present)
+        names = [members[0] for members in self.groups(present).values()]
+        return names[: most + (BASE in names)]
 
     @cached_property
     def styles(self) -> dict[str, RunStyle]:
@@ -82,15 +128,6 @@ class View:
         for name in self.order(present):
             groups.setdefault(self.losses.get(name, name), []).append(name)
         return groups
-
-    def curvature(self, quantity: str) -> tuple[pd.DataFrame, str]:
-        """Rows of ``quantity`` for the first (operator, space) that has it, so that like meets like, and its name."""
-        frame = self.frame("curvature", quantity=quantity).dropna(subset="value")
-        if frame.empty:
-            return frame, ""
-        first = frame.iloc[0]
-        same = (frame.operator == first.operator) & (frame.space == first.space)
-        return frame[same].reset_index(drop=True), f"{first.operator}, {first.space}"
 
     def against(self, other: str, table: str, **equal: Any) -> pd.DataFrame:
         """Rows of a pair table in which ``other`` takes part, with its partner as ``run``.

@@ -24,7 +24,7 @@ R = TypeVar("R", bound=Named)
 
 
 @dataclass
-class _Try:
+class _Attempt:
     """A configuration being tried: the optimiser's numbers for it, how many runs it waits for, and their results."""
 
     numbers: list[int]
@@ -42,9 +42,9 @@ class Search(Generic[R]):
     """Gives run after run, as ``optimizer`` suggests them, until ``budget`` configurations have been suggested.
 
     A configuration has one run for each seed and is judged by their means over ``metrics``, in the optimiser's order.
-    ``runs_of(space, values)`` are its runs. ``recall(run)`` gives the results of a run that need not be trained (empty
-    if it came to nothing), None for others. ``note(asked)`` is called with everything suggested so far, before anything
-    of it is given out.
+    ``runs_of(space, values)`` are its runs. ``measured(run)`` gives the results of a run that need not be trained,
+    empty if it came to nothing, and None for others. ``save(asked)`` is called with everything suggested so far, before
+    anything of it is given out.
     """
 
     def __init__(
@@ -53,16 +53,15 @@ class Search(Generic[R]):
         budget: int,
         metrics: Sequence[str],
         runs_of: Callable[[int, Configuration], Sequence[R]],
-        recall: Callable[[R], Results | None] = lambda run: None,
-        note: Callable[[Sequence[tuple[int, Configuration]]], object] = lambda asked: None,
+        measured: Callable[[R], Results | None] = lambda run: None,
+        save: Callable[[Sequence[tuple[int, Configuration]]], object] = lambda asked: None,
     ):
         self.optimizer, self.budget, self.metrics = optimizer, budget, metrics
-        self.runs_of, self.recall, self.note = runs_of, recall, note
+        self.runs_of, self.measured, self.save = runs_of, measured, save
         self.asked: list[tuple[int, Configuration]] = []
-        self.runs: list[R] = []
         self._queue: list[R] = []
-        self._tries: dict[str, _Try] = {}
-        self._try_of: dict[str, _Try] = {}
+        self._attempts: dict[str, _Attempt] = {}
+        self._attempt_of: dict[str, _Attempt] = {}
 
     def next(self) -> R | None:
         """The next run to train, None when there will be no more."""
@@ -73,8 +72,8 @@ class Search(Generic[R]):
         while not self._queue and len(self.asked) < self.budget:
             suggestion = self.optimizer.ask()
             self.asked.append((suggestion.space, suggestion.values))
-            self.note(self.asked)
-            known = self._tries.get(repr(self.asked[-1]))
+            self.save(self.asked)
+            known = self._attempts.get(repr(self.asked[-1]))
             if known is None:
                 self._begin(suggestion.number, suggestion.space, suggestion.values)
             elif known.waiting:
@@ -85,7 +84,7 @@ class Search(Generic[R]):
 
     def record(self, name: str, results: Results | None) -> None:
         """Take the results of the run ``name``; a metric missing from them means that it came to nothing."""
-        attempt = self._try_of.pop(name)
+        attempt = self._attempt_of.pop(name)
         whole = results is not None and all(metric in results for metric in self.metrics)
         attempt.results.append([results[metric] for metric in self.metrics] if results is not None and whole else None)
         attempt.waiting -= 1
@@ -95,11 +94,10 @@ class Search(Generic[R]):
 
     def _begin(self, number: int, space: int, values: Configuration) -> None:
         runs = self.runs_of(space, values)
-        attempt = self._tries[repr((space, values))] = _Try([number], len(runs))
-        self.runs += runs
+        attempt = self._attempts[repr((space, values))] = _Attempt([number], len(runs))
         for run in runs:
-            self._try_of[run.name] = attempt
-            results = self.recall(run)
+            self._attempt_of[run.name] = attempt
+            results = self.measured(run)
             if results is None:
                 self._queue.append(run)
             else:

@@ -22,7 +22,7 @@ class Suggestion:
 
 
 class Optimizer:
-    """Suggests configurations of ``spaces`` that do better by the objectives told so far.
+    """Suggests configurations of ``spaces`` that do better by the objectives reported so far.
 
     The choice of the space is itself learned, and a space's values only from results in that space. ``modes`` say for
     each objective which way is better; with several of them the front of the undominated is pushed forward.
@@ -45,7 +45,7 @@ class Optimizer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`: one estimator a space
             sampler = optuna.samplers.TPESampler(
-                seed=Random(f"{seed}:{len(past)}").getrandbits(32),  # going on must not repeat the first draws
+                seed=Random(f"{seed}:{len(past)}").getrandbits(32),  # resuming must not repeat the first draws
                 multivariate=True,
                 group=True,
                 constant_liar=True,
@@ -60,7 +60,7 @@ class Optimizer:
             self.study.enqueue_trial({"space": space} | chosen)
 
     def ask(self) -> Suggestion:
-        """Suggest what to try next, knowing what has been told and what is still being tried."""
+        """Suggest what to try next, knowing what has been reported and what is still being tried."""
         trial = self.study.ask()
         space = trial.suggest_categorical("space", range(len(self.spaces)))
         domains = self.spaces[space]

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from raygeo.settings import Settings
 
-Metric = Literal["accuracy", "heldout_nll", "sharpness"]
+Metric = Literal["accuracy", "heldout_nll", "top_eigenvalue"]
 Mode = Literal["max", "min"]
 
 
@@ -15,9 +15,16 @@ class Objective(Settings):
 
     metric: Metric
     """``accuracy`` of greedy answers to the held-out prompts; ``heldout_nll``, the token-mean NLL of held-out correct
-    solutions at the end of training; ``sharpness``, the largest Hessian eigenvalue on the curvature probe."""
+    solutions at the end of training; ``top_eigenvalue``, the largest Hessian eigenvalue on the curvature probe."""
     mode: Mode = "min"
     """Whether more or less of it is better; by default more accuracy, less of anything else."""
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _renamed(cls, metric: Any) -> Any:
+        if metric == "sharpness":
+            raise ValueError("sharpness is now top_eigenvalue")
+        return metric
 
     @model_validator(mode="before")
     @classmethod
@@ -39,7 +46,7 @@ class Asha(Settings):
     grace: int = Field(10, ge=1)
     """Steps before the first rung; the held-out NLL is measured every so many steps."""
     reduction_factor: int = Field(3, ge=2)
-    """One of so many runs goes on at a rung; the next rung is so many times further."""
+    """One of so many runs continues at a rung; the next rung is so many times further."""
 
 
 def _null_if_none(value: Any) -> Any:

@@ -27,7 +27,7 @@ Place = tuple[str, ...]
 """Where a setting stands: ``("loss", "beta")``."""
 
 DIGITS = 4
-"""Significant digits of drawn numbers, so that a run's name tells its settings exactly."""
+"""Significant digits of drawn numbers, so that a run's name gives its settings exactly."""
 
 _RANGE = "a range is written {uniform: [low, high]} or {log_uniform: [low, high]}"
 

@@ -1,4 +1,4 @@
-"""What a run needs to go on after its workers were lost: DeepSpeed's state of every rank, and where the run stood.
+"""What a run resumes from after its workers were lost: DeepSpeed's state of every rank, and where the run stood.
 
 Data order, learning rate and random draws are functions of seed and step, so optimiser, weights and step are all.
 Checkpoints lie in the store as ``checkpoints/<run key>-<step>``; one is complete or does not exist, and only the newest
@@ -26,11 +26,18 @@ class Checkpoints:
         """Write a checkpoint after ``step`` steps, with ``state`` of the loop, then drop older ones; collective."""
         name = f"{self.key}-{step:08d}"
         folder = self.store.scratch()
-        engine.save_checkpoint(
-            str(folder), tag="state", client_state={"loop": state}, exclude_frozen_parameters=True, save_latest=False
-        )
-        self.store.add_to_folder(KIND, name, folder / "state")
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            with self.store.writing(self.store.path(KIND, name)):
+                engine.save_checkpoint(
+                    str(folder),
+                    tag="state",
+                    client_state={"loop": state},
+                    exclude_frozen_parameters=True,
+                    save_latest=False,
+                )
+            self.store.add_to_folder(KIND, name, folder / "state")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         _barrier()
         if rank() == 0:
             self.store.complete_folder(KIND, name)
@@ -49,12 +56,17 @@ class Checkpoints:
 
     def clear(self, keep: str | None = None) -> None:
         """Delete all checkpoints of the run but ``keep``."""
-        for name in self.store.folders(KIND, self.key):
+        for name in self.store.folders(KIND, f"{self.key}-"):
             if name != keep:
                 self.store.delete_folder(KIND, name)
 
+    def last_step(self) -> int | None:
+        """The step after which the newest checkpoint was written; None if there is none."""
+        names = self._names()
+        return int(names[-1].rpartition("-")[2]) if names else None
+
     def _names(self) -> list[str]:
-        return sorted(n for n in self.store.folders(KIND, self.key) if self.store.has_folder(KIND, n))
+        return sorted(n for n in self.store.folders(KIND, f"{self.key}-") if self.store.has_folder(KIND, n))
 
 
 def _barrier() -> None:

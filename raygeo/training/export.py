@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from raygeo.errors import DeltaError
+from raygeo.models.checkpoint import Checkpoint
+from raygeo.models.delta import check_delta, save_full_delta
 from raygeo.store import AnyPath, Store
-from raygeo.students.checkpoint import Checkpoint
-from raygeo.students.delta import check_delta, save_full_delta
-from raygeo.training.engine import rank, shared
+from raygeo.training.engine import broadcast, rank
 
 
 def keep_delta(engine: Any, student: AnyPath, store: Store, kind: str, key: str, *, moved: bool = True) -> str | None:
@@ -22,12 +22,13 @@ def keep_delta(engine: Any, student: AnyPath, store: Store, kind: str, key: str,
         DeltaError: the delta is empty, or zero everywhere although it ought to have ``moved``.
     """
     values = trained_values(engine)
-    broken = shared(next((name for name, value in values.items() if not bool(value.isfinite().all())), None))
+    broken = broadcast(next((name for name, value in values.items() if not bool(value.isfinite().all())), None))
     if broken is None and rank() == 0:
         folder = store.scratch()
         export(engine, values, student, folder)
         if moved:
             check_delta(folder)
+        store.delete_folder(kind, key)  # that of an attempt whose record was never written
         store.save_folder(kind, key, folder)
     return broken
 
@@ -64,7 +65,7 @@ def export(engine: Any, values: dict[str, Tensor], student: AnyPath, folder: Pat
     """
     model = engine.module.student
     if hasattr(model, "peft_config"):
-        model.save_pretrained(str(folder), state_dict=values, safe_serialization=True)
+        model.save_pretrained(str(folder), state_dict=values, safe_serialization=True, save_embedding_layers=False)
         return
     base = Checkpoint(student)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}

@@ -1,8 +1,9 @@
 """Successive halving among runs of one loss: their held-out NLL is comparable, that of different losses is not."""
 
+from collections.abc import Callable
 from typing import Any
 
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from raygeo.search.settings import Asha
 
@@ -10,11 +11,14 @@ _NEVER = 10**9
 
 
 class HalvingByLoss(FIFOScheduler):
-    """A Tune scheduler that gives every loss an ASHA of its own."""
+    """A Tune scheduler that gives every loss an ASHA of its own.
 
-    def __init__(self, settings: Asha):
+    ``stop`` is called with the content key of a run as soon as it is decided to stop it.
+    """
+
+    def __init__(self, settings: Asha, stop: Callable[[str], None]):
         super().__init__()
-        self.settings = settings
+        self.settings, self.stop = settings, stop
         self.races: dict[str, ASHAScheduler] = {}
 
     def _race(self, trial: Any) -> ASHAScheduler:
@@ -22,7 +26,7 @@ class HalvingByLoss(FIFOScheduler):
         if loss not in self.races:
             self.races[loss] = ASHAScheduler(
                 time_attr="step",
-                metric=f"curves/{self.settings.metric}",
+                metric=f"metrics/{self.settings.metric}",
                 mode="min",
                 max_t=_NEVER,
                 stop_last_trials=False,
@@ -37,7 +41,10 @@ class HalvingByLoss(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Stop the trial if it comes to a rung and is not among the best there."""
-        return self._race(trial).on_trial_result(tune_controller, trial, result)
+        decision = self._race(trial).on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP:
+            self.stop(trial.config["choice"]["key"])
+        return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Take the last result of a trial."""

@@ -3,8 +3,8 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,19 +12,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 from raygeo.losses.base import Loss, Unit
+from raygeo.losses.batches import micro_batch, micro_loss, mismatched_log_ratio
 from raygeo.losses.counting import units
-from raygeo.students.encoding import Batch
-from raygeo.training.data import Data, loss_inputs, micro_batch
-from raygeo.training.engine import rank, whole_gradient_norm, world
-from raygeo.training.order import micro_batches, step_batches, step_count
+from raygeo.models.batches import Batch
+from raygeo.records import FINISHED
+from raygeo.training.data import Data
+from raygeo.training.engine import data_rank, speaks, whole_gradient_norm, world
+from raygeo.training.order import micro_batches, step_batches, step_count, token_batches
 from raygeo.training.schedule import lr_factor
-from raygeo.training.settings import RunSpec
+from raygeo.training.settings import RunSpec, TrainingSettings
 
 CHECKPOINT_SECONDS = 600.0
 
+Command = Literal["stop", "interrupt"]
+"""Give the run up for good, or end it for now, after a checkpoint from which it can resume."""
+
 
 @dataclass
-class Progress:
+class TrainingState:
     """Where a run stands: steps and completion tokens done, its curves, and how it ended."""
 
     step: int = 0
@@ -33,23 +38,19 @@ class Progress:
     reason: str = ""
     curves: list[dict[str, Any]] = field(default_factory=list)
 
-    def state(self) -> dict[str, Any]:
-        """All of it as plain data."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop tells to the outside: reports of rank 0, and collective saves.
+    """How the loop talks to what is around it.
 
-    ``report(step, metrics)``; ``checkpoint(progress)``; ``keep(step, last)`` keeps the delta, or returns the name of a
-    parameter that is not finite; ``stopped()`` asks whether to give up.
+    ``report(step, metrics)`` on rank 0; ``checkpoint(state)``; ``keep(step, last)`` keeps the delta, or returns the
+    name of a parameter that is not finite; ``command()`` asks, before each step, whether to end early.
     """
 
     report: Callable[[int, dict[str, float]], None]
-    checkpoint: Callable[[Progress], None]
+    checkpoint: Callable[[TrainingState], None]
     keep: Callable[[int, bool], str | None]
-    stopped: Callable[[], bool]
+    command: Callable[[], Command | None]
 
 
 def snapshot_steps(count: int, steps: int) -> list[int]:
@@ -60,11 +61,12 @@ def snapshot_steps(count: int, steps: int) -> list[int]:
     return sorted(spaced - {steps})
 
 
-def optimise(engine: Any, spec: RunSpec, data: Data, progress: Progress, hooks: Hooks) -> Progress:
-    """Take the optimiser steps that ``progress`` lacks, and return it with the run's end in ``status``.
+def optimise(engine: Any, spec: RunSpec, data: Data, state: TrainingState, hooks: Hooks) -> TrainingState:
+    """Take the optimiser steps that ``state`` lacks, and return it with the run's end in ``status``.
 
     ``finished``; ``diverged`` as soon as the objective or the gradient norm of a step, or a weight that is to be kept,
-    is not finite; ``stopped`` when asked to. Collective: all ranks return the same.
+    is not finite; ``stopped`` on that command; ``interrupted``, after a checkpoint. Collective: all ranks return the
+    same.
     """
     settings = spec.training
     steps = step_count(len(data.examples), settings.batch_size, settings.steps, settings.epochs)
@@ -72,52 +74,62 @@ def optimise(engine: Any, spec: RunSpec, data: Data, progress: Progress, hooks: 
     snapshots = set(snapshot_steps(settings.snapshots, steps))
     saved = time.monotonic()
     engine.train()
-    while progress.step < steps:
-        batch = batches[progress.step]
+    while state.step < steps:
+        batch = batches[state.step]
         counts = units([data.examples[i] for i in batch], data.tokens.completion_lengths)
-        control = {"stop": float(hooks.stopped()), "save": float(time.monotonic() - saved > CHECKPOINT_SECONDS)}
-        metrics, control = _step(engine, spec, data, batch, counts, progress.step, control)
-        metrics["lr"] = settings.lr * lr_factor(settings, steps, progress.step)
-        progress.step += 1
-        progress.tokens += counts["token"]
+        command, late = hooks.command(), time.monotonic() - saved > CHECKPOINT_SECONDS
+        control = {"stop": float(command == "stop"), "interrupt": float(command == "interrupt"), "save": float(late)}
+        metrics, control = _step(engine, spec, data, batch, counts, state.step, control)
+        metrics["lr"] = settings.lr * lr_factor(settings, steps, state.step)
+        state.step += 1
+        state.tokens += counts["token"]
         bad = next((name for name in ("objective", "grad_norm") if not math.isfinite(metrics[name])), None)
         if bad is not None:
-            return _diverged(progress, f"{bad} became {metrics[bad]}", steps, settings.lr)
-        last = progress.step == steps
-        if data.heldout is not None and (last or _due(settings.eval_every, progress.step)):
-            metrics["heldout_nll"] = heldout_nll(engine, data, settings.micro_batch)
-        progress.curves += [{"step": progress.step, "metric": name, "value": v} for name, v in metrics.items()]
-        if (progress.step in snapshots or last) and (broken := hooks.keep(progress.step, last)):
-            return _diverged(progress, f"{broken} is no longer finite", steps, settings.lr)
-        if progress.step == 1 or last or "heldout_nll" in metrics or progress.step % settings.log_every == 0:
-            hooks.report(progress.step, metrics)
+            return _diverged(state, f"{bad} became {metrics[bad]}", steps, settings.lr)
+        last = state.step == steps
+        if data.heldout is not None and (last or _due(settings.eval_every, state.step)):
+            metrics["heldout_nll"] = heldout_nll(engine, data, settings)
+        state.curves += [{"step": state.step, "metric": name, "value": v} for name, v in metrics.items()]
+        if (state.step in snapshots or last) and (broken := hooks.keep(state.step, last)):
+            return _diverged(state, f"{broken} is no longer finite", steps, settings.lr)
+        if state.step == 1 or last or "heldout_nll" in metrics or state.step % settings.log_every == 0:
+            hooks.report(state.step, metrics)
         if control["stop"] > 0 and not last:
-            progress.status, progress.reason = "stopped", f"stopped after step {progress.step} of {steps}"
-            return progress
-        if not last and (_due(settings.checkpoint_every, progress.step) or control["save"] > 0):
-            hooks.checkpoint(progress)
+            state.status, state.reason = "stopped", f"stopped after step {state.step} of {steps}"
+            return state
+        interrupted = control["interrupt"] > 0
+        if not last and (interrupted or _due(settings.checkpoint_every, state.step) or control["save"] > 0):
+            hooks.checkpoint(state)
             saved = time.monotonic()
-    progress.status = "finished"
-    return progress
+            if interrupted:
+                state.status, state.reason = "interrupted", f"interrupted after step {state.step} of {steps}"
+                return state
+    state.status = FINISHED
+    return state
 
 
-def _diverged(progress: Progress, what: str, steps: int, lr: float) -> Progress:
-    progress.status = "diverged"
-    progress.reason = f"{what} at step {progress.step} of {steps}; lower lr ({lr:g})"
-    return progress
+def _diverged(state: TrainingState, what: str, steps: int, lr: float) -> TrainingState:
+    state.status = "diverged"
+    state.reason = f"{what} at step {state.step} of {steps}; lower lr ({lr:g})"
+    return state
 
 
-def heldout_nll(engine: Any, data: Data, micro: int) -> float:
+def heldout_nll(engine: Any, data: Data, settings: TrainingSettings) -> float:
     """Token-mean negative log-likelihood of the held-out solutions, in nats; ranks share the work."""
     assert data.heldout is not None
-    batches = data.heldout.batches(data.pad_id, micro)
+    size = settings.micro_batch_size
+    if settings.micro_batch_tokens is not None:
+        longest = max(len(sequence) for sequence in data.heldout.sequences)
+        size = max(1, min(size, settings.micro_batch_tokens // longest))
+    batches = data.heldout.batches(data.pad_id, size)
     total = torch.zeros(2, dtype=torch.float64)
-    for index in range(0, len(batches), world()):
-        place = index + rank()
+    mine, shares = data_rank(settings)
+    for index in range(0, len(batches), shares):
+        place = index + mine
         batch: Batch = batches[min(place, len(batches) - 1)].to(engine.device)
         with torch.no_grad():
             logprobs = engine(batch, plain=True)["logprobs"]
-        if place < len(batches):
+        if place < len(batches) and speaks(settings):
             total += torch.tensor([-float(logprobs.double().sum()), batch.tokens], dtype=torch.float64)
     total = total.to(engine.device)
     if dist.is_initialized():
@@ -143,17 +155,18 @@ def _step(
     ``grad_norm`` is the 2-norm of the whole step's gradient before it is clipped.
     """
     loss, settings = spec.loss, spec.training
-    mine = micro_batches(batch, data.example_lengths(batch), settings.micro_batch, rank(), world())
-    baseline = mismatched_kl(engine, data, batch, mine) if "mismatched" in loss.needs else None
+    mine = _split(settings, data, batch)
+    baseline = mismatched_kl(engine, data, batch, mine, settings) if "mismatched" in loss.needs else None
     sums: dict[str, Tensor] = {}
     norm: float | None = None
-    for indices in mine:
+    for number, indices in enumerate(mine, 1):
+        engine.set_gradient_accumulation_boundary(number == len(mine))
         total, parts = micro_step(engine, loss, data, batch, indices, counts, settings.seed, step, baseline)
         engine.backward(total * world(), scale_wrt_gas=False)
         norm = whole_gradient_norm(engine)
         engine.step()
         for name, value in parts.items():
-            sums[name] = sums.get(name, torch.zeros_like(value)) + value
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value * float(speaks(settings))
     names = sorted(sums)
     values = torch.stack([*(sums[name].double() for name in names)])
     values = torch.cat([values, torch.tensor(list(control.values()), dtype=torch.float64, device=values.device)])
@@ -163,6 +176,14 @@ def _step(
     metrics = dict(zip(names, numbers, strict=False))
     metrics["grad_norm"] = float(engine.get_global_grad_norm()) if norm is None else norm
     return metrics, dict(zip(control, numbers[len(names) :], strict=True))
+
+
+def _split(settings: TrainingSettings, data: Data, batch: np.ndarray) -> list[np.ndarray]:
+    """The micro-batches of a step that this rank computes."""
+    size, tokens = settings.micro_batch_size, settings.micro_batch_tokens
+    if tokens is None:
+        return micro_batches(batch, data.example_lengths(batch), size, *data_rank(settings))
+    return token_batches(batch, data.example_tokens(batch), size, tokens, *data_rank(settings))
 
 
 def micro_step(
@@ -182,25 +203,22 @@ def micro_step(
     """
     active = len(indices) > 0
     micro = micro_batch(data, loss, indices if active else batch[:1], seed, step, engine.device)
-    outputs = engine(micro.batch, **micro.model_inputs)
-    output = loss(loss_inputs(micro, outputs, kl_baseline))
+    output = micro_loss(engine, loss, micro, kl_baseline)
     share = float(active)
     total = output.total * (share / counts[output.unit])
     parts = {name: value.detach() * (share / counts[unit]) for name, (value, unit) in output.metrics.items()}
     return total, {"objective": total.detach(), **parts}
 
 
-def mismatched_kl(engine: Any, data: Data, batch: np.ndarray, mine: list[np.ndarray]) -> Tensor:
+def mismatched_kl(
+    engine: Any, data: Data, batch: np.ndarray, mine: list[np.ndarray], settings: TrainingSettings
+) -> Tensor:
     """Mean over the step's rows of log p / p_base of their mismatched completions, before the step is taken: []."""
-    assert data.mismatched is not None
     total = torch.zeros((), dtype=torch.float64, device=engine.device)
     for indices in mine:
-        padded, reference = data.mismatched.batch(data.rows(indices if len(indices) else batch[:1]), data.pad_id)
-        assert reference is not None
-        with torch.no_grad():
-            logprobs = engine(padded.to(engine.device), plain=True)["logprobs"]
-        if len(indices):
-            total += (logprobs - reference.to(engine.device)).double().sum()
+        part = mismatched_log_ratio(engine, data, indices if len(indices) else batch[:1], engine.device)
+        if len(indices) and speaks(settings):
+            total += part
     if dist.is_initialized():
         dist.all_reduce(total)
     return (total / len(data.rows(batch))).float()

@@ -8,15 +8,15 @@ from raygeo.training.settings import TrainingSettings
 def lr_factor(settings: TrainingSettings, steps: int, step: int) -> float:
     """Share of the peak learning rate at ``step`` (0-based) of ``steps``.
 
-    Rises linearly over the first ``round(warmup * steps)`` steps, then falls to ``final_lr`` at the last step; the
-    setting ``schedule_steps`` stands in for ``steps``.
+    Rises linearly over the first ``round(warmup_ratio * steps)`` steps, then falls to ``final_lr`` at the last step;
+    the setting ``schedule_steps`` stands in for ``steps``.
     """
     steps = settings.schedule_steps or steps
-    warmup = round(settings.warmup * steps)
+    warmup = round(settings.warmup_ratio * steps)
     if step < warmup:
         return (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, steps - 1 - warmup))
-    match settings.schedule:
+    match settings.lr_scheduler_type:
         case "constant":
             return 1.0
         case "linear":

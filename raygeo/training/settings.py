@@ -1,16 +1,26 @@
 """How a run is trained. Everything DeepSpeed or Ray would otherwise choose by default is set here explicitly."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from raygeo.losses import AnyLoss
-from raygeo.settings import Settings, content_key
-from raygeo.students.lora import LoraSettings
+from raygeo.losses.registry import AnyLoss
+from raygeo.models.attention import check_name, is_flash
+from raygeo.models.lora import LoraSettings
+from raygeo.settings import Settings, unit_key
+
+REVISION = 1
+"""Part of the key of every run: raise it with any change to what training computes, whatever the loss, and with the
+revisions of what runs are given of the base (``raygeo.data.reference``, ``raygeo.data.mismatched``).
+"""
 
 
-class TrainingSettings(Settings):
-    """Settings of the optimisation and of the workers of one run."""
+class Optimisation(Settings):
+    """What a run is by definition: the settings that change its result by more than rounding.
+
+    Runs that agree in these and in their loss, seeds aside, are of one configuration.
+    """
 
     lr: float = Field(1e-5, gt=0)
     """Peak learning rate."""
@@ -24,11 +34,9 @@ class TrainingSettings(Settings):
     """Passes over the examples the loss selects. Give either steps or epochs."""
     batch_size: int = Field(32, ge=1)
     """Examples per optimiser step over all workers: rollouts, or pairs for pairwise losses."""
-    micro_batch: int = Field(32, ge=1)
-    """Examples per forward pass of one worker; smaller ones are accumulated, with the same result."""
-    warmup: float = Field(0.05, ge=0, lt=1)
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
     """Share of the steps in which the learning rate rises linearly from zero."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
     """How the learning rate falls after the warm-up."""
     final_lr: float = Field(0.0, ge=0, le=1)
     """Learning rate at the last step, as a share of the peak."""
@@ -38,42 +46,152 @@ class TrainingSettings(Settings):
     """Decoupled weight decay of matrices; vectors (norms, biases) are never decayed."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's moment decay rates."""
-    eps: float = Field(1e-8, gt=0)
+    adam_epsilon: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
-    clip: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0)
     """Clip the global gradient norm to this value; 0 never clips."""
     lora: LoraSettings | None = None
     """Train LoRA adapters; without it every weight is trained."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 computes in bfloat16 and keeps fp32 master weights, from which deltas are exported."""
+    """bf16 computes in bfloat16 and keeps fp32 master weights, from which deltas are exported; with LoRA the base is
+    in bf16 and the adapters are in fp32."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give either steps or epochs, not both")
+        return self
+
+
+class Execution(Optimisation):
+    """How a run is computed and what is kept of it: settings that change rounding or what is stored, and so its key."""
+
+    micro_batch_size: int = Field(32, ge=1)
+    """Examples per forward pass of one worker; smaller ones are accumulated, with the same result."""
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """Tokens per forward pass, with ``padding_free``: of examples that together have no more, at most
+    ``micro_batch_size`` are in a micro-batch. One that alone has more is in a micro-batch of its own."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage: what is sharded over workers (1 optimiser states, 2 gradients too, 3 weights too)."""
     offload: bool = False
     """Keep optimiser states, and with ZeRO-3 weights too, in the machine's memory, not the GPU's (ZeRO 1 to 3)."""
+    gradient_checkpointing: bool = False
+    """Keep each layer's input alone for the backward pass, which computes the layer again: the same weights in less
+    memory, for about a third more time."""
+    padding_free: bool = False
+    """Put the rows of a micro-batch one behind the other through the student, without padding; none sees another."""
+    attn_implementation: str | None = None
+    """How the student computes attention: ``sdpa``, ``eager``, ``flash_attention_2``, ``flash_attention_3``, or a
+    kernel of the hub, such as ``kernels-community/flash-attn2``; by default SDPA where its family has it, else eager.
+    """
     workers: int = Field(1, ge=1)
     """Ray Train workers of the run."""
+    sequence_parallel_size: int = Field(1, ge=1)
+    """Workers that share the tokens of each micro-batch, with ``padding_free``: each holds that part of the activations
+    (DeepSpeed Ulysses), for rows longer than one device can hold. It divides ``workers``, and the attention heads."""
     cpus: float = Field(1, gt=0)
     """CPUs of each worker; whole CPUs are also its torch threads."""
     gpus: float = Field(0, ge=0)
     """GPUs of each worker."""
-    log_every: int = Field(10, ge=1)
-    """Report the training curves every so many steps."""
     eval_every: int | None = Field(None, ge=1)
     """Measure the NLL of the held-out solutions every so many steps; it is always measured at the end."""
     snapshots: int = Field(8, ge=0)
     """Keep the delta at about so many steps, evenly spaced in log t; each is as large as a delta."""
-    checkpoint_every: int | None = Field(None, ge=1)
-    """Write what is needed to go on every so many steps; by default every ten minutes."""
-    restarts: int = Field(3, ge=0)
-    """How often a run goes on from its last checkpoint after a worker was lost, before it counts as failed."""
+
+    @field_validator("attn_implementation")
+    @classmethod
+    def _known_attention(cls, name: str | None) -> str | None:
+        return None if name is None else check_name(name)
 
     @model_validator(mode="after")
-    def _one_length(self) -> "TrainingSettings":
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("give either steps or epochs, not both")
+    def _tokens_without_padding(self) -> Self:
+        if self.micro_batch_tokens is not None and not self.padding_free:
+            raise ValueError("micro_batch_tokens counts tokens without padding; give padding_free: true with it")
+        return self
+
+    @model_validator(mode="after")
+    def _sequences_can_be_shared(self) -> Self:
+        size = self.sequence_parallel_size
+        if size == 1:
+            return self
+        if self.workers % size:
+            raise ValueError(f"sequence_parallel_size {size} does not divide workers ({self.workers}); give a divisor")
+        if not self.padding_free:
+            raise ValueError("sequence_parallel_size divides tokens without padding; give padding_free: true with it")
+        if self.attn_implementation not in (None, "sdpa"):
+            raise ValueError("with sequence_parallel_size attention is SDPA, a row at a time; leave out the other one")
+        return self
+
+    def halved(self, micro_batch_size: int) -> Self:
+        """With micro-batches of this size, and of as much fewer tokens."""
+        tokens = self.micro_batch_tokens
+        if tokens is not None:
+            tokens = max(1, tokens * micro_batch_size // self.micro_batch_size)
+        return self.model_copy(update={"micro_batch_size": micro_batch_size, "micro_batch_tokens": tokens})
+
+    @model_validator(mode="after")
+    def _flash_in_bf16(self) -> Self:
+        if is_flash(self.attn_implementation) and (self.precision != "bf16" or self.gpus == 0):
+            raise ValueError("flash attention computes in bf16 on GPUs; give precision: bf16 and gpus: 1 with it")
+        return self
+
+    @model_validator(mode="after")
+    def _offload_what_is_sharded(self) -> Self:
         if self.offload and self.zero_stage == 0:
             raise ValueError("offload moves what ZeRO shards; give zero_stage 1, 2 or 3 with it")
         return self
+
+
+LATER: Mapping[str, Any] = {
+    "gradient_checkpointing": False,
+    "padding_free": False,
+    "micro_batch_tokens": None,
+    "attn_implementation": None,
+    "sequence_parallel_size": 1,
+}
+"""Settings that came after runs had been stored, with what those did: left out of keys there, which so stay."""
+
+
+class TrainingSettings(Execution):
+    """Settings of one run: what it is, how it is computed, and how it is watched and resumed."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "clip": "max_grad_norm",
+        "eps": "adam_epsilon",
+        "micro_batch": "micro_batch_size",
+        "schedule": "lr_scheduler_type",
+        "warmup": "warmup_ratio",
+    }
+    foreign: ClassVar[dict[str, str]] = {
+        "learning_rate": "lr",
+        "max_steps": "steps",
+        "num_train_epochs": "epochs",
+        "data_seed": "seed",
+        "train_batch_size": "batch_size",
+        "per_device_train_batch_size": "micro_batch_size",
+        "train_micro_batch_size_per_gpu": "micro_batch_size",
+        "gradient_accumulation_steps": "follows from batch_size, micro_batch_size and workers; give batch_size",
+        "warmup_steps": "is given as warmup_ratio, a share of the steps",
+        "adam_beta1": "is the first of betas",
+        "adam_beta2": "is the second of betas",
+        "gradient_clipping": "max_grad_norm",
+        "bf16": "is written precision: bf16",
+        "fp16": "is not offered; precision is fp32 or bf16",
+        "peft_config": "lora",
+        "deepspeed": "is not read from a file; its settings here are zero_stage and offload",
+        "logging_steps": "log_every",
+        "eval_steps": "eval_every",
+        "save_steps": "checkpoint_every",
+        "max_length": "is a setting of the data: rollouts.max_tokens",
+        "max_seq_length": "is a setting of the data: rollouts.max_tokens",
+    }
+
+    log_every: int = Field(10, ge=1)
+    """Report the training curves every so many steps."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Write what is needed to resume every so many steps; by default every ten minutes."""
+    restarts: int = Field(3, ge=0)
+    """How often a run resumes from its last checkpoint after a worker was lost, before it counts as failed."""
 
 
 class RunSpec(Settings):
@@ -84,6 +202,16 @@ class RunSpec(Settings):
     training: TrainingSettings
 
     def key(self, student_key: str, rollouts_key: str) -> str:
-        """Content key: the loss, every training setting that can change the result, the inputs' keys; not the name."""
-        training = self.training.model_dump(mode="json", exclude={"log_every", "checkpoint_every", "restarts"})
-        return content_key("run", self.loss, training, student_key, rollouts_key)
+        """Key of the run: of its loss, every setting that can change a bit of the result, the inputs' keys; not of its
+        name.
+        """
+        execution = self.training.model_dump(mode="json", include=set(Execution.model_fields))
+        execution = {name: value for name, value in execution.items() if name not in LATER or value != LATER[name]}
+        if self.training.lora is not None and self.training.precision == "bf16":
+            execution["adapters"] = "fp32"  # once they were in bf16, with masters in fp32
+        return unit_key(self.revisions, "run", self.loss, execution, student_key, rollouts_key)
+
+    @property
+    def revisions(self) -> tuple[int, int]:
+        """Of the code that makes the run: the trainer's, and its loss's."""
+        return REVISION, self.loss.revision

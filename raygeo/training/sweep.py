@@ -1,25 +1,60 @@
 """All runs of a study as Ray Tune trials, as many at once as the cluster holds, on workers that stay."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
+import ray
 from ray import tune
 
 from raygeo.cluster.preflight import check_fits, count_fitting
-from raygeo.errors import TrainingError
+from raygeo.errors import FullStoreError
+from raygeo.interrupts import asked, deferred
 from raygeo.search.loop import Search
 from raygeo.search.settings import Asha
 from raygeo.store import Store
+from raygeo.training.fitted import Fitted
 from raygeo.training.halving import HalvingByLoss
 from raygeo.training.inputs import RunInputs
 from raygeo.training.queue import RunQueue
 from raygeo.training.settings import RunSpec
-from raygeo.training.workers import Common, Measure, Shape, Workers
+from raygeo.training.workers import Common, Coordinators, Measure, Shape, Workers
 
 # A trial's driver only waits for its workers. Any share of a CPU would keep the last worker from being placed on a full
 # cluster, and Tune refuses to place a trial on nothing, so drivers take a sliver of the head node instead.
 TRIAL_RESOURCES = {"node:__internal_head__": 0.001}
+
+
+GRACE_SECONDS = 60.0
+"""How long runs in progress may take to write a checkpoint once the process was asked to stop."""
+
+
+class Interruption(tune.Callback):
+    """Interrupts the runs of a sweep once the process has been asked to stop, and leaves Tune when that is done."""
+
+    def __init__(self, coordinators: Coordinators, say: Callable[[str], None]):
+        self.coordinators, self.say = coordinators, say
+        self.began: float | None = None
+
+    def __reduce__(self) -> Any:
+        return (tune.Callback, ())  # Tune pickles its callbacks for `Tuner.restore`, which is not used
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Raise KeyboardInterrupt when no run is in progress any more, or none will be in time.
+
+        The command is given at every step, because a run may begin after it was given first.
+        """
+        if asked() is None:
+            return
+        if self.began is None:
+            self.began = time.monotonic()
+            self.say(f"  stopping: runs write checkpoints (at most {GRACE_SECONDS:.0f} s; Ctrl-C again ends at once)")
+        if time.monotonic() - self.began > GRACE_SECONDS or not any(trial.status == "RUNNING" for trial in trials):
+            raise KeyboardInterrupt
+        self.coordinators.interrupt()
 
 
 class Trial(tune.Trainable):
@@ -30,6 +65,8 @@ class Trial(tune.Trainable):
         assert common is not None
         self.common, self.storage = common, storage
         self.workers: Workers | None = None
+        self.said: set[str] = set()
+        self.note = ""
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -40,28 +77,34 @@ class Trial(tune.Trainable):
             self.workers.close()
             self.workers = None
         self.workers = self.workers or Workers(shape, self.common, self.storage)
-        self.workers.begin(choice["job"])
+        job = choice["job"]
+        self.fitted = Fitted(self.common.store, RunSpec.model_validate_json(job["spec"]), self.common.inputs)
+        micro = self.fitted.recall()
+        self.workers.begin(job | {"micro_batch_size": micro})
         self.reached = 0
+        if micro < job["micro_batch_size"] and self.fitted.place not in self.said:
+            self.said.add(self.fitted.place)
+            asked = job["micro_batch_size"]
+            self.note = f"begins at micro_batch_size {micro}: it fitted before, {asked} did not; same batch_size"
         return True
 
     def step(self) -> dict[str, Any]:
-        """Wait for news of the run.
-
-        Raises:
-            TrainingError: the run failed.
-        """
+        """Wait for news of the run."""
         assert self.workers is not None
+        if self.note:
+            note, self.note = self.note, ""
+            return {"step": self.reached, "text": note}
         message = self.workers.message()
         match message.pop("kind"):
             case "failed":
-                raise TrainingError(message["reason"])
+                return {"step": self.reached, "done": True, "status": "failed"} | message
             case "done":
-                summary = message["summary"]
-                self.reached = summary["steps"]
-                news = {name: summary[name] for name in ("status", "reason", "measured") if name in summary}
-                return {"step": self.reached, "done": True} | news
+                self.reached = message.pop("steps")
+                return {"step": self.reached, "done": True} | message
             case "report":
                 self.reached = message["step"]
+                if fitted := message.pop("fitted", None):
+                    self.fitted.remember(fitted)
         return {"step": self.reached} | message
 
     def cleanup(self) -> None:
@@ -81,50 +124,67 @@ def run_sweep(
     search: Search[Any] | None = None,
     examples: Sequence[RunSpec] = (),
     measure: Measure | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, str]:
     """Train every run of ``specs`` (content key to spec), then whatever ``search`` proposes, one Tune trial each.
 
     Finished runs are in the store. Trials reuse their drivers, and a driver its workers as long as runs have one shape.
     ``scheduler`` may stop runs early. ``examples`` show what may be proposed; workers ``measure`` the runs they finish,
-    for the search to go by. Returns the error text of every trial that failed, by key; the others are not disturbed by
+    for the search to go by. Returns why each run that failed did so, in a line, by key; the others are not disturbed by
     it.
 
     Raises:
         ClusterError: the cluster can never hold the workers of one of the runs.
+        FullStoreError: a disk is full; no more runs were begun.
+        KeyboardInterrupt: the process was asked to stop; runs in progress have written a checkpoint, if they could in
+            ``GRACE_SECONDS``.
     """
     at_once = count_at_once([*specs.values(), *examples])
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it remarks on every half second spent in a callback
+    # It remarks on every half second spent in a callback, and on each state of its own that it could not save.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     storage = store.path("ray") if store.is_local else f"{store.location}/ray"
-    common = Common(inputs, store, measure)
+    coordinators = Coordinators()
+    common = Common(inputs, store, coordinators, None if measure is None else ray.cloudpickle.dumps(measure))
     known = [run_choice(key, spec) for key, spec in specs.items()]
 
     def choice(spec: RunSpec) -> dict[str, Any]:
         return run_choice(spec.key(inputs.student_key, inputs.rollouts), spec)
 
+    queue = RunQueue(known, search, choice)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, common=common, storage=f"{storage}/{name}"), TRIAL_RESOURCES),
         tune_config=tune.TuneConfig(
             num_samples=-1,
-            search_alg=RunQueue(known, search, choice),
-            scheduler=None if scheduler is None else HalvingByLoss(scheduler),
+            search_alg=queue,
+            scheduler=None if scheduler is None else HalvingByLoss(scheduler, coordinators.stop),
             max_concurrent_trials=at_once,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name=name,
             storage_path=storage,
-            callbacks=callbacks,
+            callbacks=[*callbacks, Interruption(coordinators, say)],
             verbose=0,
             failure_config=tune.FailureConfig(0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
     failures: dict[str, str] = {}
-    results = tuner.fit()
-    store.delete_folder("ray", name)
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Tune's own would make stopped runs of interrupted ones
+    try:
+        with deferred():
+            results = tuner.fit()
+    finally:
+        with suppress(OSError):  # Ray Train may be writing there still
+            store.delete_folder("ray", name)
+    if queue.full:
+        raise FullStoreError(queue.full.removeprefix("FullStoreError: "))
     for result in (results[i] for i in range(len(results))):
-        if result.error is not None and result.config is not None:
-            failures[result.config["choice"]["key"]] = str(result.error)
+        key = (result.config or {})["choice"]["key"]
+        if result.error is not None:
+            failures[key] = str(result.error).strip().splitlines()[-1]
+        elif result.metrics is not None and result.metrics.get("status") == "failed":
+            failures[key] = result.metrics["reason"]
     return failures
 
 
@@ -148,11 +208,11 @@ def run_shape(spec: RunSpec) -> Shape:
 
 
 def run_choice(key: str, spec: RunSpec) -> dict[str, Any]:
-    """A run as plain data: for the trial, its logger and its scheduler, and (``job``) for the desk."""
+    """A run as plain data: for the trial, its logger and its scheduler, and (``job``) for the coordinator."""
     job = {
         "key": key,
         "spec": spec.model_dump_json(),
-        "micro_batch": spec.training.micro_batch,
+        "micro_batch_size": spec.training.micro_batch_size,
         "restarts": spec.training.restarts,
     }
     return {"key": key, "run": spec.name, "loss": spec.loss.type, "shape": vars(run_shape(spec)), "job": job}

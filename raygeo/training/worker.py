@@ -1,23 +1,27 @@
 """One run on one worker: data, engine, loop, and what is kept of it."""
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from raygeo.records import FINISHED, RunRecord
 from raygeo.store import Store
+from raygeo.training.base import ResidentBase
 from raygeo.training.checkpoints import Checkpoints
 from raygeo.training.data import open_data
 from raygeo.training.engine import build_engine, rank
 from raygeo.training.export import keep_delta
 from raygeo.training.inputs import RunInputs
-from raygeo.training.loop import Hooks, Progress, optimise
+from raygeo.training.loop import Command, Hooks, TrainingState, optimise
 from raygeo.training.settings import RunSpec
 
+DELTAS = "deltas"
 SNAPSHOTS = "snapshots"
+TABLES = ("runs", "training_curves")
+"""The tables of a run's unit, which it has once it has ended for good."""
 
 
 @dataclass(frozen=True)
@@ -30,66 +34,81 @@ class Job:
     store: Store
 
 
-def train(
-    job: Job, report: Callable[[int, dict[str, float]], None], stopped: Callable[[], bool] = lambda: False
-) -> dict[str, Any]:
-    """Train one run from where its last checkpoint left it, and return its summary, equal on all ranks.
+def run_record(spec: RunSpec, key: str, status: str, **known: Any) -> RunRecord:
+    """The record of a run by its settings, and whatever else of it is ``known`` (``RunRecord``)."""
+    loss, training = (settings.model_dump(mode="json") for settings in (spec.loss, spec.training))
+    return RunRecord(spec.name, key, status, loss, training, **known)
 
-    Every rank asks ``stopped()`` before each step; rank 0 calls ``report(step, metrics)``, exports the delta and stores
-    the run's rows, so that a finished run survives the driver. A run whose loss stops being finite ends with status
-    "diverged", one that was told to stop with "stopped", each with a reason; nothing is exported for them.
+
+def delta_folder(store: Store, key: str) -> str:
+    """Path or URI of the folder in which a run's delta is kept."""
+    return f"{store.location}/{DELTAS}/{key}"
+
+
+def train(
+    job: Job,
+    report: Callable[[int, dict[str, float]], None],
+    command: Callable[[], Command | None] = lambda: None,
+    base: ResidentBase | None = None,
+) -> RunRecord:
+    """Train one run from where its last checkpoint left it, and return its record, equal on all ranks.
+
+    Every rank asks ``command()`` before each step; rank 0 calls ``report(step, metrics)``, exports the delta and stores
+    the run's record and curves, so that a finished run survives the driver. A run whose loss stops being finite ends
+    with status "diverged", one that was stopped with "stopped", each with a reason; nothing is exported for them.
+    One that was interrupted leaves its checkpoint and nothing else. ``base`` is what the worker keeps loaded.
     """
     spec, store, inputs = job.spec, job.store, job.inputs
     started = time.perf_counter()
     torch.set_num_threads(max(1, int(spec.training.cpus)))
     data = open_data(spec.loss, store, inputs)
-    engine, fingerprint = build_engine(spec, len(data.examples), inputs.student)
+    engine, adapter_init = build_engine(spec, len(data.examples), inputs.student, base)
     checkpoints = Checkpoints(store, job.key)
-    state = checkpoints.resume(engine)
-    progress = Progress(**state["progress"]) if state else Progress()
-    earlier = state["seconds"] if state else 0.0
+    resumed = checkpoints.resume(engine)
+    state = TrainingState(**resumed["state"]) if resumed else TrainingState()
+    earlier = resumed["seconds"] if resumed else 0.0
 
     def seconds() -> float:
         return earlier + time.perf_counter() - started
 
     def keep(step: int, last: bool) -> str | None:
-        kind, key = ("deltas", job.key) if last else (SNAPSHOTS, f"{job.key}/step-{step:06d}")
+        kind, key = (DELTAS, job.key) if last else (SNAPSHOTS, f"{job.key}/step-{step:06d}")
         return keep_delta(engine, inputs.student, store, kind, key, moved=last)
 
     optimise(
         engine,
         spec,
         data,
-        progress,
+        state,
         Hooks(
             report=report if rank() == 0 else lambda step, metrics: None,
-            checkpoint=lambda p: checkpoints.save(engine, p.step, {"progress": p.state(), "seconds": seconds()}),
+            checkpoint=lambda s: checkpoints.save(engine, s.step, {"state": asdict(s), "seconds": seconds()}),
             keep=keep,
-            stopped=stopped,
+            command=command,
         ),
     )
-    summary = {
-        "run": spec.name,
-        "loss": spec.loss.type,
-        "lr": spec.training.lr,
-        "seed": spec.training.seed,
-        "init_seed": spec.training.init_seed,
-        "student": inputs.student_key,
-        "status": progress.status,
-        "reason": progress.reason,
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "examples": len(data.examples),
-        "params": json.dumps({"loss": spec.loss.model_dump(), "training": spec.training.model_dump()} | fingerprint),
-        "delta": store.path("deltas", job.key) if progress.status == "finished" else None,
-        "key": job.key,
-        "seconds": seconds(),
-    }
-    if rank() == 0:
-        if store.folders(SNAPSHOTS, job.key):
+    record = run_record(
+        spec,
+        job.key,
+        state.status,
+        reason=state.reason or None,
+        steps=state.step,
+        examples=len(data.examples),
+        tokens=state.tokens,
+        seconds=seconds(),
+        delta=delta_folder(store, job.key) if state.status == FINISHED else None,
+        student=inputs.student_key,
+        adapter_init=adapter_init,
+    )
+    if rank() == 0 and record.status != "interrupted":
+        if store.folders(f"{SNAPSHOTS}/{job.key}"):
             store.complete_folder(SNAPSHOTS, job.key)
-        curves = [{"run": spec.name, **row} for row in progress.curves]
-        store.write_unit(job.key, {"curves": curves, "runs": [summary]})
+        curves = [{"run": spec.name, **row} for row in state.curves]
+        store.write_unit(job.key, {"training_curves": curves, "runs": [record.row()]})
         checkpoints.clear()
+    student = engine.module.student
     engine.destroy()
-    return summary
+    if base is not None:
+        del engine
+        base.release(student)
+    return record

@@ -1,13 +1,14 @@
 """Ray Train workers that stay: one group trains one run after the other, and only the first pays for starting it.
 
-A group is one Ray Train job. Its workers ask the trial's desk for the next run until there is none; when one of them is
-lost, Ray Train starts the group again and the run goes on from its last checkpoint.
+A group is one Ray Train job. Its workers ask the trial's coordinator for the next run until there is none; when one of
+them is lost, Ray Train starts the group again and the run resumes from its last checkpoint.
 """
 
 import gc
 import threading
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,10 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from raygeo.errors import RaygeoError
+from raygeo.records import FINISHED
 from raygeo.store import Store
-from raygeo.training.desk import Desk
+from raygeo.training.coordinator import Coordinator
 from raygeo.training.inputs import RunInputs
-
-_FINAL = (RaygeoError, TypeError, ValueError, LookupError, AttributeError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -37,17 +36,48 @@ class Shape:
         return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus > 0 else {})
 
 
+class Coordinators:
+    """The coordinators of one sweep, which can be found by their names from every process of it."""
+
+    def __init__(self) -> None:
+        self.prefix = f"coordinator-{uuid.uuid4().hex[:8]}-"
+
+    def start(self) -> Any:
+        """Start one; it ends with the process that asked for it."""
+        return ray.remote(num_cpus=0)(Coordinator).options(name=self.prefix + uuid.uuid4().hex[:8]).remote()
+
+    def stop(self, key: str) -> None:
+        """Stop the run with this key for good; once this returns, no other command can come before."""
+        ray.get([coordinator.stop.remote(key) for coordinator in self._all()])
+
+    def interrupt(self) -> None:
+        """Interrupt all runs."""
+        for coordinator in self._all():
+            coordinator.interrupt.remote()
+
+    def _all(self) -> list[Any]:
+        found = []
+        for name in ray.util.list_named_actors():
+            if name.startswith(self.prefix):
+                with suppress(ValueError):  # it has ended just now
+                    found.append(ray.get_actor(name))
+        return found
+
+
 Measure = Callable[[str, str], Mapping[str, float]]
 """Measures a finished run, given its content key and its name."""
 
 
 @dataclass(frozen=True)
 class Common:
-    """What all runs share: what they read, where they write, and what is measured of those that finish, if anything."""
+    """What all runs share: what they read, where they write, their coordinators, and what is measured of those that
+    finish, if anything: a pickled ``Measure``, because whoever unpickles it imports the analyses.
+    """
 
     inputs: RunInputs
     store: Store
-    measure: Measure | None = None
+    coordinators: Coordinators
+    measure: bytes | None = None
 
 
 class Workers:
@@ -56,17 +86,17 @@ class Workers:
     def __init__(self, shape: Shape, common: Common, storage: str):
         self.shape = shape
         self.busy = False
-        self.desk: Any = ray.remote(num_cpus=0)(Desk).remote()
+        self.coordinator: Any = common.coordinators.start()
         self.trainer = TorchTrainer(
             _serve,
-            train_loop_config={"desk": self.desk, "common": common},
+            train_loop_config={"coordinator": self.coordinator, "common": common},
             scaling_config=ScalingConfig(
                 num_workers=shape.workers, use_gpu=shape.gpus > 0, resources_per_worker=shape.resources
             ),
             run_config=RunConfig(
                 name=f"workers-{uuid.uuid4().hex[:8]}",
                 storage_path=storage,
-                failure_config=FailureConfig(max_failures=-1),  # the desk counts, run by run
+                failure_config=FailureConfig(max_failures=-1),  # the coordinator counts, run by run
             ),
         )
         self.thread = threading.Thread(target=self._fit, daemon=True)
@@ -78,69 +108,75 @@ class Workers:
         return self.thread.is_alive()
 
     def begin(self, job: dict[str, Any]) -> None:
-        """Lay down the next run; one that is not over is given up."""
-        self.give_up()
-        ray.get(self.desk.submit.remote(job))
+        """Submit the next run; one that has not ended is interrupted."""
+        self.interrupt()
+        ray.get(self.coordinator.submit.remote(job))
         self.busy = True
 
     def message(self) -> dict[str, Any]:
-        """Wait for the desk's next message about the run; one of kind done or failed is the last."""
-        message = ray.get(self.desk.message.remote())
+        """Wait for the coordinator's next message about the run; one of kind done or failed is the last."""
+        message = ray.get(self.coordinator.message.remote())
         self.busy = message["kind"] not in ("done", "failed")
         return message
 
-    def give_up(self) -> None:
-        """Ask for the end of a run that is not over, at its next step."""
+    def interrupt(self) -> None:
+        """Let a run that has not ended write a checkpoint and end at its next step.
+
+        One that the scheduler has stopped ends as stopped: that command came before.
+        """
         if self.busy:
-            self.desk.cancel.remote()
+            self.coordinator.interrupt.remote()
             self.busy = False
 
     def close(self) -> None:
         """Let the workers go, and wait until their resources are free."""
-        self.give_up()
-        self.desk.close.remote()
+        self.interrupt()
+        self.coordinator.close.remote()
         self.thread.join()
 
     def _fit(self) -> None:
         try:
             self.trainer.fit()
         except Exception as error:
-            self.desk.abort.remote(f"Ray Train gave up: {error}")
+            self.coordinator.abort.remote(f"Ray Train gave up: {error}")
 
 
 def _serve(config: dict[str, Any]) -> None:
-    """Do jobs from the desk until there are none (on every worker; what training needs is imported here alone)."""
-    import torch
-
-    from raygeo.training.engine import rank, shared
+    """Do the coordinator's jobs until there are none (on every worker; what training needs is imported here alone)."""
+    from raygeo.training.base import ResidentBase
+    from raygeo.training.engine import broadcast, rank
+    from raygeo.training.failures import diagnose
     from raygeo.training.settings import RunSpec
     from raygeo.training.worker import Job, train
 
-    desk, common = config["desk"], config["common"]
-    group, number = shared(uuid.uuid4().hex), 0
-    while (given := ray.get(desk.take.remote(group, number))) is not None:
+    coordinator, common = config["coordinator"], config["common"]
+    base = ResidentBase()
+    group, number = broadcast(uuid.uuid4().hex), 0
+    while (given := ray.get(coordinator.take.remote(group, number))) is not None:
         spec = RunSpec.model_validate_json(given["spec"])
-        spec = spec.model_copy(
-            update={"training": spec.training.model_copy(update={"micro_batch": given["micro_batch"]})}
-        )
-        cancelled = desk.until_cancelled.remote()
+        spec = spec.model_copy(update={"training": spec.training.halved(given["micro_batch_size"])})
+        command = coordinator.wait_for_command.remote()
         try:
-            summary = train(
-                Job(spec, given["key"], common.inputs, common.store),
-                lambda step, metrics: ray.get(desk.report.remote(step, metrics)),
-                lambda: bool(ray.wait([cancelled], timeout=0)[0]),  # noqa: B023
-            )
+            with common.store.writing():
+                record = train(
+                    Job(spec, given["key"], common.inputs, common.store),
+                    lambda step, metrics: ray.get(coordinator.report.remote(step, metrics)),
+                    lambda: ray.get(command) if ray.wait([command], timeout=0)[0] else None,  # noqa: B023
+                    base,
+                )
+            measured = common.measure is not None and record.status == FINISHED and rank() == 0
+            if measured:
+                base.drop()  # what measures loads a student of its own
             _free_memory()
-            if common.measure is not None and summary["status"] == "finished" and rank() == 0:
-                summary["measured"] = dict(common.measure(given["key"], spec.name))
+            result: dict[str, Any] = {"status": record.status, "reason": record.reason, "steps": record.steps}
+            if measured:
+                measure: Measure = ray.cloudpickle.loads(common.measure)
+                result["measured"] = dict(measure(record.key, record.run))
         except Exception as error:
-            text = f"{type(error).__name__}: {error}".strip()
-            memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-            final = isinstance(error, _FINAL)
-            ray.get(desk.hit.remote(given["attempt"], text, out_of_memory=memory, final=final))
+            ray.get(coordinator.failed.remote(given["attempt"], diagnose(error)))
             raise
         if rank() == 0:
-            ray.get(desk.done.remote(summary))
+            ray.get(coordinator.done.remote(result))
         number += 1
 
 

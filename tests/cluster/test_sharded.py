@@ -7,20 +7,26 @@ import torch
 from curvature_cases import make_probe
 from delta_cases import low_rank, save_lora
 from ray import cloudpickle
-from student_cases import TINY
+from tiny import TINY
 
-from raygeo.cluster.fanout import ActorPool, in_process, run_workload
+from raygeo.analyses.curvature.extremes import ExtremeEigenvalues
+from raygeo.analyses.curvature.settings import CurvatureSettings
+from raygeo.analyses.curvature.span import SpanCurvature
+from raygeo.analyses.curvature.workload import CURVATURE
+from raygeo.cluster.execution import in_process, run_workload
+from raygeo.cluster.fanout import ActorPool
 from raygeo.cluster.settings import ActorSettings
 from raygeo.cluster.sharded import ShardedOperator
 from raygeo.errors import StudentError, WorkloadError
 from raygeo.geometry.curvature.draws import rademacher
 from raygeo.geometry.curvature.shares import balanced_shares
-from raygeo.geometry.curvature.spectra import Curvature, CurvatureSettings
-from raygeo.students.architecture import build_model
-from raygeo.students.delta import save_full_delta
-from raygeo.students.run import Run
-from raygeo.students.word_problems import word_tokenizer
+from raygeo.models.delta import save_full_delta
+from raygeo.models.run import Run
 from raygeo.tables import BASE
+from raygeo.toy.architecture import build_model
+from raygeo.toy.word_problems import word_tokenizer
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import test modules
 
@@ -43,11 +49,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def curvature(folder, runs=("full", "lora"), gather=ShardedOperator, **settings):
+def make(kind, folder, runs=("full", "lora"), gather=ShardedOperator, **settings):
     found = [Run(BASE, "k", None), *(Run(run, run, str(folder / run)) for run in runs)]
     settings = {"batch_size": 1, "top_k": 2, "trace_probes": 2, "slq_probes": 2, "block_size": 2} | settings
     chosen = CurvatureSettings(max_steps=20, slq_steps=3, tolerance=1e-3, path_points=3, **settings)
-    return Curvature(chosen, found, folder / "student", folder / "probe.npz", gather=gather)
+    return kind(chosen, found, folder / "student", folder / "probe.npz", gather=gather)
 
 
 def make_term(kind, index):
@@ -57,6 +63,7 @@ def make_term(kind, index):
         model.n, model.tokens, model.name, model.dtype, model.device = 3, 5, kind, torch.float32, torch.device("cpu")
         model.nll = float(index)
         model.matmat, model.gradient = lambda v: (index + 1) * v, lambda: torch.full((3,), 10.0**index)
+        model.exact = lambda v: (index + 1) * v.double() / 3
         yield model
 
     return term
@@ -67,6 +74,8 @@ def test_terms_are_summed_and_the_rest_is_the_own_ones(ray_session):
         assert (whole.n, whole.tokens, whole.name, whole.dtype, whole.nll) == (3, 5, "sum", torch.float32, 3.0)
         vectors = rademacher(3, 2, torch.Generator().manual_seed(0))
         assert torch.equal(whole.matmat(vectors), 6 * vectors)
+        assert whole.exact(vectors).dtype == torch.float64
+        torch.testing.assert_close(whole.exact(vectors), 2 * vectors.double(), rtol=1e-15, atol=0)
         assert whole.gradient().tolist() == [111.0] * 3
 
 
@@ -89,7 +98,7 @@ def assert_same(found, expected):
     largest = {}
     for row in expected:
         kind = row.get("quantity")
-        largest[kind] = max(largest.get(kind, 0.0), abs(row.get("value", row.get("loss"))))
+        largest[kind] = max(largest.get(kind, 0.0), abs(row.get("value", row.get("nll"))))
     for row, again in zip(expected, found, strict=True):
         assert row.keys() == again.keys()
         for column, value in row.items():
@@ -105,18 +114,19 @@ def test_eigenvalues_factors_and_spans_are_the_same_in_two_processes(folder, ray
         gathered.append(len(others))
         return ShardedOperator(own, others, SPLIT)
 
-    spaces = {"runs": ("lora",), "spaces": ("delta", "lora", "span")}
-    whole, divided = curvature(folder, **spaces), curvature(folder, gather=gather, **spaces)
-    assert divided.widen(2)
-    assert [task.key for task in whole.tasks()] == [task.key for task in divided.tasks()]
-    jobs = [task.payload for task in whole.tasks() if task.payload.run.name == "lora"]
-    jobs = [job for job in jobs if job.part in ("extremes", "span")]
-    assert [job.space for job in jobs] == ["delta", "lora", "span"]
-    state = whole.setup()
-    for job in jobs:
-        expected, found = whole.compute(state, job), divided.compute(state, job)
-        for table, rows in expected.items():
-            assert_same(found[table], rows)
+    seen = []
+    for kind in (ExtremeEigenvalues, SpanCurvature):
+        spaces = {"runs": ("lora",), "spaces": ("delta", "lora", "span")}
+        whole, divided = make(kind, folder, **spaces), make(kind, folder, gather=gather, **spaces)
+        assert divided.set_parallelism(2)
+        assert [task.key for task in whole.tasks()] == [task.key for task in divided.tasks()]
+        state = whole.setup()
+        for place in [task.payload for task in whole.tasks() if task.payload.run.name == "lora"]:
+            seen.append(place.space)
+            expected, found = whole.compute(state, place), divided.compute(state, place)
+            for table, rows in expected.items():
+                assert_same(found[table], rows)
+    assert seen == ["delta", "lora", "span"]
     assert gathered == [1, 1, 1]
 
 
@@ -128,15 +138,15 @@ def test_a_pool_divides_tasks_when_more_actors_fit_than_there_are_tasks(folder, 
             super().__init__(own, others, half)
             (tmp_path / f"divided-{len(others)}").touch()
 
-    settings = {"runs": (), "spaces": ("all",)}
-    whole, divided = curvature(folder, **settings), curvature(folder, gather=Seen, **settings)
+    settings = {"runs": ("lora",), "spaces": ("all",)}
+    whole, divided = (make(ExtremeEigenvalues, folder, gather=gather, **settings) for gather in (ShardedOperator, Seen))
     assert len(divided.tasks()) == 2
     with ActorPool(half) as pool:
         result = run_workload(divided, store, pool)
     assert (result.made, [path.name for path in tmp_path.glob("divided-*")]) == (2, ["divided-1"])
-    found = store.publish("curvature", result.keys).to_pylist()
+    found = store.publish("curvature", result.keys, CURVATURE).to_pylist()
     store.delete_folder("units", "curvature")
-    assert_same(found, store.publish("curvature", run_workload(whole, store, in_process).keys).to_pylist())
+    assert_same(found, store.publish("curvature", run_workload(whole, store, in_process).keys, CURVATURE).to_pylist())
 
 
 def test_shares_hold_every_index_once_and_nearly_equal_sizes():

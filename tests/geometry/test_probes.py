@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from curvature_cases import UNEQUAL, TinyLM, completion_logits, make_probe
+from curvature_cases import UNEQUAL, completion_logits, make_probe
+from tiny import TinyLM
 
+from raygeo.data.probes import Probe, nll, sequence_nlls
 from raygeo.errors import DataError, StoreError
-from raygeo.geometry.probes import Probe, nll, sequence_nlls
-from raygeo.students.encoding import Sequence
+from raygeo.generation.renderer import renderer_for
+from raygeo.models.batches import TokenSequence
+from raygeo.toy.word_problems import word_tokenizer
 
 
 def test_a_probe_comes_back_from_disk_as_it_was(tmp_path):
@@ -17,15 +20,34 @@ def test_a_probe_comes_back_from_disk_as_it_was(tmp_path):
         np.testing.assert_array_equal(a.ids, b.ids)
 
 
+def test_a_probe_of_texts_is_that_of_a_study():
+    tokenizer = word_tokenizer()
+    encode = renderer_for(tokenizer).encode
+    probe = Probe.of([("Amy has 3 pens .", "3 + 4 = 7"), ("Bea has 2 nuts .", "2")], tokenizer)
+    for made, text in zip(probe.sequences, (("Amy has 3 pens .", "3 + 4 = 7"), ("Bea has 2 nuts .", "2")), strict=True):
+        assert made.ids.tolist() == encode(*text).ids.tolist()
+        assert made.ids[-1] == tokenizer.eos_token_id
+    assert probe.tokens == 6 + 2
+    assert probe.name == "texts"
+    with pytest.raises(DataError, match="no sequences"):
+        Probe.of([], tokenizer)
+
+
+def test_what_batches_are_padded_with_has_no_effect():
+    model = TinyLM()
+    assert nll(model, UNEQUAL.batches()) == nll(model, UNEQUAL.batches(pad_id=3))
+    assert len(UNEQUAL.batches()) == 1
+
+
 def test_the_key_is_that_of_tokens_and_boundaries():
     ids = np.array([1, 2, 3, 4])
-    probe = Probe("a", [Sequence(ids, 2), Sequence(ids, 2)])
-    assert probe.key == Probe("b", [Sequence(ids.astype(np.int32), 2), Sequence(ids, 2)]).key
+    probe = Probe("a", [TokenSequence(ids, 2), TokenSequence(ids, 2)])
+    assert probe.key == Probe("b", [TokenSequence(ids.astype(np.int32), 2), TokenSequence(ids, 2)]).key
     others = [
-        [Sequence(ids, 2)],
-        [Sequence(ids, 1), Sequence(ids, 2)],
-        [Sequence(ids, 2), Sequence(ids + 1, 2)],
-        [Sequence(np.array([1, 2, 3]), 2), Sequence(np.array([4, 1, 2, 3, 4]), 2)],
+        [TokenSequence(ids, 2)],
+        [TokenSequence(ids, 1), TokenSequence(ids, 2)],
+        [TokenSequence(ids, 2), TokenSequence(ids + 1, 2)],
+        [TokenSequence(np.array([1, 2, 3]), 2), TokenSequence(np.array([4, 1, 2, 3, 4]), 2)],
     ]
     assert len({probe.key, *(Probe("a", other).key for other in others)}) == 5
 
@@ -62,7 +84,7 @@ def test_nll_is_the_token_mean_whatever_the_batches(batch_size):
 @pytest.mark.parametrize("prompt", [0, 3, 4])
 def test_a_sequence_without_prompt_or_completion_is_refused(prompt):
     with pytest.raises(DataError, match="sequence 0"):
-        Probe("p", [Sequence(np.array([1, 2, 3]), prompt)])
+        Probe("p", [TokenSequence(np.array([1, 2, 3]), prompt)])
 
 
 def test_an_empty_probe_is_refused():

@@ -6,15 +6,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 import yaml
-from student_cases import draw_rollouts, save_tiny_student
-from study_cases import tiny_study
+from study_cases import draw_rollouts, tiny_study
+from tiny import save_tiny_student
 
 import raygeo
-from raygeo.config import LEARNED, MEASURED
+from raygeo.analyses.registry import analyses
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
@@ -47,7 +50,7 @@ def cluster():
         finally:
             os.killpg(head.pid, signal.SIGTERM)
             try:
-                head.wait(10)
+                head.wait(3)
             except subprocess.TimeoutExpired:
                 os.killpg(head.pid, signal.SIGKILL)
                 head.wait()
@@ -62,22 +65,27 @@ def submit(address, environment, study: Path, timeout: int) -> subprocess.Comple
 def test_a_submitted_study_runs_on_the_cluster(cluster, tmp_path):
     address, environment = cluster
     with (tmp_path / "rollouts.jsonl").open("w") as file:
-        draw_rollouts(24).to_pandas().to_json(file, orient="records", lines=True)
-    off = dict.fromkeys((*MEASURED, *LEARNED))
+        draw_rollouts(12).to_pandas().to_json(file, orient="records", lines=True)
+    few = {name: None for name in analyses() if name != "norms"}
     read = [{"type": "jsonl", "path": str(tmp_path / "rollouts.jsonl")}]
     student = {"model": str(save_tiny_student(tmp_path / "student"))}
-    study = tiny_study(store=str(tmp_path / "store"), geometry=off, rollouts={"read": read}, student=student)
+    study = tiny_study(store=str(tmp_path / "store"), geometry=few, rollouts={"read": read}, student=student)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    starting = ("Failed to connect", "Connection", "No available agent")
     for _ in range(60):
         done = submit(address, environment, tmp_path / "study.yaml", 300)
-        if "Failed to connect" not in done.stdout + done.stderr and "Connection" not in done.stderr[-2000:]:
+        if not any(said in done.stdout[-2000:] + done.stderr[-2000:] for said in starting):
             break
+        time.sleep(1)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     store = raygeo.open(str(tmp_path / "store"))
     assert store.table("runs")["status"].to_pylist() == ["finished"]
     assert Path(store.path("report.html")).exists()
 
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study | {"trainning": {}}))
-    refused = submit(address, environment, tmp_path / "study.yaml", 120)
-    assert refused.returncode == 1
-    assert "did you mean 'training'" in refused.stdout
+
+def test_a_job_that_is_refused_says_why(tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(tiny_study(trainning={})))
+    command = [sys.executable, str(REPOSITORY / "jobs" / "study.py"), str(tmp_path / "study.yaml")]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "did you mean 'training'" in refused.stderr

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from raygeo.config import load_study
-from raygeo.losses import LOSSES
+from raygeo.losses.registry import LOSSES
+from raygeo.pipeline.config import load_study
 
 STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
 
@@ -49,6 +49,14 @@ def test_rewards_are_shuffled_or_not():
     assert load("shuffled-rewards", "rollouts.shuffle_rewards=null").rollouts.shuffle_rewards is None
 
 
+def test_the_papers_study_puts_problems_alike_in_training_and_in_benchmarks():
+    study = load("paper-qwen3-4b")
+    readers = [*study.rollouts.read, *(benchmark.problems for benchmark in study.evaluation.benchmarks)]
+    (asked,) = {reader.template for reader in readers}
+    assert asked == "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}."
+    assert study.student.chat.template == "chat"
+
+
 @pytest.mark.parametrize("loss", ["sft", "rft", "dft", "rift", "grpo", "dpo"])
 def test_the_papers_protocol(loss):
     study = load("paper-qwen3-4b")
@@ -56,12 +64,13 @@ def test_the_papers_protocol(loss):
     training = spec.training
     assert study.student.model == "Qwen/Qwen3-4B-Instruct-2507"
     assert training.lr == (5e-7 if loss == "dpo" else 5e-6)
-    assert (training.steps, training.schedule_steps, training.schedule, training.warmup) == (1000, 1500, "cosine", 0.05)
-    assert (training.batch_size, training.weight_decay, training.clip, training.seed) == (32, 0.01, 1.0, 42)
-    assert (training.lora.r, training.lora.alpha, training.precision) == (32, 64, "bf16")
-    assert training.lora.targets == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert (training.steps, training.schedule_steps) == (1000, 1500)
+    assert (training.lr_scheduler_type, training.warmup_ratio) == ("cosine", 0.05)
+    assert (training.batch_size, training.weight_decay, training.max_grad_norm, training.seed) == (32, 0.01, 1.0, 42)
+    assert (training.lora.r, training.lora.lora_alpha, training.precision) == (32, 64, "bf16")
+    assert training.lora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
     expected = {
         "sft": {}, "rft": {}, "dft": {"rows": "all"}, "rift": {"negative": "paper"},
-        "grpo": {"bias": 0.1, "bias_on": "all", "surrogate": "logp", "scale_by_std": False}, "dpo": {"beta": 0.1},
+        "grpo": {"bias": 0.1, "bias_on": "all", "surrogate": "logp", "scale_rewards": False}, "dpo": {"beta": 0.1},
     }[loss]  # fmt: skip
     assert expected.items() <= spec.loss.model_dump().items()

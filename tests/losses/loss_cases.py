@@ -1,97 +1,27 @@
-"""Rollout tables, loss inputs and tiny models shared by the tests of losses."""
+"""Rollout tables and loss inputs shared by the tests of losses."""
 
 import pyarrow as pa
 import torch
 from hypothesis import strategies as st
-from student_cases import tiny_qwen
-from transformers import Qwen3ForCausalLM
 
-from raygeo.losses import (
-    ASFT,
-    AWR,
-    DFT,
-    DPO,
-    FSFT,
-    IFT,
-    IPO,
-    IWSFT,
-    KTO,
-    OTR,
-    RFT,
-    RIFT,
-    SFT,
-    ConservativeDPO,
-    DPOWithNLL,
-    NormalizedDPO,
-    OfflineGRPO,
-    OffPolicyGRPO,
-    PoFT,
-    RobustDPO,
-    SimPO,
-)
 from raygeo.losses.base import Loss, LossInputs
-from raygeo.students.likelihood import TokenLogits
+from raygeo.losses.pairwise import Pairwise
+from raygeo.losses.pointwise import Pointwise
+from raygeo.losses.registry import LOSSES, variants
+from raygeo.models.likelihood import TokenLogits
 from raygeo.tables import to_arrow
 
-POINTWISE = [
-    SFT(),
-    RFT(),
-    DFT(),
-    ASFT(kl_weight=0.3),
-    ASFT(direction="reverse"),
-    OTR(samples=16),
-    IWSFT(),
-    IWSFT(proposal="behaviour", tau=2.0, bounds=(0.5, 3.0)),
-    IWSFT(level="token", rows="all"),
-    IFT(),
-    IFT(gamma=0.0),
-    PoFT(normalization="token", beta=2.0, gamma=0.5),
-    FSFT(divergence="chi2"),
-    FSFT(divergence="hellinger"),
-    FSFT(divergence="tv"),
-    AWR(),
-    AWR(baseline="none", beta=0.4, max_weight=5.0),
-    RIFT(negative="token"),
-    RIFT(negative="sequence"),
-    RIFT(negative="geometric"),
-    RIFT(negative="paper"),
-    OfflineGRPO(surrogate="logp"),
-    OfflineGRPO(surrogate="p"),
-    OfflineGRPO(surrogate="shaped"),
-    OfflineGRPO(surrogate="ppo"),
-    OffPolicyGRPO(ratio="clipped"),
-    OffPolicyGRPO(ratio="truncated", cap=1.5),
-    OffPolicyGRPO(ratio="sequence"),
-]
-PAIRWISE = [
-    DPO(),
-    ConservativeDPO(label_smoothing=0.2),
-    RobustDPO(flip_rate=0.2),
-    NormalizedDPO(),
-    DPOWithNLL(alpha=0.7),
-    IPO(),
-    SimPO(),
-]
-VARIANTS = [*POINTWISE, *(loss.model_copy(update={"normalization": "sequence"}) for loss in POINTWISE)]
-EVERY_LOSS = [*VARIANTS, *PAIRWISE, KTO(desirable_weight=1.3, undesirable_weight=0.6)]
-
-NAMED = (
-    "negative",
-    "surrogate",
-    "normalization",
-    "direction",
-    "proposal",
-    "level",
-    "gamma",
-    "divergence",
-    "baseline",
-    "ratio",
+CASES = [loss for kind in LOSSES.values() for loss in variants(kind).values()]
+POINTWISE = list(
+    dict.fromkeys(
+        loss.model_copy(update={"normalization": normalization})
+        for loss in CASES
+        if isinstance(loss, Pointwise)
+        for normalization in ("token", "sequence")
+    )
 )
-
-
-def name(loss) -> str:
-    options = [str(value) for key, value in loss.model_dump().items() if key in NAMED]
-    return "-".join([loss.type, *options])
+PAIRWISE = [loss for loss in CASES if isinstance(loss, Pairwise)]
+EVERY_LOSS = [*POINTWISE, *(loss for loss in CASES if not isinstance(loss, Pointwise))]
 
 
 def rollouts(**prompts) -> pa.Table:
@@ -119,20 +49,14 @@ def weights_of(selection) -> dict[int, float]:
     return {example.rows[0]: example.weights[0] for example in selection.examples}
 
 
-def row_weight(loss, correct: bool) -> float:
-    """A weight that ``loss`` gives to a correct or a wrong row."""
-    match loss:
-        case RIFT(negative="paper"):
-            return 1 - loss.lam if correct else 1.0
-        case RIFT():
-            return 1.0 if correct else -loss.negative_weight
-        case OfflineGRPO() | OffPolicyGRPO():
-            return 0.6 if correct else -0.4
-        case AWR():
-            return 2.5 if correct else 0.4
-        case KTO():
-            return loss.desirable_weight if correct else -loss.undesirable_weight
-    return 1.0
+def row_weights(loss, count: int) -> torch.Tensor:
+    """What ``loss`` gives to rows that are correct and wrong by turns; 1 to those it would leave out: [count] fp64."""
+    found = {
+        row: weight
+        for example in loss.select(rollouts(a="cw")).examples
+        for row, weight in zip(example.rows, example.weights, strict=True)
+    }
+    return torch.tensor([found.get(row % 2, 1.0) for row in range(count)], dtype=torch.float64)
 
 
 def make_inputs(loss, seed: int, lengths: list[int], width: int = 7, scale: float = 1.0) -> LossInputs:
@@ -144,12 +68,11 @@ def make_inputs(loss, seed: int, lengths: list[int], width: int = 7, scale: floa
     for i, length in enumerate(lengths):
         start = int(torch.randint(width - length + 1, (), generator=generator))
         mask[i, start : start + length] = True
-    weights = torch.tensor([row_weight(loss, i % 2 == 0) for i in range(len(lengths))], dtype=torch.float64)
     pairs = torch.arange(len(lengths)).view(-1, 2) if loss.unit == "pair" else None
     return LossInputs(
         logprobs=logprobs.requires_grad_(),
         mask=mask,
-        weights=weights,
+        weights=row_weights(loss, len(lengths)),
         reference_logprobs=reference if "reference" in loss.needs else None,
         pairs=pairs,
         behaviour_logprobs=reference if "behaviour" in loss.needs else None,
@@ -185,7 +108,3 @@ any_inputs = st.fixed_dictionaries(
         "scale": st.sampled_from([0.05, 1.0, 8.0]),
     }
 )
-
-
-def tiny_model(seed: int, vocabulary: int = 24) -> Qwen3ForCausalLM:
-    return tiny_qwen(vocabulary, seed, initializer_range=0.2)

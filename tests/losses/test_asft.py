@@ -8,7 +8,7 @@ from torch.distributions import Categorical, kl_divergence
 
 from raygeo.errors import TrainingError
 from raygeo.losses import ASFT, DFT
-from raygeo.students.likelihood import TokenLogits
+from raygeo.models.likelihood import TokenLogits
 
 
 def tokens(seed: int, count: int = 40, scale: float = 2.0) -> TokenLogits:

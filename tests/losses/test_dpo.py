@@ -62,7 +62,7 @@ def test_is_log_two_at_the_base():
     output = DPO()(type(inputs)(inputs.logprobs, inputs.mask, inputs.weights, reference, inputs.pairs))
     assert output.unit == "pair"
     assert output.total.item() / 2 == pytest.approx(math.log(2), rel=1e-15)
-    for key in ("margin", "accuracy", "chosen_logratio", "rejected_logratio"):
+    for key in ("margin", "rewards/accuracies", "chosen_logratio", "rejected_logratio"):
         assert output.metrics[key][0].item() == 0
         assert output.metrics[key][1] == "pair"
 
@@ -77,7 +77,7 @@ def test_value_and_metrics(case):
     margins = 0.7 * (ratios[0::2] - ratios[1::2])
     expected = {
         "margin": margins.sum(),
-        "accuracy": (margins > 0).double().sum(),
+        "rewards/accuracies": (margins > 0).double().sum(),
         "chosen_logratio": ratios[0::2].sum(),
         "rejected_logratio": ratios[1::2].sum(),
     }

@@ -47,7 +47,7 @@ def test_refuses_a_prompt_with_some_rewards(missing):
 
 def test_scaling_by_the_standard_deviation():
     rewards = [1.0, 0.0, 0.0, 0.25]
-    loss = OfflineGRPO(scale_by_std=True, bias=0.2)
+    loss = OfflineGRPO(scale_rewards=True, bias=0.2)
     weights = weights_of(loss.select(rollouts(a=[("w", reward) for reward in rewards], b="c")))
     mean, deviation = statistics.mean(rewards), statistics.stdev(rewards)
     assert [weights[i] for i in range(4)] == pytest.approx([(r - mean) / (deviation + 1e-4) + 0.2 for r in rewards])
@@ -65,7 +65,7 @@ def test_is_bias_times_sft_on_all_correct_prompts(case):
 
 
 def test_ppo_is_clipped_importance_sampling():
-    loss = OfflineGRPO(surrogate="ppo", clip=0.3)
+    loss = OfflineGRPO(surrogate="ppo", epsilon=0.3)
     inputs = make_inputs(loss, seed=7, lengths=[7, 6, 5, 4])
     ratio = (inputs.logprobs - inputs.reference_logprobs).exp()
     advantage = inputs.weights[:, None]
@@ -127,8 +127,8 @@ def test_reference_is_needed_by_ppo_alone():
         {"surrogate": "ratio"},
         {"shaping": 0.0},
         {"bias_on": "mixed"},
-        {"clip": 0.0},
-        {"clip": 1.0},
+        {"epsilon": 0.0},
+        {"epsilon": 1.0},
         {"bias": float("nan")},
     ],
 )

@@ -8,18 +8,18 @@ from loss_cases import any_inputs, gradient, make_inputs
 from raygeo.losses import IPO
 
 
-@pytest.mark.parametrize("tau", [0.1, 0.5, 2.0])
-def test_at_the_base(tau):
-    loss = IPO(tau=tau)
+@pytest.mark.parametrize("beta", [0.1, 0.5, 2.0])
+def test_at_the_base(beta):
+    loss = IPO(beta=beta)
     inputs = make_inputs(loss, seed=0, lengths=[4, 2, 7, 1])
     total = loss(replace(inputs, reference_logprobs=inputs.logprobs.detach())).total
-    assert total.item() / 2 == pytest.approx((1 / (2 * tau)) ** 2, rel=1e-14)
+    assert total.item() / 2 == pytest.approx((1 / (2 * beta)) ** 2, rel=1e-14)
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(case=any_inputs)
 def test_value(case):
-    loss = IPO(tau=0.25)
+    loss = IPO(beta=0.25)
     inputs = make_inputs(loss, **case)
     ratios = (inputs.logprobs - inputs.reference_logprobs).detach()
     means = torch.stack([row[mask].mean() for row, mask in zip(ratios, inputs.mask, strict=True)])
@@ -30,7 +30,7 @@ def test_value(case):
 
 
 def test_pulls_back_beyond_its_target():
-    loss = IPO(tau=0.5)
+    loss = IPO(beta=0.5)
     inputs = make_inputs(loss, seed=1, lengths=[4, 2])
     slopes = []
     for margin in (0.5, 1.0, 1.5):
@@ -41,7 +41,7 @@ def test_pulls_back_beyond_its_target():
     torch.testing.assert_close(torch.stack(slopes), expected)
 
 
-@pytest.mark.parametrize("wrong", [{"tau": 0.0}, {"tau": -0.1}, {"beta": 0.1}])
+@pytest.mark.parametrize("wrong", [{"beta": 0.0}, {"beta": -0.1}, {"tau": 0.1}])
 def test_refuses(wrong):
     with pytest.raises(ValueError):
         IPO(**wrong)

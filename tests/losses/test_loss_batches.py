@@ -3,31 +3,33 @@
 import numpy as np
 import pytest
 import torch
-from loss_cases import EVERY_LOSS, name, needs_logits, rollouts, tiny_model
+from loss_cases import EVERY_LOSS, needs_logits, rollouts
+from tiny import decided_qwen
 
 from raygeo.losses.base import LossInputs
 from raygeo.losses.counting import units
-from raygeo.students.encoding import Sequence, collate
-from raygeo.students.likelihood import Likelihood, completion_states, token_logprobs
+from raygeo.losses.registry import name_of
+from raygeo.models.batches import TokenSequence, collate
+from raygeo.models.likelihood import Likelihood, completion_states, copied_head, token_logprobs
 
 TABLE = rollouts(a="cwcw", b="ccc", c="ww", d="wc")
 
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model(seed=0).double()
+    return decided_qwen(seed=0).double()
 
 
 @pytest.fixture(scope="module")
 def sequences():
     rng = np.random.default_rng(1)
     sizes = rng.integers(1, 9, size=(TABLE.num_rows, 2))
-    return [Sequence(rng.integers(0, 24, size=p + c), int(p)) for p, c in sizes]
+    return [TokenSequence(rng.integers(0, 24, size=p + c), int(p)) for p, c in sizes]
 
 
 @pytest.fixture(scope="module")
 def base():
-    return tiny_model(seed=9).double()
+    return decided_qwen(seed=9).double()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def outputs(loss, model, base, batch, rows):
         keys = torch.cat(
             [100 * row + torch.arange(int(mask.sum())) for row, mask in zip(rows, batch.mask, strict=True)]
         )
-        given |= {"keys": keys, "reference_states": states, "reference_head": base.get_output_embeddings().weight}
+        given |= {"keys": keys, "reference_states": states, "reference_head": copied_head(base)}
     found = Likelihood(model, loss.token_terms)(batch, **given)
     return found.pop("logprobs"), found
 
@@ -83,7 +85,7 @@ def step_gradient(loss, model, base, sequences, reference, micro_batches):
     return torch.cat([p.grad.flatten() for p in model.parameters()]), metrics
 
 
-@pytest.mark.parametrize("loss", EVERY_LOSS, ids=name)
+@pytest.mark.parametrize("loss", EVERY_LOSS, ids=name_of)
 def test_any_split_gives_the_same_step(loss, model, base, sequences, reference):
     examples = loss.select(TABLE).examples
     whole, metrics = step_gradient(loss, model, base, sequences, reference, [examples])

@@ -1,8 +1,9 @@
 import pytest
-from loss_cases import EVERY_LOSS, name, rollouts
+from loss_cases import EVERY_LOSS, rollouts
 
 from raygeo.errors import DataError
 from raygeo.losses import DPO, RFT, RIFT, SFT
+from raygeo.losses.registry import name_of
 from raygeo.losses.selection import group_rollouts
 from raygeo.tables import to_arrow
 
@@ -38,7 +39,7 @@ def test_a_truncated_row_does_not_make_a_prompt_mixed():
     assert group_rollouts(rollouts(a="ct")).counts["mixed_prompts"] == 0
 
 
-@pytest.mark.parametrize("loss", EVERY_LOSS, ids=name)
+@pytest.mark.parametrize("loss", EVERY_LOSS, ids=name_of)
 def test_scattered_prompts_are_gathered_and_examples_ordered(loss):
     rows = [
         {"prompt_id": p, "correct": c, "truncated": False}
@@ -50,12 +51,12 @@ def test_scattered_prompts_are_gathered_and_examples_ordered(loss):
     assert selection.counts["mixed_prompts"] == 2
 
 
-@pytest.mark.parametrize("loss", EVERY_LOSS, ids=name)
+@pytest.mark.parametrize("loss", EVERY_LOSS, ids=name_of)
 def test_selecting_twice_gives_the_same(loss):
     assert loss.select(TABLE) == loss.select(TABLE)
 
 
-@pytest.mark.parametrize("loss", EVERY_LOSS, ids=name)
+@pytest.mark.parametrize("loss", EVERY_LOSS, ids=name_of)
 @pytest.mark.parametrize(
     "table", [rollouts(), rollouts(a="tt"), rollouts(a="??")], ids=["empty", "truncated", "ungraded"]
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from loss_cases import tiny_model
+from tiny import decided_qwen
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
@@ -27,8 +27,8 @@ from raygeo.losses import (
     SimPO,
 )
 from raygeo.losses.base import LossInputs
-from raygeo.students.encoding import Sequence, collate
-from raygeo.students.likelihood import token_logprobs
+from raygeo.models.batches import TokenSequence, collate
+from raygeo.models.likelihood import token_logprobs
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def tokenizer():
 def batch():
     rng = np.random.default_rng(4)
     sizes = [(3, 5), (2, 7), (6, 1), (4, 4)]
-    return collate([Sequence(rng.integers(3, 24, size=p + c), p) for p, c in sizes], pad_id=0)
+    return collate([TokenSequence(rng.integers(3, 24, size=p + c), p) for p, c in sizes], pad_id=0)
 
 
 def completion_mask(batch):
@@ -95,7 +95,7 @@ def reference_logprobs(base, batch):
 
 @pytest.mark.parametrize(("loss", "loss_type"), [(SFT(), "nll"), (DFT(), "dft")], ids=["nll", "dft"])
 def test_sft_and_dft(loss, loss_type, tokenizer, batch, tmp_path):
-    ours = tiny_model(seed=0)
+    ours = decided_qwen(seed=0)
     theirs = copy.deepcopy(ours)
     trainer = SFTTrainer(
         theirs,
@@ -117,14 +117,14 @@ def test_sft_and_dft(loss, loss_type, tokenizer, batch, tmp_path):
     ("loss", "options"),
     [
         (DPO(beta=0.3), {"beta": 0.3}),
-        (RobustDPO(beta=0.3, flip_rate=0.2), {"beta": 0.3, "loss_type": "robust", "label_smoothing": 0.2}),
+        (RobustDPO(beta=0.3, label_smoothing=0.2), {"beta": 0.3, "loss_type": "robust", "label_smoothing": 0.2}),
         (NormalizedDPO(beta=2.0), {"beta": 2.0, "loss_type": "sigmoid_norm"}),
-        (IPO(tau=0.3), {"beta": 0.3, "loss_type": "ipo"}),
+        (IPO(beta=0.3), {"beta": 0.3, "loss_type": "ipo"}),
     ],
     ids=["dpo", "robust", "norm", "ipo"],
 )
 def test_dpo_and_variants(loss, options, tokenizer, batch, tmp_path):
-    ours, base = tiny_model(seed=0), tiny_model(seed=1)
+    ours, base = decided_qwen(seed=0), decided_qwen(seed=1)
     theirs = copy.deepcopy(ours)
     trainer = dpo_trainer(theirs, base, tokenizer, tmp_path, **options)
     expected = trainer.compute_loss(theirs, dpo_inputs(batch))
@@ -141,12 +141,12 @@ def test_dpo_and_variants(loss, options, tokenizer, batch, tmp_path):
         assert mean == pytest.approx(logged[f"rewards/{side}"], rel=1e-4)
     if "loss_type" not in options:
         assert output.metrics["margin"][0].item() / 2 == pytest.approx(logged["rewards/margins"], rel=1e-4)
-        assert output.metrics["accuracy"][0].item() / 2 == logged["rewards/accuracies"]
+        assert output.metrics["rewards/accuracies"][0].item() / 2 == logged["rewards/accuracies"]
 
 
 def test_cdpo_on_one_pair(tokenizer, batch, tmp_path):
     """TRL's ``aot`` smooths labels too, and is cDPO where there is nothing to sort."""
-    ours, base = tiny_model(seed=0), tiny_model(seed=1)
+    ours, base = decided_qwen(seed=0), decided_qwen(seed=1)
     theirs = copy.deepcopy(ours)
     trainer = dpo_trainer(theirs, base, tokenizer, tmp_path, beta=0.3, loss_type="aot", label_smoothing=0.2)
     pair = replace(batch, **{name: getattr(batch, name)[:2] for name in ("input_ids", "attention_mask", "mask")})
@@ -163,8 +163,8 @@ def test_dpo_with_nll_of_equally_long_chosen_rows(tokenizer, tmp_path):
     """TRL divides the micro-batch's NLL by its tokens, we divide each row's by its own: the same where rows are."""
     rng = np.random.default_rng(5)
     sizes = [(3, 5), (2, 5), (6, 1), (4, 4)]
-    batch = collate([Sequence(rng.integers(3, 24, size=p + c), p) for p, c in sizes], pad_id=0)
-    ours, base = tiny_model(seed=0), tiny_model(seed=1)
+    batch = collate([TokenSequence(rng.integers(3, 24, size=p + c), p) for p, c in sizes], pad_id=0)
+    ours, base = decided_qwen(seed=0), decided_qwen(seed=1)
     theirs = copy.deepcopy(ours)
     weights = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]}
     trainer = dpo_trainer(theirs, base, tokenizer, tmp_path, beta=0.3, **weights)
@@ -178,7 +178,7 @@ def test_dpo_with_nll_of_equally_long_chosen_rows(tokenizer, tmp_path):
 
 
 def test_simpo(tokenizer, batch, tmp_path):
-    ours = tiny_model(seed=0)
+    ours = decided_qwen(seed=0)
     theirs = copy.deepcopy(ours)
     options = {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.7, "cpo_alpha": 0.0, "max_length": 64}
     trainer = CPOTrainer(
@@ -194,7 +194,7 @@ def test_simpo(tokenizer, batch, tmp_path):
     expected = trainer.compute_loss(theirs, inputs)
 
     pairs = torch.tensor([[0, 2], [1, 3]])
-    loss = SimPO(beta=2.0, gamma=0.7)
+    loss = SimPO(beta=2.0, simpo_gamma=0.7)
     value = loss(LossInputs(token_logprobs(ours, batch), batch.mask, torch.ones(4), pairs=pairs)).total / 2
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradients(ours, value), gradients(theirs, expected), rtol=1e-4, atol=1e-6)
@@ -205,8 +205,8 @@ def test_kto(clamped, tokenizer, batch, tmp_path):
     """The step is one micro-batch here: TRL takes the baseline over that, we take it over the step."""
     rng = np.random.default_rng(6)
     sizes = [(3, 4), (2, 5), (6, 7), (4, 1)]
-    mismatched = collate([Sequence(rng.integers(3, 24, size=p + c), p) for p, c in sizes], pad_id=0)
-    ours, base = tiny_model(seed=1 - clamped), tiny_model(seed=int(clamped))
+    mismatched = collate([TokenSequence(rng.integers(3, 24, size=p + c), p) for p, c in sizes], pad_id=0)
+    ours, base = decided_qwen(seed=1 - clamped), decided_qwen(seed=int(clamped))
     theirs = copy.deepcopy(ours)
     options = {"beta": 0.3, "desirable_weight": 1.3, "undesirable_weight": 0.6}
     trainer = KTOTrainer(
@@ -257,8 +257,8 @@ def test_kto(clamped, tokenizer, batch, tmp_path):
 )
 def test_off_policy_grpo(ratio, normalization, options, tokenizer, tmp_path):
     rng = np.random.default_rng(5)
-    batch = collate([Sequence(rng.integers(3, 24, size=3 + size), 3) for size in (5, 7, 1, 4)], pad_id=0)
-    ours, behaviour = tiny_model(seed=0), tiny_model(seed=1)
+    batch = collate([TokenSequence(rng.integers(3, 24, size=3 + size), 3) for size in (5, 7, 1, 4)], pad_id=0)
+    ours, behaviour = decided_qwen(seed=0), decided_qwen(seed=1)
     theirs = copy.deepcopy(ours)
     trainer = GRPOTrainer(
         theirs,
@@ -280,7 +280,7 @@ def test_off_policy_grpo(ratio, normalization, options, tokenizer, tmp_path):
     }
     expected = trainer._compute_loss(theirs.eval(), inputs)
 
-    loss = OffPolicyGRPO(ratio=ratio, normalization=normalization, clip_low=0.1, clip_high=0.3, cap=0.3)
+    loss = OffPolicyGRPO(ratio=ratio, normalization=normalization, epsilon=0.1, epsilon_high=0.3, cap=0.3)
     output = loss(LossInputs(token_logprobs(ours, batch), batch.mask, advantages, behaviour_logprobs=sampled))
     assert 0 < output.metrics["clipped"][0] < batch.tokens
     value = output.total / (batch.tokens if normalization == "token" else 4)

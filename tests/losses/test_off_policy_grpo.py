@@ -9,7 +9,7 @@ from raygeo.losses import OfflineGRPO, OffPolicyGRPO
 
 TABLE = rollouts(a="cwww", b="cc", c="ww", d=[("c", 0.7), ("w", -2.0), ("t", 9.0)])
 RATIOS = ["clipped", "truncated", "sequence"]
-ADVANTAGES = [{}, {"bias": 0.0}, {"bias_on": "all_correct"}, {"scale_by_std": True, "bias": 0.3}, {"prompts": "mixed"}]
+ADVANTAGES = [{}, {"bias": 0.0}, {"bias_on": "all_correct"}, {"scale_rewards": True, "bias": 0.3}, {"prompts": "mixed"}]
 
 
 @pytest.mark.parametrize("options", ADVANTAGES)
@@ -30,7 +30,7 @@ def test_has_the_gradient_of_logp_on_policy(ratio, normalization):
 
 
 def test_clipped_is_the_surrogate_of_ppo_with_an_asymmetric_range():
-    loss = OffPolicyGRPO(clip_low=0.3, clip_high=0.6)
+    loss = OffPolicyGRPO(epsilon=0.3, epsilon_high=0.6)
     inputs = make_inputs(loss, seed=7, lengths=[7, 6, 5, 4], scale=3.0)
     ratio = (inputs.logprobs - inputs.behaviour_logprobs).exp()
     advantage = inputs.weights[:, None]
@@ -57,7 +57,7 @@ def test_truncated_caps_the_weight_and_never_loses_a_token():
 
 
 def test_sequence_is_the_clipped_geometric_mean_of_ratios():
-    loss = OffPolicyGRPO(ratio="sequence", normalization="sequence", clip_low=0.1, clip_high=0.2)
+    loss = OffPolicyGRPO(ratio="sequence", normalization="sequence", epsilon=0.1, epsilon_high=0.2)
     inputs = make_inputs(loss, seed=8, lengths=[7, 6, 5, 4])
     rows = zip(inputs.logprobs, inputs.behaviour_logprobs, inputs.mask, strict=True)
     ratios = torch.stack([(p[m] - q[m]).mean().exp() for p, q, m in rows])
@@ -67,7 +67,7 @@ def test_sequence_is_the_clipped_geometric_mean_of_ratios():
 
 @pytest.mark.parametrize("ratio", ["clipped", "sequence"])
 def test_finite_differences(ratio):
-    loss = OffPolicyGRPO(ratio=ratio, clip_low=0.05, clip_high=0.1)
+    loss = OffPolicyGRPO(ratio=ratio, epsilon=0.05, epsilon_high=0.1)
     inputs = make_inputs(loss, seed=7, lengths=[7, 6, 5, 4], scale=3.0)
     assert 0 < loss(inputs).metrics["clipped"][0] < 22
     assert torch.autograd.gradcheck(lambda x: loss(replace(inputs, logprobs=x)).total, inputs.logprobs)
@@ -90,8 +90,57 @@ def test_needs_behaviour_logprobs():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"ratio": "ppo"}, {"clip_low": 0.0}, {"clip_low": 1.0}, {"clip_high": 0.0}, {"cap": 0.0}]
+    "wrong", [{"ratio": "ppo"}, {"epsilon": 0.0}, {"epsilon": 1.0}, {"epsilon_high": 0.0}, {"cap": 0.0}]
 )
 def test_refuses(wrong):
     with pytest.raises(ValueError):
         OffPolicyGRPO(**wrong)
+
+
+def extreme(loss, log_ratio, dtype=torch.float32):
+    """A row whose tokens are far likelier than under the behaviour policy, with a negative advantage, and another."""
+    inputs = make_inputs(loss, seed=2, lengths=[3, 3], width=3)
+    logprobs = inputs.logprobs.detach().to(dtype).requires_grad_()
+    behaviour = logprobs.detach().clone()
+    behaviour[0] -= log_ratio
+    weights = torch.tensor([-0.65, 0.35], dtype=dtype)
+    return replace(inputs, logprobs=logprobs, behaviour_logprobs=behaviour, weights=weights)
+
+
+@pytest.mark.parametrize("ratio", ["clipped", "sequence"])
+@pytest.mark.parametrize("log_ratio", [60.0, 100.0, 1000.0])
+def test_negative_advantages_stay_finite_in_fp32_at_extreme_ratios(ratio, log_ratio):
+    loss = OffPolicyGRPO(ratio=ratio)
+    inputs = extreme(loss, log_ratio)
+    output = loss(inputs)
+    assert torch.isfinite(output.total)
+    assert output.metrics["clipped"][0].item() == 3
+    slope = gradient(loss, inputs)
+    assert torch.isfinite(slope.norm())
+    assert torch.equal(slope[0], torch.zeros(3))
+    below = extreme(loss, 19.0, torch.float64)
+    torch.testing.assert_close(loss(below).total, 0.65 * 3 * torch.tensor(19.0).double().exp() - 0.35 * 3)
+
+
+@pytest.mark.parametrize("ratio", ["clipped", "sequence"])
+@pytest.mark.parametrize(("log_ratio", "multiplied"), [(0.5, 1.6487212707), (1.2, 3.0), (50.0, 3.0), (-1.0, 0.8)])
+def test_a_dual_clip_bounds_the_loss_of_negative_advantages(ratio, log_ratio, multiplied):
+    # max(min(ratio A, clip(ratio) A), c A) for A < 0 (Ye et al. 2020).
+    loss = OffPolicyGRPO(ratio=ratio, dual_clip=3.0)
+    inputs = extreme(loss, log_ratio, torch.float64)
+    output = loss(inputs)
+    torch.testing.assert_close(output.total.item(), 3 * (0.65 * multiplied - 0.35))
+    inside = log_ratio == 0.5
+    assert output.metrics["clipped"][0].item() == (0 if inside else 3)
+    assert bool((gradient(loss, inputs)[0] == 0).all()) != inside
+    upward = replace(inputs, weights=-inputs.weights)  # positive advantages are clipped as ever
+    torch.testing.assert_close(loss(upward).total, OffPolicyGRPO(ratio=ratio)(upward).total)
+
+
+def test_the_ppo_surrogate_of_offline_grpo_has_the_same_dual_clip():
+    inputs = extreme(OffPolicyGRPO(), 5.0, torch.float64)
+    against_base = replace(inputs, reference_logprobs=inputs.behaviour_logprobs, behaviour_logprobs=None)
+    offline, off_policy = OfflineGRPO(surrogate="ppo", dual_clip=2.0), OffPolicyGRPO(dual_clip=2.0)
+    torch.testing.assert_close(offline(against_base).total, off_policy(inputs).total)
+    with pytest.raises(ValueError):
+        OfflineGRPO(dual_clip=1.0)

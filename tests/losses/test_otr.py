@@ -3,15 +3,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from loss_cases import make_inputs, rollouts, tiny_model, weights_of
+from loss_cases import make_inputs, rollouts, weights_of
 from scipy import stats
+from tiny import decided_qwen
 
 from raygeo.errors import TrainingError
 from raygeo.losses import DFT, OTR
 from raygeo.losses.base import LossInputs
 from raygeo.losses.otr import draw_tokens
-from raygeo.students.encoding import Sequence, collate
-from raygeo.students.likelihood import Likelihood, TokenLogits
+from raygeo.models.batches import TokenSequence, collate
+from raygeo.models.likelihood import Likelihood, TokenLogits
 
 VOCABULARY = 7
 
@@ -121,8 +122,8 @@ def test_many_draws_give_the_expected_gradient(loss, monkeypatch):
 @pytest.mark.parametrize("chunk", [24, 24 * 4])
 def test_recomputed_chunks_draw_the_same_tokens(chunk):
     rng = np.random.default_rng(0)
-    batch = collate([Sequence(rng.integers(0, 24, 4 + c), 4) for c in (5, 3, 6)], 0)
-    model, loss, keys = tiny_model(seed=0).double(), OTR(samples=8), torch.arange(14) * 1000
+    batch = collate([TokenSequence(rng.integers(0, 24, 4 + c), 4) for c in (5, 3, 6)], 0)
+    model, loss, keys = decided_qwen(seed=0).double(), OTR(samples=8), torch.arange(14) * 1000
     gradients = []
     for size in (chunk, 10**9):
         found = Likelihood(model, loss.token_terms, size)(batch, keys)

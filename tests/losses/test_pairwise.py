@@ -1,15 +1,17 @@
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
-from loss_cases import PAIRWISE, any_inputs, make_inputs, name, rollouts
+from loss_cases import PAIRWISE, any_inputs, make_inputs, rollouts
 
 from raygeo.errors import DataError, TrainingError
-from raygeo.losses import DPO, SimPO
+from raygeo.losses import DPO, RIFT, SFT, SimPO
+from raygeo.losses.registry import name_of
 
 WITH_REFERENCE = [loss for loss in PAIRWISE if "reference" in loss.needs]
-every_pairwise = pytest.mark.parametrize("loss", PAIRWISE, ids=name)
+every_pairwise = pytest.mark.parametrize("loss", PAIRWISE, ids=name_of)
 
 
 @every_pairwise
@@ -25,6 +27,30 @@ def test_all_learn_from_the_pairs_of_dpo(loss):
 def test_no_mixed_prompt(loss):
     with pytest.raises(DataError, match=f"{loss.title.replace('+', '.')} finds nothing"):
         loss.select(rollouts(a="cc", b="w"))
+
+
+def with_pairs(table, *pairs):
+    return table.set_column(table.schema.get_field_index("pair"), "pair", pa.array(pairs, pa.string()))
+
+
+@every_pairwise
+def test_given_pairs_are_taken_all_of_them_and_no_others_made(loss):
+    """Rows 0 to 7 are a prompt given in pairs, one of them cut; prompt b has none and is paired as ever."""
+    table = with_pairs(rollouts(a="cwcwcwct", b="cw", c="ct"), *"xxyyyyzz", None, None, "v", "v")
+    for limit in (1, None):
+        selection = loss.model_copy(update={"pairs_per_prompt": limit}).select(table)
+        assert [example.rows for example in selection.examples] == [(0, 1), (2, 3), (4, 5), (8, 9)]
+        assert (selection.counts["given_pairs"], selection.counts["given_pairs_dropped"]) == (3, 2)
+        assert selection.counts["pairs"] == 4
+    with pytest.raises(DataError, match="finds nothing"):
+        loss.select(with_pairs(rollouts(a="cc", b="cw", c="w"), "x", "x", "y", "z", None))
+
+
+def test_losses_on_single_rollouts_see_both_of_a_given_pair():
+    table = rollouts(a="cwcw")
+    given = SFT().select(with_pairs(table, *"xxyy"))
+    assert given.examples == SFT().select(table).examples
+    assert [e.weights[0] for e in RIFT().select(with_pairs(table, *"xxyy")).examples] == [1.0, -0.2, 1.0, -0.2]
 
 
 @every_pairwise
@@ -47,7 +73,7 @@ def test_metrics(loss, case):
         f"chosen_{kind}": rows[0::2].sum(),
         f"rejected_{kind}": rows[1::2].sum(),
         "margin": margins.sum(),
-        "accuracy": (margins > 0).double().sum(),
+        "rewards/accuracies": (margins > 0).double().sum(),
     }
     torch.testing.assert_close({key: output.metrics[key][0] for key in expected}, expected)
     assert {output.metrics[key][1] for key in expected} == {"pair"}
@@ -61,11 +87,13 @@ def test_exchanged_pairs_have_opposite_margins(loss):
     assert torch.equal(loss.margins(exchanged), -loss.margins(inputs))
 
 
-@pytest.mark.parametrize("loss", WITH_REFERENCE, ids=name)
+@pytest.mark.parametrize("loss", WITH_REFERENCE, ids=name_of)
 def test_no_margin_at_the_base(loss):
     inputs = make_inputs(loss, seed=0, lengths=[4, 2, 7, 1])
     metrics = loss(replace(inputs, reference_logprobs=inputs.logprobs.detach())).metrics
-    assert {metrics[key][0].item() for key in ("margin", "accuracy", "chosen_logratio", "rejected_logratio")} == {0}
+    assert {
+        metrics[key][0].item() for key in ("margin", "rewards/accuracies", "chosen_logratio", "rejected_logratio")
+    } == {0}
 
 
 @every_pairwise

@@ -19,7 +19,7 @@ def test_is_log_two_at_the_base():
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(case=any_inputs)
 def test_its_mean_over_flipped_labels_is_dpo(epsilon, case):
-    loss = RobustDPO(flip_rate=epsilon)
+    loss = RobustDPO(label_smoothing=epsilon)
     inputs = make_inputs(loss, **case)
     flipped = replace(inputs, pairs=inputs.pairs.flip(-1))
     mean = (1 - epsilon) * loss(inputs).total + epsilon * loss(flipped).total
@@ -31,7 +31,7 @@ def test_its_mean_over_flipped_labels_is_dpo(epsilon, case):
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(case=any_inputs)
 def test_is_dpo_less_a_multiple_of_the_margin(case):
-    dpo, loss = DPO(beta=0.7), RobustDPO(beta=0.7, flip_rate=0.2)
+    dpo, loss = DPO(beta=0.7), RobustDPO(beta=0.7, label_smoothing=0.2)
     inputs = make_inputs(dpo, **case)
     expected = dpo(inputs).total - 0.2 / 0.6 * dpo.margins(inputs).sum()
     torch.testing.assert_close(loss(inputs).total, expected, rtol=1e-12, atol=1e-12)
@@ -39,12 +39,12 @@ def test_is_dpo_less_a_multiple_of_the_margin(case):
 
 def test_without_flips_it_is_dpo():
     inputs = make_inputs(DPO(), seed=1, lengths=[4, 2, 7, 1])
-    loss = RobustDPO(flip_rate=0.0)
+    loss = RobustDPO(label_smoothing=0.0)
     assert torch.equal(loss(inputs).total, DPO()(inputs).total)
     assert torch.equal(gradient(loss, inputs), gradient(DPO(), inputs))
 
 
-@pytest.mark.parametrize("wrong", [{"flip_rate": 0.5}, {"flip_rate": -0.1}, {"label_smoothing": 0.1}])
+@pytest.mark.parametrize("wrong", [{"label_smoothing": 0.5}, {"label_smoothing": -0.1}, {"flip_rate": 0.1}])
 def test_refuses(wrong):
     with pytest.raises(ValueError):
         RobustDPO(**wrong)

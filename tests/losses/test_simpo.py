@@ -11,7 +11,7 @@ from raygeo.losses import NormalizedDPO, SimPO
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(case=any_inputs)
 def test_value(case):
-    loss = SimPO(beta=2.5, gamma=1.4)
+    loss = SimPO(beta=2.5, simpo_gamma=1.4)
     inputs = make_inputs(loss, **case)
     rows = zip(inputs.logprobs.detach(), inputs.mask, strict=True)
     means = torch.stack([row[mask].mean() for row, mask in rows])
@@ -24,7 +24,7 @@ def test_value(case):
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(case=any_inputs)
 def test_without_target_it_is_normalised_dpo_with_a_uniform_reference(case):
-    simpo, normalised = SimPO(beta=3.0, gamma=0.0), NormalizedDPO(beta=3.0)
+    simpo, normalised = SimPO(beta=3.0, simpo_gamma=0.0), NormalizedDPO(beta=3.0)
     inputs = make_inputs(simpo, **case)
     uniform = replace(inputs, reference_logprobs=torch.full_like(inputs.logprobs, -5.0))
     torch.testing.assert_close(simpo(inputs).total, normalised(uniform).total)
@@ -37,7 +37,7 @@ def test_a_reference_has_no_influence():
     assert torch.equal(SimPO()(given_one).total, SimPO()(inputs).total)
 
 
-@pytest.mark.parametrize("wrong", [{"gamma": -0.1}, {"beta": 0.0}])
+@pytest.mark.parametrize("wrong", [{"simpo_gamma": -0.1}, {"gamma": 0.1}, {"beta": 0.0}])
 def test_refuses(wrong):
     with pytest.raises(ValueError):
         SimPO(**wrong)

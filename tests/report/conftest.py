@@ -4,8 +4,9 @@ import pyarrow as pa
 import pytest
 from report_study import CONTEXT, REFERENCE, build_tables
 
-from raygeo.report.figures import draw_figures
-from raygeo.report.page import render_page
+from raygeo.analyses import registry
+from raygeo.report.page import draw_figures, render_page
+from raygeo.report.view import View
 
 
 @pytest.fixture(scope="session")
@@ -14,10 +15,15 @@ def tables() -> dict[str, pa.Table]:
 
 
 @pytest.fixture(scope="session")
-def figures(tables):
-    return draw_figures(tables, REFERENCE)
+def view(tables) -> View:
+    return registry.view(tables, REFERENCE)
 
 
 @pytest.fixture(scope="session")
-def page(tables, figures) -> str:
-    return render_page(tables, CONTEXT, figures)
+def figures(view):
+    return draw_figures(view, registry.parts())
+
+
+@pytest.fixture(scope="session")
+def page(view, figures) -> str:
+    return render_page(view, CONTEXT, figures, registry.parts())

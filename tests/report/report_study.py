@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pyarrow as pa
 
+from raygeo.analyses.registry import schemas
 from raygeo.report.page import PageContext
 from raygeo.tables import to_arrow
 
@@ -32,6 +33,8 @@ COSINES = np.array(
         [0.871, 0.669, 0.599, 0.644, -0.084, 0.004, 0.026, 1.000],
     ]
 )
+UNSEEN = {"reference", "reference_states", "answers", "usage", "moments"}
+"""Tables that others are made of and the page does not read."""
 PROBLEMS, STEPS, LAYERS, PROMPTS, SAMPLES = 300, 150, 3, 40, 8
 KEPT = (1, 2, 4, 7, 14, 26, 48, 85, STEPS)
 MODULES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
@@ -45,7 +48,7 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 
 def _training(rng):
     runs, curves = [], []
-    for name, (loss, lr, seed, norm, _) in RUNS.items():
+    for name, (loss, lr, seed, *_) in RUNS.items():
         runs.append(
             {
                 "run": name,
@@ -57,11 +60,19 @@ def _training(rng):
                 "reason": "",
                 "steps": STEPS,
             }
-            | {"examples": 4800, "tokens": 153_600, "seconds": 21.3, "delta": f"deltas/{name}", "delta_norm": norm}
+            | {"examples": 4800, "tokens": 153_600, "seconds": 21.3, "delta": f"deltas/{name}"}
             | {
-                "relative_norm": norm / 84,
                 "params": json.dumps(
-                    {"loss": {"type": loss}, "training": {"lr": lr, "seed": seed, "schedule": "cosine"}}
+                    {
+                        "loss": {"type": loss},
+                        "training": {
+                            "lr": lr,
+                            "seed": seed,
+                            "init_seed": 0,
+                            "lora": None,
+                            "lr_scheduler_type": "cosine",
+                        },
+                    }
                 ),
                 "key": name,
             }
@@ -92,6 +103,16 @@ def _training(rng):
         }
     )
     return runs, curves
+
+
+def _trials():
+    found = {REFERENCE: (0.833, 0.05, 8.9, 1), "dpo-lr5e-05-s0": (0.677, 0.1234, 7.5, 1), DIVERGED: (None,) * 4}
+    return [
+        {"run": name, "entry": entry, "values": json.dumps({"lr": 5e-5}), "seed": 0, "init_seed": 0}
+        | {"status": "finished" if rank else "stopped", "rank": rank}
+        | {"accuracy": accuracy, "heldout_nll": nll, "top_eigenvalue": top}
+        for entry, (name, (accuracy, nll, top, rank)) in enumerate(found.items())
+    ]
 
 
 def _evaluation():
@@ -141,6 +162,7 @@ def _deltas(rng):
                 )
         deltas.append(
             {"run": name, "module": "", "scope": "global", "norm": norm, "base_norm": 84.0, "relative_norm": norm / 84}
+            | {"effective_rank": 20.5 + norm, "stable_rank": 4.0 + norm}
         )
     for i, a in enumerate(names):
         for j, b in enumerate(names):
@@ -261,7 +283,7 @@ def _trajectories():
     return rows, fits
 
 
-def _yardsticks():
+def _cosine_baselines():
     names, seeds = list(RUNS), {REFERENCE: "sft-lr5e-05-s1"}
     norms = np.array([row[3] for row in RUNS.values()])
     pairs = []
@@ -359,7 +381,7 @@ def _paths():
                             "probe": probe,
                             "metric": "nll",
                             "alpha": alpha,
-                            "loss": loss,
+                            "nll": loss,
                             "n": 200,
                         }
                     )
@@ -411,7 +433,7 @@ def _connectivity():
         )
     }  # fmt: skip
     probe = pair | {"probe": "solutions", "metric": "nll", "n": 200}
-    rows["matched_paths"] = [probe | {"alpha": a, "loss": 0.06 + 0.1 * a * (1 - a)} for a in np.linspace(0, 1, 11)]
+    rows["matched_paths"] = [probe | {"alpha": a, "nll": 0.06 + 0.1 * a * (1 - a)} for a in np.linspace(0, 1, 11)]
     rows["matched_barriers"].append(
         probe
         | {"chord": 0.025, "chord_alpha": 0.5, "chord_low": 0.02, "chord_high": 0.03}
@@ -420,10 +442,10 @@ def _connectivity():
     )
     for shape, height in (("line", 0.4), ("bezier", 0.02)):
         rows["curve_paths"] += [
-            pair | {"shape": shape, "t": t, "loss": 0.06 + 4 * height * t * (1 - t), "n": 24}
+            pair | {"shape": shape, "t": t, "nll": 0.06 + 4 * height * t * (1 - t), "n": 24}
             for t in np.linspace(0, 1, 21)
         ]
-        top = {"max_loss": 0.06 + height, "max_t": 0.5, "max_low": 0.05 + height, "max_high": 0.08 + height}
+        top = {"max_nll": 0.06 + height, "max_t": 0.5, "max_nll_low": 0.05 + height, "max_nll_high": 0.08 + height}
         chord = {"chord": height, "chord_t": 0.5, "chord_low": 0.9 * height, "chord_high": 1.1 * height}
         below = {"below": 0.38, "below_low": 0.33, "below_high": 0.42, "bend": 0.61}
         rows["curve_barriers"].append(
@@ -435,18 +457,18 @@ def _connectivity():
                 rise = 0.01 * (place - 1) * alpha
                 rows["layerwise"].append(
                     {"run_a": reference, "run_b": b, "kind": "block", "part": part, "alpha": alpha, "n": 48}
-                    | {"loss": 0.06 + rise, "rise": rise, "rise_low": rise - 0.004, "rise_high": rise + 0.004}
+                    | {"nll": 0.06 + rise, "rise": rise, "rise_low": rise - 0.004, "rise_high": rise + 0.004}
                     | {"excess": 0.001 * place * (1 - alpha)}
                 )
     measured = {"n": 24, "tokens": 700, "confidence": 0.91, "agreement": 0.89, "ece": 0.021, "problems": 48}
     for name in ("base", *RUNS):
         rows["soups"].append(
-            {"soup": name, "kind": "run", "members": [name], "loss": 0.07, "loss_low": 0.06, "loss_high": 0.08}
+            {"soup": name, "kind": "run", "members": [name], "nll": 0.07, "nll_low": 0.06, "nll_high": 0.08}
             | {"accuracy": 0.8}
             | measured
         )
     rows["soups"].append(
-        {"soup": "uniform", "kind": "uniform", "members": list(RUNS), "loss": 0.05, "loss_low": 0.04, "loss_high": 0.06}
+        {"soup": "uniform", "kind": "uniform", "members": list(RUNS), "nll": 0.05, "nll_low": 0.04, "nll_high": 0.06}
         | {"accuracy": 0.875, "barrier": -0.02, "barrier_low": -0.03, "barrier_high": -0.01}
         | {"false_false_true": 1 / 48, "true_true_false": 0.0}
         | measured
@@ -456,23 +478,23 @@ def _connectivity():
             {
                 "run": name,
                 "alpha": alpha,
-                "chosen_loss": 0.05 + 0.1 * (alpha - 0.75) ** 2,
-                "loss": 0.06 + 0.1 * alpha**2,
+                "chosen_nll": 0.05 + 0.1 * (alpha - 0.75) ** 2,
+                "nll": 0.06 + 0.1 * alpha**2,
             }
-            | {"loss_low": 0.05, "loss_high": 0.2, "accuracy": 0.42 + 0.4 * alpha - 0.1 * alpha**2}
+            | {"nll_low": 0.05, "nll_high": 0.2, "accuracy": 0.42 + 0.4 * alpha - 0.1 * alpha**2}
             | {"false_false_true": 0.02, "true_true_false": 0.0}
             | measured
             for alpha in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
         ]
     plane = {"run_a": "base", "run_b": reference, "run_c": other}
     rows["planes"] = [
-        plane | {"x": x, "y": y, "loss": 0.05 + 0.02 * ((x - 2) ** 2 + (y - 1) ** 2), "n": 48}
+        plane | {"x": x, "y": y, "nll": 0.05 + 0.02 * ((x - 2) ** 2 + (y - 1) ** 2), "n": 48}
         for x in np.linspace(-1, 4, 7)
         for y in np.linspace(-1, 3, 7)
     ]
     places = {"base": (0, 0, 0), reference: (2.94, 0, 0), other: (2.5, 2.7, 0), third: (1.2, 0.6, 3.9)}
     rows["plane_runs"] = [
-        plane | {"run": name, "x": x, "y": y, "residual": away, "loss": 0.07, "n": 48}
+        plane | {"run": name, "x": x, "y": y, "residual": away, "nll": 0.07, "n": 48}
         for name, (x, y, away) in places.items()
     ]
     return rows
@@ -494,11 +516,13 @@ def _curvature(rng):
             density += 2e-5 * np.exp(-0.5 * ((grid - value) / (0.012 * top)) ** 2)
         density += 1e-3 * np.exp(-np.abs(grid) / (0.12 * top)) * (grid > -0.1 * top)
         rows += [
-            common | {"run": name, "quantity": "density", "x": x, "value": y}
+            common | {"run": name, "quantity": "density", "x": x, "value": y, "low": y / 2, "high": 2 * y + 1e-6}
             for x, y in zip(grid, density, strict=True)
         ]
+        rows.append(common | {"run": name, "quantity": "density_width", "value": 0.012 * top})
         rows.append(common | {"run": name, "quantity": "min_eigenvalue", "value": -0.11 * top, "error": 1e-3})
         rows.append(common | {"run": name, "quantity": "trace", "value": 31.7 * top, "error": 0.9 * top})
+        rows[-1] |= {"low": 29.6 * top, "high": 33.8 * top}
         rows += [
             common | {"run": name, "quantity": "directional", "name": other, "value": rng.normal(0.08, 0.05) * top}
             for other in RUNS
@@ -514,7 +538,7 @@ def _blocks(rng):
         for layer in range(LAYERS)
         for found in (
             {"quantity": "eigenvalue", "index": 0, "value": rng.uniform(2, 8), "error": 0.01},
-            {"quantity": "trace", "value": rng.uniform(80, 120), "error": 6.0},
+            {"quantity": "trace", "value": rng.uniform(80, 120), "error": 6.0, "low": 70.0, "high": 130.0},
         )
     ]
 
@@ -533,10 +557,10 @@ def _expansions(paths):
     rows = []
     for path in paths:
         if path["probe"] == "solutions":
-            row = {key: path[key] for key in ("run_a", "run_b", "alpha", "loss")} | {"tokens": 6_412}
+            row = {key: path[key] for key in ("run_a", "run_b", "alpha", "nll")} | {"tokens": 6_412}
             rows.append(row)
             for at, distance in ((path["run_a"], path["alpha"]), (path["run_b"], 1 - path["alpha"])):
-                rows.append(row | {"at": at, "operator": "hessian", "loss": row["loss"] + 0.02 * distance**3})
+                rows.append(row | {"at": at, "operator": "hessian", "nll": row["nll"] + 0.02 * distance**3})
     return rows
 
 
@@ -553,8 +577,15 @@ def _sharpness(rng):
     for name in ("base", *RUNS):
         for measure, radii in rises.items():
             for radius in radii:
-                row = common | {"run": name, "measure": measure, "radius": radius, "value": rng.uniform(1, 2) * radius}
-                rows.append(row | ({"error": 0.1 * radius, "draws": 8} if "noise" in measure else {}))
+                value = rng.uniform(1, 2) * radius
+                row = common | {"run": name, "measure": measure, "radius": radius, "value": value}
+                spread = {
+                    "error": 0.1 * radius,
+                    "low": value - 0.24 * radius,
+                    "high": value + 0.24 * radius,
+                    "draws": 8,
+                }
+                rows.append(row | (spread if "noise" in measure else {}))
     return rows
 
 
@@ -565,7 +596,7 @@ def build_tables() -> dict[str, pa.Table]:
     deltas, similarity, subspaces, cka = _deltas(rng)
     paths, barriers = _paths()
     trajectories, fits = _trajectories()
-    pairs, floors, spans, separations, maps, axes = _yardsticks()
+    pairs, floors, spans, separations, maps, axes = _cosine_baselines()
     weights, overlaps, changed = _off_principal()
     rollouts = [
         {
@@ -583,25 +614,37 @@ def build_tables() -> dict[str, pa.Table]:
     ]
     rows = {
         "rollouts": rollouts,
-        "rejected": [{"source": "rollouts.jsonl", "line": 17, "reason": "empty completion", "text": "{}"}],
+        "missing": [
+            {"stage": "geometry", "part": "geometry.planes", "reason": "planes: 1 of 2 tasks failed.\n- it broke"},
+            {"stage": "train", "part": f"run {DIVERGED}", "reason": "named with the runs"},
+            {"stage": "report", "part": "MLflow", "reason": "of no concern here"},
+        ],
+        "set_aside": [{"source": "rollouts.jsonl", "line": 17, "reason": "empty completion", "text": "{}"}],
         "counts": [
             {"stage": "rollouts", "name": "rows read", "value": 321},
             {"stage": "dpo", "name": "pairs made", "value": 12_345},
         ],
         "runs": runs,
-        "curves": curves,
+        "trials": _trials(),
+        "training_curves": curves,
         "accuracy": accuracy,
+        "pass_at_k": [
+            {"run": row["run"], "benchmark": "word-problems", "k": k, "problems": PROBLEMS, "samples": 4}
+            | {"pass_at_k": 1 - (1 - row["accuracy"]) ** k, "low": row["low"], "high": 1 - (1 - row["high"]) ** k}
+            for row in accuracy
+            for k in (1, 2, 4)
+        ],
         "mcnemar": mcnemar,
         "deltas": deltas,
         "trajectories": trajectories,
         "trajectory_fits": fits,
         "similarity": similarity,
-        "yardsticks": pairs,
-        "floors": floors,
-        "spans": spans,
-        "separations": separations,
-        "maps": maps,
-        "map_axes": axes,
+        "cosine_baselines": pairs,
+        "noise_floors": floors,
+        "span_residuals": spans,
+        "permutation_tests": separations,
+        "mds": maps,
+        "mds_axes": axes,
         "subspaces": subspaces,
         "off_principal": weights,
         "mask_overlaps": overlaps,
@@ -615,7 +658,8 @@ def build_tables() -> dict[str, pa.Table]:
         "cka": cka,
         **_models(),
     }
-    return {name: to_arrow(name, content) for name, content in rows.items()}
+    columns = schemas()
+    return {name: to_arrow(name, content, columns[name]) for name, content in rows.items()}
 
 
 CONTEXT = PageContext(

@@ -6,6 +6,10 @@ import shutil
 import subprocess
 
 import pytest
+from view_cases import view_of
+
+from raygeo.report.page import PageContext, render_page
+from raygeo.report.parts import Parts
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -61,3 +65,31 @@ def test_the_page_paints(tmp_path, page):
     picture = tmp_path / "page.png"
     browse(tmp_path, page, 1280, f"--screenshot={picture}")
     assert picture.stat().st_size > 50_000
+
+
+FILTERED = """<!doctype html><html><body><iframe srcdoc="{page}"></iframe>
+<script>
+const frame = document.querySelector("iframe");
+frame.onload = () => {{
+  const page = frame.contentDocument, said = [];
+  const box = page.querySelector("input[aria-label='Filter: Results of every run, the base first']");
+  const rows = [...box.parentElement.querySelectorAll("tbody tr")];
+  for (const words of ["lr2 s1", "S1", "nothing", ""]) {{
+    box.value = words;
+    box.dispatchEvent(new Event("input"));
+    const left = rows.filter(row => frame.contentWindow.getComputedStyle(row).display !== "none").length;
+    said.push(left + box.nextElementSibling.textContent);
+  }}
+  document.body.dataset.said = said.join(",");
+}};
+</script></body></html>"""
+
+
+def test_filters_hide_the_rows_that_lack_a_word(tmp_path):
+    names = [f"sft-lr{lr}-s{seed}" for lr in range(9) for seed in range(3)]
+    runs = [{"run": name, "key": name, "loss": "sft", "status": "finished"} for name in names]
+    page = render_page(view_of(names[0], runs=runs), PageContext("many", "tiny", names[0], "now"), {}, Parts())
+    document, log = browse(tmp_path, FILTERED.format(page=html.escape(page)), 1400, "--dump-dom")
+    found = re.search(r'data-said="([^"]*)"', document)
+    assert found, log
+    assert found[1] == "1 1 of 28 rows,9 9 of 28 rows,0 0 of 28 rows,28"

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint ends with the weights of one that was never stopped, to the last bit."""
+"""A run that resumes from a checkpoint ends with the weights of one that was never stopped, to the last bit."""
 
 import os
 import socket
@@ -6,23 +6,28 @@ import socket
 import pytest
 import torch
 from process_cases import run_in_group
-from student_cases import draw_rollouts, save_tiny_student
+from study_cases import draw_rollouts
+from tiny import save_tiny_student
 
+from raygeo.data.tokens import RolloutTokens
+from raygeo.generation.renderer import PlainRenderer
 from raygeo.losses import SFT
-from raygeo.rollouts.tokens import RolloutTokens
+from raygeo.models.delta import LowRank, open_delta
+from raygeo.models.loading import load_tokenizer
+from raygeo.models.lora import LoraSettings
 from raygeo.store import Store
-from raygeo.students.delta import LowRank, open_delta
-from raygeo.students.loading import load_tokenizer
-from raygeo.students.lora import LoraSettings
+from raygeo.training.checkpoints import Checkpoints
 from raygeo.training.engine import import_deepspeed
 from raygeo.training.inputs import RunInputs
 from raygeo.training.settings import RunSpec, TrainingSettings
 from raygeo.training.worker import Job, train
 
-LORA = LoraSettings(r=4, alpha=8)
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+LORA = LoraSettings(r=4, lora_alpha=8)
 SETTINGS = {
-    "steps": 9, "batch_size": 8, "micro_batch": 2, "lr": 2e-3, "warmup": 0.3, "weight_decay": 0.01, "clip": 0.5,
-    "log_every": 1, "checkpoint_every": 3, "snapshots": 3,
+    "steps": 9, "batch_size": 8, "micro_batch_size": 2, "lr": 2e-3, "warmup_ratio": 0.3, "weight_decay": 0.01,
+    "max_grad_norm": 0.5, "log_every": 1, "checkpoint_every": 3, "snapshots": 3,
 }  # fmt: skip
 # name -> (ranks, settings, step after which the run breaks off)
 CASES = {
@@ -86,7 +91,7 @@ def store(tmp_path_factory):
     tokenizer = load_tokenizer(student)
     (root / "tokens").mkdir()
     rows = zip(rollouts["prompt"].to_pylist(), rollouts["completion"].to_pylist(), [True] * len(rollouts), strict=True)
-    RolloutTokens.encode(tokenizer, rows).save(root / "tokens")
+    RolloutTokens.encode(PlainRenderer(tokenizer), rows).save(root / "tokens")
     inputs = RunInputs("rollouts", str(student), "student", str(root / "tokens"), tokenizer.pad_token_id)
     for again in (False, True):
         for world in (1, 2):
@@ -114,7 +119,7 @@ def assert_equal(found, expected):
 def test_a_resumed_run_has_the_same_weights_curves_and_snapshots(store, case):
     whole, broken = f"{case}-whole", f"{case}-broken"
     assert_equal(tensors(store, broken), tensors(store, whole))
-    assert store.read_unit("curves", broken).equals(store.read_unit("curves", whole))
+    assert store.read_unit("training_curves", broken).equals(store.read_unit("training_curves", whole))
     steps = store.folders(f"snapshots/{whole}")
     assert store.folders(f"snapshots/{broken}") == steps
     assert len(steps) == 3
@@ -130,7 +135,7 @@ def test_offloading_changes_no_more_than_rounding(store, stage):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_goes_on_where_the_last_checkpoint_was(store, case):
+def test_it_resumes_where_the_last_checkpoint_was(store, case):
     last = CASES[case][2]
     assert int(store.read_bytes(f"resumed/{case}")) == last - last % 3 + 1
 
@@ -145,3 +150,14 @@ def test_summaries_tell_of_the_whole_run(store):
         for name in ("status", "steps", "tokens", "examples", "student"):
             assert broken[name] == whole[name]
         assert whole["status"] == "finished"
+
+
+def test_checkpoints_of_another_revision_are_another_runs(tmp_path):
+    store = Store(tmp_path)
+    store.complete_folder("checkpoints", "key-r1.1-00000003")
+    first, second = Checkpoints(store, "key-r1"), Checkpoints(store, "key-r1.1")
+    assert (first.last_step(), second.last_step()) == (None, 3)
+    first.clear()
+    assert second.last_step() == 3
+    second.clear()
+    assert second.last_step() is None

@@ -1,7 +1,13 @@
-"""Real faults on real Ray: the cases of ``jobs/faults.py`` that no other test covers."""
+"""Real faults on real Ray: the cases of ``checks/faults.py`` that no other test covers."""
+
+import sys
 
 import pytest
-from faults import ask_too_much, break_run
+from ray import cloudpickle
+
+from checks.faults import ask_too_much, break_run, make_store, train
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 def test_a_killed_worker_of_a_sharded_run_costs_nothing_but_time(ray_session, tmp_path):
@@ -9,20 +15,60 @@ def test_a_killed_worker_of_a_sharded_run_costs_nothing_but_time(ray_session, tm
     assert result.status == "finished"
     assert result.gap == 0
     assert 1 <= result.redone <= 20
-    assert any("goes on from its last checkpoint" in note for note in result.notes)
+    assert any("resumes from its last checkpoint" in note for note in result.notes)
     assert_cpus_are_free(ray_session)
 
 
 def test_lack_of_memory_halves_the_micro_batch(ray_session, tmp_path):
     result = break_run("memory", tmp_path)
     assert result.status == "finished"
-    assert result.notes == ["out of memory at micro_batch 8; halved, same batch_size"]
+    assert result.notes == ["out of memory at micro_batch_size 8; halved, same batch_size"]
     assert result.gap == pytest.approx(0, abs=1e-5)
     assert_cpus_are_free(ray_session)
 
 
 def test_what_cannot_be_placed_is_refused_at_once(ray_session, tmp_path):
     assert "64 x (1 CPU)" in ask_too_much(tmp_path).fault
+
+
+class Faulty:
+    """Inputs that break the loss of SFT in every process they come to: it raises in its third micro-batch."""
+
+    def __init__(self, inputs):
+        self.inputs = inputs
+
+    def __getattr__(self, name):
+        return getattr(self.inputs, name)
+
+    def __reduce__(self):
+        return (break_loss, (self.inputs,))
+
+
+def break_loss(inputs):
+    from raygeo.losses import SFT
+
+    whole, calls = SFT.__call__, []
+
+    def broken(self, given):
+        calls.append(given)
+        if len(calls) > 2:
+            raise RuntimeError("the loss fell over")
+        return whole(self, given)
+
+    SFT.__call__ = broken
+    return Faulty(inputs)
+
+
+def test_an_error_in_a_loss_ends_the_run_at_once_and_is_shown(ray_session, tmp_path):
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    store, inputs = make_store(tmp_path)
+    seen = train(store, Faulty(inputs), {})["run"]
+    assert seen.steps == [1]
+    assert seen.end["status"] == "failed"
+    assert seen.end["reason"].startswith("RuntimeError: the loss fell over (")
+    assert seen.end["reason"].endswith(" in broken)")
+    assert seen.notes == ["Traceback (most recent call last):"]
+    assert not store.units("runs")
 
 
 def assert_cpus_are_free(ray):

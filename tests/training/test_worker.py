@@ -8,18 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from equivalence import SHAPE, make_setting
 from process_cases import run_in_group
+from tiny import TINY
 
+from checks.equivalence import make_setting
 from raygeo.losses import DPO, SFT
-from raygeo.students.delta import check_delta
+from raygeo.models.delta import check_delta
+from raygeo.models.lora import LoraSettings
+from raygeo.records import FINISHED, RunRecord
 from raygeo.training.engine import import_deepspeed
 from raygeo.training.settings import RunSpec, TrainingSettings
 from raygeo.training.worker import Job, train
 
+pytestmark = pytest.mark.cluster
+
 STEPS = 6
-LOSSES = {"sft": SFT(), "dpo": DPO()}
-SETTINGS = {"steps": STEPS, "batch_size": 8, "micro_batch": 4, "lr": 2e-3, "log_every": 4, "snapshots": 0}
+RUNS = {"sft": (SFT(), None), "dpo": (DPO(), None), "lora": (SFT(), LoraSettings(r=2, lora_alpha=4))}
+SETTINGS = {"steps": STEPS, "batch_size": 8, "micro_batch_size": 4, "lr": 2e-3, "log_every": 4, "snapshots": 0}
 
 
 def train_jobs(rank, ranks, setting, folder):
@@ -27,40 +32,52 @@ def train_jobs(rank, ranks, setting, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", world_size=ranks, rank=rank)
     import_deepspeed().init_distributed("gloo", verbose=False)
-    for name, loss in LOSSES.items():
+    for name, (loss, lora) in RUNS.items():
         reports = []
-        spec = RunSpec(name=name, loss=loss, training=TrainingSettings(**SETTINGS))
-        summary = train(
+        spec = RunSpec(name=name, loss=loss, training=TrainingSettings(**SETTINGS, lora=lora))
+        record = train(
             Job(spec, name, setting.fp32, setting.store),
             lambda step, metrics, reports=reports: reports.append({"step": step, "metrics": metrics}),
         )
-        Path(folder, f"{name}.json").write_text(json.dumps({"summary": summary, "reports": reports}))
+        Path(folder, f"{name}.json").write_text(json.dumps({"row": record.row(), "reports": reports}))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The store, and by loss what ``train`` returned and reported."""
+    """The store, and by run what ``train`` returned, as a row, and reported."""
     folder = tmp_path_factory.mktemp("worker")
-    setting = make_setting(folder, SHAPE.model_copy(update={"layers": 1}), prompts=12)
+    setting = make_setting(folder, TINY.model_copy(update={"layers": 1}), prompts=12)
     run_in_group(train_jobs, 1, setting, str(folder))
-    return setting.store, {name: json.loads((folder / f"{name}.json").read_text()) for name in LOSSES}
+    return setting.store, {name: json.loads((folder / f"{name}.json").read_text()) for name in RUNS}
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_finished_run_is_in_the_store(trained, loss):
+@pytest.mark.parametrize("name", RUNS)
+def test_a_finished_run_is_in_the_store(trained, name):
     store, told = trained
-    summary = told[loss]["summary"]
-    assert (summary["status"], summary["steps"], summary["run"]) == ("finished", STEPS, loss)
-    [row] = store.read_unit("runs", loss).to_pylist()
-    assert row["status"] == "finished"
-    assert row["delta"] == store.folder("deltas", loss)
+    [row] = store.read_unit("runs", name).to_pylist()
+    assert row == told[name]["row"]
+    assert (row["run"], row["key"], row["status"], row["steps"], row["reason"]) == (name, name, FINISHED, STEPS, None)
+    assert row["delta"] == store.folder("deltas", name)
     check_delta(row["delta"])
-    steps = {curve["step"] for curve in store.read_unit("curves", loss).to_pylist()}
+    steps = {curve["step"] for curve in store.read_unit("training_curves", name).to_pylist()}
     assert steps == set(range(1, STEPS + 1))
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_the_record_of_a_run_holds_its_settings(trained, name):
+    [row] = trained[0].read_unit("runs", name).to_pylist()
+    record = RunRecord.of(row)
+    loss, lora = RUNS[name]
+    assert (record.loss, row["loss"]) == (loss.model_dump(mode="json"), loss.type)
+    settings = TrainingSettings(**SETTINGS, lora=lora)
+    assert TrainingSettings.model_validate(record.training) == settings
+    assert (row["lr"], row["seed"], row["init_seed"]) == (settings.lr, settings.seed, settings.init_seed)
+    assert (record.adapter_init is None) == (lora is None)
+    assert record.row() == row
+
+
 def test_dpo_starts_at_ln_2(trained):
-    curves = trained[0].read_unit("curves", "dpo").to_pylist()
+    curves = trained[0].read_unit("training_curves", "dpo").to_pylist()
     first = {row["metric"]: row["value"] for row in curves if row["step"] == 1}
     assert first["objective"] == pytest.approx(math.log(2), abs=1e-6)
     assert first["margin"] == pytest.approx(0, abs=1e-5)

@@ -1,14 +1,18 @@
 """Barriers of one path from its losses: how high it rises over its ends, how sure that is, and where to look closer."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from raygeo.errors import DeltaError
+from raygeo.geometry.bootstrap import LEVEL, Array, resampled_means
 
-Array = NDArray[np.float64]
-LEVEL = 0.95
+REVISION = 2
+"""Counts the ways barriers have been computed, so that no two meet under one key."""
 
 
 class Excess(NamedTuple):
@@ -50,7 +54,7 @@ def excess(alphas: ArrayLike, losses: ArrayLike) -> Excess:
         losses: [..., A] in any unit.
 
     Raises:
-        ValueError: ``alphas`` is no such grid or the shapes differ.
+        ValueError: ``alphas`` is not such a grid, or the shapes differ.
         DeltaError: a loss is NaN or infinite.
     """
     a, x = np.asarray(alphas, dtype=np.float64), np.asarray(losses, dtype=np.float64)
@@ -70,63 +74,86 @@ def excess(alphas: ArrayLike, losses: ArrayLike) -> Excess:
 
 
 def barrier(alphas: ArrayLike, losses: ArrayLike) -> Barrier:
-    """Both barriers of one path ``losses`` [A] over ``alphas`` [A], in the unit of the losses.
+    """Both barriers of one path: how high its loss rises above its ends.
 
     * chord: max of L(alpha) - [(1 - alpha) L(0) + alpha L(1)] (Entezari et al., arXiv:2110.06296); 0 when the path
       never rises above the chord.
     * mean: max of L(alpha) - [L(0) + L(1)] / 2 (Frankle et al., arXiv:1912.05671); at least |L(0) - L(1)| / 2, because
       the ends belong to the path.
 
-    Neither is ever negative. Raises as ``excess`` does.
+    Args:
+        alphas: [A] strictly increasing from 0 to 1.
+        losses: [A] in any unit, the ``means`` of a ``paths.Path`` say.
+
+    Returns:
+        Both in the losses' unit, never negative, and the alphas where they are attained.
+
+    Raises:
+        ValueError: ``alphas`` is not such a grid, or the shapes differ.
+        DeltaError: a loss is NaN or infinite.
     """
     chord, mean = excess(alphas, losses)
     grid = np.asarray(alphas, dtype=np.float64)
     return Barrier(float(chord.max()), float(grid[chord.argmax()]), float(mean.max()), float(grid[mean.argmax()]))
 
 
-def resampled_losses(sums: ArrayLike, counts: ArrayLike, *, resamples: int, seed: int) -> Array:
-    """Losses [R, A] of R = ``resamples`` paired bootstrap resamples over examples.
+def maximum_interval(
+    curve: ArrayLike, resampled: ArrayLike, examples: int, level: float = LEVEL
+) -> tuple[float, float]:
+    """Interval (low, high) of the largest value of a curve that is known with noise.
 
-    Each resample draws N of the N examples with replacement, the same ones for every column; its loss is the sum of the
-    drawn ``sums`` over the sum of the drawn ``counts`` (a token mean).
+    The largest of noisy values is biased upwards, and percentiles of resampled maxima are so once more: on a flat path
+    over 48 texts they exclude 0 in a fifth of cases. Instead a band is laid that holds for all points at once, value
+    less or more so many standard errors, and the largest of its lower and of its upper ends are taken (intersection
+    bounds: Chernozhukov, Lee & Rosen 2013, arXiv:0907.3503). How many standard errors, for either side, is the quantile
+    of the largest deviation of a resample, times what Student's t has over the normal law for so many examples. Either
+    end is missed with at most half of 1 - level; the interval is somewhat too wide where the maximum is sharp. A single
+    example gives NaN.
 
     Args:
-        sums: [A, N] loss of each example at each of A points, summed over what ``counts`` counts.
-        counts: [N] positive, tokens of each example (1 each for an error rate).
-        resamples: number of resamples.
-        seed: seed of the draws; equal seeds and N draw equal examples.
+        curve: [A].
+        resampled: [R, A], resamples of the curve.
+        examples: how many examples were resampled.
+        level: coverage aimed at.
     """
-    x, n = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
-    times_drawn = np.random.default_rng(seed).multinomial(len(n), np.full(len(n), 1 / len(n)), size=resamples)
-    times = times_drawn.astype(np.float64)  # for BLAS
-    return (times @ x.T) / (times @ n)[:, None]
-
-
-def percentiles(values: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
-    """Percentile interval (low, high) of resampled ``values`` [R]."""
-    low, high = np.quantile(np.asarray(values, dtype=np.float64), [(1 - level) / 2, (1 + level) / 2]).tolist()
-    return low, high
+    if examples < 2:
+        return math.nan, math.nan
+    x, draws = np.asarray(curve, dtype=np.float64), np.asarray(resampled, dtype=np.float64)
+    error = draws.std(0)
+    deviation = np.divide(draws - x, error, out=np.zeros_like(draws), where=error > 0)
+    quantile = (1 + level) / 2
+    above, below = (np.quantile(side.max(1).clip(min=0), quantile) for side in (deviation, -deviation))
+    few = np.sqrt(examples / (examples - 1)) * student.ppf(quantile, examples - 1) / norm.ppf(quantile)
+    return float((x - few * above * error).max()), float((x + few * below * error).max())
 
 
 def barrier_intervals(
-    alphas: ArrayLike, sums: ArrayLike, counts: ArrayLike, *, resamples: int, seed: int, level: float = LEVEL
+    alphas: ArrayLike, sums: ArrayLike, counts: ArrayLike, *, resamples: int = 2000, seed: int = 0, level: float = LEVEL
 ) -> Intervals:
-    """Percentile intervals of both barriers by a paired bootstrap over examples.
+    """Intervals of both barriers (``maximum_interval``) by a paired bootstrap over examples.
 
-    The barriers of every resample (``resampled_losses``) are recomputed from its curve, their alphas included. A
-    maximum is convex, so resampling noise biases it upwards: on a flat path the interval lies above 0 and may lie above
-    the estimate. Read an interval that stays near 0 as "no barrier seen".
+    On a flat path they exclude 0 in at most 1 - level of cases, as far as the examples stand for all.
 
     Args:
-        alphas: [A], as in ``excess``.
-        sums: [A, N], as in ``resampled_losses``, as are ``counts``, ``resamples`` and ``seed``.
-        counts: [N].
+        alphas: [A] strictly increasing from 0 to 1.
+        sums: [A, N] loss of each of N examples at each alpha, summed over what ``counts`` counts.
+        counts: [N] positive, tokens of each example (1 each for an error rate).
         resamples: number of resamples.
-        seed: seed of the draws.
+        seed: seed of the draws, the same examples for every alpha.
         level: coverage aimed at.
+
+    Returns:
+        Intervals in the unit of a mean loss (nats a token), none below 0; NaN for a single example.
+
+    Raises:
+        ValueError: ``alphas`` is not such a grid, or the shapes differ.
+        DeltaError: a loss is NaN or infinite.
     """
-    chord, mean = excess(alphas, resampled_losses(sums, counts, resamples=resamples, seed=seed))
-    return Intervals(percentiles(chord.max(-1), level), percentiles(mean.max(-1), level))
+    x = np.asarray(sums, dtype=np.float64)
+    found = excess(alphas, x.sum(1) / np.sum(counts))
+    drawn = excess(alphas, resampled_means(x.T, counts, resamples=resamples, seed=seed))
+    ends = (maximum_interval(*pair, len(np.asarray(counts)), level) for pair in zip(found, drawn, strict=True))
+    return Intervals(*((max(low, 0.0), high) for low, high in ends))
 
 
 def headroom(alphas: ArrayLike, losses: ArrayLike) -> Array:

@@ -1,23 +1,18 @@
-"""One student on which mixtures of runs are evaluated: likelihood, calibration, and answers to problems."""
+"""Mixtures of runs evaluated on one student: likelihood, calibration, and answers to problems."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from raygeo.data.probes import Probe
 from raygeo.errors import DeltaError
-from raygeo.geometry.connectivity.barriers import Array, percentiles, resampled_losses
+from raygeo.geometry.bootstrap import Array, percentile_interval, resampled_means
 from raygeo.geometry.connectivity.confidence import Calibration, calibration
-from raygeo.geometry.connectivity.measures import AccuracySettings, Errors, Likelihood, halves
-from raygeo.geometry.connectivity.mixtures import Mixture, load_mixable
-from raygeo.geometry.probes import Probe
-from raygeo.rollouts.grading import Grading
-from raygeo.store import AnyPath
-from raygeo.students.mix import MixedWeights
-from raygeo.students.run import Run
+from raygeo.geometry.connectivity.measures import AnswerErrors, ProbeNLL, halves
+from raygeo.models.resident import Measured, ResidentStudent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,64 +26,39 @@ class Evaluation(NamedTuple):
     wrong: Array | None
 
 
-@dataclass
 class Evaluator:
-    """A student that mixtures are measured on: ``chosen`` and ``measured`` are the two halves of one probe."""
+    """What mixtures are judged by, on the two halves of one probe and on problems.
 
-    model: PreTrainedModel
-    weights: MixedWeights
-    chosen: Likelihood
-    measured: Likelihood
-    errors: Errors | None
-    known: dict[Run, Evaluation] = field(default_factory=dict)
+    ``evaluations`` are of the second half and the problems, ``chosen`` is the token-mean NLL of the first half, which
+    choices are made with; ``counts`` [N] are completion tokens of the second half.
 
-    @classmethod
-    def open(
-        cls,
-        settings: AccuracySettings,
-        base: AnyPath,
-        runs: Sequence[Run],
-        probe: Probe,
-        problems: Sequence[tuple[str, str]],
-        grading: Grading,
-    ) -> Evaluator:
-        """Load the base student once, halve the probe and tokenise what is measured."""
-        model, tokenizer, weights = load_mixable(base, runs)
-        chosen, measured = (Likelihood(probe.name, half, tokenizer, settings.batch_size) for half in halves(probe))
-        errors = Errors(problems, grading, tokenizer, settings) if problems else None
-        return cls(model, weights, chosen, measured, errors)
+    Args:
+        student: the student that mixtures are applied to.
+        probe: the texts, at least two.
+        batch_size: sequences per forward pass.
+        errors: what answers to problems are judged by, if there are problems.
+    """
 
-    def evaluate(self, terms: Mixture) -> Evaluation:
-        """Measure a mixture.
+    def __init__(self, student: ResidentStudent, probe: Probe, batch_size: int, errors: AnswerErrors | None):
+        self.student, self._errors = student, errors
+        chosen, self._measured = (ProbeNLL(half, batch_size, student.pad_id) for half in halves(probe))
+        self.counts = self._measured.counts
+        self.chosen = Measured(student, chosen.mean)
+        self.evaluations = Measured(student, self._evaluate)
 
-        Raises:
-            DeltaError: its likelihood is not finite.
-        """
-        with self.weights.mixed(terms):
-            sums = self.measured.sums(self.model)
-            if not np.isfinite(sums).all():
-                raise DeltaError("the loss of a mixture of runs is not finite; a run has diverged, leave it out.")
-            wrong = None if self.errors is None else self.errors.sums(self.model)
-            return Evaluation(sums, calibration(self.model, self.measured.batches), wrong)
+    def _evaluate(self, model: PreTrainedModel) -> Evaluation:
+        sums = self._measured.sums(model)
+        if not np.isfinite(sums).all():
+            raise DeltaError("the loss of a mixture of runs is not finite; a run has diverged, leave it out.")
+        wrong = None if self._errors is None else self._errors.sums(model)
+        return Evaluation(sums, calibration(model, self._measured.batches), wrong)
 
-    def evaluate_run(self, run: Run) -> Evaluation:
-        """Measure a run as it was trained, once."""
-        if run not in self.known:
-            self.known[run] = self.evaluate(run.mixture())
-        return self.known[run]
-
-    def choose_by(self, terms: Mixture) -> float:
-        """Token-mean NLL of a mixture on the half that choices are made with."""
-        with self.weights.mixed(terms):
-            return float(self.chosen.sums(self.model).sum() / self.chosen.counts.sum())
-
-    def columns(self, found: Evaluation, settings: AccuracySettings) -> dict[str, Any]:
-        """What tables hold of an evaluation: loss with its interval, calibration, accuracy."""
-        counts = self.measured.counts
-        resampled = resampled_losses(found.sums[None], counts, resamples=settings.bootstrap, seed=settings.seed)
-        low, high = percentiles(resampled)
-        row: dict[str, Any] = {"loss": float(found.sums.sum() / counts.sum()), "loss_low": low, "loss_high": high}
-        row |= {**found.calibration._asdict(), "n": len(counts), "tokens": int(counts.sum())}
+    def columns(self, found: Evaluation, *, resamples: int, seed: int) -> dict[str, Any]:
+        """What tables hold of an evaluation: NLL with its bootstrap interval, calibration, accuracy."""
+        low, high = percentile_interval(resampled_means(found.sums, self.counts, resamples=resamples, seed=seed))
+        nll = float(found.sums.sum() / self.counts.sum())
+        row: dict[str, Any] = {"nll": nll, "nll_low": low, "nll_high": high}
+        row |= {**found.calibration._asdict(), "n": len(self.counts), "tokens": int(self.counts.sum())}
         if found.wrong is not None:
             row |= {"accuracy": float(1 - found.wrong.mean()), "problems": len(found.wrong)}
         return row

@@ -2,54 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
 
+from raygeo.data.exam import Exam
+from raygeo.data.probes import Probe, sequence_nlls
 from raygeo.errors import DataError
-from raygeo.geometry.connectivity.barriers import Array
-from raygeo.geometry.probes import Probe, sequence_nlls
-from raygeo.rollouts.grading import Grading, grader
-from raygeo.settings import Settings
-from raygeo.students.encoding import Batch
-from raygeo.students.generation import generate
+from raygeo.geometry.bootstrap import Array
+from raygeo.models.batches import Batch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
+Metric = Literal["nll", "accuracy"]
 PROBLEMS = "problems"
 """The ``probe`` of the accuracy rows."""
-
-
-class LikelihoodSettings(Settings):
-    """How likelihoods between runs are measured."""
-
-    batch_size: int = Field(16, ge=1)
-    """Sequences per forward pass."""
-    bootstrap: int = Field(2000, ge=100)
-    """Resamples behind each 95 % interval."""
-    seed: int = 0
-    """Seed of the resampling; the same examples are drawn for all runs and all points."""
-
-
-class AccuracySettings(LikelihoodSettings):
-    """How accuracy between runs is measured besides."""
-
-    accuracy_problems: int = Field(64, ge=0)
-    """How many problems (the first ones) the accuracy is measured on; 0 turns it off."""
-    max_new_tokens: int = Field(512, ge=1)
-    """Length at which an answer is cut off."""
-    generation_batch_size: int = Field(64, ge=1)
-    """Problems answered together."""
 
 
 class Measure(Protocol):
     """What is followed between runs; its loss is the sum of ``sums`` over the sum of ``counts`` [N]."""
 
-    metric: ClassVar[Literal["nll", "accuracy"]]
+    metric: ClassVar[Metric]
     probe: str
     counts: Array
 
@@ -58,15 +33,22 @@ class Measure(Protocol):
         ...
 
 
-class Likelihood:
-    """Negative log-likelihood of a probe, in nats; ``counts`` are completion tokens."""
+class ProbeNLL:
+    """Negative log-likelihood of a probe, in nats; ``counts`` [N] are completion tokens.
 
-    metric: ClassVar[Literal["nll", "accuracy"]] = "nll"
+    Args:
+        probe: the texts.
+        batch_size: sequences per forward pass.
+        pad_id: what batches are padded with.
+        name: what the probe is called in tables, by default its own name.
+    """
 
-    def __init__(self, name: str, probe: Probe, tokenizer: PreTrainedTokenizerBase, batch_size: int):
-        self.probe = name
+    metric: ClassVar[Metric] = "nll"
+
+    def __init__(self, probe: Probe, batch_size: int, pad_id: int, name: str | None = None):
+        self.probe = probe.name if name is None else name
         self.order = probe.order(batch_size)
-        self.batches: list[Batch] = probe.batches(tokenizer.pad_token_id, batch_size)
+        self.batches: list[Batch] = probe.batches(pad_id, batch_size)
         self.counts = np.array([s.completion_length for s in probe.sequences], dtype=np.float64)
 
     def sums(self, model: PreTrainedModel) -> Array:
@@ -74,38 +56,33 @@ class Likelihood:
         with torch.inference_mode():
             return sequence_nlls(model, self.batches, self.order)[0].numpy()
 
+    def mean(self, model: PreTrainedModel) -> float:
+        """Token mean of the NLL."""
+        return float(self.sums(model).sum() / self.counts.sum())
 
-class Errors:
-    """Wrong greedy answers to problems; ``counts`` are ones, so the loss is the error rate."""
 
-    metric: ClassVar[Literal["nll", "accuracy"]] = "accuracy"
+class AnswerErrors:
+    """Wrong greedy answers to the problems of an exam; ``counts`` [N] are ones, so the loss is the error rate.
+
+    Args:
+        exam: the problems, and how they are asked and judged.
+        max_new_tokens: length at which an answer is cut off.
+        batch_size: problems answered together.
+    """
+
+    metric: ClassVar[Metric] = "accuracy"
     probe = PROBLEMS
 
-    def __init__(
-        self,
-        problems: Sequence[tuple[str, str]],
-        grading: Grading,
-        tokenizer: PreTrainedTokenizerBase,
-        settings: AccuracySettings,
-    ):
-        self.prompts, self.golds = ([problem[side] for problem in problems] for side in (0, 1))
-        self.grading: Grading = grading
-        self.tokenizer = tokenizer
-        self.settings = settings
-        self.counts = np.ones(len(problems))
+    def __init__(self, exam: Exam, *, max_new_tokens: int, batch_size: int):
+        self.exam = exam
+        self.options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+        self.counts = np.ones(len(exam.problems))
 
     def sums(self, model: PreTrainedModel) -> Array:
-        """1 where the answer is wrong, 0 where it is right, [N]."""
-        answers = generate(
-            model,
-            self.tokenizer,
-            self.prompts,
-            max_new_tokens=self.settings.max_new_tokens,
-            batch_size=self.settings.generation_batch_size,
-        )
-        with grader(self.grading) as judge:
-            verdicts = judge.grade_many([(a.text, gold) for (a,), gold in zip(answers, self.golds, strict=True)])
-        return np.array([not verdict.correct for verdict in verdicts], dtype=np.float64)
+        """0 where the answer is right and was not cut off, 1 where it is not, [N]."""
+        answers = self.exam.answers(model, **self.options)
+        right = [verdict.correct and not answer.truncated for answer, verdict in answers]
+        return np.array([not each for each in right], dtype=np.float64)
 
 
 def halves(probe: Probe) -> tuple[Probe, Probe]:

@@ -1,25 +1,16 @@
-"""A student whose weights can be set to mixtures of runs, and what mixtures are made of besides whole deltas."""
+"""What mixtures are made of besides whole deltas, and distances between deltas."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from raygeo.errors import ConfigError, DeltaError
+from raygeo.errors import DeltaError
+from raygeo.geometry.bootstrap import Array
 from raygeo.geometry.weights import linalg
-from raygeo.store import AnyPath
-from raygeo.students.delta import Entry
-from raygeo.students.loading import default_device, load_student
-from raygeo.students.mix import MixedWeights
-from raygeo.students.run import Run
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Mixture = Sequence[tuple[float, Mapping[str, Entry]]]
+from raygeo.models.delta import Entry
+from raygeo.models.mix import Mixture
 
 
 class Entries(Mapping[str, Entry]):
@@ -57,14 +48,7 @@ def mixture(*terms: tuple[float, Mapping[str, Entry] | None]) -> Mixture:
     return [(coefficient, delta) for coefficient, delta in terms if delta is not None and coefficient != 0]
 
 
-def load_mixable(base: AnyPath, runs: Sequence[Run]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, MixedWeights]:
-    """Load the base student once, with its tokenizer, ready to take mixtures of ``runs``."""
-    model, tokenizer = load_student(base, device=default_device())
-    opened = [delta for run in runs if (delta := run.open()) is not None]
-    return model, tokenizer, MixedWeights(model, {name for delta in opened for name in delta})
-
-
-def delta_gram(deltas: Sequence[Mapping[str, Entry] | None]) -> NDArray[np.float64]:
+def delta_gram(deltas: Sequence[Mapping[str, Entry] | None]) -> Array:
     """Inner products of all pairs of deltas over all parameters, [N, N] fp64; None, the base, is the zero delta.
 
     One parameter of all deltas is read at a time and LoRA factors are never multiplied out.
@@ -79,7 +63,7 @@ def delta_gram(deltas: Sequence[Mapping[str, Entry] | None]) -> NDArray[np.float
     return total
 
 
-def distance(gram: NDArray[np.float64], i: int, j: int) -> float:
+def distance(gram: Array, i: int, j: int) -> float:
     """Euclidean distance between two deltas, from their inner products.
 
     Raises:
@@ -89,20 +73,3 @@ def distance(gram: NDArray[np.float64], i: int, j: int) -> float:
     if square <= 1e-14 * max(gram[i, i], gram[j, j]):
         raise DeltaError("two of the runs have the same weights, so nothing lies between them; leave one out.")
     return float(np.sqrt(square))
-
-
-def find_runs(runs: Sequence[Run], groups: Iterable[Sequence[str]], setting: str) -> list[tuple[Run, ...]]:
-    """The runs named in each of ``groups``, in order.
-
-    Raises:
-        ConfigError: a name is no trained run (and not the base's); ``setting`` says where it was read.
-    """
-    named = {run.name: run for run in runs}
-    found = []
-    for group in groups:
-        unknown = [name for name in group if name not in named]
-        if unknown or len(set(group)) < len(group):
-            wrong = f"{unknown} are no trained runs" if unknown else "a run stands there twice"
-            raise ConfigError(f"{setting} {list(group)}: {wrong}; the runs are {', '.join(named)}.")
-        found.append(tuple(named[name] for name in group))
-    return found

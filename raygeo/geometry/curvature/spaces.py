@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from raygeo.errors import StudentError
-from raygeo.students.delta import layer_index
+from raygeo.models.delta import layer_index
 
 Space = Literal["delta", "all", "attention", "blocks", "lora", "span"]
 SPAN = "span"
@@ -16,7 +16,7 @@ def spaces_of_weights(space: Space, names: Sequence[str], touched: Iterable[str]
     """Parameters of each space that ``space`` stands for, by the space's label in tables.
 
     ``names`` are all parameters of the base, ``touched`` those that any run's delta changes. "blocks" stands for one
-    space a transformer block; "lora" and "span" are no sets of parameters of the base and stand for none.
+    space a transformer block; "lora" and "span" are not sets of parameters of the base and stand for none.
 
     Raises:
         StudentError: the student has no parameter of that space.

@@ -11,10 +11,13 @@ from raygeo.errors import DeltaError
 from raygeo.geometry.curvature.lanczos import MatMat
 from raygeo.geometry.curvature.operators import Operator
 from raygeo.geometry.weights import linalg
-from raygeo.students.delta import Delta
+from raygeo.models.delta import Delta, Multiplied
 
 _SMALLEST = 1e-10
 _CHUNK = 1 << 22
+
+HELD = 1 << 28
+"""Most numbers of basis vectors held at once, and as many of their products: 1 GiB each in fp32."""
 
 
 @dataclass(frozen=True)
@@ -40,31 +43,40 @@ class Span:
         """Norm of each delta, [k]."""
         return np.linalg.norm(self.coordinates, axis=0)
 
-    def vectors(self, operator: Operator, block: int) -> Iterator[Tensor]:
-        """The basis in the operator's layout, at most ``block`` vectors [n, b] at once; sums are taken in fp64."""
-        for start in range(0, self.dimension, block):
-            columns = [
-                operator.flatten(self._combine(self.mix[:, j]))
-                for j in range(start, min(start + block, self.dimension))
-            ]
-            yield torch.stack(columns, 1)
+    def vectors(self, operator: Operator, block: int, held: int = HELD) -> Iterator[list[Tensor]]:
+        """The basis in the operator's layout, in groups of blocks of at most ``block`` vectors [n, b].
 
-    def project(self, operator: Operator, vectors: Tensor) -> np.ndarray:
-        """P'V of vectors [n, b], [r, b] fp64."""
-        rows = []
+        A group has as many whole blocks as ``held`` numbers are, one at least, and every delta is opened once for it.
+        Sums are taken in fp64.
+        """
+        size = max(1, held // (operator.n * block)) * block
+        for first in range(0, self.dimension, size):
+            columns = self._combine(operator, self.mix[:, first : first + size])
+            yield [torch.stack(columns[start : start + block], 1) for start in range(0, len(columns), block)]
+
+    def project(self, operator: Operator, blocks: Sequence[Tensor]) -> np.ndarray:
+        """P'V of all vectors in ``blocks``, each [n, b]: [r, sum of b] fp64; every delta is opened once."""
+        rows: list[list[np.ndarray]] = [[] for _ in blocks]
         for delta in self.deltas:
-            flat = operator.flatten({name: entry.dense() for name, entry in delta.items()})
-            pairs = zip(flat.split(_CHUNK), vectors.split(_CHUNK), strict=True)
-            rows.append(torch.stack([d.double() @ v.double() for d, v in pairs]).sum(0).cpu().numpy())
-        return self.mix.T @ np.stack(rows)
+            flat = operator.flatten(Multiplied(delta, operator.device)).split(_CHUNK)
+            for row, vectors in zip(rows, blocks, strict=True):
+                pairs = zip(flat, vectors.split(_CHUNK), strict=True)
+                row.append(torch.stack([d.double() @ v.double() for d, v in pairs]).sum(0).cpu().numpy())
+        return np.concatenate([self.mix.T @ np.stack(row) for row in rows], 1)
 
-    def _combine(self, coefficients: np.ndarray) -> dict[str, Tensor]:
-        total: dict[str, Tensor] = {}
-        for coefficient, delta in zip(coefficients.tolist(), self.deltas, strict=True):
-            for name, entry in delta.items():
-                value = coefficient * entry.dense(torch.float64)
-                total[name] = total[name] + value if name in total else value
-        return total
+    def _combine(self, operator: Operator, mix: np.ndarray) -> list[Tensor]:
+        """D ``mix`` [k, c], a vector [n] a column."""
+        columns: list[dict[str, Tensor]] = [{} for _ in mix.T]
+        for name in dict.fromkeys(name for delta in self.deltas for name in delta):
+            totals: list[Tensor] = []
+            for coefficients, delta in zip(mix.tolist(), self.deltas, strict=True):
+                if name in delta:
+                    value = delta[name].dense(torch.float64, operator.device)
+                    terms = [coefficient * value for coefficient in coefficients]
+                    totals = [a + b for a, b in zip(totals, terms, strict=True)] if totals else terms
+            for column, total in zip(columns, totals, strict=True):
+                column[name] = total.to(operator.dtype)
+        return [operator.flatten(column) for column in columns]
 
 
 def span(deltas: Sequence[Delta]) -> Span:
@@ -104,12 +116,20 @@ class Expansion:
         return self.value + step @ self.gradient + 0.5 * np.einsum("...i,ij,...j->...", step, self.hessian, step)
 
 
-def expand(operator: Operator, matmat: MatMat, basis: Span, point: np.ndarray, block: int) -> Expansion:
+def expand(
+    operator: Operator, matmat: MatMat, basis: Span, point: np.ndarray, block: int, held: int = HELD
+) -> Expansion:
     """Expand the operator's scalar in ``basis`` about its present weights, whose coordinates are ``point`` [r].
 
-    It takes one gradient and r products, by ``matmat``, ``block`` at once; no other vectors of n are held.
+    It takes one gradient and r products, by ``matmat``, ``block`` at once. At most ``held`` numbers of vectors and as
+    many of products are held, and deltas are opened twice for each such group: if all fit, twice a point.
     """
-    gradient = basis.project(operator, operator.gradient()[:, None])[:, 0]
-    columns = [basis.project(operator, matmat(vectors)) for vectors in basis.vectors(operator, block)]
+    gradient = basis.project(operator, [operator.gradient()[:, None]])[:, 0]
+    columns = []
+    for group in basis.vectors(operator, block, held):
+        products = []
+        while group:
+            products.append(matmat(group.pop(0)))
+        columns.append(basis.project(operator, products))
     hessian = np.concatenate(columns, 1)
     return Expansion(point, operator.nll, gradient, (hessian + hessian.T) / 2)

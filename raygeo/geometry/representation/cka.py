@@ -1,43 +1,22 @@
-"""Centred kernel alignment of hidden states: how alike two runs represent the same texts, layer by layer."""
+"""Centred kernel alignment (CKA): how alike two models represent the same texts, whatever the rotation and scale."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import torch
-from pydantic import Field
+from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from raygeo.geometry.representation.features import (
-    TREATMENTS,
-    FeatureSettings,
-    Representations,
-    Treatment,
-    comparable,
-)
-from raygeo.settings import content_key
-from raygeo.store import AnyPath
-from raygeo.students.run import Run
-from raygeo.workload import Rows, Task, Workload
-
-
-class CKASettings(FeatureSettings):
-    """What is compared, over which minibatches, and what is taken out of the features first."""
-
-    treatments: tuple[Treatment, ...] = Field(TREATMENTS, min_length=1)
-    """Rows are made for each: ``plain`` features; ``rms_normed``, every token's state divided by its root mean square;
-    ``without_outliers``, without the dimensions of massive activations; ``without_1_pc`` and ``without_3_pcs``, without
-    the leading principal components of each model's own features. Few dimensions dominate plain CKA of language
-    models."""
+from raygeo.geometry.representation.kernels import gram
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """CKA of one pair at one layer; null where a model gives all texts the same features.
+    """CKA of one pair at one layer; None where a model gives all texts the same features.
 
-    ``cka`` is the unbiased minibatch estimate, in [-1, 1], and ``low`` to ``high`` its 95 % interval (null with one
+    ``cka`` is the unbiased minibatch estimate, in [-1, 1], and ``low`` to ``high`` its 95 % interval (None with one
     minibatch); ``biased`` is the plain estimate over all texts, in [0, 1].
     """
 
@@ -45,6 +24,29 @@ class Alignment:
     biased: float | None
     low: float | None
     high: float | None
+
+
+def cka(
+    features_a: Tensor | NDArray[np.floating],
+    features_b: Tensor | NDArray[np.floating],
+    batches: Sequence[Tensor] | None = None,
+) -> Alignment:
+    """Linear CKA of two models' features [n, d_a] and [n, d_b] of the same n texts, in fp64.
+
+    ``batches`` are the rows of each minibatch of the unbiased estimate, as ``minibatches`` makes them; by default all
+    rows make one, and there is no interval. See ``align`` for the estimates and their sources.
+
+    Raises:
+        ValueError: the features are not of equally many texts, or a minibatch has fewer than 4.
+    """
+    a, b = (torch.as_tensor(features).cpu() for features in (features_a, features_b))
+    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b):
+        raise ValueError(
+            f"CKA compares features [n, d] of the same n texts, but these have shapes {list(a.shape)} and "
+            f"{list(b.shape)}; give one row a text, in one order."
+        )
+    [found] = align(gram(a)[None], gram(b)[None], [torch.arange(len(a))] if batches is None else batches)
+    return found
 
 
 def hsic1(k: Tensor, m: Tensor) -> Tensor:
@@ -72,6 +74,9 @@ def align(k: Tensor, m: Tensor, batches: Sequence[Tensor]) -> list[Alignment]:
     averaged over ``batches`` first, then the ratio is taken. Its 95 % interval is the delete-one-minibatch jackknife
     with Student's t, cut to [-1, 1]. The biased value is ``<K, M> / (|K| |M|)`` over all examples (Kornblith et al.,
     arXiv:1905.00414), near 1 for any two features when n is not much larger than their dimension.
+
+    Raises:
+        ValueError: a minibatch has fewer than 4 examples.
     """
     norms = k.norm(dim=(-2, -1)) * m.norm(dim=(-2, -1))
     biased = torch.stack([(x * y).sum() for x, y in zip(*torch.broadcast_tensors(k, m), strict=True)]) / norms
@@ -82,6 +87,18 @@ def align(k: Tensor, m: Tensor, batches: Sequence[Tensor]) -> list[Alignment]:
         Alignment(None, None, None, None) if norm == 0 else _alignment(layer, whole)
         for layer, whole, norm in zip(layers, biased.tolist(), norms.tolist(), strict=True)
     ]
+
+
+def minibatches(counts: Sequence[int], batch_size: int = 32, seed: int = 0) -> list[Tensor]:
+    """Shuffle texts into disjoint minibatches of equal size (to within one), none below ``batch_size`` texts.
+
+    ``counts`` are the rows of each text; a minibatch holds the rows of its texts. Fewer texts than ``batch_size`` make
+    one minibatch.
+    """
+    rows = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+    order = np.random.default_rng(seed).permutation(len(counts))
+    parts = np.array_split(order, max(1, len(counts) // batch_size))
+    return [torch.from_numpy(np.concatenate([rows[text] for text in part])) for part in parts]
 
 
 def _alignment(terms: np.ndarray, biased: float) -> Alignment:
@@ -98,68 +115,3 @@ def _alignment(terms: np.ndarray, biased: float) -> Alignment:
 def _ratio(terms: np.ndarray) -> float | None:
     cross, first, second = terms.tolist()
     return None if min(first, second) <= 0 else min(1.0, max(-1.0, cross / (first * second) ** 0.5))
-
-
-class CKA(Workload):
-    """CKA of every pair of runs at every layer, on one probe's teacher-forced texts; one task a pair.
-
-    An actor computes the features of a run once and keeps only its kernels (see ``Representations``).
-
-    Args:
-        settings: pooling, minibatches and treatments.
-        runs: the runs, the base (without delta) among them.
-        base: folder of the base student.
-        probe: probe file.
-
-    Raises:
-        DataError: the probe has fewer than 4 sequences.
-    """
-
-    name = "cka"
-    tables = ("cka",)
-
-    def __init__(self, settings: CKASettings, runs: Sequence[Run], base: AnyPath, probe: AnyPath):
-        self.settings = settings
-        self.runs = sorted(runs, key=lambda run: run.delta is not None)
-        self.base = base
-        self.probe = probe
-
-    def tasks(self) -> list[Task]:
-        """One task a pair; all cost the same."""
-        inputs = content_key(self.settings, comparable(self.probe).key)
-        return [
-            Task(
-                content_key(self.name, inputs, [[run.name, run.key] for run in (a, b)]),
-                1.0,
-                (a, b),
-                f"CKA of {a.name} and {b.name}",
-            )
-            for a, b in combinations(self.runs, 2)
-        ]
-
-    def setup(self) -> Representations:
-        """Load the base student and the probe once."""
-        return Representations.open(self.settings, self.runs, self.base, self.probe)
-
-    def compute(self, state: Representations, payload: tuple[Run, Run]) -> dict[str, Rows]:
-        """Align one pair at every layer under every treatment."""
-        first, second = (state.kernels(run) for run in payload)
-        batches = state.batches
-        rows: Rows = []
-        for treatment in self.settings.treatments:
-            kernels = first.treated(treatment), second.treated(treatment)
-            for layer, found in enumerate(align(*kernels, batches)):
-                rows.append(
-                    {
-                        "run_a": payload[0].name,
-                        "run_b": payload[1].name,
-                        "layer": layer,
-                        "treatment": treatment,
-                        "cka": found.cka,
-                        "cka_biased": found.biased,
-                        "low": found.low,
-                        "high": found.high,
-                        "n": kernels[0].shape[-1],
-                    }
-                )
-        return {"cka": rows}

@@ -9,28 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from scipy import stats
 from torch import Tensor
-
-from raygeo.settings import Settings
 
 Array = NDArray[np.float64]
 
 _PRODUCT = 2**16
 """Products summed in the gradients' own dtype; longer sums are taken in fp64."""
-
-
-class CoherenceSettings(Settings):
-    """Of which examples gradients are compared."""
-
-    examples: int = Field(32, ge=3)
-    """Prompts, with one example each; the same prompts for every loss as far as each loss learns from them."""
-    seed: int = Field(0, ge=0)
-    """Seed of the draw of prompts and examples, and of losses that draw at random themselves."""
-    held_gradients: int = Field(2**28, ge=1)
-    """Most gradient entries held at once, 1 GiB in fp32; where those of all examples are more, they are computed anew
-    for each part of the weights. All losses' examples are held together at the base, so give a large model more."""
 
 
 class Estimate(NamedTuple):

@@ -32,7 +32,7 @@ def embed(inner: np.ndarray, origin: int, towards: int) -> Map:
 
     The plane is turned so that point ``origin`` is at (0, 0) and point ``towards`` on the positive x axis, and mirrored
     so that the point farthest from that axis has y > 0 (the first of equals). If ``towards`` is within 1e-8 of
-    ``origin``, relative to the farthest point, the farthest takes its place. Axes are turned, so x and y are no
+    ``origin``, relative to the farthest point, the farthest takes its place. Axes are turned, so x and y are not
     principal axes; where the second eigenvalue equals the third, the plane itself is arbitrary.
     """
     n = len(inner)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from raygeo.students.checkpoint import Checkpoint
-from raygeo.students.delta import Delta, module_name
-from raygeo.students.run import Run
+from raygeo.models.checkpoint import Checkpoint
+from raygeo.models.delta import Delta, module_name
+from raygeo.models.run import Run
 
 GROUP_SIZE = 1 << 27
 """Stored numbers of one group, half a gigabyte in fp32; one parameter may be more."""

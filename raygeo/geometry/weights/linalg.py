@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from raygeo.errors import DeltaError
-from raygeo.students.delta import Dense, Entry, LowRank, spans
+from raygeo.models.delta import Dense, Entry, LowRank, spans
 
 _BLOCK = 1 << 22
 _LAPACK_LIMIT = 512
@@ -74,7 +74,7 @@ def svd(entry: Entry, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     only singular values below about 1e-8 of the largest are rounding noise, as they are in the fp32 delta itself.
 
     Raises:
-        DeltaError: the entry is no matrix or not finite.
+        DeltaError: the entry is not a matrix, or is not finite.
     """
     if isinstance(entry, LowRank):
         q_b, core, q_a = _core(entry)
@@ -189,7 +189,9 @@ def _check_shapes(entries: Sequence[Entry]) -> None:
 
 def _check_matrix(entry: Entry) -> None:
     if len(entry.shape) != 2:
-        raise DeltaError(f"a delta of shape {entry.shape} is no matrix and has no singular values; use its norm alone.")
+        raise DeltaError(
+            f"a delta of shape {entry.shape} is not a matrix and has no singular values; use its norm alone."
+        )
 
 
 def _finite(values: Tensor) -> Tensor:

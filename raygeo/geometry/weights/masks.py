@@ -6,6 +6,22 @@ After "The Path Not Taken" (arXiv 2511.08567), as defined again in arXiv 2606.07
 import torch
 from torch import Tensor
 
+from raygeo.geometry.weights.principal import Principal
+
+MASKS = ("principal", "low-magnitude", "principal only", "neither")
+"""Where changed entries may lie: among the entries that the leading directions make large, among the small ones, among
+the former without the latter, or outside both."""
+
+
+def masks(weight: Tensor, principal: Principal, share: float) -> dict[str, Tensor]:
+    """The masks ``MASKS`` of the entries of ``weight`` [out, in].
+
+    The principal mask holds the top ``share`` of the entries of |the best approximation of rank k| (``principal``), the
+    low-magnitude mask the bottom ``share`` of |weight|.
+    """
+    top, low = largest(principal.reconstruction, share), smallest(weight.float(), share)
+    return dict(zip(MASKS, (top, low, top & ~low, ~(top | low)), strict=True))
+
 
 def changed(before: Tensor, delta: Tensor, eta: float) -> Tensor:
     """Mask of the entries of ``before`` that differ once ``delta`` is added, in the same shape.

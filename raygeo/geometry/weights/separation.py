@@ -14,7 +14,7 @@ from itertools import chain, combinations, islice, permutations, product
 
 import numpy as np
 
-from raygeo.geometry.weights.conditions import Condition
+from raygeo.records import Condition
 
 LEVEL = 0.05
 """A test that cannot give a p-value below this is not made."""
@@ -28,10 +28,11 @@ class Separation:
     """Cosines within losses and between them, and whether their difference could be chance.
 
     ``runs`` and ``losses`` count what takes part. ``d_prime`` is (within mean - between mean) / pooled s.d., None with
-    fewer than three pairs or equal cosines. ``p`` is one-sided: the share of labelings whose difference of means is at
-    least the observed one. ``labelings`` counts those that group the runs differently, of which ``p`` is a share at
-    least 1 / ``labelings``. ``draws`` is None where all were enumerated; else so many were drawn at random, and p is
-    (1 + hits) / (1 + draws) (Phipson and Smyth 2010). Where there is no ``p``, ``reason`` says why.
+    fewer than two pairs on either side, whose spread is then not known, or equal cosines. ``p`` is one-sided: the share
+    of labelings whose difference of means is at least the observed one. ``labelings`` counts those that group the runs
+    differently, of which ``p`` is a share at least 1 / ``labelings``. ``draws`` is None where all were enumerated; else
+    so many were drawn at random, and p is (1 + hits) / (1 + draws) (Phipson and Smyth 2010). Where there is no ``p``,
+    ``reason`` says why.
     """
 
     runs: int
@@ -45,6 +46,33 @@ class Separation:
     draws: int | None
     p: float | None
     reason: str
+
+
+def permutation_test(
+    cosines: np.ndarray,
+    losses: Sequence[str],
+    seeds: Sequence[int],
+    settings: Sequence[str] | None = None,
+    *,
+    draws: int = 9999,
+    seed: int = 0,
+) -> Separation:
+    """Whether runs of one loss are more alike than runs of different losses, from plain lists; see ``separation``.
+
+    ``cosines`` is [N, N]; ``losses``, ``seeds`` (of the data order) and ``settings`` (everything else, as any text; the
+    same for all by default) say how each of the N runs was trained.
+
+    Raises:
+        ValueError: these are not of one length N.
+    """
+    alike = [""] * len(losses) if settings is None else settings
+    conditions = [Condition(*how, None) for how in zip(losses, alike, seeds, strict=True)]
+    if cosines.shape != (len(conditions), len(conditions)):
+        raise ValueError(
+            f"{len(conditions)} runs have [{len(conditions)}, {len(conditions)}] cosines, not those of "
+            f"shape {list(cosines.shape)}."
+        )
+    return separation(cosines, conditions, draws, seed)
 
 
 def separation(cosines: np.ndarray, conditions: Sequence[Condition], draws: int, seed: int) -> Separation:
@@ -140,9 +168,9 @@ def _reason(labelings: int, any_runs: bool) -> str:
 
 
 def _d_prime(within: np.ndarray, between: np.ndarray) -> float | None:
-    freedom = len(within) + len(between) - 2
-    if not len(within) or not len(between) or freedom < 1:
+    if min(len(within), len(between)) < 2:
         return None
+    freedom = len(within) + len(between) - 2
     pooled = math.sqrt((len(within) * within.var() + len(between) * between.var()) / freedom)
     return float((within.mean() - between.mean()) / pooled) if pooled > _TIE else None
 

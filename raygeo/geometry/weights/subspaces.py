@@ -1,23 +1,13 @@
-"""Principal angles between the leading singular subspaces of two runs' deltas, beside those of random subspaces."""
+"""Principal angles between the leading singular subspaces of two deltas, beside those of random subspaces."""
 
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from raygeo.geometry.weights import linalg
-from raygeo.geometry.weights.grouping import open_all
-from raygeo.geometry.weights.norms import BaseWeights
-from raygeo.settings import Settings, content_key
-from raygeo.store import AnyPath
-from raygeo.students.delta import Delta, Entry, LowRank, layer_index, module_name
-from raygeo.students.run import Run
-from raygeo.workload import Rows, Task, Workload
+from raygeo.models.delta import Entry, LowRank
 
 _RANK_TOLERANCE = 1e-6
 _SEED = 0
@@ -36,6 +26,28 @@ class Subspace:
     within: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Angles:
+    """Principal angles ``degrees`` [k] of two subspaces, ascending, and ``null_degrees`` [k], their means by chance."""
+
+    degrees: np.ndarray
+    null_degrees: np.ndarray
+
+
+def principal_angles(entry_a: Entry, entry_b: Entry, k: int) -> dict[str, Angles]:
+    """Angles between the top-``k`` singular subspaces of two matrix entries [out, in].
+
+    They are given for the "left" singular vectors (the output space) and the "right" ones (the input space), each
+    beside what chance gives (``null_angles``). There are fewer than ``k`` where an entry's numerical rank is less
+    (``leading_subspaces``), and none if either is zero. The method is that of Björck and Golub (1973).
+
+    Raises:
+        DeltaError: an entry is not a matrix, or is not finite.
+    """
+    a, b = (leading_subspaces(entry, k) for entry in (entry_a, entry_b))
+    return {side: compare_subspaces(a[side], b[side]) for side in a}
+
+
 def leading_subspaces(entry: Entry, k: int) -> dict[str, Subspace]:
     """The top-``k`` singular subspaces of a matrix entry: "left" (outputs) and "right" (inputs).
 
@@ -43,7 +55,7 @@ def leading_subspaces(entry: Entry, k: int) -> dict[str, Subspace]:
     of the largest, and none if the entry is zero.
 
     Raises:
-        DeltaError: the entry is no matrix or not finite.
+        DeltaError: the entry is not a matrix, or is not finite.
     """
     u, s, vh = linalg.svd(entry, k)
     rank = int(((s > 0) & (s >= _RANK_TOLERANCE * s[0])).sum())
@@ -51,7 +63,15 @@ def leading_subspaces(entry: Entry, k: int) -> dict[str, Subspace]:
     return {"left": Subspace(u[:, :rank].numpy()), "right": Subspace(vh[:rank].T.numpy(), within)}
 
 
-def principal_angles(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def compare_subspaces(a: Subspace, b: Subspace) -> Angles:
+    """Angles between two subspaces of one space, over as many leading directions as both have."""
+    k = min(a.basis.shape[1], b.basis.shape[1])
+    if k == 0:
+        return Angles(np.zeros(0), np.zeros(0))
+    return Angles(angles_between(a.basis[:, :k], b.basis[:, :k]), null_angles(a, b, k))
+
+
+def angles_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Principal angles in degrees, ascending [k], between the spans of orthonormal ``a`` [d, k] and ``b`` [d, k].
 
     Cosines and sines are both taken (Björck and Golub 1973, section 4), so that angles near 0 and near 90 degrees alike
@@ -108,78 +128,3 @@ def _frames(d: int, k: int, seed: int) -> np.ndarray:
 def _mean_degrees(overlaps: np.ndarray) -> np.ndarray:
     cosines = np.linalg.svd(overlaps, compute_uv=False)
     return np.rad2deg(np.arccos(cosines.clip(max=1.0))).mean(axis=0)
-
-
-class SubspaceSettings(Settings):
-    """Options of the subspace comparison."""
-
-    k: int = Field(8, ge=1)
-    """Singular directions compared on each side, fewer where a delta's numerical rank is less."""
-
-
-class Subspaces(Workload):
-    """Principal angles of all unordered pairs of runs; one task a module, rows for table ``subspaces``.
-
-    Of each matrix that both runs changed, the top-k left and right singular subspaces are compared, with k of the
-    settings or the lesser numerical rank if that is less. ``index`` counts the angles from the smallest, 0;
-    ``dimension`` is that of the singular vectors; ``null_degrees`` is the mean of that angle by chance
-    (``null_angles``). A right-hand null below that of R^dimension says that the two deltas' row spaces overlap, as
-    those of LoRA runs started from one A do.
-    """
-
-    name = "subspaces"
-    tables = ("subspaces",)
-
-    def __init__(self, settings: SubspaceSettings, runs: Sequence[Run], base: AnyPath):
-        self.settings = settings
-        self.runs = [run for run in runs if run.delta is not None]
-        self.base = base
-
-    def tasks(self) -> list[Task]:
-        """One task for each matrix that at least two runs hold; the cost is how many numbers are read."""
-        base, deltas = self.setup()
-        holders: defaultdict[str, list[tuple[Run, Delta]]] = defaultdict(list)
-        for run, delta in zip(self.runs, deltas, strict=True):
-            for name in delta:
-                holders[name].append((run, delta))
-        tasks = []
-        for name, held in sorted(holders.items()):
-            if len(base.shape(name)) == 2 and len(held) > 1:
-                key = content_key(self.name, self.settings, name, [[run.name, run.key] for run, _ in held])
-                cost = sum(delta.sizes[name] for _, delta in held)
-                tasks.append(Task(key, float(cost), name, f"subspaces of {module_name(name)}"))
-        return tasks
-
-    def setup(self) -> tuple[BaseWeights, list[Delta]]:
-        """Open the base checkpoint and every delta."""
-        return BaseWeights(self.base), open_all(self.runs)
-
-    def compute(self, state: tuple[BaseWeights, list[Delta]], payload: str) -> dict[str, Rows]:
-        """Rows of one parameter, all pairs; each delta is decomposed once."""
-        base, deltas = state
-        spaces = {}
-        for run, delta in zip(self.runs, deltas, strict=True):
-            entry = delta.get(payload)
-            if entry is not None:
-                base.check(payload, entry)
-                spaces[run.name] = leading_subspaces(entry, self.settings.k)
-        place = {"module": module_name(payload), "layer": layer_index(payload)}
-        return {
-            "subspaces": [
-                {"run_a": run_a, "run_b": run_b, **place, "side": side, **row}
-                for (run_a, a), (run_b, b) in combinations(spaces.items(), 2)
-                for side in ("left", "right")
-                for row in _angle_rows(a[side], b[side])
-            ]
-        }
-
-
-def _angle_rows(a: Subspace, b: Subspace) -> Rows:
-    dimension, k = len(a.basis), min(a.basis.shape[1], b.basis.shape[1])
-    if k == 0:
-        return []
-    angles = principal_angles(a.basis[:, :k], b.basis[:, :k])
-    return [
-        {"k": k, "dimension": dimension, "index": i, "angle_degrees": float(angle), "null_degrees": float(null)}
-        for i, (angle, null) in enumerate(zip(angles, null_angles(a, b, k), strict=True))
-    ]

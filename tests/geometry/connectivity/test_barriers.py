@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from raygeo.errors import DeltaError
-from raygeo.geometry.connectivity.barriers import barrier, barrier_intervals, excess, headroom
+from raygeo.geometry.connectivity.barriers import barrier, barrier_intervals, excess, headroom, maximum_interval
 
 GRID = np.linspace(0, 1, 11)
 
@@ -67,18 +67,57 @@ def test_bootstrap_is_reproducible_and_follows_its_seed():
     assert first != barrier_intervals(*path, resamples=500, seed=4)
 
 
-def test_bootstrap_agrees_with_scipy():
-    alphas, sums, counts = noisy_path(40, 1)
-    found = barrier_intervals(alphas, sums, counts, resamples=20_000, seed=0)
-    options = {"vectorized": False, "n_resamples": 4000, "method": "percentile"}
-    for kind in ("chord", "mean"):
+def test_with_one_point_between_the_ends_the_interval_is_scipys_basic_one_widened_as_students():
+    _, sums, counts = noisy_path(40, 1)
+    sums = sums[[0, len(sums) // 2, -1]]
+    found = barrier_intervals([0, 0.5, 1], sums, counts, resamples=20_000, seed=0).chord
 
-        def height(rows: np.ndarray, kind: str = kind) -> float:
-            return getattr(barrier(alphas, sums[:, rows].sum(1) / counts[rows].sum()), kind)
+    def height(rows: np.ndarray) -> float:
+        losses = sums[:, rows].sum(1) / counts[rows].sum()
+        return losses[1] - losses[[0, 2]].mean()
 
-        resampled = stats.bootstrap((np.arange(40),), height, rng=np.random.default_rng(7), **options)
-        expected = resampled.confidence_interval
-        assert getattr(found, kind) == pytest.approx((expected.low, expected.high), abs=0.01)
+    options = {"vectorized": False, "n_resamples": 4000, "method": "basic", "rng": np.random.default_rng(7)}
+    basic = stats.bootstrap((np.arange(40),), height, **options).confidence_interval
+    middle = height(np.arange(40))
+    wider = np.sqrt(40 / 39) * stats.t.ppf(0.975, 39) / stats.norm.ppf(0.975)
+    expected = [middle + wider * (end - middle) for end in (basic.low, basic.high)]
+    assert found == pytest.approx(expected, abs=0.01)
+    assert expected[0] > 0
+
+
+def test_a_point_that_never_varies_is_known():
+    assert maximum_interval([0.5, 0.2], [[0.5, 0.1], [0.5, 0.3]], 2)[0] == 0.5
+    assert np.isnan(maximum_interval([0.5, 0.2], [[0.5, 0.2]], 1)).all()
+
+
+def bent_path(texts: int, height: float, kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A path of that true barrier at 0.5, where every text has a course of its own that is flat in the mean."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(20, 120, texts).astype(float)
+    waves = np.sin(np.pi * np.arange(1, 5)[:, None] * GRID)
+    sizes = np.array([0.1, 0.06, 0.03, 0.02])
+    own = {
+        "smooth": lambda: (rng.standard_normal((texts, 4)) * sizes) @ waves,
+        "heavy tails": lambda: (rng.standard_t(3, (texts, 4)) * sizes) @ waves,
+        "rough": lambda: 0.05 * rng.standard_normal((texts, len(GRID))),
+    }[kind]()
+    losses = rng.lognormal(-1.5, 0.6, (texts, 1)) + own + height * np.sin(np.pi * GRID) ** 2
+    return GRID, (losses * counts[:, None]).T, counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["smooth", "heavy tails", "rough"])
+def test_intervals_hold_on_flat_paths_and_on_real_barriers(kind):
+    # 400 paths over 48 texts each. Percentiles of resampled maxima exclude 0 in 0.28, 0.31 and 0.64 of flat ones.
+    rate = {}
+    for height in (0.0, 0.05, 0.3):
+        found = [
+            barrier_intervals(*bent_path(48, height, kind, seed), resamples=300, seed=0).chord for seed in range(400)
+        ]
+        rate[height] = np.mean([low <= height <= high for low, high in found])
+        above = np.mean([low > 0 for low, _ in found])
+        assert above <= 0.05 if height == 0 else above > 0.3 if height == 0.05 else above == 1
+    assert min(rate.values()) >= 0.95
 
 
 def test_bootstrap_is_paired_over_alphas():

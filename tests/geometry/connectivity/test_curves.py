@@ -3,30 +3,32 @@ import math
 import numpy as np
 import pytest
 import torch
-from connectivity_cases import EOS, MARK, SEVEN, V, compute_all, config, noise, save_probe, save_run, save_student
-from connectivity_cases import save_tokenizer as tokenizer
+from connectivity_cases import EOS, MARK, SEVEN, V, compute_all, noise, save_probe, save_run, save_student
 from delta_cases import low_rank, save_lora
+from tiny import save_words, ten_words
 from torch import nn
 from transformers import Qwen3ForCausalLM
 
+from raygeo.analyses.curves.workload import Curves, CurvesSettings
+from raygeo.data.probes import Probe, nll
 from raygeo.errors import ConfigError, DataError, DeltaError
+from raygeo.geometry.connectivity import curves
 from raygeo.geometry.connectivity.barriers import barrier
 from raygeo.geometry.connectivity.curves import (
-    Curves,
-    CurvesSettings,
     bump,
     curve_mixture,
     free_tensors,
     gradients,
     new_bend,
     pull_back,
+    train_bend,
 )
 from raygeo.geometry.connectivity.mixtures import Entries
-from raygeo.geometry.probes import Probe, nll
-from raygeo.students.delta import Dense, LowRank
-from raygeo.students.encoding import Sequence
-from raygeo.students.mix import MixedWeights
-from raygeo.students.run import Run
+from raygeo.models.batches import TokenSequence
+from raygeo.models.delta import Dense, LowRank
+from raygeo.models.mix import MixedWeights
+from raygeo.models.resident import ResidentStudent
+from raygeo.models.run import Run
 from raygeo.tables import BASE
 
 QUICK = {"steps": 3, "points": 5, "bootstrap": 100, "batch_size": 4}
@@ -125,8 +127,6 @@ def quadratic_bend(target: float, shape: str) -> float:
 def test_training_finds_the_bend_of_a_quadratic_loss_in_closed_form(shape, student, probe_file, tmp_path, monkeypatch):
     # The loss depends on the first entry of one weight alone, whose line stays at its base value w0: its minimum over x
     # has a closed form, of which 400 draws of t leave a few per cent of noise. The other entries feel no force.
-    import raygeo.geometry.connectivity.curves as module
-
     name = "model.norm.weight"
     ends = [{name: torch.nn.functional.one_hot(torch.tensor(i), 16).float()} for i in (5, 6)]
     pair = [save_run(tmp_path, f"e{i}", end) for i, end in enumerate(ends)]
@@ -136,11 +136,11 @@ def test_training_finds_the_bend_of_a_quadratic_loss_in_closed_form(shape, stude
         away = dict(model.named_parameters())[name][0] - 1 - target
         return -(away**2) * batch.mask.float()
 
-    monkeypatch.setattr(module, "token_logprobs", logprobs)
-    settings = CurvesSettings(shape=shape, pairs="all", steps=400, lr=0.05, points=3, bootstrap=100)
-    workload = Curves(settings, pair, student, probe_file, {})
-    state = workload.setup()
-    bend = workload._train(state, *pair, math.sqrt(2))
+    monkeypatch.setattr(curves, "token_logprobs", logprobs)
+    options = {"batch_size": 16, "seed": 0}
+    texts, deltas = Probe.load(probe_file).sequences[0::2], [run.open() for run in pair]
+    resident = ResidentStudent.load(student, pair)
+    bend = train_bend(resident, texts, *deltas, apart=math.sqrt(2), shape=shape, steps=400, lr=0.05, **options)
     found = bend[name].value
     assert found[0].item() == pytest.approx(quadratic_bend(target, shape), rel=0.08)
     assert not found[1:].any()
@@ -152,7 +152,7 @@ def test_curve_and_line_are_measured_on_the_other_half_at_the_same_points(studen
     workload = Curves(settings, runs, student, probe_file, {})
     found = compute_all(workload)
     state = workload.setup()
-    bend = workload._train(state, *runs[:2], math.sqrt(_distance2(student)))
+    bend, relative = workload.train(state, *runs[:2])
     other = Probe("half", Probe.load(probe_file).sequences[1::2])
     model = Qwen3ForCausalLM.from_pretrained(student).eval()
     kept = {name: value.clone() for name, value in model.named_parameters()}
@@ -162,17 +162,17 @@ def test_curve_and_line_are_measured_on_the_other_half_at_the_same_points(studen
         with torch.no_grad():
             for name, value in model.named_parameters():
                 value.copy_(kept[name] + (1 - t) * first[name] + t * second[name] + height * bend[name].dense())
-        assert row["loss"] == pytest.approx(nll(model, other.batches(0, 16)), rel=1e-6)
+        assert row["nll"] == pytest.approx(nll(model, other.batches(0, 16)), rel=1e-6)
         assert row["n"] == 6
     line, curve = found["curve_barriers"]
     assert [row["shape"] for row in (line, curve)] == ["line", "bezier"]
-    losses = {kind: [r["loss"] for r in found["curve_paths"] if r["shape"] == kind] for kind in ("line", "bezier")}
-    assert (line["max_loss"], curve["max_loss"]) == (max(losses["line"]), max(losses["bezier"]))
+    losses = {kind: [r["nll"] for r in found["curve_paths"] if r["shape"] == kind] for kind in ("line", "bezier")}
+    assert (line["max_nll"], curve["max_nll"]) == (max(losses["line"]), max(losses["bezier"]))
     assert curve["chord"] == barrier(np.linspace(0, 1, 5), losses["bezier"]).chord
     assert curve["below"] == pytest.approx(max(losses["line"]) - max(losses["bezier"]), abs=1e-12)
     assert curve["below_low"] <= curve["below_high"]
     size = math.sqrt(sum(entry.dense().double().square().sum().item() for entry in bend.values()))
-    assert curve["bend"] == pytest.approx(size / math.sqrt(_distance2(student)), rel=1e-6)
+    assert curve["bend"] == relative == pytest.approx(size / math.sqrt(_distance2(student)), rel=1e-6)
     assert "below" not in line
 
 
@@ -187,17 +187,17 @@ def wells(tmp_path):
 
     Tokens have a second dimension each that neither run uses, through which a curve can go round the hill between them.
     """
-    model = Qwen3ForCausalLM(config(tie_word_embeddings=False, rms_norm_eps=1e-12))
+    model = ten_words(tie_word_embeddings=False, rms_norm_eps=1e-12)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_() if parameter.ndim == 2 else parameter.fill_(1)
         model.model.embed_tokens.weight[:, :V] = torch.eye(V)
         model.model.embed_tokens.weight[MARK, 13] = model.model.embed_tokens.weight[SEVEN, 14] = 1
     model.save_pretrained(tmp_path / "base")
-    tokenizer(tmp_path / "base")
+    save_words(tmp_path / "base")
     head = torch.zeros(V, 16)
     head[SEVEN, MARK] = head[EOS, SEVEN] = 5 / math.sqrt(8)
-    texts = [Sequence(np.array([6 + i % 4, MARK, SEVEN, EOS]), 2) for i in range(8)]
+    texts = [TokenSequence(np.array([6 + i % 4, MARK, SEVEN, EOS]), 2) for i in range(8)]
     Probe("gold", texts).save(tmp_path / "gold.npz")
     runs = [
         save_run(tmp_path, "plain", {"lm_head.weight": head}),
@@ -224,16 +224,16 @@ def test_low_rank_runs_get_a_low_rank_bend_and_training_lowers_the_loss(student,
         pair.append(Run(f"l{seed}", f"key-l{seed}", str(folder)))
     workload = Curves(CurvesSettings(pairs="all", **QUICK | {"steps": 40}), pair, student, probe_file, {})
     state = workload.setup()
-    bend = workload._train(state, *pair, 1.0)
+    bend, _ = workload.train(state, *pair)
     assert all(isinstance(entry, LowRank) and len(entry.a) == 3 for entry in bend.values())
     batches = state.train.batches(0, 16)
 
     def middle(x):
-        with state.weights.mixed(curve_mixture("bezier", 0.5, pair[0].open(), pair[1].open(), x)):
-            return nll(state.model, batches)
+        with state.student.weights.mixed(curve_mixture("bezier", 0.5, pair[0].open(), pair[1].open(), x)):
+            return nll(state.student.model, batches)
 
     assert middle(bend) < middle({}) - 0.01
-    again = workload._train(state, *pair, 1.0)
+    again, _ = workload.train(state, *pair)
     assert all(torch.equal(bend[name].dense(), again[name].dense()) for name in bend)
 
 

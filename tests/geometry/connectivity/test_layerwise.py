@@ -4,11 +4,12 @@ import torch
 from connectivity_cases import compute_all, noise, save_probe, save_run, save_student
 from transformers import Qwen3ForCausalLM
 
+from raygeo.analyses.layerwise.workload import ALL, Layerwise, LayerwiseSettings
+from raygeo.data.probes import Probe, nll
 from raygeo.errors import ConfigError, DeltaError
-from raygeo.geometry.connectivity.layerwise import ALL, OUTSIDE, Layerwise, LayerwiseSettings, part_of
-from raygeo.geometry.probes import Probe, nll
-from raygeo.students.delta import layer_index
-from raygeo.students.run import Run
+from raygeo.geometry.connectivity.parts import OUTSIDE, part_of
+from raygeo.models.delta import layer_index
+from raygeo.models.run import Run
 from raygeo.tables import BASE
 
 
@@ -59,14 +60,14 @@ def test_parts_are_swapped_one_at_a_time_and_all_of_them_give_the_other_end(kind
 
     ends = loss(ALL, 0), loss(ALL, 1)
     for row in rows:
-        assert row["loss"] == pytest.approx(loss(row["part"], row["alpha"]), rel=1e-6), row
-        assert row["rise"] == pytest.approx(row["loss"] - ends[0], abs=1e-6)
+        assert row["nll"] == pytest.approx(loss(row["part"], row["alpha"]), rel=1e-6), row
+        assert row["rise"] == pytest.approx(row["nll"] - ends[0], abs=1e-6)
         assert row["rise_low"] <= row["rise"] <= row["rise_high"]
         swapped = loss(row["part"], 1)
         chord = (1 - row["alpha"]) * ends[0] + row["alpha"] * swapped
-        assert row["excess"] == pytest.approx(row["loss"] - chord, abs=1e-6)
+        assert row["excess"] == pytest.approx(row["nll"] - chord, abs=1e-6)
     whole = next(row for row in rows if (row["part"], row["alpha"]) == (ALL, 1))
-    assert (whole["loss"], whole["excess"]) == (pytest.approx(ends[1], rel=1e-6), 0)
+    assert (whole["nll"], whole["excess"]) == (pytest.approx(ends[1], rel=1e-6), 0)
     parts = list(dict.fromkeys(row["part"] for row in rows))
     if kind == "block":
         assert parts == ["0", "1", OUTSIDE, ALL]

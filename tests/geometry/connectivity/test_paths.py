@@ -12,37 +12,41 @@ from connectivity_cases import (
     SEVEN,
     V,
     compute_all,
-    config,
+    exam,
     noise,
     save_probe,
     save_run,
     save_student,
-    save_tokenizer,
 )
 from safetensors.torch import save_file
+from tiny import save_words, ten_words
 from transformers import Qwen3ForCausalLM
 
+from raygeo.analyses.matched_paths.workload import MatchedPaths, MatchedPathsSettings
+from raygeo.analyses.paths.workload import Paths, PathsSettings
+from raygeo.data.probes import Probe, nll
 from raygeo.errors import DataError, DeltaError
-from raygeo.geometry.connectivity.paths import MatchedPaths, MatchedPathsSettings, Paths, PathsSettings
-from raygeo.geometry.probes import Probe, nll
-from raygeo.students.delta import ADAPTER_FILE
-from raygeo.students.encoding import Sequence
-from raygeo.students.mix import MixedWeights
-from raygeo.students.run import Run
+from raygeo.geometry.connectivity.barriers import barrier, barrier_intervals
+from raygeo.geometry.connectivity.paths import straight_path
+from raygeo.models.batches import TokenSequence
+from raygeo.models.delta import ADAPTER_FILE
+from raygeo.models.loading import load_student
+from raygeo.models.mix import MixedWeights
+from raygeo.models.run import Run
 from raygeo.tables import BASE, to_arrow
 
 
 @pytest.fixture(scope="module")
 def bigram(tmp_path_factory):
     """A student whose blocks are silent and whose embeddings are one-hot: logits are one row of the unembedding."""
-    model = Qwen3ForCausalLM(config(tie_word_embeddings=False, rms_norm_eps=1e-12))
+    model = ten_words(tie_word_embeddings=False, rms_norm_eps=1e-12)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_() if parameter.ndim == 2 else parameter.fill_(1)
         model.model.embed_tokens.weight[:, :V] = torch.eye(V)
     folder = tmp_path_factory.mktemp("bigram")
     model.save_pretrained(folder)
-    save_tokenizer(folder)
+    save_words(folder)
     return folder
 
 
@@ -60,13 +64,13 @@ def answering(folder, name: str, digit: int, strength: float) -> Run:
 
 
 def answers(*digits: int) -> Probe:
-    return Probe("gold", [Sequence(np.array([6 + i % 4, ASK, MARK, d, EOS]), 3) for i, d in enumerate(digits)])
+    return Probe("gold", [TokenSequence(np.array([6 + i % 4, ASK, MARK, d, EOS]), 3) for i, d in enumerate(digits)])
 
 
 def compute(workload: Paths, index: int = 0) -> tuple[list[dict], list[dict]]:
     rows = workload.compute(workload.setup(), workload.tasks()[index].payload)
     for name, found in rows.items():
-        assert to_arrow(name, found).num_rows == len(found)
+        assert to_arrow(name, found, workload.tables[name]).num_rows == len(found)
     return rows["paths"], rows["barriers"]
 
 
@@ -86,7 +90,7 @@ def test_loss_along_a_path_has_its_closed_form(bigram, tmp_path):
         say7 = logsumexp(seven, eight) - seven + logsumexp(end7) - end7
         say8 = logsumexp(seven, eight) - eight + logsumexp(end8) - end8
         losses.append((2 * say7 + say8) / 6)
-    assert [row["loss"] for row in paths] == pytest.approx(losses, rel=1e-5)
+    assert [row["nll"] for row in paths] == pytest.approx(losses, rel=1e-5)
     assert {(row["metric"], row["probe"], row["n"], row.get("accuracy")) for row in paths} == {("nll", "gold", 3, None)}
     # The loss is convex in the unembedding, so the path stays under its chord.
     assert (found["chord"], found["chord_alpha"], found["chord_low"], found["chord_high"]) == (0, 0, 0, 0)
@@ -103,21 +107,44 @@ def test_two_wells_joined_over_a_hill(bigram, tmp_path):
     ]
     paths, (found,) = compute(Paths(PathsSettings(), runs, bigram, {"gold": str(tmp_path / "gold.npz")}))
     well = logsumexp(5.0) - 5
-    assert [paths[0]["loss"], paths[-1]["loss"]] == pytest.approx([well, well], rel=1e-5)
+    assert [paths[0]["nll"], paths[-1]["nll"]] == pytest.approx([well, well], rel=1e-5)
     assert (found["chord_alpha"], found["mean_alpha"]) == (0.5, 0.5)
     height = pytest.approx(math.log(V) - well, rel=1e-5)
     assert [found[key] for key in ("chord", "mean", "chord_low", "chord_high")] == [height] * 4
+
+
+def test_a_straight_path_in_a_notebook_is_that_of_a_study(bigram, tmp_path):
+    answers(SEVEN, SEVEN, EIGHT).save(tmp_path / "gold.npz")
+    texts = [("a ? ####", "7"), ("b ? ####", "7"), ("c ? ####", "8")]
+    steps = {(MARK, SEVEN): 5.0, (SEVEN, EOS): 5.0}
+    turned = {"lm_head.weight": -table(steps), "model.norm.weight": torch.full((16,), -2.0)}
+    runs = [save_run(tmp_path, "plain", {"lm_head.weight": table(steps)}), save_run(tmp_path, "flipped", turned)]
+    model, tokenizer = load_student(bigram)
+    probe = Probe.of(texts, tokenizer)
+    kept = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for a, b in (runs, [Run(BASE, "key-base", None), runs[1]]):
+        rows, (expected,) = compute(Paths(PathsSettings(), [a, b], bigram, {"gold": str(tmp_path / "gold.npz")}))
+        path = straight_path(model, a.open(), b.open(), probe)
+        assert path.alphas.tolist() == [row["alpha"] for row in rows]
+        assert path.means.tolist() == [row["nll"] for row in rows]
+        assert path.sums.shape == (len(rows), 3)
+        found = barrier(path.alphas, path.means)._asdict()
+        found |= barrier_intervals(path.alphas, path.sums, path.counts).columns()
+        assert found == {name: expected[name] for name in found}
+    assert all(torch.equal(value, kept[name]) for name, value in model.named_parameters())
+    with pytest.raises(DataError, match="no sequences"):
+        Probe.of([], tokenizer)
 
 
 def test_accuracy_along_a_path(bigram, tmp_path):
     runs = [answering(tmp_path, "seven", SEVEN, 3.0), answering(tmp_path, "eight", EIGHT, 2.0)]
     problems = [(f"{word} ?", gold) for word, gold in zip("abcd", "7778", strict=True)]
     settings = PathsSettings(points=3, max_new_tokens=6, generation_batch_size=3)
-    paths, (found,) = compute(Paths(settings, runs, bigram, {}, problems))
+    paths, (found,) = compute(Paths(settings, runs, bigram, {}, exam(bigram, problems)))
     # "7" wins while 3 (1 - alpha) > 2 alpha, that is below 0.6.
     accuracies = {row["alpha"]: row["accuracy"] for row in paths}
     assert accuracies == {0: 0.75, 0.25: 0.75, 0.5: 0.75, 0.75: 0.25, 1: 0.25}
-    labels = {(row["metric"], row["probe"], row["n"], row.get("loss")) for row in paths}
+    labels = {(row["metric"], row["probe"], row["n"], row.get("nll")) for row in paths}
     assert labels == {("accuracy", "problems", 4, None)}
     assert found["chord"] == pytest.approx(0.75 - (0.25 * 0.25 + 0.75 * 0.75))
     assert (found["chord_alpha"], found["mean"], found["mean_alpha"]) == (0.75, 0.25, 0.75)
@@ -128,8 +155,8 @@ def test_only_the_first_problems_are_asked_and_none_turns_accuracy_off(bigram, t
     runs = [answering(tmp_path, "seven", SEVEN, 3.0), answering(tmp_path, "eight", EIGHT, 2.0)]
     problems = [("a ?", "7"), ("b ?", "8"), ("c ?", "8")]
     settings = PathsSettings(accuracy_problems=1, max_new_tokens=4)
-    assert {row["n"] for row in compute(Paths(settings, runs, bigram, {}, problems))[0]} == {1}
-    assert compute(Paths(PathsSettings(accuracy_problems=0), runs, bigram, {}, problems)) == ([], [])
+    assert {row["n"] for row in compute(Paths(settings, runs, bigram, {}, exam(bigram, problems)))[0]} == {1}
+    assert compute(Paths(PathsSettings(accuracy_problems=0), runs, bigram, {}, exam(bigram, problems))) == ([], [])
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +180,7 @@ def test_paths_equal_dense_interpolation(student, probe_file, runs, tmp_path):
     pairs = [tuple(run.name for run in task.payload) for task in workload.tasks()]
     assert pairs == [("base", "r1"), ("base", "r2"), ("r1", "r2")]
     state = workload.setup()
-    kept = {name: value.clone() for name, value in state.weights.model.named_parameters()}
+    kept = {name: value.clone() for name, value in state.student.model.named_parameters()}
     model = Qwen3ForCausalLM.from_pretrained(student).eval()
     deltas = {"base": {}, "r1": noise(student, 1), "r2": noise(student, 2)}
     batches = Probe.load(probe_file).batches(0, 16)
@@ -164,8 +191,8 @@ def test_paths_equal_dense_interpolation(student, probe_file, runs, tmp_path):
                 for name, parameter in model.named_parameters():
                     first, second = (deltas[run.name].get(name, torch.zeros(())) for run in (a, b))
                     parameter.copy_(kept[name] + (1 - row["alpha"]) * first + row["alpha"] * second)
-            assert row["loss"] == pytest.approx(nll(model, batches), rel=1e-6)
-    for name, value in state.weights.model.named_parameters():
+            assert row["nll"] == pytest.approx(nll(model, batches), rel=1e-6)
+    for name, value in state.student.model.named_parameters():
         assert torch.equal(value, kept[name]), "compute must put the base weights back"
 
 
@@ -197,9 +224,9 @@ def test_low_rank_and_full_deltas_give_the_same_path(student, probe_file, runs, 
         compute(Paths(PathsSettings(points=5), [runs[0], run], student, {"texts": probe_file}))
         for run in (Run("lora", "key-lora", str(tmp_path / "lora")), save_run(tmp_path, "full", dense))
     )
-    assert [r["loss"] for r in paths_lora] == pytest.approx([r["loss"] for r in paths_full], rel=1e-6)
+    assert [r["nll"] for r in paths_lora] == pytest.approx([r["nll"] for r in paths_full], rel=1e-6)
     assert barrier_lora["mean_high"] == pytest.approx(barrier_full["mean_high"], rel=1e-5)
-    assert len({round(r["loss"], 4) for r in paths_lora}) == 5
+    assert len({round(r["nll"], 4) for r in paths_lora}) == 5
 
 
 def test_ends_are_evaluated_once_an_actor(student, probe_file, runs, monkeypatch):
@@ -218,7 +245,9 @@ def test_ends_are_evaluated_once_an_actor(student, probe_file, runs, monkeypatch
 
 def test_pairs_and_keys(student, probe_file, runs):
     def tasks(**settings):
-        return Paths(PathsSettings(**settings), runs, student, {"texts": probe_file}, [("a ?", "7")]).tasks()
+        return Paths(
+            PathsSettings(**settings), runs, student, {"texts": probe_file}, exam(student, [("a ?", "7")])
+        ).tasks()
 
     def pairs(**settings):
         return [tuple(run.name for run in task.payload) for task in tasks(**settings)]
@@ -229,8 +258,16 @@ def test_pairs_and_keys(student, probe_file, runs):
     assert len(set(keys)) == 3
     assert keys == [task.key for task in tasks()]
     assert not set(keys) & {task.key for task in tasks(seed=1)}
+    assert [task.key for task in tasks(include_base=False)] == keys[2:], "which pairs are joined is not in a pair's key"
+    assert keys == [task.key for task in tasks(accuracy_problems=9)], "there is one problem"
+    answered = {"accuracy_points": 3, "max_new_tokens": 9, "generation_batch_size": 2}
+    for name, value in answered.items():
+        assert not set(keys) & {task.key for task in tasks(**{name: value})}
+    unasked = [task.key for task in tasks(accuracy_problems=0)]
+    assert unasked == [task.key for task in tasks(accuracy_problems=0, **answered)]
+    assert not set(keys) & set(unasked)
     retrained = [runs[0], Run("r2", "other", runs[1].delta), runs[2]]
-    again = Paths(PathsSettings(), retrained, student, {"texts": probe_file}, [("a ?", "7")]).tasks()
+    again = Paths(PathsSettings(), retrained, student, {"texts": probe_file}, exam(student, [("a ?", "7")])).tasks()
     assert [task.key == key for task, key in zip(again, keys, strict=True)] == [True, False, False]
 
 
@@ -255,7 +292,7 @@ def test_points_beyond_the_ends_are_measured_and_have_no_part_in_barriers(studen
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter += 1.25 * first[name] - 0.25 * second[name]
-    assert beyond["paths"][0]["loss"] == pytest.approx(nll(model, Probe.load(probe_file).batches(0, 16)), rel=1e-6)
+    assert beyond["paths"][0]["nll"] == pytest.approx(nll(model, Probe.load(probe_file).batches(0, 16)), rel=1e-6)
 
 
 def test_a_hump_between_grid_points_is_refined_for_all_probes_alike(bigram, tmp_path):
@@ -295,7 +332,7 @@ def test_matched_paths_scale_the_longer_delta_down(student, probe_file, runs, tm
     equal = {name: norms[0] / norms[1] * value for name, value in noise(student, 2).items()}
     pair = [runs[0], save_run(tmp_path, "equal", equal)]
     plain = compute_all(Paths(PathsSettings(**settings), pair, student, {"t": probe_file}))
-    losses = [[row["loss"] for row in rows] for rows in (matched["matched_paths"], plain["paths"])]
+    losses = [[row["nll"] for row in rows] for rows in (matched["matched_paths"], plain["paths"])]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     base = Run(BASE, "key-base", None)
     tasks = MatchedPaths(MatchedPathsSettings(), [base, *runs[:2]], student, {"t": probe_file}).tasks()

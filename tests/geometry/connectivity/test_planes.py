@@ -5,12 +5,13 @@ from connectivity_cases import compute_all, noise, save_probe, save_run, save_st
 from delta_cases import gaussian, low_rank, save_lora
 from transformers import Qwen3ForCausalLM
 
+from raygeo.analyses.planes.workload import Planes, PlanesSettings
+from raygeo.data.probes import Probe, nll
 from raygeo.errors import ConfigError, DeltaError
 from raygeo.geometry.connectivity.mixtures import delta_gram
-from raygeo.geometry.connectivity.planes import Plane, Planes, PlanesSettings
-from raygeo.geometry.probes import Probe, nll
-from raygeo.students.delta import Dense
-from raygeo.students.run import Run
+from raygeo.geometry.connectivity.planes import Plane
+from raygeo.models.delta import Dense
+from raygeo.models.run import Run
 from raygeo.tables import BASE
 
 
@@ -129,12 +130,12 @@ def test_losses_on_a_grid_and_at_all_runs(student, runs, tmp_path):
     assert len(found["planes"]) == 9
     for row in found["planes"]:
         first, _, third = plane.coefficients(row["x"], row["y"])
-        assert row["loss"] == pytest.approx(loss(r1=first, lora=third), rel=2e-6)
+        assert row["nll"] == pytest.approx(loss(r1=first, lora=third), rel=2e-6)
         assert (row["run_a"], row["run_b"], row["run_c"], row["n"]) == ("r1", "base", "lora", 5)
     places = {row["run"]: row for row in found["plane_runs"]}
     assert list(places) == ["r1", "base", "lora", "r2"]
     for name in places:
-        assert places[name]["loss"] == pytest.approx(loss(**{name: 1.0}), rel=1e-6)
+        assert places[name]["nll"] == pytest.approx(loss(**{name: 1.0}), rel=1e-6)
     assert [places[name]["residual"] for name in ("r1", "base", "lora")] == [0, 0, 0]
     assert places["r2"]["residual"] > 1
     norm = np.sqrt(delta_gram([runs[1].open()])[0, 0])
@@ -146,7 +147,7 @@ def test_a_point_without_a_finite_loss_is_left_empty_and_a_run_is_refused(studen
     wild = save_run(tmp_path, "wild", {"model.norm.weight": torch.full((16,), 3e38)})
     settings = PlanesSettings(points=2, planes=(("base", "r1", "wild"),))
     workload = Planes(settings, [*runs, wild], student, probe, "r1")
-    assert None in [row["loss"] for row in compute_all(workload, 0, 1)["planes"]]
+    assert None in [row["nll"] for row in compute_all(workload, 0, 1)["planes"]]
     with pytest.raises(DeltaError, match="wild"):
         compute_all(workload, 2)
 
@@ -162,6 +163,8 @@ def test_planes_keys_and_refusals(student, runs, tmp_path):
     fewer = tasks(ends=runs[:3])
     assert [a.key == b.key for a, b in zip(tasks(), fewer, strict=False)] == [True, True, False]
     assert len({task.key for task in tasks()}) == 6
-    assert tasks(margin=0.1)[0].key != tasks()[0].key
+    assert [a.key == b.key for a, b in zip(tasks(margin=0.1), tasks(), strict=True)] == [False, False, True] * 2
+    assert [task.key for task in tasks(sequences=99)] == [task.key for task in tasks()], "there are 13 texts"
+    assert tasks(sequences=5)[0].key != tasks()[0].key
     with pytest.raises(ConfigError, match="'gone'"):
         tasks(planes=(("base", "r1", "gone"),))

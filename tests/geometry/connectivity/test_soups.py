@@ -1,19 +1,19 @@
 import numpy as np
 import pytest
 import torch
-from connectivity_cases import compute_all, noise, save_probe, save_run, save_student
+from connectivity_cases import compute_all, exam, noise, save_probe, save_run, save_student
 from torch import nn
 from transformers import Qwen3ForCausalLM
 
+from raygeo.analyses.soups.workload import Soups, SoupSettings
+from raygeo.analyses.wise.workload import Wise, WiseSettings
+from raygeo.data.probes import Probe, nll
 from raygeo.errors import DeltaError
 from raygeo.geometry.connectivity import evaluator
-from raygeo.geometry.connectivity.barriers import percentiles, resampled_losses
+from raygeo.geometry.connectivity.averages import average, greedy
 from raygeo.geometry.connectivity.evaluator import flips
-from raygeo.geometry.connectivity.soups import Soups, SoupSettings, average, greedy
-from raygeo.geometry.connectivity.wise import Wise, WiseSettings
-from raygeo.geometry.probes import Probe, nll
-from raygeo.students.mix import MixedWeights
-from raygeo.students.run import Run
+from raygeo.models.mix import MixedWeights
+from raygeo.models.run import Run
 from raygeo.tables import BASE
 
 QUICK = {"bootstrap": 100, "max_new_tokens": 3}
@@ -49,7 +49,7 @@ def test_a_soup_is_the_mean_of_its_weights_bit_for_bit(tmp_path):
 
 
 def soups(student, probe, runs, groups=None, problems=(), **settings) -> dict[str, dict]:
-    workload = Soups(SoupSettings(**QUICK, **settings), runs, student, probe, problems, "exact", groups or {})
+    workload = Soups(SoupSettings(**QUICK, **settings), runs, student, probe, exam(student, problems), groups or {})
     return {row["soup"]: row for row in compute_all(workload)["soups"]}
 
 
@@ -70,14 +70,14 @@ def test_soups_are_measured_on_the_other_half(student, probe_file, runs):
 
     for name, row in found.items():
         members = [] if name == BASE else row["members"]
-        assert row["loss"] == pytest.approx(loss(members), rel=1e-6)
-        assert row["loss_low"] <= row["loss"] <= row["loss_high"]
+        assert row["nll"] == pytest.approx(loss(members), rel=1e-6)
+        assert row["nll_low"] <= row["nll"] <= row["nll_high"]
         assert (row["n"], row["tokens"]) == (6, sum(s.completion_length for s in texts[1::2]))
         if row["kind"] == "run":
             assert "barrier" not in row
         elif len(members) > 1:
             apart = np.mean([loss([member]) for member in members])
-            assert row["barrier"] == pytest.approx(row["loss"] - apart, abs=1e-6)
+            assert row["barrier"] == pytest.approx(row["nll"] - apart, abs=1e-6)
             assert row["barrier_low"] <= row["barrier"] <= row["barrier_high"]
     assert found["uniform"]["members"] == ["r1", "r2", "r3"]
     assert found["two"]["members"] == ["r1", "r3"]
@@ -94,16 +94,15 @@ def test_a_greedy_soup_takes_what_helps_and_passes_over_what_harms():
     # Losses are squares of one weight: -1 is best alone, its mean with 1.2 is better, 4 would make it worse.
     at = {"good": -1.0, "opposite": 1.2, "far": 4.0}
 
-    class Line:
-        def choose_by(self, terms):
-            return sum(coefficient * weight for coefficient, weight in terms) ** 2
+    def square(terms):
+        return sum(coefficient * weight for coefficient, weight in terms) ** 2
 
     class One(Run):
         def mixture(self, coefficient=1.0):
             return [(coefficient, at[self.name])]
 
     runs = [One(name, name, None) for name in ("far", "opposite", "good")]
-    assert [run.name for run in greedy(Line(), runs)] == ["good", "opposite"]
+    assert [run.name for run in greedy(runs, square)] == ["good", "opposite"]
 
 
 def test_flips_count_what_all_ends_get_wrong_and_the_average_right():
@@ -121,7 +120,7 @@ def test_accuracy_and_flips_come_from_the_answers(student, probe_file, runs, mon
         weight = model.model.embed_tokens.weight.detach()
         sums[name] = weight + (0 if name == "base" else noise(student, int(name[1]), 0.1)["model.embed_tokens.weight"])
     monkeypatch.setattr(
-        evaluator.Errors,
+        evaluator.AnswerErrors,
         "sums",
         lambda self, model: np.array(
             next(
@@ -135,7 +134,11 @@ def test_accuracy_and_flips_come_from_the_answers(student, probe_file, runs, mon
     assert [found[name]["accuracy"] for name in ("base", "r1", "uniform")] == [0.5, 0.25, 0.5]
     assert (found["uniform"]["false_false_true"], found["uniform"]["true_true_false"]) == (0.25, 0)
     workload = Wise(
-        WiseSettings(alphas=(0, 0.5, 1), accuracy_problems=4, **QUICK), runs[:2], student, probe_file, PROBLEMS, "exact"
+        WiseSettings(alphas=(0, 0.5, 1), accuracy_problems=4, **QUICK),
+        runs[:2],
+        student,
+        probe_file,
+        exam(student, PROBLEMS),
     )
     rows = compute_all(workload)["wise"]
     assert [row["accuracy"] for row in rows] == [0.5, 0.5, 0.25]
@@ -146,7 +149,7 @@ def test_accuracy_and_flips_come_from_the_answers(student, probe_file, runs, mon
 
 def test_the_line_through_a_run_is_measured_on_one_half_and_chosen_on_the_other(student, probe_file, runs):
     settings = WiseSettings(alphas=(1.0, 0.0, 1.5), **QUICK)
-    rows = compute_all(Wise(settings, runs, student, probe_file, [], "exact"), 0)["wise"]
+    rows = compute_all(Wise(settings, runs, student, probe_file, None), 0)["wise"]
     assert [row["alpha"] for row in rows] == [0, 1, 1.5]
     model = Qwen3ForCausalLM.from_pretrained(student).eval()
     kept = {name: value.clone() for name, value in model.named_parameters()}
@@ -156,25 +159,14 @@ def test_the_line_through_a_run_is_measured_on_one_half_and_chosen_on_the_other(
             for name, value in model.named_parameters():
                 value.copy_(kept[name] + row["alpha"] * noise(student, 1, 0.1)[name])
         chosen, measured = (nll(model, Probe("half", texts[i::2]).batches(0, 16)) for i in (0, 1))
-        assert (row["chosen_loss"], row["loss"]) == pytest.approx((chosen, measured), rel=1e-6)
+        assert (row["chosen_nll"], row["nll"]) == pytest.approx((chosen, measured), rel=1e-6)
         assert "accuracy" not in row
         assert 0 < row["confidence"] < 1
 
 
-def test_intervals_of_a_token_mean_follow_its_standard_error():
-    # Ratio of means: s.e. by the delta method, sqrt(sum (x - r n)^2) / sum n.
-    rng = np.random.default_rng(0)
-    counts = rng.integers(5, 20, 200).astype(float)
-    sums = counts * 2 + rng.normal(0, 3, 200)
-    mean = sums.sum() / counts.sum()
-    error = np.sqrt(((sums - mean * counts) ** 2).sum()) / counts.sum()
-    found = percentiles(resampled_losses(sums[None], counts, resamples=4000, seed=0))
-    assert found == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.1 * error)
-
-
 def test_keys_and_refusals(student, probe_file, runs, tmp_path):
     def keys(ends=runs, groups=None, **settings):
-        workload = Soups(SoupSettings(**settings), ends, student, probe_file, PROBLEMS, "exact", groups or {})
+        workload = Soups(SoupSettings(**settings), ends, student, probe_file, exam(student, PROBLEMS), groups or {})
         return {task.payload[1]: task.key for task in workload.tasks()}
 
     assert list(keys(runs[:2])) == ["base", "r1"]
@@ -182,6 +174,16 @@ def test_keys_and_refusals(student, probe_file, runs, tmp_path):
     assert keys(runs[:3])["r1"] == keys()["r1"]
     assert keys(runs[:3])["uniform"] != keys()["uniform"]
     assert keys(accuracy_problems=1)["r1"] != keys()["r1"]
+    assert keys(max_new_tokens=9, generation_batch_size=2) == keys(), "no problem is asked"
+    assert keys(accuracy_problems=5) == keys(accuracy_problems=4), "there are four"
+    assert keys(accuracy_problems=4, max_new_tokens=9)["r1"] != keys(accuracy_problems=4)["r1"]
+
+    def wise_keys(**settings):
+        workload = Wise(WiseSettings(**settings), runs[:2], student, probe_file, exam(student, PROBLEMS))
+        return [task.key for task in workload.tasks()]
+
+    assert wise_keys(max_new_tokens=9) == wise_keys()
+    assert wise_keys(alphas=(0.5,)) != wise_keys() != wise_keys(accuracy_problems=1)
     bad = save_run(tmp_path, "bad", {"model.norm.weight": torch.full((16,), np.nan)})
     with pytest.raises(DeltaError, match="not finite"):
         soups(student, probe_file, [*runs, bad])

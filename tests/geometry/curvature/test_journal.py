@@ -8,7 +8,7 @@ from raygeo.geometry.curvature.journal import journaled
 from raygeo.geometry.curvature.lanczos import extreme_eigenvalues
 from raygeo.geometry.curvature.quadrature import gauss_quadrature
 from raygeo.geometry.curvature.trace import hutch_plus_plus
-from raygeo.journal import StoreJournal
+from raygeo.pipeline.journal import StoreJournal
 from raygeo.store import Store
 
 MATRIX = symmetric(OUTLIERS, dtype=torch.float32)
@@ -25,7 +25,7 @@ def extremes(matmat):
 
 
 def density(matmat):
-    return list(gauss_quadrature(matmat, starts(1), 10))
+    return [part for rule in gauss_quadrature(matmat, starts(1), 10) for part in rule]
 
 
 class Killed(Exception):
@@ -50,16 +50,16 @@ def dying(products):
 def test_what_was_interrupted_ends_with_the_bits_of_what_was_not(tmp_path, solve, products, lives):
     store = Store(tmp_path)
     untouched = dying(products)
-    expected = solve(journaled(untouched, StoreJournal(store, "untouched")))
+    expected = solve(journaled(StoreJournal(store, "untouched"))(untouched))
     done = 0
     for life in lives:
         if done + life >= untouched.made:
             break
         with pytest.raises(Killed):
-            solve(journaled(dying(life), StoreJournal(store, "killed")))
+            solve(journaled(StoreJournal(store, "killed"))(dying(life)))
         done += life
     last = dying(products)
-    found = solve(journaled(last, StoreJournal(store, "killed")))
+    found = solve(journaled(StoreJournal(store, "killed"))(last))
     assert last.made == untouched.made - done  # nothing was computed twice
     for a, b in zip(found, expected, strict=True):
         assert a.tobytes() == b.tobytes()
@@ -85,4 +85,4 @@ def test_damaged_and_foreign_products_are_refused(tmp_path):
         journal.read(0)
     journal.write(0, torch.zeros(1, 7))
     with pytest.raises(StoreError, match=r"\[7, 1\], not \[200, 1\]"):
-        journaled(MATRIX.matmul, journal)(starts(1))
+        journaled(journal)(MATRIX.matmul)(starts(1))

@@ -3,7 +3,8 @@ import pytest
 import torch
 from spectrum_cases import OUTLIERS, signs, symmetric
 
-from raygeo.geometry.curvature.lanczos import Lanczos, extreme_eigenvalues
+from raygeo.geometry.curvature.journal import journaled
+from raygeo.geometry.curvature.lanczos import Lanczos, extreme_eigenvalues, fewest_vectors
 
 REPEATED = np.concatenate([[8.0] * 3, [5.0] * 2, [-6.0] * 2, np.linspace(-1, 1, 113)])
 
@@ -116,3 +117,75 @@ def test_the_matrix_is_the_operator_in_the_basis_and_block_tridiagonal():
     np.testing.assert_allclose(lanczos.matrix, (lanczos.basis.T @ matrix @ lanczos.basis).numpy(), atol=1e-11)
     rows, columns = np.indices((24, 24)) // 3
     assert not lanczos.matrix[np.abs(rows - columns) > 1].any()
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "block", "extra", "tolerance"),
+    [
+        *((OUTLIERS, block, extra, tolerance) for block in (1, 3) for extra, tolerance in ((0, 1e-2), (6, 1e-8))),
+        (np.geomspace(1e-6, 1e3, 80), 1, 4, 1e-4),
+        (-np.geomspace(1, 100, 50), 3, 6, 1e-2),
+    ],
+)
+def test_a_bounded_basis_finds_the_same_eigenvalues(eigenvalues, block, extra, tolerance):
+    matrix = symmetric(eigenvalues)
+    expected, size = np.linalg.eigvalsh(matrix.numpy()), np.abs(eigenvalues).max()
+    room = fewest_vectors(5, 2, block) + extra
+    effort = {"bottom": 2, "max_steps": 400, "tolerance": tolerance}
+    found = extreme_eigenvalues(matrix.matmul, signs(len(matrix), block), 5, max_basis=room, **effort)
+    assert found.converged
+    assert found.basis.shape[1] <= room < found.products
+    np.testing.assert_allclose(found.top, expected[::-1][:5], rtol=tolerance, atol=1e-12 * size)
+    np.testing.assert_allclose(found.bottom, expected[:2], atol=tolerance * size)
+    assert (found.basis.T @ found.basis - torch.eye(found.basis.shape[1])).abs().max() < 1e-12
+    assert found.basis_trace == pytest.approx(float((found.basis * (matrix @ found.basis)).sum()), rel=1e-10)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_residuals_after_restarts_are_those_of_the_ritz_pairs_and_bound_the_error(block):
+    matrix = symmetric(OUTLIERS)
+    room = fewest_vectors(5, 1, block)
+    found = extreme_eigenvalues(
+        matrix.matmul, signs(200, block), 5, max_steps=14 // block, tolerance=1e-12, max_basis=room
+    )
+    assert not found.converged
+    assert found.basis.shape[1] <= room < found.products
+    true = (matrix @ found.vectors - found.vectors * torch.from_numpy(found.top.copy())).norm(dim=0).numpy()
+    np.testing.assert_allclose(found.top_residuals, true, rtol=1e-5, atol=1e-10)
+    assert (np.abs(found.top[:, None] - OUTLIERS).min(1) <= found.top_residuals * (1 + 1e-9) + 1e-12).all()
+    assert found.top_residuals.max() > 1e-4
+
+
+def test_room_that_is_never_filled_changes_no_bit():
+    matrix, effort = symmetric(OUTLIERS), {"max_steps": 30, "tolerance": 1e-6}
+    bounded = extreme_eigenvalues(matrix.matmul, signs(200, 1), 3, max_basis=64, **effort)
+    free = extreme_eigenvalues(matrix.matmul, signs(200, 1), 3, **effort)
+    assert np.array_equal(bounded.top, free.top)
+    assert torch.equal(bounded.vectors, free.vectors)
+
+
+def test_a_bounded_search_resumes_with_the_same_bits():
+    class Kept(dict):
+        read, clear = dict.get, dict.clear
+
+        def write(self, index, tensor):
+            self[index] = tensor
+
+    matrix, journal, calls = symmetric(OUTLIERS), Kept(), []
+
+    def product(vectors):
+        calls.append(1)
+        return matrix @ vectors
+
+    def search():
+        wrapped = journaled(journal)(product)
+        return extreme_eigenvalues(wrapped, signs(200, 1), 3, max_steps=40, tolerance=1e-9, max_basis=8)
+
+    whole = search()
+    made = len(calls)
+    for index in list(journal)[made // 2 :]:
+        del journal[index]
+    again = search()
+    assert len(calls) == made + made - made // 2
+    assert np.array_equal(again.top, whole.top)
+    assert torch.equal(again.vectors, whole.vectors)

@@ -6,21 +6,15 @@ import pytest
 import torch
 from curvature_cases import make_probe
 from spectrum_cases import symmetric
-from student_cases import save_tiny_student
+from tiny import save_tiny_student
 
-from raygeo.geometry.curvature.sharpness import (
-    Sharpness,
-    SharpnessSettings,
-    adaptive_ball,
-    average,
-    ball,
-    layer_scales,
-)  # fmt: skip
-from raygeo.geometry.probes import Probe, nll
-from raygeo.students.delta import save_full_delta
-from raygeo.students.loading import load_student
-from raygeo.students.mix import MixedWeights
-from raygeo.students.run import Run
+from raygeo.analyses.sharpness.workload import Sharpness, SharpnessSettings, measure
+from raygeo.data.probes import Probe, nll
+from raygeo.geometry.curvature.rises import adaptive_ball, average, ball, layer_scales
+from raygeo.models.delta import save_full_delta
+from raygeo.models.loading import load_student
+from raygeo.models.mix import MixedWeights
+from raygeo.models.run import Run
 from raygeo.tables import BASE, to_arrow
 
 
@@ -90,11 +84,12 @@ def test_the_average_is_half_the_trace_within_its_error():
     np.testing.assert_allclose(scales[:5], math.sqrt(float(W[:5].square().mean())), rtol=1e-15)
     np.testing.assert_allclose(scales[5:], math.sqrt(float(W[5:].square().mean())), rtol=1e-15)
     for sizes, draws in ((torch.full_like(W, 0.3), 1000), (0.1 * scales, 1000)):
-        mean, error = average(LANDSCAPE, sizes, draws, seed=0)
+        mean, error, low, high = average(LANDSCAPE, sizes, draws, seed=0)
         curved = sizes[:, None] * HESSIAN * sizes
         # Var(e'Ae / 2) = |A|_F^2 / 2 for normal e.
         assert error == pytest.approx(float(curved.norm()) / math.sqrt(2 * draws), rel=0.1)
         assert abs(mean - float(curved.trace()) / 2) < 3 * error
+        assert (low, high) == pytest.approx((mean - 1.96234 * error, mean + 1.96234 * error), rel=1e-5)
     assert average(LANDSCAPE, scales, 3, seed=0) == average(LANDSCAPE, scales, 3, seed=0)
     assert average(LANDSCAPE, scales, 3, seed=0) != average(LANDSCAPE, scales, 3, seed=1)
 
@@ -123,7 +118,7 @@ def test_rows_hold_the_rise_of_the_models_own_loss_and_leave_it_as_it_was(case):
     before = {key: value.clone() for key, value in state[0].model.state_dict().items()}
     rows = [row for task in workload.tasks() for row in workload.compute(state, task.payload)["sharpness"]]
     assert all(torch.equal(value, before[key]) for key, value in state[0].model.state_dict().items())
-    to_arrow("sharpness", rows)
+    to_arrow("sharpness", rows, Sharpness.tables["sharpness"])
     assert [row["measure"] for row in rows] == 2 * ["sam", "ball", "asam", "noise", "layer noise"]
     model, _ = load_student(student, dtype=torch.float64)
     batches = Probe.load(probe).batches(0, 3)
@@ -138,11 +133,11 @@ def test_rows_hold_the_rise_of_the_models_own_loss_and_leave_it_as_it_was(case):
                 logprobs = model(input_ids=batch.input_ids).logits[:, :-1].log_softmax(-1)
                 loss = loss - logprobs.gather(-1, batch.input_ids[:, 1:, None])[..., 0][batch.mask].sum() / 14
             (g,) = torch.autograd.grad(loss, weight)
-            for measure, step in (("sam", 1e-2 * g / g.norm()), ("asam", 1e-2 * own**2 * g / (own * g).norm())):
+            for kind, step in (("sam", 1e-2 * g / g.norm()), ("asam", 1e-2 * own**2 * g / (own * g).norm())):
                 with torch.no_grad():
                     weight.copy_(own + step)
                 rise = nll(model, batches) - start
-                assert found[run.name, measure]["value"] == pytest.approx(rise, rel=2e-2, abs=3e-6)
+                assert found[run.name, kind]["value"] == pytest.approx(rise, rel=2e-2, abs=3e-6)
             with torch.no_grad():
                 weight.copy_(own)
         assert found[run.name, "sam"]["nll"] == pytest.approx(start, rel=1e-6)
@@ -164,15 +159,13 @@ def test_keys_hold_settings_probe_and_space(case):
 class Cliff(Quadratic):
     """A loss that is not a number further than 1 away."""
 
-    tokens = 1
-
     def loss(self, offset):
         return super().loss(offset) if float(offset.norm()) <= 1 else math.nan
 
 
 def test_a_neighbour_that_diverges_is_null_and_not_a_number():
     settings = SharpnessSettings(radii=(0.5, 2.0), adaptive_radii=(), sigmas=(10.0,), relative_sigmas=())
-    rows = list(Sharpness(settings, [], "", "")._measure(Cliff(HESSIAN, G, W)))
+    rows = list(measure(Cliff(HESSIAN, G, W), settings))
     assert [row["value"] is None for row in rows] == [False, False, True, True, True]
     assert rows[-1]["error"] is None
-    to_arrow("sharpness", rows)
+    to_arrow("sharpness", rows, Sharpness.tables["sharpness"])

@@ -3,16 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from student_cases import tiny_qwen
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
+from tiny import save_words, tiny_qwen
 
-from raygeo.geometry.probes import Probe
-from raygeo.students.delta import save_full_delta
-from raygeo.students.encoding import Sequence
-from raygeo.students.run import Run
+from raygeo.data.probes import Probe
+from raygeo.models.batches import TokenSequence
+from raygeo.models.delta import save_full_delta
+from raygeo.models.run import Run
 from raygeo.tables import BASE
 
 WORDS = 20
@@ -24,9 +20,7 @@ def student(tmp_path_factory):
     model = tiny_qwen(WORDS, initializer_range=0.2, pad_token_id=0, eos_token_id=1)
     folder = tmp_path_factory.mktemp("student")
     model.save_pretrained(folder)
-    words = Tokenizer(WordLevel({f"w{i}": i for i in range(WORDS)}, unk_token="w2"))
-    words.pre_tokenizer = WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1").save_pretrained(folder)
+    save_words(folder, [f"w{i}" for i in range(WORDS)])
     return model, folder
 
 
@@ -38,7 +32,7 @@ def probe():
     ids = [rng.integers(3, WORDS, size=p + c) for p, c in lengths]
     for row, (prompt, _) in zip(ids, lengths, strict=True):
         row[prompt - 1] = 2
-    return Probe("texts", [Sequence(row, int(prompt)) for row, (prompt, _) in zip(ids, lengths, strict=True)])
+    return Probe("texts", [TokenSequence(row, int(prompt)) for row, (prompt, _) in zip(ids, lengths, strict=True)])
 
 
 @pytest.fixture(scope="session")

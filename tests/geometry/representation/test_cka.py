@@ -7,13 +7,16 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
+from raygeo.analyses.cka import representations
+from raygeo.analyses.cka.workload import CKA, CKASettings
+from raygeo.data.probes import Probe
 from raygeo.errors import DataError, DeltaError
-from raygeo.geometry.probes import Probe
 from raygeo.geometry.representation import cka
-from raygeo.geometry.representation.cka import CKA, Alignment, CKASettings, hsic1
-from raygeo.geometry.representation.features import PLAIN, TREATMENTS, gram, minibatches
-from raygeo.students.delta import save_full_delta
-from raygeo.students.run import Run
+from raygeo.geometry.representation.cka import Alignment, hsic1, minibatches
+from raygeo.geometry.representation.features import PLAIN, TREATMENTS
+from raygeo.geometry.representation.kernels import gram
+from raygeo.models.delta import save_full_delta
+from raygeo.models.run import Run
 from raygeo.tables import to_arrow
 
 
@@ -42,6 +45,22 @@ def hsic1_by_tuples(k: torch.Tensor, m: torch.Tensor) -> float:
     quadruples = list(itertools.permutations(range(n), 4))
     apart = sum(k[i][j] * m[q][r] for i, j, q, r in quadruples) / len(quadruples)
     return same + apart - 2 * shared
+
+
+def test_cka_of_features_is_that_of_their_kernels():
+    x, y = gaussian(30, 5, 15), gaussian(30, 7, 15)
+    batches = minibatches([1] * 30, 6, 0)
+    assert cka.cka(x, y, batches) == align(gram(x), gram(y), batches)
+    assert cka.cka(x.numpy(), y.numpy()) == align(gram(x), gram(y), whole(30))
+    assert cka.cka(x, y).low is None
+
+
+@pytest.mark.parametrize(("first", "second"), [((5, 3), (6, 3)), ((2, 5, 3), (2, 5, 3)), ((5,), (5,))])
+def test_features_of_other_texts_are_refused(first, second):
+    with pytest.raises(ValueError, match="same n texts"):
+        cka.cka(torch.ones(first), torch.ones(second))
+    with pytest.raises(ValueError, match="at least 4"):
+        cka.cka(torch.ones(3, 2), torch.ones(3, 2))
 
 
 @pytest.mark.parametrize("n", [4, 5, 9])
@@ -154,7 +173,7 @@ def test_workload_equals_a_direct_computation(student, probe, runs, tmp_path):
     assert len({t.key for t in tasks}) == 3
     state = workload.setup()
     rows = [row for t in tasks for row in workload.compute(state, t.payload)["cka"]]
-    assert to_arrow("cka", rows).num_rows == 9 * len(TREATMENTS)
+    assert to_arrow("cka", rows, CKA.tables["cka"]).num_rows == 9 * len(TREATMENTS)
     assert [row["treatment"] for row in rows[:15:3]] == list(TREATMENTS)
     rows = [row for row in rows if row["treatment"] == PLAIN]
 
@@ -233,3 +252,14 @@ def test_a_diverged_run_and_a_tiny_probe_are_refused(student, probe, runs, tmp_p
 def test_settings_refuse_minibatches_below_four():
     with pytest.raises(ValueError, match="batch_size"):
         CKASettings.model_validate(json.loads('{"batch_size": 3}'))
+
+
+def test_kernels_that_were_dropped_are_made_again_to_the_same_numbers(student, probe, runs, tmp_path, monkeypatch):
+    probe.save(tmp_path / "probe.npz")
+    workload = CKA(CKASettings(batch_size=6), runs, student[1], tmp_path / "probe.npz")
+    kept, dropped = workload.setup(), workload.setup()
+    expected = [workload.compute(kept, task.payload) for task in workload.tasks()]
+    assert len(kept.known) == 3
+    monkeypatch.setattr(representations, "KEPT_BYTES", 1)
+    assert [workload.compute(dropped, task.payload) for task in workload.tasks()] == expected
+    assert len(dropped.known) == 2

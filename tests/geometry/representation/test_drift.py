@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from raygeo.analyses.drift.workload import Drift, DriftSettings
 from raygeo.errors import DeltaError
-from raygeo.geometry.representation.bootstrap import percentiles, resampled_means
-from raygeo.geometry.representation.drift import Drift, DriftSettings, token_drift
-from raygeo.students.delta import save_full_delta
-from raygeo.students.run import Run
+from raygeo.geometry.bootstrap import percentile_intervals, resampled_means
+from raygeo.geometry.representation.drift import text_drift, token_drift
+from raygeo.models.delta import save_full_delta
+from raygeo.models.run import Run
 from raygeo.tables import to_arrow
 
 
@@ -21,6 +22,14 @@ def test_drift_by_hand():
     assert not bool(torch.isfinite(cosine[3])), "a zero state has no direction"
 
 
+def test_sums_are_over_the_tokens_that_the_mask_names():
+    base, moved = torch.ones(2, 4, 3), torch.ones(2, 4, 3)
+    moved[:, 2], moved[:, 0] = 3.0, 100.0
+    mask = torch.tensor([[False, True, True], [False, False, True]])
+    sums = text_drift([base, moved], [base, base], mask)
+    np.testing.assert_allclose(sums, [[[2, 0], [2, 2]], [[1, 0], [1, 0]]], rtol=1e-12)
+
+
 def test_drift_equals_a_pass_over_each_text_alone(student, probe, probe_file, runs, merged):
     workload = Drift(DriftSettings(batch_size=7, bootstrap=300, seed=4), runs, student[1], probe_file)
     tasks = workload.tasks()
@@ -28,7 +37,7 @@ def test_drift_equals_a_pass_over_each_text_alone(student, probe, probe_file, ru
     state = workload.setup()
     before = {name: value.detach().clone() for name, value in state.weights.model.named_parameters()}
     rows = workload.compute(state, tasks[1].payload)["drift"]
-    assert to_arrow("drift", rows).num_rows == 3
+    assert to_arrow("drift", rows, Drift.tables["drift"]).num_rows == 3
     assert all(torch.equal(value, before[name]) for name, value in state.weights.model.named_parameters())
 
     sums = np.zeros((24, 3, 2))
@@ -51,7 +60,7 @@ def test_drift_equals_a_pass_over_each_text_alone(student, probe, probe_file, ru
     # Texts are drawn in the order of the batches, by length; ties keep the probe's order.
     order = np.argsort([len(s) for s in probe.sequences], kind="stable")
     tokens = np.array([s.completion_length for s in probe.sequences], dtype=float)[order]
-    expected = percentiles(resampled_means(sums[order][:, 2], tokens, resamples=300, seed=4), 24)
+    expected = percentile_intervals(resampled_means(sums[order][:, 2], tokens, resamples=300, seed=4), 24)
     assert [rows[2]["cosine_low"], rows[2]["cosine_high"]] == pytest.approx(list(expected[0]), abs=1e-5)
     assert [rows[2]["change_low"], rows[2]["change_high"]] == pytest.approx(list(expected[1]), abs=1e-5)
 

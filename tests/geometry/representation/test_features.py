@@ -1,24 +1,17 @@
+from functools import partial
+
+import delta_cases
 import numpy as np
 import pytest
 import torch
 
-from raygeo.geometry.representation.features import (
-    PLAIN,
-    TREATMENTS,
-    FeatureSettings,
-    Kernels,
-    Representations,
-    chosen_tokens,
-    gram,
-    hidden_features,
-    minibatches,
-    outliers,
-)
-from raygeo.students.encoding import collate
+from raygeo.analyses.cka.representations import FeatureSettings, Representations
+from raygeo.geometry.representation.cka import minibatches
+from raygeo.geometry.representation.features import PLAIN, TREATMENTS, chosen_tokens, hidden_features, text_features
+from raygeo.geometry.representation.kernels import Kernels, gram, outliers
+from raygeo.models.batches import collate
 
-
-def gaussian(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+gaussian = partial(delta_cases.gaussian, dtype=torch.float64)
 
 
 def test_minibatches_use_every_example_once_and_none_is_small():
@@ -42,7 +35,7 @@ def test_minibatches_keep_the_rows_of_a_text_together():
 @pytest.mark.parametrize("pool", ["mean_completion", "last_prompt", "tokens"])
 def test_pooled_features_equal_those_of_each_text_alone(student, probe, pool):
     model, _ = student
-    tokens = chosen_tokens(probe, FeatureSettings(pool=pool, tokens_per_text=3))
+    tokens = chosen_tokens(probe.sequences, pool, 3, 0)
     mean = pool == "mean_completion"
     pooled = hidden_features(model, collate(probe.sequences, 0), tokens, mean=mean)
     rows = [1 if mean else len(places) for places in tokens]
@@ -60,10 +53,20 @@ def test_pooled_features_equal_those_of_each_text_alone(student, probe, pool):
                 torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("pool", ["mean_completion", "tokens"])
+def test_features_come_in_the_order_of_the_texts_however_they_are_batched(student, probe, pool):
+    model, _ = student
+    tokens = chosen_tokens(probe.sequences, pool, 2, 5)
+    expected = hidden_features(model, collate(probe.sequences, 0), tokens, mean=pool == "mean_completion")
+    for options in ({"batch_size": 7}, {"batch_size": 1}, {"batch_size": 24, "pad_id": 9}):
+        found = text_features(model, probe.sequences, pool=pool, tokens_per_text=2, seed=5, **options)
+        for treatment in (PLAIN, "rms_normed"):
+            torch.testing.assert_close(found[treatment], expected[treatment], rtol=1e-4, atol=1e-5)
+
+
 def test_tokens_are_drawn_from_the_completion_alone_and_by_seed(probe):
     chosen = {
-        seed: [places.tolist() for places in chosen_tokens(probe, FeatureSettings(pool="tokens", seed=seed))]
-        for seed in (0, 1)
+        seed: [places.tolist() for places in chosen_tokens(probe.sequences, "tokens", 4, seed)] for seed in (0, 1)
     }
     for s, places in zip(probe.sequences, chosen[0], strict=True):
         assert len(places) == min(4, s.completion_length)
@@ -111,11 +114,7 @@ def test_outliers_are_large_dimensions_however_constant():
 def test_outliers_are_those_of_the_base_and_are_left_out_of_every_run(student, probe_file, probe, runs, merged):
     settings = FeatureSettings(outlier_factor=1.5, forward_batch_size=7)
     state = Representations.open(settings, runs, student[1], probe_file)
-    tokens = chosen_tokens(probe, settings)
-    features = {
-        name: hidden_features(model, collate(probe.sequences, 0), tokens, mean=True)[PLAIN]
-        for name, model in merged.items()
-    }
+    features = {name: text_features(model, probe.sequences)[PLAIN] for name, model in merged.items()}
     large = outliers(features["base"], 1.5)
     assert 0 < int(large.sum()) < large.numel() / 2
     assert not torch.equal(large, outliers(features["r1"], 1.5)), "the base's must be told from the run's own"

@@ -1,7 +1,7 @@
 import pytest
 
+from raygeo.analyses.layer_cka.workload import LayerCKA, LayerCKASettings, spaced_layers
 from raygeo.geometry.representation.cka import align
-from raygeo.geometry.representation.layers import LayerCKA, LayerCKASettings, spaced_layers
 from raygeo.tables import to_arrow
 
 
@@ -20,7 +20,7 @@ def test_all_layers_are_aligned_with_the_base_and_the_reference(student, probe_f
     assert len({task.key for task in tasks}) == 4
     state = workload.setup()
     rows = {pair: workload.compute(state, task.payload)["layer_cka"] for pair, task in zip(pairs, tasks, strict=True)}
-    assert sum(to_arrow("layer_cka", found).num_rows for found in rows.values()) == 4 * 9
+    assert sum(to_arrow("layer_cka", found, LayerCKA.tables["layer_cka"]).num_rows for found in rows.values()) == 4 * 9
     first, second = (state.kernels(run).treated("rms_normed") for run in (runs[2], runs[1]))
     for row in rows["r2", "r1"]:
         [expected] = align(first[[row["layer_a"]]], second[[row["layer_b"]]], state.batches)

@@ -1,21 +1,23 @@
 import math
+from functools import partial
 
+import delta_cases
 import numpy as np
 import pytest
 import torch
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl
 
+from raygeo.analyses.outputs import workload as outputs
+from raygeo.analyses.outputs.workload import Outputs, OutputSettings
 from raygeo.errors import DeltaError
-from raygeo.geometry.representation import outputs
-from raygeo.geometry.representation.outputs import Outputs, OutputSettings, binned_gaps, kl_divergence
-from raygeo.students.delta import save_full_delta
-from raygeo.students.run import Run
+from raygeo.geometry.calibration import binned_gaps
+from raygeo.geometry.representation.predictions import kl_divergence
+from raygeo.models.delta import save_full_delta
+from raygeo.models.run import Run
 from raygeo.tables import to_arrow
 
-
-def gaussian(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+gaussian = partial(delta_cases.gaussian, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("scale", [0.1, 3.0, 40.0])
@@ -68,7 +70,7 @@ def settings():
 
 
 def test_outputs_equal_those_of_each_text_alone(student, probe, probe_file, runs, merged, settings, monkeypatch):
-    monkeypatch.setattr(outputs, "_CHUNK", 100)  # five tokens at a time
+    monkeypatch.setattr(outputs, "CHUNK_LOGITS", 100)  # five tokens at a time
     workload = Outputs(settings, runs, student[1], probe_file, "r2")
     tasks = workload.tasks()
     assert [[run.name for run in task.payload] for task in tasks] == [
@@ -79,7 +81,8 @@ def test_outputs_equal_those_of_each_text_alone(student, probe, probe_file, runs
     found = [workload.compute(state, task.payload) for task in tasks]
     divergences = [row for part in found for row in part.get("divergences", [])]
     own = [row for part in found for row in part.get("outputs", [])]
-    assert (to_arrow("divergences", divergences).num_rows, to_arrow("outputs", own).num_rows) == (9, 12)
+    compared = to_arrow("divergences", divergences, Outputs.tables["divergences"])
+    assert (compared.num_rows, to_arrow("outputs", own, Outputs.tables["outputs"]).num_rows) == (9, 12)
     assert {(row["n"], row["tokens"]) for row in divergences + own} == {(24, probe.tokens)}
 
     logs = {name: torch.cat(predictions(model, probe)) for name, model in merged.items()}

@@ -8,7 +8,7 @@ from scipy.linalg import subspace_angles
 
 from raygeo.errors import DeltaError
 from raygeo.geometry.weights import linalg
-from raygeo.students.delta import Dense, LowRank
+from raygeo.models.delta import Dense, LowRank
 
 
 def low(seed, rank=4, scale=2.0):
@@ -207,5 +207,5 @@ def test_entries_that_are_not_finite_are_refused(monkeypatch, bad, limit):
 
 def test_vectors_have_no_singular_values():
     for compute in (linalg.svd, linalg.singular_values):
-        with pytest.raises(DeltaError, match="no matrix"):
+        with pytest.raises(DeltaError, match="not a matrix"):
             compute(Dense(torch.ones(5)))

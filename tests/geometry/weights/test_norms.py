@@ -2,14 +2,16 @@ import math
 
 import pytest
 import torch
-from delta_cases import Q, V, all_rows, gaussian, low_rank, save_lora, tiny_model
-from safetensors.torch import save_file
+from delta_cases import Q, V, all_rows, gaussian, low_rank, save_lora
+from safetensors.torch import load_file, save_file
+from tiny import tiny_qwen
 
+from raygeo.analyses.norms.workload import Norms, NormSettings
 from raygeo.errors import DeltaError, StudentError
 from raygeo.geometry.weights import grouping
-from raygeo.geometry.weights.norms import BaseWeights, Norms, NormSettings
-from raygeo.students.delta import LowRank, save_full_delta
-from raygeo.students.run import Run
+from raygeo.geometry.weights.base import BaseWeights
+from raygeo.models.delta import LowRank, save_full_delta
+from raygeo.models.run import Run
 from raygeo.tables import BASE
 
 EMBED = "model.embed_tokens.weight"
@@ -18,7 +20,7 @@ EMBED = "model.embed_tokens.weight"
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    tiny_model().save_pretrained(folder)
+    tiny_qwen().save_pretrained(folder)
     return folder
 
 
@@ -34,14 +36,14 @@ def norms_of_full(tmp_path, base, tensors):
 
 def test_base_norms_and_shapes_are_those_of_the_parameters(base):
     weights = BaseWeights(base)
-    for name, parameter in tiny_model().named_parameters():
+    for name, parameter in tiny_qwen().named_parameters():
         assert weights.shape(name) == tuple(parameter.shape)
         assert weights.norm(name) == pytest.approx(parameter.double().norm().item(), rel=1e-13)
         assert weights.norm(name) == weights.norm(name)
 
 
 def test_base_weights_come_from_shards_and_bf16_files_too(tmp_path):
-    model = tiny_model().bfloat16()
+    model = tiny_qwen().bfloat16()
     model.save_pretrained(tmp_path, max_shard_size="10KB")
     assert not (tmp_path / "model.safetensors").exists()
     weights = BaseWeights(tmp_path)
@@ -50,12 +52,16 @@ def test_base_weights_come_from_shards_and_bf16_files_too(tmp_path):
 
 
 @pytest.mark.parametrize("stored", [EMBED, "lm_head.weight"])
-def test_tied_weights_are_found_under_either_name(tmp_path, stored):
-    save_file({stored: torch.full((3, 4), 2.0)}, tmp_path / "model.safetensors")
+def test_tied_weights_have_one_name_whichever_they_are_stored_under(tmp_path, stored):
+    model = tiny_qwen()
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors[stored] = tensors.pop(EMBED)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     weights = BaseWeights(tmp_path)
-    for name in (EMBED, "lm_head.weight"):
-        assert weights.norm(name) == pytest.approx(math.sqrt(48))
-        assert weights.shape(name) == (3, 4)
+    assert weights.norm(EMBED) == pytest.approx(model.get_parameter(EMBED).double().norm().item(), rel=1e-13)
+    with pytest.raises(DeltaError, match=r"'lm_head\.weight', which is one parameter with model\.embed_tokens\.weight"):
+        weights.shape("lm_head.weight")
 
 
 def test_untied_weights_are_kept_apart(tmp_path):
@@ -70,7 +76,8 @@ def test_bases_that_cannot_be_used_are_refused(tmp_path):
         BaseWeights(tmp_path)
     save_file({"a.weight": torch.ones(2, dtype=torch.int8)}, tmp_path / "model.safetensors")
     with pytest.raises(StudentError, match="unquantised"):
-        BaseWeights(tmp_path).norm("a.weight")
+        BaseWeights(tmp_path)
+    save_file({"a.weight": torch.ones(2)}, tmp_path / "model.safetensors")
     with pytest.raises(DeltaError, match="another model"):
         BaseWeights(tmp_path).norm("b.weight")
 
@@ -83,7 +90,7 @@ def test_known_matrices_give_known_norms_and_ranks(tmp_path, base):
     norm = torch.full((32,), 0.5)
     name_q, name_v, name_n = Q.format(0) + ".weight", V.format(1) + ".weight", "model.norm.weight"
     rows = norms_of_full(tmp_path, base, {name_q: q, name_v: v, name_n: norm})
-    model = tiny_model()
+    model = tiny_qwen()
 
     row = rows["module", Q.format(0), 0]
     assert row["norm"] == pytest.approx(6)

@@ -4,18 +4,21 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from delta_cases import Q, V, gaussian, low_rank, save_lora, tiny_model
+from delta_cases import Q, V, gaussian, low_rank, save_lora
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from scipy.linalg import subspace_angles
 from scipy.stats import hypergeom
+from tiny import tiny_qwen
 
+from raygeo.analyses.off_principal.workload import OffPrincipal, OffPrincipalSettings, totals
 from raygeo.errors import DeltaError
 from raygeo.geometry.weights import linalg
-from raygeo.geometry.weights.off_principal import MASKS, OffPrincipal, OffPrincipalSettings, Principal, totals
-from raygeo.students.checkpoint import Checkpoint
-from raygeo.students.delta import LowRank, save_full_delta
-from raygeo.students.run import Run
+from raygeo.geometry.weights.masks import MASKS
+from raygeo.geometry.weights.principal import Principal, gap, shift_norm, turns
+from raygeo.models.checkpoint import Checkpoint
+from raygeo.models.delta import LowRank, save_full_delta
+from raygeo.models.run import Run
 from raygeo.tables import BASE, to_arrow
 
 Q0, Q1, V0, NORM = Q.format(0) + ".weight", Q.format(1) + ".weight", V.format(0) + ".weight", "model.norm.weight"
@@ -25,7 +28,7 @@ EMBED = "model.embed_tokens.weight"
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    tiny_model().save_pretrained(folder)
+    tiny_qwen().save_pretrained(folder)
     return folder
 
 
@@ -39,7 +42,7 @@ def run_all(runs, base, **settings):
     state, found = workload.setup(), {table: [] for table in workload.tables}
     for task in workload.tasks():
         for table, rows in workload.compute(state, task.payload).items():
-            to_arrow(table, rows)
+            to_arrow(table, rows, workload.tables[table])
             found[table] += rows
     return found
 
@@ -183,6 +186,10 @@ def test_a_turn_in_the_principal_plane_is_found_at_its_angle(tmp_path):
     before, after = Principal.of(weight, 2), Principal.of(turn @ weight, 2)
     overlap = before.left.T @ after.left
     assert torch.linalg.svdvals(after.left - before.left @ overlap)[0] == pytest.approx(np.sin(angle), rel=1e-8)
+    np.testing.assert_allclose(turns(before, after)["left"], [0, 0.01], rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(turns(before, after)["right"], 0, atol=1e-12)
+    assert gap(before, after) == pytest.approx(3)
+    assert shift_norm(before, Principal.of(2 * weight, 2)) == pytest.approx(before.values.norm().item())
     torch.testing.assert_close(after.values, before.values, rtol=1e-12, atol=0)
     save_file({Q0: weight.float()}, tmp_path / "model.safetensors")
     run = full_run(tmp_path, "run", {Q0: turn @ weight - weight})
@@ -219,7 +226,7 @@ def test_bf16_bases_and_runs_that_changed_nothing(tmp_path):
 def test_totals_pool_counts_and_take_medians_of_angles(rows):
     whole = totals(rows)
     for table, content in whole.items():
-        to_arrow(table, content)
+        to_arrow(table, content, OffPrincipal.tables[table])
     modules = [r for r in rows["off_principal"] if r["run"] == "small"]
     layer = [r for r in modules if r["layer"] == 0]
     for scope, number, parts in (("global", None, modules), ("layer", 0, layer)):

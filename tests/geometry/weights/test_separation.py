@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from raygeo.geometry.weights.conditions import Condition
-from raygeo.geometry.weights.separation import separation
+from raygeo.geometry.weights.separation import permutation_test, separation
+from raygeo.records import Condition
 
 
 def crossed(losses, seeds, settings="lr"):
@@ -124,6 +124,15 @@ def test_d_prime_is_the_difference_over_the_pooled_deviation():
     assert separation(cosines, conditions, 99, 0).d_prime == pytest.approx(expected, rel=1e-12)
 
 
+def test_one_pair_of_a_kind_has_no_spread_to_measure_a_difference_by():
+    conditions = [*crossed("a", 2), *crossed("bcdef", 1)]
+    cosines = noisy(conditions, 0.5, np.random.default_rng(0))
+    found = separation(cosines, conditions, 99, 0)
+    assert (found.within_n, found.between_n) == (1, 5)
+    assert found.d_prime is None
+    assert found.within_mean == pytest.approx(cosines[0, 1])
+
+
 @pytest.mark.parametrize(
     "conditions",
     [
@@ -148,3 +157,16 @@ def test_twins_and_runs_without_direction_are_left_out():
     twin[9, :9] = twin[:9, 9] = cosines[0]
     more = [*conditions, conditions[0], Condition("b", "lr", 7, None)]
     assert separation(twin, more, 1000, 0) == known
+
+
+def test_plain_lists_give_the_same_test():
+    conditions = [*crossed("abc", 2, "low"), *crossed("abc", 2, "high")]
+    cosines = noisy(conditions, 0.5, np.random.default_rng(0))
+    losses, seeds, settings = zip(*((c.loss, c.seed, c.settings) for c in conditions), strict=True)
+    assert permutation_test(cosines, losses, seeds, settings, draws=500, seed=3) == separation(
+        cosines, conditions, 500, 3
+    )
+    assert permutation_test(cosines[:6, :6], losses[:6], seeds[:6]).labelings == 6
+    for wrong in ((cosines, losses[:6], seeds[:6]), (cosines, losses, seeds[:3])):
+        with pytest.raises(ValueError):
+            permutation_test(*wrong)

@@ -1,25 +1,21 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
-from delta_cases import Q, V, all_rows, gaussian, low_rank, save_lora, tiny_model
+from delta_cases import Q, V, all_rows, gaussian, low_rank, save_lora
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import tiny_qwen
 
+from raygeo.analyses.similarity.workload import Similarity, SimilaritySettings
 from raygeo.errors import DeltaError
 from raygeo.geometry.weights import grouping
 from raygeo.geometry.weights.linalg import participation_rank
-from raygeo.geometry.weights.similarity import (
-    Moments,
-    Similarity,
-    SimilaritySettings,
-    moments,
-    null_variance,
-    pairwise_cosine,
-)
-from raygeo.students.delta import Dense, LowRank, open_delta, save_full_delta
-from raygeo.students.run import Run
+from raygeo.geometry.weights.moments import Moments, cosine, moments, null_variance, whole_moments
+from raygeo.models.delta import Dense, LowRank, save_full_delta
+from raygeo.models.run import Run
 from raygeo.tables import BASE
 
 Q0, V0, V1, NORM = Q.format(0) + ".weight", V.format(0) + ".weight", V.format(1) + ".weight", "model.norm.weight"
@@ -28,7 +24,7 @@ Q0, V0, V1, NORM = Q.format(0) + ".weight", V.format(0) + ".weight", V.format(1)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    tiny_model().save_pretrained(folder)
+    tiny_qwen().save_pretrained(folder)
     return folder
 
 
@@ -46,7 +42,7 @@ def rows_of(runs, base):
     return {(row["run_a"], row["run_b"], row["scope"], row["name"]): row for row in rows}
 
 
-SHAPES = {name: parameter.shape for name, parameter in tiny_model().named_parameters()}
+SHAPES = {name: parameter.shape for name, parameter in tiny_qwen().named_parameters()}
 
 
 def flat(run, names):
@@ -58,7 +54,7 @@ def flat(run, names):
     return torch.cat([part.flatten() for part in parts])
 
 
-def cosine(x, y):
+def cosine_of(x, y):
     return (x @ y / (x.norm() * y.norm())).item()
 
 
@@ -111,7 +107,7 @@ def test_every_scope_equals_dense_fp64_with_missing_parameters_as_zero(tmp_path,
     for (scope, names), (a, b) in itertools.product(scopes.items(), itertools.permutations(runs, 2)):
         x, y, row = flat(a, names), flat(b, names), rows[(a.name, b.name, *scope)]
         if x.any() and y.any():
-            assert row["cosine"] == pytest.approx(cosine(x, y), abs=1e-12)
+            assert row["cosine"] == pytest.approx(cosine_of(x, y), abs=1e-12)
             left = sum(
                 (v.norm() ** 2 - ((u @ v) ** 2 / u.norm() ** 2 if u.any() else 0)).item()
                 for u, v in ((flat(a, [name]), flat(b, [name])) for name in names)
@@ -122,19 +118,28 @@ def test_every_scope_equals_dense_fp64_with_missing_parameters_as_zero(tmp_path,
             assert row["cosine"] is row["orthogonal_fraction"] is row["null_sd"] is None
 
 
-def test_pairwise_cosine_is_the_global_cosine(tmp_path):
+def test_the_cosine_of_whole_deltas_is_that_over_all_parameters(tmp_path):
     runs = mixed_runs(tmp_path)
-    names, found = pairwise_cosine({run.name: run.open() for run in runs})
-    whole = [flat(run, [Q0, V0, V1, NORM]) for run in runs]
-    assert names == ["l0", "l1", "f0", "f1"]
-    np.testing.assert_allclose(found, [[cosine(x, y) for y in whole] for x in whole], rtol=0, atol=1e-13)
+    deltas, whole = [run.open() for run in runs], [flat(run, [Q0, V0, V1, NORM]) for run in runs]
+    expected = [[cosine_of(x, y) for y in whole] for x in whole]
+    np.testing.assert_allclose(whole_moments(deltas).cosine, expected, rtol=0, atol=1e-13)
+    np.testing.assert_allclose([[cosine(x, y) for y in deltas] for x in deltas], expected, rtol=0, atol=1e-13)
 
 
-def test_pairwise_cosine_of_a_zero_delta_is_undefined(tmp_path):
-    save_full_delta(tmp_path / "a", {Q0: torch.ones(2, 2)})
-    save_full_delta(tmp_path / "zero", {Q0: torch.zeros(2, 2)})
-    _, found = pairwise_cosine({"a": open_delta(tmp_path / "a"), "zero": open_delta(tmp_path / "zero")})
-    np.testing.assert_array_equal(np.isnan(found), [[False, True], [True, True]])
+def test_the_cosine_of_any_mappings_of_entries():
+    ones = {"a": Dense(torch.ones(2, 2))}
+    both = ones | {"b": LowRank(torch.ones(2, 1), torch.ones(1, 2), 1.0)}
+    assert cosine(ones, both) == pytest.approx(0.5**0.5)
+    assert cosine(ones, {"b": both["b"]}) == 0
+    with pytest.raises(DeltaError, match="shapes"):
+        cosine(ones, {"a": Dense(torch.ones(3))})
+
+
+def test_the_cosine_of_a_zero_delta_is_undefined():
+    one, zero = {Q0: Dense(torch.ones(2, 2))}, {Q0: Dense(torch.zeros(2, 2))}
+    assert cosine(one, one) == pytest.approx(1)
+    assert math.isnan(cosine(one, zero))
+    assert math.isnan(cosine(zero, zero))
 
 
 def test_a_run_that_did_not_move_has_null_rows(tmp_path, base):

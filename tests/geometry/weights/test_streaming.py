@@ -6,18 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from delta_cases import Q, all_rows, gaussian, low_rank
-from model_cases import Reads, differences, save_model
+from delta_cases import Q, Reads, all_rows, differences, gaussian, low_rank
 from scipy.linalg import subspace_angles
+from tiny import save_model
 
+from raygeo.analyses.norms.workload import Norms, NormSettings
+from raygeo.analyses.similarity.workload import Similarity, SimilaritySettings
+from raygeo.analyses.subspaces.workload import Subspaces, SubspaceSettings
 from raygeo.geometry.weights import linalg
-from raygeo.geometry.weights.norms import Norms, NormSettings
-from raygeo.geometry.weights.similarity import Similarity, SimilaritySettings
-from raygeo.geometry.weights.subspaces import Subspaces, SubspaceSettings
-from raygeo.geometry.weights.trajectories import difference
-from raygeo.students.checkpoint import Checkpoint
-from raygeo.students.delta import Dense, open_delta
-from raygeo.students.run import Run
+from raygeo.geometry.weights.difference import difference
+from raygeo.models.checkpoint import Checkpoint
+from raygeo.models.delta import Dense, open_delta
+from raygeo.models.run import Run
 
 NAMES = ["a", "b", "c"]
 BLOCK = 300

@@ -4,21 +4,22 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from delta_cases import Q, V, gaussian, low_rank, save_lora, tiny_model
+from delta_cases import Q, V, gaussian, low_rank, save_lora
 from scipy.linalg import subspace_angles
+from tiny import tiny_qwen
 
+from raygeo.analyses.subspaces.workload import Subspaces, SubspaceSettings
 from raygeo.errors import DeltaError
 from raygeo.geometry.weights.subspaces import (
     Subspace,
-    Subspaces,
-    SubspaceSettings,
+    angles_between,
     leading_subspaces,
     null_angles,
     principal_angles,
     random_angles,
 )
-from raygeo.students.delta import Dense, LowRank, save_full_delta
-from raygeo.students.run import Run
+from raygeo.models.delta import Dense, LowRank, save_full_delta
+from raygeo.models.run import Run
 from raygeo.tables import BASE, to_arrow
 
 Q0 = Q.format(0) + ".weight"
@@ -27,7 +28,7 @@ Q0 = Q.format(0) + ".weight"
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    tiny_model().save_pretrained(folder)
+    tiny_qwen().save_pretrained(folder)
     return folder
 
 
@@ -42,7 +43,7 @@ def test_leading_subspaces_are_those_of_the_dense_matrix(k):
         sides = leading_subspaces(entry, k)
         for side, vectors in (("left", exact.U[:, :k]), ("right", exact.Vh[:k].T)):
             assert sides[side].basis.shape == vectors.shape
-            assert principal_angles(sides[side].basis, vectors.numpy()).max() < 1e-8
+            assert angles_between(sides[side].basis, vectors.numpy()).max() < 1e-8
 
 
 def test_subspaces_do_not_depend_on_the_gauge_of_the_factors():
@@ -50,7 +51,7 @@ def test_subspaces_do_not_depend_on_the_gauge_of_the_factors():
     other = LowRank(entry.b.double() @ mix, torch.linalg.solve(mix, entry.a.double()), entry.scale)
     for side, space in leading_subspaces(entry, 2).items():
         again = leading_subspaces(other, 2)[side]
-        assert principal_angles(space.basis, again.basis).max() < 1e-8
+        assert angles_between(space.basis, again.basis).max() < 1e-8
         np.testing.assert_allclose(null_angles(space, space, 2), null_angles(again, again, 2), rtol=0.1)
 
 
@@ -73,21 +74,36 @@ def test_row_space_of_a_lora_delta_is_that_of_a_whatever_b_is():
     for factor in (b, torch.zeros(4, 6)):
         within = leading_subspaces(LowRank(factor, a, 1.0), 3)["right"].within
         assert within.shape == (20, 6)
-        assert principal_angles(within, a.T.double().numpy()).max() < 1e-6
+        assert angles_between(within, a.T.double().numpy()).max() < 1e-6
 
 
 def test_principal_angles_of_rotated_planes():
     angles = np.deg2rad([1e-7, 0.01, 30.0, 90.0])
     a = np.eye(8)[:, :4]
     b = np.vstack([np.diag(np.cos(angles)), np.diag(np.sin(angles))])
-    np.testing.assert_allclose(principal_angles(a, b), [1e-7, 0.01, 30.0, 90.0], rtol=1e-12)
-    assert principal_angles(a, -a[:, ::-1]).max() < 1e-12
+    np.testing.assert_allclose(angles_between(a, b), [1e-7, 0.01, 30.0, 90.0], rtol=1e-12)
+    assert angles_between(a, -a[:, ::-1]).max() < 1e-12
 
 
 @pytest.mark.parametrize("k", [1, 4, 9])
 def test_principal_angles_match_scipy(k):
     a, b = frame(12, k, seed=k), frame(12, k, seed=k + 10)
-    np.testing.assert_allclose(principal_angles(a, b), np.rad2deg(subspace_angles(a, b))[::-1], atol=2e-6)
+    np.testing.assert_allclose(angles_between(a, b), np.rad2deg(subspace_angles(a, b))[::-1], atol=2e-6)
+
+
+def test_angles_of_two_entries_are_those_of_their_leading_subspaces_beside_chance():
+    a, b = low_rank(30, 20, 4, seed=0), Dense(gaussian(30, 20, seed=1))
+    exact = [torch.linalg.svd(entry.dense(torch.float64)) for entry in (a, b)]
+    found = principal_angles(a, b, 3)
+    for side, (x, y) in {"left": [m.U for m in exact], "right": [m.Vh.T for m in exact]}.items():
+        angles = np.rad2deg(subspace_angles(x[:, :3].numpy(), y[:, :3].numpy()))[::-1]
+        np.testing.assert_allclose(found[side].degrees, angles, atol=1e-6)
+        np.testing.assert_array_equal(found[side].null_degrees, random_angles(len(x), 3))
+    bound = principal_angles(a, a, 9)
+    assert bound["right"].degrees.max() < 1e-6
+    np.testing.assert_allclose(bound["right"].null_degrees, random_angles(4, 4), atol=5)
+    nothing = principal_angles(a, Dense(torch.zeros(30, 20)), 3)
+    assert len(nothing["left"].degrees) == len(nothing["right"].null_degrees) == 0
 
 
 @pytest.mark.parametrize(
@@ -186,7 +202,7 @@ def runs_of(tmp_path):
 def rows_of(workload):
     state = workload.setup()
     rows = [row for task in workload.tasks() for row in workload.compute(state, task.payload)["subspaces"]]
-    to_arrow("subspaces", rows)
+    to_arrow("subspaces", rows, workload.tables["subspaces"])
     return rows
 
 

@@ -4,14 +4,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from delta_cases import Q, V, gaussian, save_lora, tiny_model
+from delta_cases import Q, V, gaussian, save_lora
+from tiny import tiny_qwen
 
+from raygeo.analyses.trajectories.workload import Trajectories, TrajectorySettings
 from raygeo.errors import DeltaError
 from raygeo.geometry.weights import linalg
+from raygeo.geometry.weights.difference import difference
 from raygeo.geometry.weights.growth import fit_log, fit_power
-from raygeo.geometry.weights.trajectories import Trajectories, TrajectorySettings, difference
-from raygeo.students.delta import Dense, LowRank, open_delta, save_full_delta
-from raygeo.students.run import Run
+from raygeo.geometry.weights.trajectory import trajectory
+from raygeo.models.delta import Dense, LowRank, open_delta, save_full_delta
+from raygeo.models.run import Run
 from raygeo.tables import BASE, to_arrow
 
 STEPS = (1, 2, 5, 12, 30)
@@ -22,7 +25,7 @@ SHAPES = {Q.format(0): (32, 32), V.format(1): (16, 32)}
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
-    tiny_model().save_pretrained(folder)
+    tiny_qwen().save_pretrained(folder)
     return folder
 
 
@@ -71,7 +74,7 @@ def rows_of(runs, base, of, reference="", steps=None):
     [task] = [task for task in workload.tasks() if task.payload.name == of]
     tables = workload.compute(workload.setup(), task.payload)
     for table, rows in tables.items():
-        to_arrow(table, rows)
+        to_arrow(table, rows, workload.tables[table])
     return tables["trajectories"], tables["trajectory_fits"]
 
 
@@ -93,7 +96,7 @@ def test_every_column_is_that_of_dense_fp64_vectors(tmp_path, base, make):
     run, reference = make(tmp_path, "run", seed=0), make(tmp_path, "sft", seed=5)
     rows, _ = rows_of([reference, run], base, "run", "sft")
     dense, other = flat(run), flat(reference)
-    weights = dict(tiny_model().named_parameters())
+    weights = dict(tiny_qwen().named_parameters())
     size = torch.cat([weights[f"{name}.weight"].double().flatten() for name in SHAPES]).norm().item()
     assert [row["step"] for row in rows] == list(STEPS)
     at, path, before = torch.zeros_like(dense[LAST]), 0.0, None
@@ -139,6 +142,15 @@ def test_a_straight_way_is_as_long_as_its_end_is_far(tmp_path, base):
         assert row["straightness"] == pytest.approx(1, abs=1e-12)
         assert row["cosine_final"] == pytest.approx(1, abs=1e-12)
     assert [row["cosine_previous"] for row in rows[1:]] == pytest.approx([1] * 3, abs=1e-12)
+
+
+def test_any_mappings_of_entries_can_be_followed():
+    matrix = gaussian(6, 5, seed=0)
+    found = trajectory([{"a": Dense(t * matrix), "b": Dense(-t * matrix)} for t in (1.0, 3.0)])
+    size = 2**0.5 * matrix.double().norm().item()
+    np.testing.assert_allclose(found.distance, [size, 2 * size], rtol=1e-6)
+    np.testing.assert_allclose(found.path_length, found.norm, rtol=1e-6)
+    np.testing.assert_array_equal(np.isnan(found.cosine_previous), [True, False])
 
 
 def test_there_and_back_is_a_turn_with_nothing_left(tmp_path, base):

@@ -1,0 +1,54 @@
+"""The fan-out's schedule in simulated time: how long many actors would take for tasks that were measured on few."""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raygeo.cluster.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A task of a replay: its cost as the scheduler sees it, and the seconds it really takes."""
+
+    cost: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a replay gave: seconds from the first call to the last end, the number of calls, and the lower bound.
+
+    No schedule is shorter than the ``bound``, the longest task or an equal share of all seconds for each actor,
+    whichever is more; it costs calls nothing.
+    """
+
+    makespan: float
+    calls: int
+    bound: float
+
+
+def replay(tasks: Sequence[Measured], actors: int, *, call_seconds: float = 0.0) -> Replay:
+    """Let ``actors`` actors work on ``tasks`` in simulated time, under the policy of ``Schedule``.
+
+    Between two calls an actor idles ``call_seconds``, in which it stores the rows of the first.
+    """
+    schedule = Schedule(tasks, actors)
+    ends: list[tuple[float, int, list[Measured]]] = []
+    calls, last = 0, 0.0
+
+    def hand_out(start: float) -> None:
+        nonlocal calls
+        call = schedule.take()
+        calls += 1
+        heapq.heappush(ends, (start + call_seconds + sum(task.seconds for task in call), calls, call))
+
+    for _ in range(min(actors, len(tasks))):
+        hand_out(0.0)
+    while ends:
+        last, _, call = heapq.heappop(ends)
+        schedule.learn(call, sum(task.seconds for task in call))
+        if len(schedule):
+            hand_out(last)
+    total = sum(task.seconds for task in tasks)
+    return Replay(last, calls, max(total / actors, max(task.seconds for task in tasks)))

@@ -1,0 +1,1 @@
+"""One folder an analysis; ``registry`` finds them."""

@@ -1,0 +1,86 @@
+"""What analyses of the loss between runs have in common: settings, what keys hold of answers, and named runs."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import Field
+
+from raygeo.data.exam import Exam
+from raygeo.errors import ConfigError
+from raygeo.geometry.connectivity.measures import AnswerErrors
+from raygeo.models.run import Run
+from raygeo.settings import Settings
+
+
+class LikelihoodSettings(Settings):
+    """How likelihoods between runs are measured."""
+
+    batch_size: int = Field(16, ge=1)
+    """Sequences per forward pass."""
+    bootstrap: int = Field(2000, ge=100)
+    """Resamples behind each 95 % interval."""
+    seed: int = 0
+    """Seed of the resampling; the same examples are drawn for all runs and all points."""
+
+
+class AccuracySettings(Settings):
+    """How accuracy between runs is measured besides."""
+
+    accuracy_problems: int = Field(64, ge=0)
+    """How many problems (the first ones) the accuracy is measured on; 0 turns it off."""
+    max_new_tokens: int = Field(512, ge=1)
+    """Length at which an answer is cut off."""
+    generation_batch_size: int = Field(64, ge=1)
+    """Problems answered together."""
+
+
+class Asked:
+    """The problems that an analysis asks: the first of those there are.
+
+    Args:
+        settings: how many, and how they are answered.
+        exam: the problems; None where there are none.
+    """
+
+    def __init__(self, settings: AccuracySettings, exam: Exam | None):
+        self.settings = settings
+        self.exam = None if exam is None else exam.first(settings.accuracy_problems)
+
+    @property
+    def problems(self) -> int:
+        """How many problems are asked."""
+        return 0 if self.exam is None else len(self.exam.problems)
+
+    @property
+    def key(self) -> list[Any] | None:
+        """What a key holds of the answers, None where no problem is asked."""
+        if self.exam is None or not self.problems:
+            return None
+        return ["complete", *self.exam.key, self.settings.max_new_tokens, self.settings.generation_batch_size]
+
+    def measure(self) -> AnswerErrors | None:
+        """What judges a model's answers, None where no problem is asked."""
+        if self.exam is None or not self.problems:
+            return None
+        settings = self.settings
+        return AnswerErrors(
+            self.exam, max_new_tokens=settings.max_new_tokens, batch_size=settings.generation_batch_size
+        )
+
+
+def find_runs(runs: Sequence[Run], groups: Iterable[Sequence[str]], setting: str) -> list[tuple[Run, ...]]:
+    """The runs named in each of ``groups``, in order.
+
+    Raises:
+        ConfigError: a name is not that of a trained run or the base, or stands there twice; ``setting`` says where it
+            was read.
+    """
+    named = {run.name: run for run in runs}
+    found = []
+    for group in groups:
+        unknown = [name for name in group if name not in named]
+        if unknown or len(set(group)) < len(group):
+            wrong = f"no run is called {' or '.join(map(repr, unknown))}" if unknown else "it names one run twice"
+            raise ConfigError(f"{setting} {list(group)}: {wrong}; the runs are {', '.join(named)}.")
+        found.append(tuple(named[name] for name in group))
+    return found

@@ -1,0 +1,34 @@
+"""How much gradients of training examples agree."""
+
+from typing import Any
+
+from raygeo.analyses.analysis import Analysis
+from raygeo.analyses.coherence import report
+from raygeo.analyses.coherence.cost import cost
+from raygeo.analyses.coherence.workload import Coherence, CoherenceSettings
+from raygeo.analyses.inputs import AnalysisInputs
+from raygeo.report.parts import Parts
+
+
+def _arguments(of: AnalysisInputs) -> tuple[Any, ...]:
+    training = of.training
+    assert training is not None
+    return of.runs, of.base, training.losses, training.store, training.rollouts, training.tokens
+
+
+ANALYSIS = Analysis(
+    name="coherence",
+    order=440,
+    question="How much do gradients of training examples agree, within each run's loss and between losses?",
+    settings=CoherenceSettings,
+    workloads=(Coherence,),
+    arguments=_arguments,
+    needs=frozenset({"training"}),
+    report=Parts(
+        figures=(report.coherence, report.cosine_matrix),
+        sections=(report.estimates, report.cosine_pairs),
+        caveats=(report.few_prompts,),
+        metrics=(report.metrics,),
+    ),
+    cost=cost,
+)

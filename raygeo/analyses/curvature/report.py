@@ -1,0 +1,86 @@
+"""What is shown of curvature in one line a run: columns of the results, caveats, metrics."""
+
+from collections.abc import Iterator, Mapping
+
+import pandas as pd
+
+from raygeo.report import typeset
+from raygeo.report.sheets import Cell, with_interval
+from raygeo.report.view import View
+from raygeo.tables import LORA
+
+
+def first_space(view: View, quantity: str) -> tuple[pd.DataFrame, str]:
+    """Rows of ``quantity`` for the first (operator, space) that has it, so that like meets like, and its name."""
+    frame = view.frame("curvature", quantity=quantity).dropna(subset="value")
+    if frame.empty:
+        return frame, ""
+    first = frame.iloc[0]
+    same = (frame.operator == first.operator) & (frame.space == first.space)
+    return frame[same].reset_index(drop=True), f"{first.operator}, {first.space}"
+
+
+def eigenvalue_cells(view: View) -> Mapping[str, Cell]:
+    """The largest eigenvalue at each run."""
+    found, _ = first_space(view, "eigenvalue")
+    return {run: typeset.significant(value) for run, value in found.groupby("run").value.max().items()}
+
+
+def trace_cells(view: View) -> Mapping[str, Cell]:
+    """The trace at each run, its interval below it."""
+    found, _ = first_space(view, "trace")
+    return {row.run: with_interval(row.value, row.low, row.high) for row in found.itertuples()}
+
+
+def scalar(view: View) -> list[str]:
+    """What the curvature is that of, and how its estimates are to be read."""
+    frame = view.frame("curvature")
+    if frame.empty:
+        return []
+    tokens = frame.tokens.dropna()
+    size = f" over {typeset.count(tokens.max())} tokens" if len(tokens) else ""
+    sentences = [
+        f"Curvature is that of one probe loss{size}, the same for all runs: it is not the sharpness of the loss a run "
+        "was trained on. Traces and densities are estimates from random vectors, given with 95 % intervals between "
+        "them; densities are resolved no more finely than the smoothing written beside them, and random vectors miss "
+        "single eigenvalues that are not marked."
+    ]
+    errors = frame[frame.quantity == "product_error"]
+    if not errors.empty:
+        against = "between lengths of the step" if (errors.name == "step").any() else "against the exact product"
+        sentences.append(
+            "Hessian-vector products are differences of gradients at two points, an approximation: along the first "
+            f"eigenvectors they are off by up to {typeset.percent(errors.value.max())} ({against}). Traces, densities "
+            "and curvature along deltas inherit an error of that order."
+        )
+    if (frame.space == LORA).any():
+        sentences.append(
+            "Curvature over LoRA factors depends on how a delta is split into B and A (scaling one up and the other "
+            "down changes it and not the model), so it compares neither runs nor spaces."
+        )
+    if frame.space.fillna("").str.startswith("block ").any():
+        sentences.append("Spectra of single blocks leave out the curvature between blocks: they do not add up.")
+    return sentences
+
+
+def span(view: View) -> list[str]:
+    """What predicted paths rest on."""
+    if view.frame("expansions")["at"].notna().sum() == 0:
+        return []
+    return [
+        "Predicted paths use the Hessian within the span of the runs' deltas only and are exact where the loss is "
+        "quadratic; agreement on a path between runs says nothing of directions that no run took."
+    ]
+
+
+def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
+    """The largest eigenvalue and the trace of every operator, in the first space that it was taken in."""
+    spaces: dict[str, str] = {}
+    for row in view.rows("curvature"):
+        operator = row["operator"]
+        if operator is None or row["space"] != spaces.setdefault(operator, row["space"]):
+            continue
+        if row["quantity"] == "eigenvalue" and row["index"] == 0:
+            yield row["run"], f"top_eigenvalue.{operator}", row["value"]
+        elif row["quantity"] == "trace":
+            yield row["run"], f"trace.{operator}", row["value"]

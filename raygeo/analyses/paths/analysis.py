@@ -1,0 +1,33 @@
+"""Straight paths between runs."""
+
+from raygeo.analyses.analysis import Analysis
+from raygeo.analyses.pairs import left_out
+from raygeo.analyses.paths import report
+from raygeo.analyses.paths.cost import cost
+from raygeo.analyses.paths.workload import Paths, PathsSettings
+from raygeo.report.parts import Column, Parts
+
+ANALYSIS = Analysis(
+    name="paths",
+    order=200,
+    question="Does the loss rise on the straight line between the weights of two runs?",
+    settings=PathsSettings,
+    workloads=(Paths,),
+    arguments=lambda of: (of.runs, of.base, of.likelihood_probes, of.exam, of.pairs),
+    needs=frozenset({"solutions", "problems"}),
+    report=Parts(
+        columns=(
+            Column(
+                "barrier to ref.",
+                "The barrier is the highest excess of the NLL over the straight line between the ends, on the first "
+                "probe, with a paired-bootstrap interval.",
+                report.barrier_cells,
+            ),
+        ),
+        figures=(report.paths, report.base_paths),
+        sections=(report.barriers,),
+        caveats=(report.sampled, left_out("paths", "barriers")),
+        metrics=(report.metrics,),
+    ),
+    cost=cost,
+)

@@ -1,0 +1,84 @@
+"""Every analysis there is: the folders beside this file, and those that other packages bring.
+
+A folder has a module ``analysis`` with an ``ANALYSIS``. Another package names one as an entry point of the group
+``raygeo.analyses``; it must be installed wherever actors run.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+
+import pyarrow as pa
+
+import raygeo.analyses as package
+from raygeo.analyses.analysis import Analysis
+from raygeo.errors import ConfigError
+from raygeo.plugins import installed
+from raygeo.report.parts import Parts
+from raygeo.report.study import STUDY
+from raygeo.report.view import View
+from raygeo.tables import SCHEMAS
+
+GROUP = "raygeo.analyses"
+
+
+@cache
+def analyses() -> Mapping[str, Analysis]:
+    """Every analysis by name, in order.
+
+    Raises:
+        ConfigError: one from outside cannot be loaded or does not fit the others.
+    """
+    found = [analysis for analysis, _ in _found()]
+    for what, names in (
+        ("analysis", [analysis.name for analysis in found]),
+        ("table", [*SCHEMAS, *(table for analysis in found for table in analysis.tables)]),
+        ("figure", [plot.name for analysis in found for plot in analysis.report.figures]),
+    ):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise ConfigError(f"two analyses bring the {what} {twice[0]!r}; uninstall the package of one of them.")
+    ordered = {analysis.name: analysis for analysis in sorted(found, key=lambda a: (a.order, a.name))}
+    places = {name: place for place, name in enumerate(ordered)}
+    for analysis in found:
+        for earlier in analysis.after:
+            if places.get(earlier, len(places)) >= places[analysis.name]:
+                raise ConfigError(f"the analysis {analysis.name!r} must come after {earlier!r}: raise its order.")
+    return ordered
+
+
+def origins() -> dict[str, str]:
+    """Where each analysis comes from: the package, or the distribution that names it."""
+    return {analysis.name: origin for analysis, origin in _found()}
+
+
+def schemas() -> dict[str, pa.Schema]:
+    """The schemas of all tables, the study's own first."""
+    return {**SCHEMAS, **{name: columns for a in analyses().values() for name, columns in a.tables.items()}}
+
+
+def parts() -> Parts:
+    """All that pages and the tracker show: of the study itself, then of each analysis."""
+    return Parts.joined([STUDY, *(analysis.report for analysis in analyses().values())])
+
+
+def view(tables: Mapping[str, pa.Table], reference_run: str) -> View:
+    """A view of ``tables``, those that are missing being empty."""
+    empty = {name: columns.empty_table() for name, columns in schemas().items()}
+    return View({**empty, **tables}, reference_run)
+
+
+def _found() -> Iterator[tuple[Analysis, str]]:
+    for module in iter_modules(package.__path__):
+        if module.ispkg:
+            yield import_module(f"{package.__name__}.{module.name}.analysis").ANALYSIS, "raygeo"
+    for value, analysis, origin in installed(GROUP, "analysis"):
+        if not isinstance(analysis, Analysis):
+            raise ConfigError(f"{value} of {origin} is {type(analysis).__name__}, not an Analysis.")
+        try:
+            analysis.settings()
+        except ValueError as error:
+            raise ConfigError(f"the analysis {value} of {origin} has an option without a default: {error}") from error
+        yield analysis, origin

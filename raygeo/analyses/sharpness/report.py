@@ -1,0 +1,102 @@
+"""What is shown of sharpness."""
+
+from collections.abc import Iterator
+
+from matplotlib.figure import Figure
+
+from raygeo.report import typeset
+from raygeo.report.plots import WIDE, figure, legend, lines, log, make_panels
+from raygeo.report.sheets import Cell, Sheet, section, with_interval
+from raygeo.report.view import View
+
+_MEASURES = {
+    "sam": ("SAM: one step", "ρ"),
+    "ball": ("worst of several steps", "ρ"),
+    "asam": ("ASAM: one relative step", "ρ"),
+    "noise": ("mean under noise", "σ"),
+    "layer noise": ("mean under relative noise", "σ / RMS of the parameter"),
+}
+"""What each measure of sharpness is called, and its radius."""
+_FP32 = 1e-6
+"""What fp32 resolves of a loss, relative to it."""
+
+
+@figure(
+    "sharpness",
+    "Sharpness",
+    """How much the probe loss rises near each run: at the end of one ascent step of length ρ (SAM), at most along
+    several within that ball, one step of relative length ρ (ASAM, blind to rescaled weights), and on average under
+    noise of standard deviation σ on every weight or, layer by layer, relative to the weights; bars are 95 % intervals
+    over draws. Steps are lower bounds of the worst rise. The measures have units of their own: compare runs within a
+    panel, not panels.""",
+)
+def sharpness(view: View) -> Figure | None:
+    """Draw every measure against its radius, one line a run."""
+    frame = view.frame("sharpness").dropna(subset="value")
+    if frame.empty:
+        return None
+    measures = list(frame.measure.unique())
+    fig, axes = make_panels(len(measures), 3, 2.8)
+    for ax, measure in zip(axes, measures, strict=True):
+        part = frame[frame.measure == measure]
+        lines(ax, view, part, "radius", "value")
+        for name in [] if view.many else view.order(part.run):
+            rows = part[part.run == name].sort_values("radius")
+            if rows.low.notna().any():
+                colour, reach = view.styles[name].colour, (rows.high - rows.low) / 2
+                ax.errorbar(rows.radius, rows.value, reach, fmt="none", ecolor=colour, elinewidth=0.9)
+        if part.radius.nunique() > 1:
+            log(ax, "x")
+        if part.value.min() > 0 and part.value.max() > WIDE * part.value.min():
+            log(ax, "y")
+        label, symbol = _MEASURES.get(measure, (measure, "radius"))
+        ax.set_title(label)
+        ax.set_xlabel(symbol)
+    axes[0].set_ylabel("rise of the NLL, nats a token")
+    legend(fig, view, frame.run)
+    return fig
+
+
+@section(
+    "Sharpness of every run",
+    """Rise of the probe loss in nats a token: sam, one ascent step of that length; ball, the most along several within
+    it; asam, one step relative to the weights; noise, the mean under noise of that standard deviation with its 95 %
+    interval over draws; layer noise, the same relative to each parameter.""",
+    folded=True,
+)
+def rises(view: View) -> Sheet:
+    """One row a run, one column a measure and radius."""
+    frame = view.frame("sharpness")
+    cells = {
+        (row.run, row.measure, row.radius): with_interval(row.value, row.low, row.high) for row in frame.itertuples()
+    }
+    measures = list(dict.fromkeys((measure, radius) for _, measure, radius in cells))
+    rows: list[list[Cell]] = [
+        [name, *(cells.get((name, *of), typeset.MISSING) for of in measures)] for name in view.order(frame.run)
+    ]
+    columns = ["run", *(f"{measure} {radius:g}" for measure, radius in measures)]
+    return Sheet(columns, rows, frozenset({"run"}))
+
+
+def limits(view: View) -> list[str]:
+    """What sharpness does not show, and what is lost in rounding."""
+    frame = view.frame("sharpness").dropna(subset="value")
+    if frame.empty:
+        return []
+    sentences = [
+        "Sharpness in a ball is what a few ascent steps found, a lower bound of the worst rise. But for ASAM and layer "
+        "noise it is measured in the unit of the weights, so rescaling layers without changing the model changes it."
+    ]
+    lost = frame[frame.value.abs() < _FP32 * frame.nll]
+    if not lost.empty:
+        sentences.append(
+            f"{typeset.count(len(lost))} of {typeset.count(len(frame))} rises are below what fp32 resolves of the loss "
+            "(10⁻⁶ of it) and show rounding: take larger radii."
+        )
+    return sentences
+
+
+def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
+    """The rise of the loss, by measure and radius."""
+    for row in view.rows("sharpness"):
+        yield row["run"], f"sharpness.{row['measure'].replace(' ', '_')}.{row['radius']:g}", row["value"]

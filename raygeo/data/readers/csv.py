@@ -1,0 +1,76 @@
+"""Rows of CSV files with a header."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Set
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from raygeo.data.readers.base import MappedReader
+from raygeo.data.readers.files import as_paths, hash_paths, locate
+from raygeo.data.shapes.messages import are_messages
+from raygeo.data.shapes.recognition import LISTED
+from raygeo.data.validation import SNIPPET_CHARACTERS, Record
+from raygeo.errors import DataError
+
+_LISTED_FIELDS = frozenset({"logprobs", "correct", "reward", "truncated", "sample", "source", "finish_reason", "steps"})
+csv.field_size_limit(1 << 30)
+
+
+class CsvReader(MappedReader):
+    """CSV files with a header, possibly compressed; an empty cell is a missing value.
+
+    Cells are texts. JSON lists are read as such where they are messages, and in columns that hold one value a
+    completion or go by a name of several (``generations``, ``responses``, ...); where ``shape`` is ``lists``, in that
+    of the completions too.
+    """
+
+    reader_revision: ClassVar[int] = 2
+
+    type: Literal["csv"] = "csv"
+    path: str | tuple[str, ...]
+    """Files, as paths or as URIs that pyarrow understands."""
+    delimiter: str = Field(",", min_length=1, max_length=1)
+    """What stands between cells; a tab is written ``"\\t"``."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the files."""
+        return hash_paths(self.path)
+
+    def _raw(self) -> Iterator[Record]:
+        fields = {key: name for name, key in self.fields.named()}
+        several = _LISTED_FIELDS | ({"completion"} if self.shape == "lists" else set())
+        listed = {key for key, name in fields.items() if name in several}
+        listed |= {key for key in LISTED if key not in fields or fields[key] != "completion"}
+        for path in as_paths(self.path):
+            filesystem, name = locate(path)
+            try:
+                with filesystem.open_input_stream(name) as stream:
+                    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+                    rows = csv.DictReader(text, delimiter=self.delimiter, strict=True)
+                    for row in rows:
+                        yield self._record(path, rows.line_num, row, listed)
+            except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+                raise DataError(f"cannot read {path} as CSV in UTF-8: {error}") from error
+
+    @staticmethod
+    def _record(path: str, line: int, row: Mapping[Any, Any], listed: Set[str]) -> Record:
+        text = ",".join(str(cell) for cell in row.values())[:SNIPPET_CHARACTERS]
+        if None in row or None in row.values():
+            return Record(path, line, error="another number of cells than the header has", text=text)
+        values = {key: _cell(cell, key in listed) for key, cell in row.items() if cell}
+        return Record(path, line, values, text=text)
+
+
+def _cell(cell: str, listed: bool) -> Any:
+    """A cell's text, or the list that it holds: one of messages, or any where its column may hold lists."""
+    if not cell.lstrip().startswith("["):
+        return cell
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+    return found if listed or are_messages(found) else cell

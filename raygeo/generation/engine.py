@@ -1,0 +1,151 @@
+"""What writes completions, whatever runs the model, and the settings that it is chosen by."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from raygeo.errors import StudentError
+from raygeo.generation.renderer import Renderer
+from raygeo.models.lora import LoraSettings
+from raygeo.models.mix import Mixture
+from raygeo.models.run import Run
+from raygeo.settings import Settings
+from raygeo.store import AnyPath
+
+
+class Journal(Protocol):
+    """Where answers are kept one by one, as texts under keys, until whoever asked has stored what it makes of them."""
+
+    def read(self, key: str) -> str | None:
+        """What is kept under a key, or None."""
+        ...
+
+    def write(self, key: str, text: str) -> None:
+        """Keep a text; once this returns, it is there whole."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """Prompts to be completed, and how: each ``samples`` times, in at most ``max_new_tokens`` tokens.
+
+    Temperature 0 takes the likeliest token at each step; any other draws from softmax(logits / temperature), as the
+    ``seed`` decides. ``top_logprobs`` asks for the log-probabilities of so many of the likeliest tokens at each step,
+    from engines that give them. ``journal`` is where an engine that asks elsewhere keeps what each prompt was answered,
+    and looks before it asks; others need none.
+    """
+
+    prompts: Sequence[str]
+    max_new_tokens: int
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+    top_logprobs: int = 0
+    journal: Journal | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was written behind a prompt.
+
+    ``ids`` are the tokens drawn, with the end where one was reached, which ``text`` lacks; ``stop`` says whether it was
+    ("end"), or the completion was cut at its greatest length ("length"), or a server says something else, such as that
+    it held the text back ("unknown"). ``end`` is what has to stand behind the text for a renderer to end it as it was
+    ended; nothing for end-of-text. The text need not tokenise back to ``ids``.
+    ``logprobs`` are the log-probabilities of ``ids`` where they were drawn, at the sampling temperature; None for
+    greedy completions, and where they are not known.
+
+    An engine that hears texts alone gives no ``ids``, but how many tokens were ``counted``. ``top_logprobs`` are
+    log-probabilities by the text of the token, one mapping a token, from engines that give them.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    stop: Literal["end", "length", "unknown"]
+    end: str = ""
+    logprobs: tuple[float, ...] | None = None
+    counted: int | None = None
+    top_logprobs: tuple[Mapping[str, float], ...] | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether it was cut before it ended."""
+        return self.stop == "length"
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were drawn, the end included where the engine counts it."""
+        return len(self.ids) if self.counted is None else self.counted
+
+
+def check_lengths(prompts: Sequence[int], max_new_tokens: int, longest: int | None, limit: str) -> None:
+    """See that prompts of so many tokens can be continued by ``max_new_tokens`` within ``longest``, which is ``limit``.
+
+    Raises:
+        StudentError: a prompt has no token, or is too long for that.
+    """
+    if 0 in prompts:
+        raise StudentError(f"prompt {list(prompts).index(0)} has no token, so there is nothing to continue; remove it.")
+    most = max(prompts, default=0)
+    if longest is not None and most + max_new_tokens > longest:
+        raise StudentError(
+            f"the longest prompt has {most} tokens; with max_new_tokens={max_new_tokens} that exceeds {limit}. Lower "
+            "max_new_tokens or drop long prompts."
+        )
+
+
+class Engine(ABC):
+    """Writes completions with a model. Equal requests give equal results; how prompts are batched is its own affair."""
+
+    @abstractmethod
+    def generate(self, request: Request) -> list[list[Completion]]:
+        """Complete every prompt: one list of ``request.samples`` per prompt, in the order of ``request.prompts``."""
+
+    def score(self, texts: Sequence[tuple[str, str, bool]], *, temperature: float) -> list[tuple[float, ...] | None]:
+        """Log-probabilities of the completion tokens of (prompt, completion, ended) ``texts``; None if not known.
+
+        Tokens are those that training reads; probabilities are softmax(logits / ``temperature``).
+        """
+        return [None] * len(texts)
+
+
+class Students(Protocol):
+    """Models by their weights: those of a base, and of the base with deltas added."""
+
+    def mixed(self, mixture: Mixture) -> AbstractContextManager[Any]:
+        """The model at base + sum of coefficient * delta, as long as the context lasts."""
+        ...
+
+
+class EngineSettings(Settings, ABC):
+    """Which engine writes, and how: one subclass an engine, in a module beside this one.
+
+    A subclass has a ``type``, a literal that studies name it by, and an ``identity``.
+    """
+
+    if TYPE_CHECKING:
+        type: str
+
+    elsewhere: ClassVar[bool] = False
+    """Whether the model runs elsewhere, under a name, so that nothing here has its weights or can change them."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Any:
+        """What content keys hold of the engine: its name and revision, as in ``local-1``, and every setting that
+        completions depend on. Another one wherever the completions of some request change.
+        """
+
+    def unfit(self, lora: LoraSettings | None) -> str | None:
+        """Why it cannot write with runs that train these adapters, or all weights where there are none; else None."""
+        return None
+
+    @abstractmethod
+    def students(self, base: AnyPath, runs: Sequence[Run] = ()) -> Students:
+        """What ``engine`` writes with: the model in folder ``base``, with room for the deltas of ``runs``."""
+
+    @abstractmethod
+    def engine(self, model: Any, renderer: Renderer, batch_size: int) -> Engine:
+        """The engine that writes with ``model``, which ``students`` gave, at most ``batch_size`` rows at once."""

@@ -1,0 +1,46 @@
+"""Next-token predictions: how far they are from another model's, and how sure and how often right they are."""
+
+import torch
+from torch import Tensor
+
+from raygeo.geometry.calibration import top_confidence
+from raygeo.models.likelihood import TokenLogits
+
+
+def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) in nats of log-probabilities ``p`` and ``q`` [..., V]: [...] fp64.
+
+    The sum over v of ``p (log p/q) - p + q``, which adds nothing where both sum to 1. Every term is non-negative, and
+    errors of the normalisation cancel to first order, so that divergences far below fp32's rounding of a
+    log-probability come out right. Where |log p/q| < 1 the term is ``p (r + expm1(-r))``, r = log p/q.
+    """
+    ratio, weight = p - q, p.exp()
+    near = weight * (ratio + torch.expm1(-ratio))
+    far = weight * ratio - weight + q.exp()
+    return torch.where(ratio.abs() < 1, near, far).sum(-1, dtype=torch.float64)
+
+
+def comparison(tokens: TokenLogits) -> dict[str, Tensor]:
+    """Compare a model b with another a, whose logits are ``reference_logits``: [N] fp64 each.
+
+    ``kl_ab`` is KL(a || b) in nats, ``kl_ba`` KL(b || a), ``agreement`` 1 where both have the same top guess. These are
+    terms for ``raygeo.models.likelihood.Likelihood``.
+    """
+    assert tokens.reference_logits is not None
+    own, other = tokens.logits.log_softmax(-1), tokens.reference_logits.log_softmax(-1)
+    return {
+        "kl_ab": kl_divergence(other, own),
+        "kl_ba": kl_divergence(own, other),
+        "agreement": (own.argmax(-1) == other.argmax(-1)).double(),
+    }
+
+
+def confidence(tokens: TokenLogits) -> dict[str, Tensor]:
+    """Entropy in nats, largest probability, and whether that is of the token that comes: [N] fp64 each.
+
+    ``entropy``, ``max_probability`` and ``top1_accuracy``, as terms for ``raygeo.models.likelihood.Likelihood``.
+    """
+    own = tokens.logits.log_softmax(-1)
+    largest, right = top_confidence(tokens.logits, tokens.targets)
+    entropy = -(own.exp() * own).sum(-1, dtype=torch.float64)
+    return {"entropy": entropy, "max_probability": largest, "top1_accuracy": right}

@@ -1,0 +1,1 @@
+"""The student as a model: loading, parameters, deltas, adapters, likelihood, mixing."""

@@ -1,0 +1,1 @@
+"""What a study will take, stage by stage, before it is begun: memory, disk, hours, and what will not fit."""

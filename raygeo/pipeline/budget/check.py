@@ -1,0 +1,77 @@
+"""What can never fit is told before it is begun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from math import prod
+
+from raygeo.errors import ClusterError, StudentError
+from raygeo.models.loading import model_shape
+from raygeo.pipeline.budget.cluster import Cluster
+from raygeo.pipeline.budget.facts import Facts
+from raygeo.pipeline.budget.plan import Line, changed_study, fits_with, make_plan, remedy, stage_of
+from raygeo.pipeline.budget.show import advice
+from raygeo.pipeline.budget.stages import STAGES, Shapes
+from raygeo.pipeline.config import Study
+
+ESCAPE = "If you know better, raygeo run --no-memory-check begins all the same."
+SHORTEST = {
+    "evaluate": ("evaluation.answers.max_new_tokens=1",),
+    "rollouts": ("rollouts.sample.decoding.max_new_tokens=1",),
+}
+"""Settings by stage that stand for an answer that ends at once."""
+
+
+def check_memory(
+    study: Study, facts: Facts, cluster: Cluster, say: Callable[[str], None], stages: Collection[str] = STAGES
+) -> None:
+    """Refuse a study of which a run, the reference or the evaluation can never fit, and say which analysis cannot.
+
+    Only what is sure is refused: batches that are too large count as fitting if one of a single row does, since they
+    are halved where memory runs out; an answer may be of one token; what is not known fits. A student so small that
+    everything about it fits in half of the memory is not looked at.
+
+    Raises:
+        ClusterError: naming everything that does not fit, and settings with which it would.
+    """
+    if cluster.gpu is None and _is_small(study, facts, cluster):
+        return
+    shapes = Shapes(facts)
+    try:
+        plan = make_plan(study, facts, cluster, shapes=shapes, remedies=False, stages=stages)
+    except StudentError:  # a family that cannot be followed on shapes
+        return
+    impossible = [line for line in plan if line.problem and not _fits_alone(study, facts, cluster, shapes, line)]
+    told = [replace(line, remedy=remedy(study, facts, cluster, shapes, line.need)) for line in impossible]
+    analyses = [line for line in told if line.need.what.startswith("geometry.")]
+    for line in analyses:
+        say(f"  {line.problem}; it will fail, and {advice(line)}")
+    if refused := [f"{line.problem}; {advice(line)}." for line in told if line not in analyses]:
+        raise ClusterError("\n".join([*refused, ESCAPE]))
+
+
+def _fits_alone(study: Study, facts: Facts, cluster: Cluster, shapes: Shapes, line: Line) -> bool:
+    """Whether it fits a row at a time, which it comes to by itself, with answers as short as can be, and alone on its
+    card.
+    """
+    smaller = [override for override in line.need.remedies if override.partition("=")[0].endswith("batch_size")]
+    least = [*smaller[-1:], *SHORTEST.get(stage_of(line.need), ())]
+    if 0 < study.actors.gpus < 1:
+        least.append("actors.gpus=1")
+    known = tuple(override for override in least if changed_study(study, (override,)) is not None)
+    return bool(known) and fits_with(study, facts, cluster, shapes, line.need, known)
+
+
+def _is_small(study: Study, facts: Facts, cluster: Cluster) -> bool:
+    """Whether all that could ever be held of a student is less than half of a machine's memory: hundreds of copies of
+    its weights, and for each token of a batch everything that a block makes, in fp32.
+    """
+    config, longest = facts.config, max(facts.rollouts.longest, facts.train.longest)
+    model, text = model_shape(config), config.get_text_config()
+    parameters = sum(prod(value.shape) for value in model.parameters())
+    rows = max([spec.training.micro_batch_size for spec in study.plan.points()] + [study.probes.sequences])
+    heads = getattr(text, "num_attention_heads", 1)
+    token = 4 * text.num_hidden_layers * (64 * text.hidden_size + 8 * heads * longest)
+    head = 16 * min(rows * longest * text.vocab_size, 2**26)
+    return 400 * 4 * parameters + rows * longest * token + head < cluster.machine / 2

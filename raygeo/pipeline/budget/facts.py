@@ -1,0 +1,233 @@
+"""What is known of a study before it has begun: the student's shapes, and how many tokens its data have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raygeo.data.readers import read_prompts
+from raygeo.errors import ConfigError, RaygeoError, StudentError
+from raygeo.footprint.need import Texts
+from raygeo.models.loading import context_length, load_tokenizer
+from raygeo.pipeline.config import HELDOUT, TEXT, WORD_PROBLEMS, Benchmark, Study
+from raygeo.toy.architecture import build_model
+from raygeo.toy.builtin import problems
+from raygeo.toy.word_problems import word_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+SAMPLE = 2000
+"""Rows that are tokenised; the rest is counted."""
+CHARACTERS_PER_TOKEN = 3.5
+"""Where there is no tokenizer."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The student's configuration, and the texts of the study.
+
+    ``rollouts`` are rows, ``train`` those that losses see, ``prompts`` the held-out problems, ``completion`` is the
+    share of completion tokens; ``benchmarks`` by name. ``said`` tells how each was found. ``settled`` are names of runs
+    that need not be trained any more.
+    """
+
+    config: PreTrainedConfig
+    rollouts: Texts
+    train: Texts
+    prompts: Texts
+    completion: float
+    benchmarks: dict[str, Texts]
+    said: tuple[str, ...]
+    settled: frozenset[str] = frozenset()
+
+    def within(self, limit: int | None) -> Facts:
+        """The facts if rows of more than ``limit`` tokens were set aside; how many are left is not known."""
+        if limit is None:
+            return self
+        capped: dict[str, Any] = {
+            name: replace(texts, longest=min(texts.longest, limit), mean=min(texts.mean, float(limit)))
+            for name, texts in (("rollouts", self.rollouts), ("train", self.train), ("prompts", self.prompts))
+        }
+        return replace(self, **capped)
+
+
+def find_facts(study: Study, shapes: str | None = None, data: str | None = None) -> Facts:
+    """Read what there is of the student and the data.
+
+    ``data`` (``ROWS:PROMPT:COMPLETION``, in tokens) stands for rollouts that are not here yet.
+
+    Raises:
+        StudentError: the student has no configuration.
+        ConfigError: ``data`` is not of that form.
+        DataError: a file of rollouts or problems cannot be read.
+    """
+    config = student_config(study, shapes)
+    said: list[str] = []
+    count = _counter(study, said)
+    limit = study.rollouts.max_tokens or context_length(config)
+    if data is not None:
+        rollouts, prompt, completion = _assumed(data, limit)
+        distinct = rollouts.count
+        said.append(f"data: assumed {rollouts.count:,} rows of {prompt:g} and {completion:g} tokens")
+    elif study.rollouts.sample is not None:
+        sample = study.rollouts.sample
+        asked = _prompts(study, sample.prompts, sample.prompts_seed)
+        length = _lengths(count, asked)
+        new = sample.decoding.max_new_tokens
+        distinct, prompt, completion = len(asked), length.mean, float(new)
+        longest = length.longest + new
+        rollouts = Texts(distinct * sample.decoding.samples, prompt + completion, _within(longest, limit))
+        said.append(
+            f"data: {distinct:,} prompts x {sample.decoding.samples} samples x at most {new} tokens: upper bounds"
+        )
+    else:
+        rollouts, distinct, prompt, completion = _read(study, count, limit, said)
+    heldout = study.rollouts.heldout
+    held = round(distinct * heldout)
+    benchmarks = {HELDOUT: Texts(held, prompt, _within(round(4 * prompt), limit))} if study.evaluation.heldout else {}
+    for benchmark in study.evaluation.benchmarks:
+        benchmarks[benchmark.name] = _benchmark(study, benchmark, count, said)
+    return Facts(
+        config,
+        rollouts,
+        Texts(max(1, round(rollouts.count * (1 - heldout))), rollouts.mean, rollouts.longest),
+        Texts(held, prompt, min(_within(round(4 * prompt), limit), rollouts.longest)),
+        completion / max(1.0, prompt + completion),
+        benchmarks,
+        tuple(said),
+    )
+
+
+def student_config(study: Study, shapes: str | None = None) -> PreTrainedConfig:
+    """The configuration of the student to be, or of ``shapes``: a ``config.json``, or a folder with one.
+
+    Of a hub id only the configuration is fetched.
+
+    Raises:
+        StudentError: there is none, or transformers does not know it.
+    """
+    from transformers import AutoConfig
+
+    settings = study.student
+    if shapes is None and settings.model in (WORD_PROBLEMS, TEXT) and settings.from_run is None:
+        made = settings.word_problems if settings.model == WORD_PROBLEMS else settings.text
+        return build_model(made.architecture, word_tokenizer(), made.model_seed).config
+    if shapes is None and settings.from_run is not None:
+        raise StudentError("the student continues from a run of another store; name its config.json with --shapes.")
+    source = str(Path(shapes or settings.model).expanduser())
+    try:
+        if Path(source).is_file():
+            raw = json.loads(Path(source).read_text())
+            return AutoConfig.for_model(raw.pop("model_type"), **raw)
+        return AutoConfig.from_pretrained(source if Path(source).is_dir() else settings.model, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().partition("\n")[0].rstrip(".")
+        raise StudentError(
+            f"student {source!r}: no usable config.json ({first}). A plan needs the student's shapes alone: name a "
+            "config.json, or a folder with one, with --shapes."
+        ) from error
+
+
+Count = Callable[[Sequence[str]], list[int]]
+
+
+def _counter(study: Study, said: list[str]) -> Count:
+    """A function from texts to their token counts."""
+    model = study.student.model
+    tokenizer: Any = word_tokenizer() if model == WORD_PROBLEMS else None
+    if tokenizer is None and model != TEXT:
+        try:
+            if Path(model).expanduser().is_dir():
+                tokenizer = load_tokenizer(model)
+        except RaygeoError:
+            tokenizer = None
+    if tokenizer is None:
+        said.append(f"tokens: the student's tokenizer is not here; {CHARACTERS_PER_TOKEN} characters a token assumed")
+        return _guessed
+    return lambda texts: [len(ids) for ids in tokenizer(list(texts)).input_ids] if texts else []
+
+
+def _guessed(texts: Sequence[str]) -> list[int]:
+    return [max(1, round(len(text) / CHARACTERS_PER_TOKEN)) for text in texts]
+
+
+def _lengths(count: Count, texts: list[str]) -> Texts:
+    lengths = count(texts[:SAMPLE]) or [1]
+    return Texts(len(texts), float(np.mean(lengths)), int(max(lengths)))
+
+
+def _within(length: int, limit: int | None) -> int:
+    return length if limit is None else min(length, limit)
+
+
+def _assumed(data: str, limit: int | None) -> tuple[Texts, float, float]:
+    try:
+        rows, prompt, completion = (float(part) for part in data.split(":"))
+    except ValueError:
+        raise ConfigError(f"--data {data!r} is not ROWS:PROMPT:COMPLETION (rows, and mean tokens of each).") from None
+    whole = prompt + completion
+    return Texts(int(rows), whole, _within(max(round(4 * whole), 2), limit)), prompt, completion
+
+
+def _prompts(study: Study, source: Any, seed: int) -> list[str]:
+    """The texts of problems that are made here or read."""
+    if isinstance(source, int):
+        return [problem.prompt for problem in problems(study.student.word_problems, source, seed)]
+    return [problem.prompt for problem in read_prompts(source, max_set_aside=1.0)]
+
+
+def _benchmark(study: Study, benchmark: Benchmark, count: Count, said: list[str]) -> Texts:
+    """Problems of a benchmark; of one that is not here, nothing is known but its limit."""
+    try:
+        asked = _prompts(study, benchmark.problems, benchmark.seed)[: benchmark.limit]
+    except RaygeoError as error:
+        said.append(f"benchmark {benchmark.name}: {error}; left out of the plan")
+        return Texts(0, 1.0, 1)
+    return _lengths(count, asked)
+
+
+def _read(study: Study, count: Count, limit: int | None, said: list[str]) -> tuple[Texts, int, float, float]:
+    """Rows, distinct prompts, mean prompt and completion tokens of the files: the first rows tokenised, all counted."""
+    prompts: list[str] = []
+    completions: list[str] = []
+    distinct: set[int] = set()
+    rows = 0
+    for prompt, completion in _texts(study):
+        rows += 1
+        distinct.add(hash(prompt))
+        if len(prompts) < SAMPLE:
+            prompts.append(prompt)
+            completions.append(completion)
+    heads, tails = np.array(count(prompts), dtype=float), np.array(count(completions), dtype=float)
+    lengths = heads + tails + 1
+    fitting = lengths <= limit if limit is not None else np.ones(len(lengths), dtype=bool)
+    if not fitting.any():
+        said.append("data: no row can be used")
+        return Texts(1, 2.0, 2), 1, 1.0, 1.0
+    share = float(fitting.mean())
+    kept = round(rows * share)
+    whole = rows == len(prompts)
+    how = "all tokenised" if whole else f"the first {len(prompts):,} tokenised, all counted"
+    without = f", {1 - share:.1%} longer than {limit} tokens left out" if share < 1 else ""
+    said.append(f"data: {rows:,} rows ({how}){without}")
+    longest = int(lengths[fitting].max()) if whole or limit is None else limit
+    if not whole and limit is not None:
+        said.append(f"longest row: taken to be the limit of {limit} tokens, as not all rows were tokenised")
+    texts = Texts(kept, float(lengths[fitting].mean()), longest)
+    return texts, len(distinct), float(heads[fitting].mean()), float(tails[fitting].mean()) + 1
+
+
+def _texts(study: Study) -> Iterator[tuple[str, str]]:
+    """Prompt and completion of every readable row."""
+    for reader in study.rollouts.read:
+        for record in reader.rollouts():
+            values = record.values or {}
+            prompt, completion = values.get("prompt"), values.get("completion")
+            if record.error is None and isinstance(prompt, str) and isinstance(completion, str):
+                yield prompt, completion

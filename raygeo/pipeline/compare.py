@@ -1,0 +1,166 @@
+"""Checkpoints and adapters compared without a study: the analyses of a study, its store and its page."""
+
+from functools import partial
+
+import yaml
+
+from raygeo.analyses.inputs import AnalysisInputs
+from raygeo.cluster.fanout import ActorPool
+from raygeo.cluster.preflight import check_fits
+from raygeo.cluster.session import connect
+from raygeo.cluster.sharded import ShardedOperator
+from raygeo.data.readers.jsonl import JsonlReader
+from raygeo.data.validation import SetAside, required_text
+from raygeo.errors import ConfigError, DataError
+from raygeo.generation.renderer import renderer_for
+from raygeo.interrupts import handled
+from raygeo.models.loading import context_length, load_tokenizer, read_config
+from raygeo.pipeline.compared import Models, provide_models
+from raygeo.pipeline.comparison import Comparison
+from raygeo.pipeline.context import StageContext, timed_stage
+from raygeo.pipeline.geometry import analyse, published, run_records
+from raygeo.pipeline.journal import StoreJournal
+from raygeo.pipeline.probes import PROBES, save_probes
+from raygeo.pipeline.report import save_page, versions
+from raygeo.pipeline.standing import COMPARED, COMPARISON, Standing, now
+from raygeo.progress import Progress, StageTime, stage_table
+from raygeo.report.page import PageContext
+from raygeo.settings import content_key
+from raygeo.store import AnyPath, Store
+
+UNKNOWN = (
+    "How the models were trained is not known here, neither their losses and learning rates nor their seeds and data, "
+    "so no difference between them can be put down to any of these."
+)
+NOT_ASKED = (
+    "Only weights were compared: no solutions were given, so what needs texts (paths between models, representations, "
+    "curvature) was not asked for and is missing."
+)
+
+
+def compare_models(comparison: Comparison, *, address: str | None = None, progress: Progress | None = None) -> Store:
+    """Compare models: whatever the store lacks is made, and the rest is taken from there. Returns the store.
+
+    ``address`` names a running Ray cluster. An analysis that fails does not keep the page from being written without
+    it.
+
+    Raises:
+        RaygeoError: what is wrong and what to do about it; everything finished before stays in the store.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the same call resumes.
+    """
+    progress = progress or Progress()
+    store = Store(comparison.store)
+    if store.read_bytes("study.yaml") is not None:
+        raise ConfigError(f"{store.location} holds a study, whose tables would be lost; give another --store.")
+    settings = yaml.safe_dump(comparison.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    store.write_bytes(COMPARISON, settings.encode())
+    times: list[StageTime] = []
+    with handled():
+        try:
+            context = _run_stages(comparison, store, settings, address, progress, times)
+        except KeyboardInterrupt:
+            done = ", ".join(time.stage for time in times) or "nothing"
+            progress.say(f"\nstopped; done: {done}. The same command resumes.")
+            raise
+    progress.console.print(stage_table(times))
+    context.check_whole()
+    return store
+
+
+def _run_stages(
+    comparison: Comparison,
+    store: Store,
+    settings: str,
+    address: str | None,
+    progress: Progress,
+    times: list[StageTime],
+) -> StageContext:
+    with timed_stage("start", times, progress, None):
+        connect(address)
+        check_fits("an actor (actors)", {"CPU": comparison.actors.cpus, "GPU": comparison.actors.gpus})
+    with ActorPool(comparison.actors) as pool:
+        context = StageContext(store, pool, progress)
+        about = PageContext(
+            title=f"{len(comparison.models)} models and their base",
+            student=f"Base: {comparison.base}",
+            reference_run=comparison.reference,
+            created=now(),
+            settings_yaml=settings,
+            versions=versions(),
+            stages=["start", "models", "geometry"],
+            caveats=[UNKNOWN, *([] if comparison.solutions else [NOT_ASKED])],
+            purpose=COMPARED,
+        )
+        standing = Standing(store, about, times, progress)
+        with standing.stage("models", context):
+            models = provide_models(context, comparison)
+            standing.note(caveats=[*about.caveats, *models.unchecked])
+        with standing.stage("geometry", context), context.surviving("geometry"):
+            analyse(context, comparison.geometry, _inputs(context, comparison, models))
+        with standing.stage("report", context):
+            page = save_page(store, standing.about)
+            for part, error in page.failures.reasons.items():
+                context.leave_out(part, error)
+    progress.say(f"\nreport:  {page.path}")
+    return context
+
+
+def _inputs(context: StageContext, comparison: Comparison, models: Models) -> AnalysisInputs:
+    store = context.store
+    return AnalysisInputs(
+        base=models.base,
+        runs=models.runs,
+        reference=comparison.reference,
+        records=run_records(store),
+        table=partial(published, store),
+        make_probes=lambda: _probes(store, comparison, models),
+        journals=partial(StoreJournal, store),
+        gather=partial(ShardedOperator, settings=comparison.actors),
+    )
+
+
+def _probes(store: Store, comparison: Comparison, models: Models) -> dict[str, AnyPath]:
+    """Make the probes of the solutions given: ``solutions``, and ``curvature``, the first of them."""
+    reader, settings = comparison.solutions, comparison.probes
+    if reader is None:
+        return {}
+    pairs = _read_pairs(reader)[: settings.sequences]
+    renderer = renderer_for(load_tokenizer(models.base), comparison.chat)
+    key = content_key("compared-probes", renderer.identity, settings, pairs, models.key)
+    probes = {"solutions": pairs, "curvature": pairs[: settings.curvature_sequences]}
+    if not store.has_folder(PROBES, key):
+        limit = context_length(read_config(models.base))
+        lengths = [len(renderer.encode(*pair)) for pair in pairs]
+        if limit is not None and max(lengths) > limit:
+            raise DataError(
+                f"{reader.path}: solution {lengths.index(max(lengths)) + 1} has {max(lengths)} tokens with its prompt, "
+                f"and {comparison.base} takes {limit}; leave out what is longer."
+            )
+        save_probes(store, renderer, key, probes)
+    return {name: store.stored(PROBES, key, f"{name}.npz") for name in probes}
+
+
+def _read_pairs(reader: JsonlReader) -> list[tuple[str, str]]:
+    """Prompts with completions, in order.
+
+    Raises:
+        DataError: there are none, or one cannot be used or was cut off.
+    """
+    pairs, bad = [], []
+    for record in reader.rollouts():
+        try:
+            if record.error is not None:
+                raise SetAside(record.error)
+            if record.values.get("truncated"):
+                raise SetAside("completion was cut off")
+            pairs.append((required_text(record.values, "prompt"), required_text(record.values, "completion")))
+        except SetAside as reason:
+            bad.append(f"{record.origin}:{record.line} {reason}")
+    if bad:
+        raise DataError(
+            f"{len(bad)} of {len(pairs) + len(bad)} solutions cannot be used: {'; '.join(bad[:3])}. Correct them, or "
+            "take them out."
+        )
+    if not pairs:
+        raise DataError(f"{reader.path} holds no solution; give JSON lines with a prompt and a completion each.")
+    return pairs

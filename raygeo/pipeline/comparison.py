@@ -1,0 +1,147 @@
+"""What is compared, and how: the settings of ``raygeo compare``, made of what was said on the command line."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from raygeo.analyses.analysis import Need
+from raygeo.analyses.registry import analyses
+from raygeo.cluster.settings import ActorSettings
+from raygeo.data.readers.jsonl import JsonlReader
+from raygeo.errors import ConfigError
+from raygeo.generation.renderer import ChatSettings
+from raygeo.models.loading import Loading
+from raygeo.pipeline.config import GeometrySettings, ProbeSettings, apply_override, parse_settings
+from raygeo.settings import Settings
+from raygeo.tables import BASE
+
+
+class Compared(Settings):
+    """One of the models."""
+
+    name: str = Field(min_length=1)
+    """Its name in tables and figures."""
+    model: str
+    """A folder or a hub id of a complete model, a PEFT LoRA adapter, or a full delta of raygeo's."""
+
+
+class Comparison(Settings):
+    """What is compared, and how."""
+
+    base: str
+    """The model they were trained from, a folder or a hub id."""
+    models: tuple[Compared, ...] = Field(min_length=1)
+    """The models."""
+    store: str = "store/comparison"
+    """Where tables and the page go: a path or a URI. It holds no study."""
+    solutions: JsonlReader | None = None
+    """Texts on which likelihood, representations and curvature are measured, each with a prompt and a completion."""
+    chat: ChatSettings = ChatSettings()
+    """How they are put to the models: as they are, or in the chat template of the base's tokenizer."""
+    probes: ProbeSettings = ProbeSettings()
+    """How many of them."""
+    geometry: GeometrySettings
+    """The analyses; those that need what a comparison lacks are off unless asked for."""
+    student: Loading = Loading()
+    """How models are held where they are measured."""
+    actors: ActorSettings = ActorSettings()
+    """Resources of the actors."""
+    reference_run: str | None = None
+    """The model others are compared with in summaries; by default the first."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without(cls, raw: Any) -> Any:
+        """Switch off the analyses that there is nothing for."""
+        if not isinstance(raw, dict) or not isinstance(raw.get("geometry", {}), dict):
+            return raw
+        lacks = lacking(raw.get("solutions") is not None)
+        off: list[str] = []
+        for name, analysis in analyses().items():
+            if analysis.needs & lacks.keys() or set(analysis.after) & set(off):
+                off.append(name)
+        return raw | {"geometry": dict.fromkeys(off) | raw.get("geometry", {})}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Comparison":
+        names = [compared.name for compared in self.models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} names more than one model; give each a --name of its own")
+        if BASE in names:
+            raise ValueError(f"a model cannot be named {BASE!r}, which is what all are compared with; use --name")
+        if self.reference_run is not None and self.reference_run not in names:
+            raise ValueError(f"the reference {self.reference_run!r} is none of {', '.join(names)}")
+        self.geometry.refuse_lacking(lacking(self.solutions is not None))
+        return self
+
+    @property
+    def reference(self) -> str:
+        """Name of the model that others are compared with."""
+        return self.reference_run or self.models[0].name
+
+
+def lacking(solutions: bool) -> dict[Need, str]:
+    """What a comparison lacks, and what to do about it; ``solutions`` says whether texts were given."""
+    lacks: dict[Need, str] = {"training": "needs what models were trained with, which is not known; leave it out"}
+    if not solutions:
+        lacks["solutions"] = "is measured on texts; give --solutions, a file of JSON lines"
+    return lacks
+
+
+def plan_comparison(
+    base: str,
+    models: Sequence[str],
+    *,
+    names: Sequence[str] = (),
+    store: str | None = None,
+    solutions: str | None = None,
+    reference: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Comparison:
+    """Make settings of what was said on the command line; ``overrides`` are ``a.b=c`` over the other settings.
+
+    Without ``names``, models are called after their folders, with as much of the path as tells them apart. Without
+    ``solutions``, the analyses that need texts are off.
+
+    Raises:
+        ConfigError: naming what is wrong.
+    """
+    if names and len(names) != len(models):
+        raise ConfigError(
+            f"there are {len(models)} models and {len(names)} names; give --name once for each, or never."
+        )
+    called = list(names) or name_models(models)
+    raw: dict[str, Any] = {
+        "base": base,
+        "models": [{"name": name, "model": model} for name, model in zip(called, models, strict=True)],
+        "reference_run": reference,
+    }
+    if store is not None:
+        raw["store"] = store
+    if solutions is not None:
+        raw["solutions"] = {"path": solutions}
+    for override in overrides:
+        apply_override(raw, override)
+    return parse_settings(Comparison, raw, "raygeo compare")
+
+
+def name_models(models: Sequence[str]) -> list[str]:
+    """Name models after the ends of their paths, one part of the path or as many as make all names different.
+
+    Raises:
+        ConfigError: a model is given twice.
+    """
+    paths = [Path(model).expanduser() for model in models]
+    parts = [(path.resolve() if path.is_dir() else path).parts for path in paths]
+    [(most, count)] = Counter(parts).most_common(1)
+    if count > 1:
+        raise ConfigError(f"{Path(*most)} is given {count} times; compare each model once.")
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(part.strip("/") for part in path[-depth:]) for path in parts]
+        if len(set(names)) == len(names):
+            break
+    return names

@@ -1,0 +1,479 @@
+"""The study as typed models: one YAML file, refused before anything starts if a key or a value is wrong."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Optional, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
+
+from raygeo.analyses.analysis import Need
+from raygeo.analyses.registry import analyses
+from raygeo.cluster.settings import ActorSettings
+from raygeo.data.grading import GradingChoice
+from raygeo.data.readers import AnyPromptReader, AnyReader
+from raygeo.data.reference import ReferenceSettings
+from raygeo.data.sampling import DecodingSettings
+from raygeo.errors import ConfigError
+from raygeo.evaluation.answers import AnswerSettings
+from raygeo.generation.choice import LOCAL, AnyEngine
+from raygeo.generation.renderer import ChatSettings
+from raygeo.losses.base import FROM_BASE
+from raygeo.models.attention import is_flash
+from raygeo.models.loading import Loading
+from raygeo.pipeline.plan import Plan, RunEntries, TrainingDefaults
+from raygeo.search.settings import SweepSettings
+from raygeo.search.space import Range, Varied, models_in, refusal, tag
+from raygeo.settings import Settings
+from raygeo.toy.builtin import WordProblems
+from raygeo.toy.text import TextStudent
+from raygeo.training.settings import RunSpec
+
+WORD_PROBLEMS = "builtin:word-problems"
+TEXT = "builtin:text"
+HELDOUT = "heldout"
+"""The name of the study's held-out prompts as a benchmark."""
+
+
+class StudentSettings(Loading):
+    """What learns, and how it is held where it is measured."""
+
+    model: str = WORD_PROBLEMS
+    """A Hugging Face folder, a hub id, ``builtin:word-problems``, or ``builtin:text``, made from ``text_from``."""
+    word_problems: WordProblems = WordProblems()
+    """The built-in student of template word problems, and its teacher."""
+    text: TextStudent = TextStudent()
+    """The student made from plain text."""
+    text_from: tuple[AnyPromptReader, ...] = ()
+    """What the text student is made from: prompts with their solutions."""
+    from_run: str | None = None
+    """Start from this run of an earlier study, its delta added to what it was trained from; ``model`` is left out."""
+    from_store: str | None = None
+    """The store of that study. It is not this study's own: a store names the runs of the last study in it alone."""
+    chat: ChatSettings = ChatSettings()
+    """How texts are put to it, to its teacher and to its runs: as they are, or in the tokenizer's chat template."""
+    cpus: float = Field(2, gt=0)
+    """CPUs for making a student here."""
+    gpus: float = Field(0, ge=0)
+    """GPUs for making a student here."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "StudentSettings":
+        if self.model.startswith("builtin:") and self.model not in (WORD_PROBLEMS, TEXT):
+            raise ValueError(f"{self.model!r} is not built in; the built-in students are {WORD_PROBLEMS} and {TEXT}")
+        if self.model == TEXT and not self.text_from:
+            raise ValueError(f"{TEXT} needs text_from: what it is made from")
+        if (self.from_run is None) != (self.from_store is None):
+            raise ValueError("from_run, a run, and from_store, the store of the study that trained it, go together")
+        if self.from_run is not None and self.model != WORD_PROBLEMS:
+            raise ValueError("give either model or from_run: a run continues from the model it was trained from")
+        return self
+
+    @property
+    def built_in(self) -> bool:
+        """Whether this is the built-in student of word problems, the one that comes with a teacher."""
+        return self.model == WORD_PROBLEMS and self.from_run is None
+
+
+class SamplingSettings(Settings):
+    """Rollouts drawn from a teacher."""
+
+    teacher: str = "builtin"
+    """A local folder, a hub id, or ``builtin``: the teacher that comes with ``builtin:word-problems``."""
+    prompts: int | AnyPromptReader = 768
+    """How many built-in word problems, or where prompts with gold answers are read."""
+    prompts_seed: int = Field(1, ge=0)
+    """Seed of the built-in word problems."""
+    decoding: DecodingSettings = DecodingSettings()
+    """Samples per prompt, temperature, length, seed."""
+    engine: AnyEngine = LOCAL
+    """What writes: ``local``, ``vllm``, or ``endpoint``, whose model then is the teacher."""
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> "SamplingSettings":
+        if self.engine.elsewhere and self.teacher != "builtin":
+            raise ValueError("the teacher is the model that the engine names; leave teacher out")
+        return self
+
+
+class RolloutRules(Settings):
+    """What becomes of the rows that were read or sampled."""
+
+    heldout: float = Field(0.25, ge=0, lt=1)
+    """Share of the prompts kept out of training for evaluation and probes."""
+    heldout_seed: int = Field(0, ge=0)
+    """Seed of the choice of held-out prompts."""
+    max_set_aside: float = Field(0.05, ge=0, le=1)
+    """Stop where more than this share of the rows cannot be used."""
+    negative_share: float | None = Field(None, ge=0, le=1)
+    """Drop training rows of the over-represented verdict until this share of the usable ones is wrong."""
+    negative_seed: int = Field(0, ge=0)
+    """Seed of the choice of rows dropped for it."""
+    shuffle_rewards: int | None = Field(None, ge=0)
+    """A control: with this seed, permute verdicts and rewards over the training rows."""
+
+
+class RolloutsSettings(RolloutRules):
+    """What is learned from: read from files, or sampled from a teacher."""
+
+    renamed: ClassVar[dict[str, str]] = {"max_rejected": "max_set_aside"}
+
+    read: tuple[AnyReader, ...] = ()
+    """Where graded rollouts are read from."""
+    sample: SamplingSettings | None = None
+    """How rollouts are sampled; give either this or ``read``."""
+    grading: GradingChoice = "auto"
+    """``exact`` compares numbers after ``####`` or ``A:``, ``math`` compares expressions with math-verify, boxed ones
+    first; ``auto`` takes ``exact`` where gold answers are numbers and completions have such markers and no boxes."""
+    max_tokens: int | None = Field(None, ge=2)
+    """Set rows longer than this many tokens aside; by default, those that do not fit the model's context."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "RolloutsSettings":
+        if bool(self.read) == (self.sample is not None):
+            raise ValueError("give either read (files with graded rollouts) or sample (a teacher), and not both")
+        return self
+
+
+class ProbeSettings(Settings):
+    """The fixed texts on which likelihood, curvature and representations are measured; the same for every run."""
+
+    sequences: int = Field(128, ge=4)
+    """At most this many held-out correct solutions, one a prompt."""
+    curvature_sequences: int = Field(48, ge=1)
+    """How many of them the Hessian is taken on."""
+    answer_prefix: str = "#### "
+    """What stands before the gold answer in the answer-only probe, which asks for it without any reasoning."""
+
+
+class Benchmark(Settings):
+    """Problems to answer beyond the held-out prompts of the study."""
+
+    name: str
+    """The name in tables and metrics."""
+    problems: int | AnyPromptReader
+    """How many fresh built-in word problems, or where problems with gold answers are read: a reader, or just a file or
+    a hub id whose columns are known (``ProblemsReader``)."""
+    seed: int = Field(7, ge=0)
+    """Seed of the built-in word problems."""
+    limit: int | None = Field(None, ge=1)
+    """Use only the first so many."""
+
+    @field_validator("problems", mode="before")
+    @classmethod
+    def _by_name(cls, problems: Any) -> Any:
+        return {"type": "problems", "path": problems} if isinstance(problems, str) else problems
+
+
+class EvaluationSettings(Settings):
+    """Accuracy of the base and of every run, greedily decoded."""
+
+    heldout: bool = True
+    """Answer the study's held-out prompts (benchmark ``heldout``)."""
+    benchmarks: tuple[Benchmark, ...] = ()
+    """Further benchmarks."""
+    answers: AnswerSettings = AnswerSettings()
+    """Decoding."""
+    engine: AnyEngine = LOCAL
+    """What writes the answers, here and along paths: ``local`` or ``vllm``. An ``endpoint`` cannot, for its model has
+    the weights it has, and not those of runs."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "EvaluationSettings":
+        names = [HELDOUT] * self.heldout + [benchmark.name for benchmark in self.benchmarks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            reserved = f"; {HELDOUT!r} is that of the study's own held-out prompts" if twice[0] == HELDOUT else ""
+            raise ValueError(f"two benchmarks are called {twice[0]!r}{reserved}; give each a name of its own")
+        return self
+
+
+class AskedAnalyses(Settings):
+    """The analyses; null switches one off."""
+
+    renamed: ClassVar[dict[str, str]] = {"yardsticks": "cosine_baselines"}
+
+    def asked(self) -> dict[str, Settings]:
+        """The settings of every analysis that is asked for, by name, in order."""
+        given = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: settings for name, settings in given.items() if settings is not None}
+
+    def refuse_lacking(self, lacking: Mapping[Need, str]) -> None:
+        """Raise ``ValueError`` where an analysis needs what is lacking; ``lacking`` says why, and what to do."""
+        asked = self.asked()
+        for name in asked:
+            analysis = analyses()[name]
+            for need, why in lacking.items():
+                if need in analysis.needs:
+                    raise ValueError(f"geometry.{name} {why}")
+            for earlier in analysis.after:
+                if earlier not in asked:
+                    raise ValueError(
+                        f"geometry.{name} is made of what geometry.{earlier} finds, which is null; ask for both, or "
+                        "set both to null"
+                    )
+
+
+GeometrySettings: type[AskedAnalyses] = create_model(
+    "GeometrySettings",
+    __base__=AskedAnalyses,
+    **{
+        analysis.name: (
+            Optional[analysis.settings],  # noqa: UP045
+            Field(analysis.settings() if analysis.default else None, description=analysis.question),
+        )
+        for analysis in analyses().values()
+    },  # type: ignore[call-overload]
+)
+"""One field an analysis, made of the registry."""
+
+
+class Study(Settings):
+    """A whole study."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the study and of its MLflow experiment."""
+    store: str | None = None
+    """Where tables, deltas and the report go: a path or a URI; by default ``store/<name>``."""
+    student: StudentSettings = StudentSettings()
+    """What learns."""
+    rollouts: RolloutsSettings
+    """What is learned from."""
+    reference: ReferenceSettings = ReferenceSettings()
+    """The base's log-probabilities, for the losses that need them."""
+    training: TrainingDefaults = TrainingDefaults()
+    """Defaults of every run."""
+    runs: RunEntries
+    """The runs: losses, with whatever differs from ``training``. A list or a range of values makes several."""
+    sweep: SweepSettings | None = None
+    """How values are chosen from lists and ranges, and how runs are judged; by default every listed one is trained."""
+    probes: ProbeSettings = ProbeSettings()
+    """What likelihood and curvature are measured on."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Accuracy."""
+    geometry: GeometrySettings = GeometrySettings()
+    """The analyses."""
+    actors: ActorSettings = ActorSettings()
+    """Resources of the actors that everything but training runs on."""
+    reference_run: str | None = None
+    """The run others are compared with in summaries; by default the first."""
+    caveats: tuple[str, ...] = ()
+    """What a reader of the report must know about this study."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Study":
+        if self.sweep is None or self.sweep.search == "grid":
+            self._refuse_ranges()
+        names = [spec.name for spec in self.specs()]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"runs {twice} appear more than once; give them different settings, or a name each")
+        if "base" in names:
+            raise ValueError("a run cannot be named 'base', which is the untrained student")
+        if self.reference_run is not None and self.reference_run not in names:
+            near = difflib.get_close_matches(self.reference_run, names, 1) or names[:1]
+            hint = f"did you mean {near[0]!r}?" if near else "its runs are chosen by the sweep; leave it out."
+            raise ValueError(f"reference_run {self.reference_run!r} is not a run of the study; {hint}")
+        compared = [spec.training for spec in self.plan.points() if spec.loss.needs & FROM_BASE]
+        for shared in ("precision", "attn_implementation"):
+            if len({getattr(training, shared) for training in compared}) > 1:
+                raise ValueError(f"runs whose loss compares with the base must share one training.{shared}")
+        if any(is_flash(training.attn_implementation) for training in compared) and not self.actors.gpus:
+            raise ValueError(
+                "the base is asked with the attention of the runs that are compared with it, and flash attention "
+                "computes on GPUs; give actors.gpus: 1 with it"
+            )
+        for lora in {spec.training.lora for spec in self.plan.points()}:
+            if (why := self.evaluation.engine.unfit(lora)) is not None:
+                raise ValueError(f"evaluation.engine: {why}")
+        for index in self.plan.open_entries():
+            stems = [entry.name or entry.loss.type for entry in self.runs]
+            if stems.count(stems[index]) > 1:
+                said = "a search names its runs after their entry: give each entry of this loss a name"
+                raise refusal(("runs", index, "name"), self.runs[index].name, said)
+        if self.sweep is not None and self.rollouts.heldout == 0:
+            raise ValueError("a sweep judges its runs on held-out prompts; give rollouts.heldout")
+        if self.rollouts.heldout == 0:
+            why = "is measured on held-out prompts; give rollouts.heldout, or set it to null"
+            self.geometry.refuse_lacking({"solutions": why})
+        else:
+            self.geometry.refuse_lacking({})
+        sample = self.rollouts.sample
+        if sample is not None:
+            if sample.teacher == "builtin" and not self.student.built_in and not sample.engine.elsewhere:
+                raise ValueError(f"rollouts.sample.teacher 'builtin' goes with {WORD_PROBLEMS}; name a teacher model")
+            if isinstance(sample.prompts, int) and self.student.model != WORD_PROBLEMS:
+                raise ValueError(
+                    f"built-in prompts go with {WORD_PROBLEMS}; say where rollouts.sample.prompts are read"
+                )
+        return self
+
+    def _refuse_ranges(self) -> None:
+        """Raise where a range stands though every value is to be listed."""
+        parts: list[tuple[tuple[int | str, ...], Varied]] = [(("training",), self.training)]
+        parts += [(("runs", index), entry) for index, entry in enumerate(self.runs)]
+        for above, part in parts:
+            for place, domain in part.domains.items():
+                if isinstance(domain, Range):
+                    said = "a grid takes lists; to draw from a range, set sweep.search to random or optuna"
+                    raise refusal((*above, *place), domain.plain(), said)
+
+    @property
+    def plan(self) -> Plan:
+        """The runs, known and to be found."""
+        return Plan(self.runs, self.training, self.sweep or SweepSettings())
+
+    def specs(self) -> list[RunSpec]:
+        """Every run known before training starts, resolved, in the order of the file."""
+        return [trial.spec for trial in self.plan.trials()]
+
+
+S = TypeVar("S", bound=Settings)
+
+# -- reading ------------------------------------------------------------------------------------------------------
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = (), store: str | None = None) -> Study:
+    """Read a study file, apply ``a.b=c`` overrides (values are YAML; ``a.0.b`` indexes lists), and validate it.
+
+    Relative paths of data files in the study are left as they are: relative to the working directory.
+
+    Raises:
+        ConfigError: naming every wrong key or value, what was read, and what is allowed.
+    """
+    try:
+        raw = read_yaml(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"the study file {str(path)!r} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the study file {str(path)!r} is not UTF-8 text.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the study file {str(path)!r} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"the study file {str(path)!r} holds {type(raw).__name__}, not a mapping of settings.")
+    for override in overrides:
+        apply_override(raw, override)
+    if store is not None:
+        raw["store"] = store
+    return parse_study(raw, str(path))
+
+
+def parse_study(raw: dict[str, Any], origin: str = "study") -> Study:
+    """Validate a study given as plain data; ``origin`` names it in errors (``ConfigError``)."""
+    return parse_settings(Study, raw, origin)
+
+
+def parse_settings(model: type[S], raw: dict[str, Any], origin: str) -> S:
+    """Validate plain data as ``model``; ``origin`` names it in errors (``ConfigError``)."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        lines = "\n".join(f"- {_explain(problem, model)}" for problem in error.errors())
+        raise ConfigError(f"{origin}:\n{lines}") from None
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Change plain settings by ``a.b=c``; raises ``ConfigError`` where there is nothing to set."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {override!r} is not of the form a.b=c.")
+    *parents, last = path.split(".")
+    node: Any = raw
+    try:
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+            if node is None:
+                raise TypeError
+        value = read_yaml(text)
+        if isinstance(value, str):
+            value = _number(value)
+        if isinstance(node, list):
+            node[int(last)] = value
+        else:
+            node[last] = value
+    except (TypeError, ValueError, IndexError, AttributeError):
+        raise ConfigError(f"--set {override!r}: there is nothing to set at {path!r} in the study.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping with a key twice, of which YAML's own loader takes the last in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _MERGE:
+                continue
+            key, line = self.construct_object(key_node), key_node.start_mark.line + 1
+            if key in lines:
+                where = f"in line {lines[key]} and again in line {line}"
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands {where}; keep one of them")
+            lines[key] = line
+        return node
+
+
+def read_yaml(text: str) -> Any:
+    """Read YAML as plain data. Raises ``yaml.YAMLError``, naming both lines of a key that occurs twice."""
+    return yaml.load(text, _Loader)  # a SafeLoader
+
+
+def _number(text: str) -> Any:
+    """YAML 1.1 reads 5e-4 as text; a number is meant."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _explain(problem: Any, root: type[BaseModel]) -> str:
+    place = ".".join(str(part) for part in problem["loc"]) or "the study"
+    read = problem["input"]
+    shown = repr(read) if not isinstance(read, (dict, list)) else f"{type(read).__name__} {str(read)[:80]}"
+    if problem["type"] == "extra_forbidden":
+        key = str(problem["loc"][-1])
+        models = _models_at(problem["loc"][:-1], root)
+        for model in models:
+            if issubclass(model, Settings) and (hint := _hint(model, key)):
+                return f"{place}: {hint}."
+        allowed = sorted({name for model in models for name in model.model_fields})
+        near = difflib.get_close_matches(key, allowed, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed here: {', '.join(allowed)}."
+        return f"{place}: unknown key; {hint}"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')} (read {shown})"
+
+
+def _hint(model: type[Settings], key: str) -> str:
+    """What to write instead of a key that an earlier version or another library has; "" for any other."""
+    if key in model.renamed:
+        return f"is now called {model.renamed[key]!r}"
+    instead = model.foreign.get(key, "")
+    return f"is called {instead!r} here" if instead in model.model_fields else instead
+
+
+def _models_at(location: Sequence[int | str], root: type[BaseModel]) -> list[type[BaseModel]]:
+    """Models that may stand at a location of ``root``, following union tags and list indices as pydantic reports
+    them.
+    """
+    models: list[type[BaseModel]] = [root]
+    for part in location:
+        if isinstance(part, int):
+            continue
+        following = [child for model in models for child in _children(model, part)]
+        models = following or [m for m in models if tag(m) == part or m.__name__ == part] or models
+    return models
+
+
+def _children(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
+    info = model.model_fields.get(field)
+    return list(models_in(info.annotation)) if info else []
+
+
+def study_yaml(study: Study) -> str:
+    """The whole study with every default, as YAML."""
+    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

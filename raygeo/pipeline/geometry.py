@@ -1,0 +1,90 @@
+"""Stage 6: every analysis of the trained weights, fanned out over the pool."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import pyarrow as pa
+
+from raygeo.analyses.inputs import AnalysisInputs, Training
+from raygeo.analyses.registry import analyses, schemas
+from raygeo.cluster.sharded import ShardedOperator
+from raygeo.errors import DataError
+from raygeo.losses.registry import parse_loss
+from raygeo.models.run import Run
+from raygeo.pipeline.config import AskedAnalyses
+from raygeo.pipeline.context import StageContext, StudyContext
+from raygeo.pipeline.journal import StoreJournal
+from raygeo.pipeline.probes import provide_probes
+from raygeo.pipeline.rollouts import Rollouts, heldout_exam
+from raygeo.pipeline.student import Student
+from raygeo.records import RunRecord
+from raygeo.store import Store
+
+
+def analyse_runs(context: StudyContext, student: Student, rollouts: Rollouts, runs: list[Run]) -> None:
+    """Publish the tables of all analyses the study asks for; empty ones if there is nothing but the base."""
+    store, study = context.store, context.study
+    records = run_records(store)
+    losses = {name: parse_loss(record.loss) for name, record in records.items() if record.loss is not None}
+    inputs = AnalysisInputs(
+        base=student.folder,
+        runs=runs,
+        reference=study.reference_run or next(iter(records)),
+        records=records,
+        table=partial(published, store),
+        make_probes=lambda: provide_probes(context, student, rollouts),
+        exam=heldout_exam(rollouts, study.evaluation.engine),
+        journals=partial(StoreJournal, store),
+        gather=partial(ShardedOperator, settings=study.actors),
+        training=Training(losses, store, rollouts.key, rollouts.tokens),
+    )
+    analyse(context, study.geometry if len(runs) > 1 else None, inputs)
+
+
+def run_records(store: Store) -> dict[str, RunRecord]:
+    """What is known of every run, by name, in the study's order."""
+    return {row["run"]: RunRecord.of(row) for row in store.table("runs").to_pylist()}
+
+
+def published(store: Store, table: str) -> pa.Table:
+    """A published table, empty if it was not made."""
+    return store.table(table, schemas()[table])
+
+
+def analyse(context: StageContext, asked: AskedAnalyses | None, inputs: AnalysisInputs) -> None:
+    """Publish the tables of all analyses that are ``asked`` for, and empty those of all others.
+
+    An analysis that fails is left out, with its finished tasks in its tables; the others are made.
+
+    Raises:
+        FullStoreError: the store's disk is full.
+    """
+    chosen = {} if asked is None else asked.asked()
+    for name, analysis in analyses().items():
+        if name not in chosen:
+            clear_tables(context.store, analysis.tables)
+            continue
+        with context.surviving(label(name)):
+            try:
+                if "training" in analysis.needs and inputs.training is None:
+                    raise DataError("how the models were trained is not known, which this analysis needs.")
+                for earlier in analysis.after:
+                    if label(earlier) in context.missing:
+                        raise DataError(f"it is made of what {label(earlier)} finds, which failed.")
+                workloads = analysis.make(chosen[name], inputs)
+            except Exception:
+                clear_tables(context.store, analysis.tables)
+                raise
+            context.publish(*workloads)
+
+
+def label(name: str) -> str:
+    """What an analysis is called in messages."""
+    return f"geometry.{name}"
+
+
+def clear_tables(store: Store, tables: Mapping[str, pa.Schema]) -> None:
+    """Publish empty tables, whatever an earlier study put there."""
+    for table, columns in tables.items():
+        if store.revisions(table) != {} or store.table(table, columns).num_rows:
+            store.publish(table, [], columns)

@@ -1,0 +1,179 @@
+"""What would be read of rollouts, before a study reads them: ``raygeo data``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.text import Text
+
+from raygeo.data.merging import validate
+from raygeo.data.preview import said_of
+from raygeo.data.readers import AnyReader
+from raygeo.data.readers.base import Reader
+from raygeo.data.validation import Record, counts
+from raygeo.errors import DataError
+from raygeo.generation.renderer import ChatRenderer, ChatSettings, Renderer, renderer_for
+from raygeo.generation.renderer.conversation import is_conversation, messages_of
+from raygeo.models.loading import context_length, load_tokenizer, read_config
+from raygeo.pipeline.config import apply_override, load_study, parse_settings
+from raygeo.settings import Settings
+
+_LINES = {".json": "jsonl", ".jsonl": "jsonl", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+_PACKED = (".gz", ".zst", ".bz2")
+
+
+class Asked(Settings):
+    """A reader, and how its texts are put to a model."""
+
+    reader: AnyReader
+    """Where rollouts are read."""
+    chat: ChatSettings = ChatSettings()
+    """How they are put to the model."""
+
+
+def preview(
+    paths: Sequence[str], *, overrides: Sequence[str] = (), model: str | None = None, rows: int = 1000,
+    console: Console | None = None,
+) -> None:  # fmt: skip
+    """Print what would be read of ``paths``, the first ``rows`` records of each reader, or all for 0.
+
+    Raises:
+        ConfigError: an override is wrong.
+        DataError: a source cannot be read, or holds nothing that can be used.
+        StudentError: the model has no usable tokenizer, or no use for the chat settings.
+    """
+    out = console or Console(highlight=False)
+    asked = _asked(paths, overrides)
+    renderer = context = None
+    if model is not None:
+        renderer = renderer_for(load_tokenizer(model), asked[0].chat)
+        context = context_length(read_config(model))
+    for each in asked:
+        reader = each.reader.resolved()
+        _say(out, Text(f"{_place(reader)}\n  {reader.described()}"))
+        if rows:
+            reader = reader.model_copy(update={"limit": min(rows, reader.limit or rows)})
+        records = list(reader.rollouts())
+        sample = next((record for record in records if record.error is None), None)
+        if sample is not None:
+            _show(out, sample, renderer)
+        _count(out, records, renderer, context)
+        if rows and len(records) >= rows:
+            _say(out, Text(f"Of the first {rows} records; --rows 0 reads all."))
+
+
+def _asked(paths: Sequence[str], overrides: Sequence[str]) -> list[Asked]:
+    """The readers of a study file, or the reader that fits the paths."""
+    if len(paths) == 1 and paths[0].endswith((".yaml", ".yml")):
+        study = load_study(paths[0], overrides)
+        if not study.rollouts.read:
+            raise DataError(f"{paths[0]} samples its rollouts (rollouts.sample), and reads none.")
+        return [Asked(reader=reader, chat=study.student.chat) for reader in study.rollouts.read]
+    raw: dict[str, Any] = _reader(paths)
+    for override in overrides:
+        apply_override(raw, override)
+    chat = raw.pop("chat", {})
+    return [parse_settings(Asked, {"reader": raw, "chat": chat}, "raygeo data")]
+
+
+def _reader(paths: Sequence[str]) -> dict[str, Any]:
+    """The settings of the reader that the names of the paths call for."""
+    first = paths[0]
+    for packed in _PACKED:
+        first = first.removesuffix(packed)
+    kind = _LINES.get(Path(first).suffix.lower())
+    if kind is None and Path(first).expanduser().is_dir():
+        folder = Path(first).expanduser()
+        saved = any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
+        kind = "parquet" if not saved and next(folder.rglob("*.parquet"), None) is not None else "datasets"
+    if kind is None and not Path(first).expanduser().exists() and first.count("/") == 1 and "://" not in first:
+        kind = "datasets"
+    if kind is None:
+        raise DataError(
+            f"{first}: the kind of the file is not known by its name; say it, as in --set type=jsonl (or parquet, csv, "
+            "datasets, gsm8k, solutions)."
+        )
+    if kind == "datasets":
+        return {"type": kind, "name": paths[0]}
+    given = {"type": kind, "path": list(paths) if len(paths) > 1 else paths[0]}
+    return given | {"delimiter": "\t"} if first.lower().endswith(".tsv") else given
+
+
+def _say(out: Console, text: Text) -> None:
+    out.print(text, soft_wrap=True)
+
+
+def _place(reader: Reader) -> str:
+    given = getattr(reader, "path", None) or getattr(reader, "name", None) or getattr(reader, "type", "")
+    return ", ".join(given) if isinstance(given, tuple) else str(given)
+
+
+def _show(out: Console, record: Record, renderer: Renderer | None) -> None:
+    """A rollout as text, and as tokens if there is a renderer: those that losses see on a ground of their own."""
+    values = record.values
+    prompt, completion = values["prompt"], values["completion"]
+    _say(out, Text(f"\nThe first rollout (line {record.line}, {said_of(values)}):", "bold"))
+    if isinstance(prompt, str) and is_conversation(prompt):
+        for message in messages_of(prompt):
+            _say(out, Text.assemble((f"{message['role']}: ", "bold"), message["content"]))
+    else:
+        _say(out, Text.assemble(("prompt: ", "bold"), str(prompt)))
+    _say(out, Text.assemble(("completion: ", "bold"), str(completion)))
+    if renderer is None or not (isinstance(prompt, str) and isinstance(completion, str)):
+        return
+    if (why := renderer.unfit_prompt(prompt)) is not None:
+        _say(out, Text(f"\nNo tokens: {why}.", "red"))
+        return
+    sequence = renderer.encode(prompt, completion, ended=not values.get("truncated"))
+    ids = sequence.ids.tolist()
+    read = [renderer.tokenizer.decode([i]) for i in ids]
+    split = sequence.prompt_length
+    _say(out, Text(f"\n{split} tokens to read, and {len(ids) - split} that losses see ({renderer.identity}):", "bold"))
+    _say(out, Text("|".join(read[:split]), "dim"))
+    _say(out, Text("|".join(read[split:]), "reverse"))
+    if isinstance(renderer, ChatRenderer) and renderer.left_out:
+        said = f"The template shows answers behind {renderer.left_out!r}; completions that lack it are not given it."
+        _say(out, Text(said, "yellow"))
+
+
+def _count(out: Console, records: Sequence[Record], renderer: Renderer | None, context: int | None) -> None:
+    """What a study would count of the records, and how long they are."""
+    lengths: list[tuple[int, int]] = []
+
+    def unfit(prompt: str, completion: str) -> str | None:
+        if renderer is None:
+            lengths.append((len(prompt), len(completion)))
+            return None
+        if (why := renderer.unfit_prompt(prompt)) is not None:
+            return why
+        sequence = renderer.encode(prompt, completion)
+        lengths.append((sequence.prompt_length, sequence.completion_length))
+        if (why := renderer.unfit_completion(completion, sequence.ids[sequence.prompt_length :].tolist())) is not None:
+            return why
+        return "longer than the context" if context is not None and len(sequence) > context else None
+
+    text = str if renderer is None else renderer.without_end
+    found = validate(records, grading="auto", max_set_aside=1.0, unfit=unfit, text=text)
+    _say(out, Text("\nWhat a study would count:", "bold"))
+    for row in counts(found.rollouts, found):
+        if row["name"] != "heldout_prompts" and (row["value"] or row["name"] in ("rows", "correct", "wrong")):
+            _say(out, Text(f"{row['value']:>9}  {row['name'].replace('_', ' ')}"))
+    pairs = pa.compute.count_distinct(found.rollouts["pair"]).as_py()
+    if pairs:
+        _say(out, Text(f"{pairs:>9}  given pairs"))
+    if renderer is not None:
+        rows = zip(found.rollouts["prompt"].to_pylist(), found.rollouts["completion"].to_pylist(), strict=True)
+        marks = [mark for row in rows for mark in renderer.own_marks(*row)]
+        for mark in dict.fromkeys(marks):
+            _say(out, Text(f"{marks.count(mark):>9}  {mark}"))
+    unit = "characters" if renderer is None else "tokens"
+    for name, sizes in zip(("prompts", "completions"), np.array(lengths).reshape(-1, 2).T, strict=True):
+        if len(sizes):
+            low, middle, high, most = (int(np.quantile(sizes, q, method="nearest")) for q in (0, 0.5, 0.9, 1))
+            said = f"{name} have {low} to {most} {unit}, half of them at most {middle}, nine in ten at most {high}"
+            _say(out, Text(said))
+    for row in found.set_aside.slice(0, 3).to_pylist():
+        _say(out, Text(f"set aside: {row['source']}:{row['line']} {row['reason']}: {row['text'][:80]!r}", "yellow"))

@@ -1,0 +1,236 @@
+"""Stage 7: the summary of every run in MLflow, the figures, and one self-contained page."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+from matplotlib.figure import Figure
+
+from raygeo.analyses.registry import parts, schemas, view
+from raygeo.pipeline.config import RolloutsSettings, Study, study_yaml
+from raygeo.pipeline.context import StudyContext, reason
+from raygeo.pipeline.geometry import run_records
+from raygeo.pipeline.revisions import outdated_tables, renamed_columns
+from raygeo.pipeline.standing import Standing, known_about, now
+from raygeo.pipeline.student import Student
+from raygeo.report.missing import Failures, gap, named
+from raygeo.report.page import PageContext, draw_figures, render_page
+from raygeo.report.parts import Histories, Metrics, Parts
+from raygeo.report.view import View
+from raygeo.store import Store
+from raygeo.tables import BASE
+from raygeo.tracking import Tracking
+
+PAGE = "report.html"
+PACKAGES = ("raygeo", "torch", "transformers", "deepspeed", "ray", "peft", "mlflow", "datasets", "pyarrow", "numpy")
+
+ENGINEERED = (
+    "The built-in student and its rollouts are made for demonstration. The teacher writes in a style of its own in "
+    "order to raise the cosine between SFT and RFT (a shift that right and wrong rollouts share), so the cosine table "
+    "is not independent evidence for any claim about real models.",
+    "Problems are short templates with results from 0 to 99; accuracies say how well a loss fixes two planted errors.",
+)
+
+
+def study_params(study: Study) -> dict[str, Any]:
+    """What MLflow shows on the study's own run."""
+    return {
+        "student": study.student.from_run or study.student.model,
+        "search": study.plan.sweep.search,
+        "losses": ", ".join(dict.fromkeys(entry.loss.type for entry in study.runs)),
+    }
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that is written: its path and text, and for the tracker its figures, metrics by run, and points of curves
+    by run as (metric, step, value). ``failures`` are the parts that were left out.
+    """
+
+    path: str
+    text: str
+    figures: Mapping[str, Figure]
+    metrics: Mapping[str, Mapping[str, float]]
+    histories: Mapping[str, Sequence[tuple[str, int, float]]]
+    failures: Failures
+
+
+def about_study(study: Study, stages: Iterable[str]) -> PageContext:
+    """What a page says of a study before anything is made."""
+    return PageContext(
+        title=study.name,
+        student=study.student.from_run or study.student.model,
+        reference_run=study.reference_run or "",
+        created=now(),
+        settings_yaml=study_yaml(study),
+        versions=versions(),
+        caveats=[
+            *study.caveats,
+            *_interventions(study.rollouts),
+            *(ENGINEERED if study.student.built_in else ()),
+        ],
+        stages=list(stages),
+    )
+
+
+def write_report(context: StudyContext, student: Student, tracking: Tracking, standing: Standing) -> str:
+    """Write ``report.html``, then log it with summaries and figures to MLflow; returns its path.
+
+    What cannot be shown or logged is left out.
+
+    Raises:
+        StoreError: the page cannot be written.
+    """
+    page = save_page(context.store, standing.about)
+    for part, error in page.failures.reasons.items():
+        context.leave_out(part, error)
+    context.count(1, 0)
+    tracking.again()
+    records = run_records(context.store)
+    children = {name: record.mlflow_run_id for name, record in records.items() if record.mlflow_run_id is not None}
+    if base := tracking.child(f"{student.key}:base", BASE, {}):
+        children[BASE] = base
+    log_metrics(tracking, children, page.metrics)
+    log_histories(tracking, children, page.histories)
+    for name, figure in page.figures.items():
+        tracking.figure(name, figure)
+    tracking.text("study.yaml", study_yaml(context.study))
+    tracking.text(PAGE, page.text)
+    tracking.tags(tracking.parent, {"missing": "\n".join(gaps(context.missing))})
+    if tracking.trouble is not None:
+        context.leave_out("MLflow", tracking.trouble)
+    tracking.end(tracking.parent, failed=bool(context.missing))
+    return page.path
+
+
+def gaps(missing: Mapping[str, Exception]) -> list[str]:
+    """A sentence for everything that failed and was left out, and why."""
+    return [gap(part, reason(error)) for part, error in missing.items()]
+
+
+def log_metrics(tracking: Tracking, children: Mapping[str, str], found: Mapping[str, Mapping[str, float]]) -> None:
+    """Log what is worth comparing across runs, a number a metric, for the runs in ``children`` (name -> id)."""
+    for run, values in found.items():
+        if run in children:
+            tracking.metrics(children[run], values)
+
+
+def log_histories(
+    tracking: Tracking, children: Mapping[str, str], found: Mapping[str, Sequence[tuple[str, int, float]]]
+) -> None:
+    """Log what changed while runs in ``children`` were trained, as curves.
+
+    A point that MLflow has already is not written again.
+    """
+    for run, points in found.items():
+        if run in children:
+            tracking.histories(children[run], points)
+
+
+def measured(seen: View, made: Parts, failures: Failures) -> dict[str, dict[str, float]]:
+    """The metrics of each run, by name."""
+    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for metrics in made.metrics:
+        rows = failures.attempt(f"the metrics {named(metrics)}", partial(_metrics, metrics, seen))
+        for run, name, value in rows or []:
+            found[run][name] = value
+    return found
+
+
+def _metrics(make: Metrics, seen: View) -> list[tuple[str, str, float]]:
+    return [(run, name, float(value)) for run, name, value in make(seen) if value is not None]
+
+
+def curves(seen: View, made: Parts, failures: Failures) -> dict[str, list[tuple[str, int, float]]]:
+    """The points (metric, step, value) of each run's curves besides those of training."""
+    found: defaultdict[str, list[tuple[str, int, float]]] = defaultdict(list)
+    for histories in made.histories:
+        rows = failures.attempt(f"the curves {named(histories)}", partial(_points, histories, seen))
+        for run, name, step, value in rows or []:
+            found[run].append((name, step, value))
+    return found
+
+
+def _points(make: Histories, seen: View) -> list[tuple[str, str, int, float]]:
+    return [(run, name, int(step), float(value)) for run, name, step, value in make(seen) if value is not None]
+
+
+_LONG = {"rollouts": ("prompt", "completion", "logprobs"), "reference": ("logprobs",)}
+"""Columns of tables that no page shows, and that need not fit in memory."""
+
+
+def published_tables(store: Store, failures: Failures | None = None) -> dict[str, pa.Table]:
+    """Every table that raygeo knows, empty where the store has none, or one whose columns have other names.
+
+    The texts and log-probabilities of all rollouts are left out. A table that cannot be read is empty, and noted among
+    the ``failures``.
+    """
+    failures = Failures() if failures is None else failures
+    tables = {}
+    for name, columns in schemas().items():
+        kept = pa.schema([field for field in columns if field.name not in _LONG.get(name, ())], columns.metadata)
+        table = failures.attempt(f"the table {name}", partial(_published, store, name, columns, kept))
+        tables[name] = kept.empty_table() if table is None else table
+    return tables
+
+
+def _published(store: Store, name: str, columns: pa.Schema, kept: pa.Schema) -> pa.Table:
+    return kept.empty_table() if renamed_columns(store, name, columns) else store.table(name, kept)
+
+
+def save_page(store: Store, context: PageContext) -> Page:
+    """Write the page of the store's tables; what cannot be shown is left out, and named on it.
+
+    Raises:
+        StoreError: the page cannot be written.
+    """
+    failures, made = Failures(), parts()
+    tables = published_tables(store, failures)
+    runs = [run for run in tables["runs"]["run"].to_pylist() if run != BASE]
+    context = replace(
+        context,
+        reference_run=context.reference_run or next(iter(runs), ""),
+        caveats=[*outdated_tables(store), *context.caveats],
+    )
+    seen = view(tables, context.reference_run)
+    metrics, histories = measured(seen, made, failures), curves(seen, made, failures)
+    figures = draw_figures(seen, made, failures)
+    text = render_page(seen, context, figures, made, failures)
+    return Page(store.write_bytes(PAGE, text.encode()), text, figures, metrics, histories, failures)
+
+
+def rewrite_report(store: Store) -> str:
+    """Write ``report.html`` anew from what a study or comparison has left, finished or not; returns its path.
+
+    The page says what did not come to an end, what failed, and which tables were made by other revisions of the code.
+
+    Raises:
+        StoreError: the store holds neither, or the page cannot be written.
+    """
+    return save_page(store, known_about(store)).path
+
+
+def versions() -> dict[str, str]:
+    """Versions of what numbers depend on."""
+    return {package: version(package) for package in PACKAGES}
+
+
+def _interventions(rollouts: RolloutsSettings) -> list[str]:
+    """What was done to the rollouts that a reader must know."""
+    sentences = []
+    if rollouts.negative_share is not None:
+        sentences.append(
+            f"Training rollouts were dropped until {100 * rollouts.negative_share:g} % of the usable ones were wrong: "
+            "their share is not the teacher's, and there are fewer of them."
+        )
+    if rollouts.shuffle_rewards is not None:
+        sentences.append(
+            f"This is a control: verdicts and rewards were shuffled over the training rollouts (seed "
+            f"{rollouts.shuffle_rewards}), so what losses learned from them is noise, and likeness between runs shows "
+            "what the texts alone bring about."
+        )
+    return sentences

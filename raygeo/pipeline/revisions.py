@@ -1,0 +1,106 @@
+"""Which parts of a store were made by another revision of the code than this one."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from raygeo.analyses.registry import analyses, schemas
+from raygeo.errors import StoreError
+from raygeo.evaluation.answers import Answers
+from raygeo.losses.registry import LOSSES
+from raygeo.pipeline.geometry import run_records
+from raygeo.settings import split_key
+from raygeo.store import Store
+from raygeo.training.settings import REVISION
+from raygeo.workload import Workload
+
+_AGAIN = "Run the study again to make it anew."
+_RENAMED = {
+    "curves": "training_curves",
+    "rejected": "set_aside",
+    "yardsticks": "cosine_baselines",
+    "floors": "noise_floors",
+    "spans": "span_residuals",
+    "separations": "permutation_tests",
+    "maps": "mds",
+    "map_axes": "mds_axes",
+}
+"""What tables were called before revisions were kept, and what they are called now."""
+
+
+def outdated_tables(store: Store) -> list[str]:
+    """Sentences on the runs and tables that other revisions of the code made, and on what must be left out for it.
+
+    Nothing is said of tables that cannot be read.
+    """
+    makers: dict[str, list[type[Workload]]] = {table: [Answers] for table in Answers.tables}
+    for analysis in analyses().values():
+        makers |= {table: [kind for kind in analysis.workloads if table in kind.tables] for table in analysis.tables}
+    before, others, changed = [], [], []
+    for table, kinds in makers.items():
+        if not _opens(store, table):
+            continue
+        made, now = store.revisions(table), {kind.name: kind.revision for kind in kinds}
+        if made is None and store.has_table(table):
+            before.append(table)
+        elif made and made != now:
+            changed.append(_changed(table, made, now))
+    for table, columns in schemas().items():
+        if _opens(store, table) and (lacking := renamed_columns(store, table, columns)):
+            others.append(f"{table} (no {', '.join(lacking)})")
+    sentences = [*_outdated_runs(store), *changed]
+    if before:
+        sentences.append(f"Made before revisions were kept: the tables {', '.join(before)}. {_AGAIN}")
+    if others:
+        sentences.append(
+            f"Left out, because their columns have other names now: the tables {', '.join(others)}. {_AGAIN}"
+        )
+    if renamed := [f"{old} (now {new})" for old, new in _RENAMED.items() if store.has_table(old)]:
+        sentences.append(f"Left out, because they have other names now: the tables {', '.join(renamed)}. {_AGAIN}")
+    return sentences
+
+
+def _opens(store: Store, table: str) -> bool:
+    try:
+        store.columns(table)
+    except StoreError:
+        return False
+    return True
+
+
+def _changed(table: str, made: Mapping[str, int], now: Mapping[str, int]) -> str:
+    said = [
+        f"{name} of revision {made[name]} (now {revision})" if name in made else f"{name} is missing"
+        for name, revision in now.items()
+        if made.get(name) != revision
+    ]
+    said += [f"{name}, which no longer makes it" for name in made if name not in now]
+    return f"The table {table} was made by other revisions of the code: {', '.join(said)}. {_AGAIN}"
+
+
+def renamed_columns(store: Store, table: str, columns: pa.Schema) -> list[str]:
+    """Columns that a published table lacks while it has others instead: it was made by another version."""
+    found = store.columns(table)
+    lacking = [name for name in columns.names if name not in found]
+    return lacking if set(found) - set(columns.names) else []
+
+
+def _outdated_runs(store: Store) -> list[str]:
+    """What runs were trained with other revisions of the trainer or their loss."""
+    found: Counter[tuple[str, str]] = Counter()
+    try:
+        records = run_records(store)
+    except StoreError:
+        return []
+    for record in records.values():
+        if record.loss is None or record.loss["type"] not in LOSSES:
+            continue
+        made, now = split_key(record.key)[1], f"{REVISION}.{LOSSES[record.loss['type']].revision}"
+        if made != now:
+            found[made, now] += 1
+    return [
+        f"{count} {'run was' if count == 1 else 'runs were'} trained with revision {made or 'unknown'} of trainer and "
+        f"loss, which is now {now}. {_AGAIN}"
+        for (made, now), count in found.items()
+    ]

@@ -1,0 +1,371 @@
+"""Stage 2: the graded rollouts, read or sampled, checked, split and tokenised; the same table for every loss."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.markup import escape
+
+from raygeo.cluster.execution import Executor, in_process, run_workload
+from raygeo.cluster.fanout import ActorPool
+from raygeo.data.exam import Exam
+from raygeo.data.grading import RULES, Choice, Grading, GradingChoice, gold_answer
+from raygeo.data.incoming import PART_ROWS, PARTS, RECORDS, RECORDS_REVISION, record_parts
+from raygeo.data.interventions import set_negative_share, shuffle_rewards
+from raygeo.data.merging import Part, assemble, count_marks, number, select, token_blocks, token_lengths
+from raygeo.data.preview import first_row
+from raygeo.data.readers import AnyReader, Prompt, read_prompts
+from raygeo.data.sampling import Sampling, SamplingElsewhere
+from raygeo.data.scanning import SCANS, Scan, Scanner
+from raygeo.data.tokens import write_tokens
+from raygeo.data.validation import GRADED, NOTED, Record, counts, recorded_grading, split_heldout
+from raygeo.data.verdicts import VERDICTS, Grade
+from raygeo.errors import DataError
+from raygeo.generation.endpoint import EndpointSettings
+from raygeo.generation.engine import EngineSettings
+from raygeo.generation.renderer import MARKS, Renderer, renderer_for
+from raygeo.models.loading import Loading, context_length, load_tokenizer, read_config
+from raygeo.pipeline.config import Benchmark, RolloutRules, RolloutsSettings, SamplingSettings, Study
+from raygeo.pipeline.context import StudyContext
+from raygeo.pipeline.journal import AnswerJournal
+from raygeo.pipeline.student import KIND, Student, provide_model
+from raygeo.settings import content_key, unit_key
+from raygeo.store import AnyPath, Store, outdated_units
+from raygeo.tables import SCHEMAS
+from raygeo.toy.builtin import problems
+from raygeo.workload import Workload
+
+TOKENS = "tokens"
+_LONG = ("prompt", "gold", "completion", "logprobs")
+DROPPED = "dropped for negative_share"
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The study's rollouts: their unit in the store, the tokens of the training split, how the student reads texts."""
+
+    key: str
+    store: Store
+    tokens_key: str
+    tokens: AnyPath
+    renderer: Renderer
+    grading: Grading
+
+    @property
+    def pad_id(self) -> int:
+        """The token that batches are padded with."""
+        return self.renderer.pad_id
+
+    @property
+    def train(self) -> pa.Table:
+        """Rows that losses learn from, in the order of the tokens, without their texts and log-probabilities."""
+        return self._read("train", [name for name in SCHEMAS["rollouts"].names if name not in _LONG])
+
+    @property
+    def train_prompts(self) -> set[str]:
+        """Prompts that losses learn from."""
+        return set(self._read("train", ["prompt"])["prompt"].unique().to_pylist())
+
+    @property
+    def heldout(self) -> pa.Table:
+        """Rows of the prompts kept out of training."""
+        return self._read("heldout", SCHEMAS["rollouts"].names)
+
+    def _read(self, split: str, columns: Sequence[str]) -> pa.Table:
+        return self.store.read_rows("rollouts", self.key, columns, {"split": split})
+
+
+def provide_rollouts(context: StudyContext, student: Student) -> Rollouts:
+    """Read or sample the rollouts, set bad rows aside, hold prompts out, tokenise.
+
+    Raises:
+        DataError: too many rows are bad, or no row is left.
+    """
+    store, settings = context.store, context.study.rollouts
+    if store.has_table("usage"):
+        store.publish("usage", [])  # an earlier study's is not this one's
+    renderer = renderer_for(load_tokenizer(student.folder), context.study.student.chat)
+    limit = settings.max_tokens or context_length(read_config(student.folder))
+    asked = _asked_grading(context, renderer)
+    source = _sampled(context, student, renderer, asked.grading) if settings.sample else _read(settings.read)
+    made_of = (RolloutRules.of(settings), asked.grading, renderer.identity, source.key, student.key, limit)
+    key = unit_key((RULES, *source.revisions), "rollouts", *made_of)
+    tokens_key = content_key("tokens", key, student.key)
+    finished = store.finished(("rollouts", "set_aside", "counts"))
+    if key in finished and store.has_folder(TOKENS, tokens_key):
+        context.count(0, 1)
+    else:
+        if outdated := outdated_units(finished, [key]):
+            context.progress.say(f"  rollouts: {outdated}")
+        for reader in source.readers:
+            context.progress.say(f"  {escape(first_row(reader))}")
+        _make(context, source, asked, Scanner(renderer, student.key, limit), key, tokens_key)
+        context.count(1, 0)
+    store.publish_large("rollouts", [key])
+    set_aside, counted = store.publish("set_aside", [key]), store.publish("counts", [key])
+    tokens = store.stored(TOKENS, tokens_key)
+    rollouts = Rollouts(key, store, tokens_key, tokens, renderer, recorded_grading(counted))
+    for line in _findings(context.study, rollouts, set_aside, counted):
+        context.progress.say(f"  {escape(line)}")
+    return rollouts
+
+
+def _make(
+    context: StudyContext, source: "_Source", asked: "_Asked", scanner: Scanner, key: str, tokens_key: str
+) -> None:
+    """Make the unit ``key`` and its tokens, a part of the records at a time: scanned and graded wherever there is room.
+
+    Parts stay in the store, so that other splits and ablations of the same rollouts need neither tokeniser nor grader.
+    """
+    store, settings = context.store, context.study.rollouts
+    records = _laid_down(store, source)
+    with _spread(context, len(records)) as run:
+        scans = run(Scan(store, records, scanner))
+        parts = [
+            Part(
+                partial(store.read_columns, RECORDS, "rollout_records", one),
+                partial(store.read_columns, SCANS, "rollout_scans", other),
+            )
+            for one, other in zip(records, scans, strict=True)
+        ]
+        selected = select(parts, asked.grading, settings.max_set_aside)
+        if asked.grading != "auto":
+            selected = replace(selected, grading=Choice(asked.grading, asked.reason))
+        graded = run(Grade(store, records, scans, selected.grading.grading, scanner.renderer))
+    verdicts = (store.read_unit("rollout_verdicts", unit, VERDICTS) for unit in graded)
+    valid = number(parts, selected, verdicts, settings.max_set_aside)
+    rollouts, done = _intervened(split_heldout(valid.rollouts, settings.heldout, settings.heldout_seed), settings)
+    rows = counts(rollouts, valid, ["text_key"])
+    for found in (dict(sorted(count_marks(parts, rollouts).items())), done):
+        rows += [{"stage": "rollouts", "name": name, "value": value} for name, value in found.items()]
+    train = rollouts.filter(pc.equal(rollouts["split"], "train"))
+    folder = store.scratch()
+    with store.writing(str(folder)):
+        write_tokens(folder, token_lengths(train), train["prompt_tokens"].to_numpy(), token_blocks(parts, train))
+    store.save_folder(TOKENS, tokens_key, folder)
+    store.write_unit(key, {"rollouts": assemble(parts, rollouts), "set_aside": valid.set_aside, "counts": rows})
+
+
+def _laid_down(store: Store, source: "_Source") -> list[str]:
+    """Units that hold the records of ``source``, in order; the list itself is a unit, written last."""
+    whole = unit_key((RECORDS_REVISION, *source.revisions), "rollout parts", source.key, PART_ROWS)
+    if whole not in store.units("rollout_parts"):
+        keys: list[str] = []
+        for part in record_parts(source.records, PART_ROWS):
+            keys.append(
+                unit_key((RECORDS_REVISION, *source.revisions), "rollout records", source.key, PART_ROWS, len(keys))
+            )
+            store.write_unit(keys[-1], {"rollout_records": part})
+        store.write_unit(whole, {"rollout_parts": pa.table({"part": keys}, schema=PARTS)})
+    return store.read_unit("rollout_parts", whole, PARTS)["part"].to_pylist()
+
+
+@contextmanager
+def _spread(context: StudyContext, parts: int) -> Iterator[Callable[[Workload], list[str]]]:
+    """What runs workloads of so many parts, none of which needs a GPU, and gives the keys of their units."""
+    with ExitStack() as stack:
+        execute: Executor = in_process
+        if parts > 1:
+            own = context.study.actors.gpus > 0
+            execute = stack.enter_context(ActorPool()) if own else context.pool
+        yield lambda workload: run_workload(workload, context.store, execute, context.progress).keys
+
+
+def _intervened(table: pa.Table, settings: RolloutsSettings) -> tuple[pa.Table, dict[str, int]]:
+    """The rollouts as the study's ablations and controls want them, and what was done to how many rows."""
+    done = {}
+    if settings.negative_share is not None:
+        before, table = table.num_rows, set_negative_share(table, settings.negative_share, settings.negative_seed)
+        done[DROPPED] = before - table.num_rows
+    if settings.shuffle_rewards is not None:
+        before, table = table["correct"], shuffle_rewards(table, settings.shuffle_rewards)
+        done["verdicts changed by shuffle_rewards"] = pc.sum(pc.not_equal(before, table["correct"])).as_py()
+    return table, done
+
+
+class _Asked(NamedTuple):
+    """The grading as far as it is known before any rollout is read, and why."""
+
+    grading: GradingChoice
+    reason: str
+
+
+def _asked_grading(context: StudyContext, renderer: Renderer) -> _Asked:
+    """What the study and its benchmarks want; where rollouts are sampled and graded at once, never "auto".
+
+    Raises ``DataError`` when a benchmark cannot be read, put to the student, or graded as the study says.
+    """
+    study = context.study
+    asked, sample = study.rollouts.grading, study.rollouts.sample
+    for benchmark in study.evaluation.benchmarks:
+        found = benchmark_problems(study, benchmark)
+        for problem in found:
+            if (why := renderer.unfit_prompt(problem.prompt)) is not None:
+                raise DataError(f"benchmark {benchmark.name!r}: {why} ({problem.prompt[:80]!r}, ...).")
+        golds = [problem.gold for problem in found]
+        unreadable = [gold for gold in golds if gold_answer(gold) is None]
+        if unreadable and asked == "exact":
+            raise DataError(
+                f"benchmark {benchmark.name!r}: {len(unreadable)} of {len(golds)} gold answers are not numbers "
+                f"({unreadable[0][-80:]!r}, ...); set rollouts.grading to 'math' or 'auto'."
+            )
+        if unreadable and asked == "auto":
+            return _Asked("math", f"gold answers of the benchmark {benchmark.name!r} are not all numbers")
+    if asked != "auto" or sample is None:
+        return _Asked(asked, "the study says so")
+    if isinstance(sample.prompts, int):
+        return _Asked("exact", "answers to built-in word problems stand after ####")
+    return _Asked("math", "how a sampled model names its answers is not known beforehand")
+
+
+def heldout_problems(rollouts: Rollouts) -> list[Prompt]:
+    """The held-out prompts with a gold answer that can be graded against, each once, in the order of the table."""
+    first: dict[str, Prompt] = {}
+    for row in rollouts.heldout.select(["prompt_id", "prompt", "gold"]).to_pylist():
+        if row["gold"] and (rollouts.grading == "math" or gold_answer(row["gold"]) is not None):
+            first.setdefault(row["prompt_id"], Prompt(row["prompt_id"], row["prompt"], row["gold"], None))
+    return list(first.values())
+
+
+def heldout_exam(rollouts: Rollouts, engine: EngineSettings) -> Exam:
+    """The held-out problems, put and judged as the study's rollouts were, answered by ``engine``."""
+    problems = [(problem.prompt, problem.gold) for problem in heldout_problems(rollouts)]
+    return Exam(problems, rollouts.grading, rollouts.renderer, engine)
+
+
+def _findings(study: Study, rollouts: Rollouts, set_aside: pa.Table, counted: pa.Table) -> Iterator[str]:
+    """What a person should hear of the rollouts at once."""
+    values = dict(zip(counted["name"].to_pylist(), counted["value"].to_pylist(), strict=True))
+    yield f"{values['rows']} rollouts of {values['prompts']} prompts, {values['correct']} right"
+    if set_aside.num_rows:
+        reasons = Counter(set_aside["reason"].to_pylist()).most_common()
+        said = ", ".join(f"{number} x {reason}" for reason, number in reasons[:3]) + (", ..." if reasons[3:] else "")
+        total = values["rows"] + values.get(DROPPED, 0) + set_aside.num_rows
+        yield f"{set_aside.num_rows} of {total} rows set aside: {said}; see the table set_aside"
+    for name, count in values.items():
+        if name.startswith(GRADED):
+            yield f"{name}" + (f" ({count} rollouts had no verdict)" if count else "")
+        elif name in MARKS:
+            yield f"{count} of {values['rows']} rollouts: {name}"
+        elif name.startswith(NOTED):
+            yield f"{count} of {values['rows']} rollouts: {name.removeprefix(NOTED)}"
+    if study.evaluation.heldout and (heldout := values["heldout_prompts"]):
+        problems = len(heldout_problems(rollouts))
+        if not problems:
+            yield (
+                f"no accuracy on held-out prompts: none of {heldout} has a gold answer"
+                + (" that is a number" if rollouts.grading == "exact" else "")
+                + "; name the field that holds it (rollouts.read, fields: gold), or give evaluation.benchmarks"
+            )
+        elif problems < heldout:
+            yield f"{heldout - problems} of {heldout} held-out prompts have no gold answer to grade against"
+
+
+def benchmark_problems(study: Study, benchmark: Benchmark) -> list[Prompt]:
+    """Problems of a named benchmark."""
+    found = (
+        builtin_prompts(study, benchmark.problems, benchmark.seed)
+        if isinstance(benchmark.problems, int)
+        else read_prompts(benchmark.problems)
+    )
+    return found[: benchmark.limit]
+
+
+def builtin_prompts(study: Study, count: int, seed: int) -> list[Prompt]:
+    """Distinct built-in word problems as prompts."""
+    found = problems(study.student.word_problems, count, seed)
+    return [Prompt(f"wp{seed}-{i}", p.prompt, p.gold, p.solution) for i, p in enumerate(found)]
+
+
+class _Source(NamedTuple):
+    """Records as they come, a key of what they are made of, and the readers that make them."""
+
+    records: Iterator[Record]
+    key: str
+    readers: tuple[AnyReader, ...] = ()
+
+    @property
+    def revisions(self) -> tuple[int, ...]:
+        """Those of the readers."""
+        return tuple(reader.reader_revision for reader in self.readers)
+
+
+def _read(readers: Sequence[AnyReader]) -> _Source:
+    """Records of all readers; the key is that of their settings and of the content of their files."""
+    found = tuple(reader.resolved() for reader in readers)
+    key = content_key([[reader.made_of(), reader.fingerprint()] for reader in found])
+    return _Source(chain.from_iterable(reader.rollouts() for reader in found), key, found)
+
+
+def _sampled(context: StudyContext, student: Student, renderer: Renderer, grading: GradingChoice) -> _Source:
+    """Records sampled from the teacher, in the order of the prompts; ``renderer`` is the student's."""
+    settings = context.study.rollouts.sample
+    assert settings is not None
+    if isinstance(settings.prompts, int):
+        prompts = builtin_prompts(context.study, settings.prompts, settings.prompts_seed)
+    else:
+        prompts = read_prompts(settings.prompts)
+    assert grading != "auto"
+    if isinstance(settings.engine, EndpointSettings):
+        keys = _asked_of_server(context, settings, settings.engine, renderer, prompts, grading)
+    else:
+        teacher, teacher_key = _teacher(context, settings, student)
+        reads = renderer_for(load_tokenizer(teacher), context.study.student.chat)
+        given = (
+            settings.decoding,
+            teacher,
+            teacher_key,
+            reads,
+            prompts,
+            grading,
+            renderer.end_texts,
+            Loading.of(context.study.student),
+        )
+        keys = context.run(Sampling(*given, settings.engine)).keys
+    rows = (row for key in keys for row in context.store.read_unit("rollouts", key).to_pylist())
+    return _Source((Record(row["source"], line, row) for line, row in enumerate(rows, 1)), content_key(keys))
+
+
+def _teacher(context: StudyContext, settings: SamplingSettings, student: Student) -> tuple[AnyPath, str]:
+    """The folder of the teacher in the store, and its key."""
+    if settings.teacher == "builtin" and student.teacher is not None:
+        key = student.teacher
+    elif settings.teacher == "student":
+        key = student.key
+    else:
+        key = provide_model(context, settings.teacher)
+    return context.store.stored(KIND, key), key
+
+
+def _asked_of_server(
+    context: StudyContext,
+    settings: SamplingSettings,
+    engine: EndpointSettings,
+    renderer: Renderer,
+    prompts: Sequence[Prompt],
+    grading: Grading,
+) -> list[str]:
+    """Keys of the units sampled from a server, asked from here; what it took is published and said."""
+    journal = AnswerJournal(context.store, f"answers-{content_key(engine.identity)}")
+    workload = SamplingElsewhere(settings.decoding, renderer, prompts, grading, engine, journal)
+    keys = context.run_here(workload).keys
+    journal.clear()
+    usage = context.store.publish("usage", keys).to_pylist()
+    counts = {name: sum(row[name] for row in usage) for name in ("requests", "prompt_tokens", "completion_tokens")}
+    costs = [row["cost"] for row in usage if row["cost"] is not None]
+    context.progress.say(
+        f"  {escape(engine.model)} answered {counts['requests']:,} requests: {counts['prompt_tokens']:,} tokens read, "
+        f"{counts['completion_tokens']:,} written" + (f", which cost {sum(costs):,.2f}" if costs else "")
+    )
+    if left_out := sum(row["unknown_ends"] or 0 for row in usage):
+        context.progress.say(
+            f"  {left_out:,} answers ended neither by themselves nor at their greatest length (a content filter, "
+            "perhaps); they are left out"
+        )
+    return keys

@@ -1,0 +1,216 @@
+"""Stage 1: the student, and its teacher where it has one: made, fetched, or taken from an earlier study's run."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raygeo.cluster.remote import call
+from raygeo.data.readers import read_prompts
+from raygeo.errors import ConfigError, StudentError
+from raygeo.generation.renderer import PlainRenderer
+from raygeo.models.attention import check_attention
+from raygeo.models.checkpoint import is_model
+from raygeo.models.hub import SUFFIXES, find_model
+from raygeo.models.loading import read_config
+from raygeo.models.merge import merge_run
+from raygeo.models.parameters import CONVERTED, INDEX, REVISION, index_parameters, save_index, weight_files
+from raygeo.models.soundness import check_student
+from raygeo.pipeline.config import TEXT, WORD_PROBLEMS, StudentSettings
+from raygeo.pipeline.context import StudyContext
+from raygeo.settings import content_key
+from raygeo.store import AnyPath, Store
+from raygeo.toy.architecture import build_model
+from raygeo.toy.builtin import make_base, make_teacher
+from raygeo.toy.pretrain import REVISION as PRETRAINING
+from raygeo.toy.text import make_text_student
+from raygeo.toy.word_problems import word_tokenizer
+from raygeo.training.fitness import check_trainable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+KIND = "students"
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student in the store; ``teacher`` is the key of the built-in teacher that comes with it, if any."""
+
+    key: str
+    folder: AnyPath
+    teacher: str | None
+    description: str
+
+
+def provide_student(context: StudyContext) -> Student:
+    """Make, fetch or link the study's student.
+
+    Raises:
+        StudentError: the model cannot be found, loaded, given a tokenizer, or used; or a run's adapters do not fit it,
+            which is known before it is made.
+        ConfigError: the earlier run cannot be continued from.
+        StoreError: there is no earlier store.
+    """
+    settings, store = context.study.student, context.store
+    check_trainable(lambda: _configuration(settings), [spec.training for spec in context.study.plan.points()])
+    if settings.attn_implementation is not None:
+        check_attention(_configuration(settings), settings.attn_implementation)
+    if settings.from_run is not None and settings.from_store is not None:
+        return _continued(context, settings.from_run, Store(settings.from_store, create=False))
+    if settings.model == WORD_PROBLEMS:
+        recipe = settings.word_problems
+        key = content_key(
+            "word-problems", PRETRAINING, PlainRenderer.identity, recipe.model_dump(mode="json", exclude={"teacher"})
+        )
+        _make(context, key, "base student", lambda folder, tick: make_base(recipe, folder, tick))
+        teacher = content_key("word-problems-teacher", key, recipe.teacher)
+        sample = context.study.rollouts.sample
+        if sample is not None and sample.teacher == "builtin" and not sample.engine.elsewhere:
+            base = store.stored(KIND, key)
+            _make(context, teacher, "teacher", lambda folder, tick: make_teacher(recipe, base, folder, tick))
+        return Student(key, store.stored(KIND, key), teacher, f"{WORD_PROBLEMS}, made here")
+    if settings.model == TEXT:
+        texts = [(p.prompt, p.solution or p.gold) for reader in settings.text_from for p in read_prompts(reader)]
+        recipe_text = settings.text
+        key = content_key(
+            "text", PRETRAINING, PlainRenderer.identity, recipe_text, hashlib.sha256(repr(texts).encode()).hexdigest()
+        )
+        _make(context, key, "base student", lambda folder, tick: make_text_student(recipe_text, texts, folder, tick))
+        return Student(key, store.stored(KIND, key), None, f"made here from {len(texts)} problems with solutions")
+    key = provide_model(context, settings.model)
+    return Student(key, store.stored(KIND, key), None, settings.model)
+
+
+def _configuration(settings: StudentSettings) -> PreTrainedConfig:
+    """The configuration of the student to be, but for the vocabulary of one made from text."""
+    if settings.from_run is not None and settings.from_store is not None:
+        earlier = Store(settings.from_store, create=False)
+        return read_config(
+            earlier.stored(
+                KIND, finished_run(earlier, settings.from_run, f"student.from_run {settings.from_run!r}")["student"]
+            )
+        )
+    if settings.model in (WORD_PROBLEMS, TEXT):
+        made = settings.word_problems if settings.model == WORD_PROBLEMS else settings.text
+        return build_model(made.architecture, word_tokenizer(), made.model_seed).config
+    return read_config(find_model(settings.model))
+
+
+def _continued(context: StudyContext, name: str, earlier: Store) -> Student:
+    """The student that the run ``name`` of an earlier study left: what it was trained from, its delta added.
+
+    All that this study measures is relative to it: its deltas, paths and reference log-probabilities start there.
+    """
+    if earlier.location == context.store.location:
+        raise ConfigError(
+            f"student.from_store is this study's own store, {earlier.location}, whose table of runs will be this "
+            "study's; give this study another store."
+        )
+    run = finished_run(earlier, name, f"student.from_run {name!r}")
+    base, delta = earlier.stored(KIND, run["student"]), earlier.stored("deltas", run["key"])
+    key = content_key("merged", run["student"], run["key"])
+    _make(context, key, f"student from {name}", lambda folder, tick: merge_run(base, delta, folder))
+    said = f"{name} of {earlier.location}, its delta added to the student it was trained from"
+    return Student(key, context.store.stored(KIND, key), None, said)
+
+
+def finished_run(store: Store, name: str, asked: str) -> dict[str, Any]:
+    """The row of a finished run whose student and delta are in ``store``; ``asked`` says in errors what asks for it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    runs = {row["run"]: row for row in store.table("runs").to_pylist()}
+    if name not in runs:
+        near = difflib.get_close_matches(name, runs, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(runs) or 'none yet; run its study first'}."
+        raise ConfigError(f"{asked} is not a run of {store.location}; {hint}")
+    run = runs[name]
+    if run["status"] != "finished":
+        raise ConfigError(
+            f"{asked} of {store.location} has no weights to start from: {run['status']}, "
+            f"{run['reason'] or 'no reason was recorded'}. Choose a finished run."
+        )
+    if run["student"] is None:
+        raise ConfigError(
+            f"{asked}: {store.location} does not say which student it was trained from; "
+            "run its study again with this version of raygeo."
+        )
+    for kind, key in ((KIND, run["student"]), ("deltas", run["key"])):
+        if not store.has_folder(kind, key):
+            missing = store.path(kind, key)
+            raise ConfigError(f"{asked} needs {missing}; run its study again to make it.")
+    return run
+
+
+def provide_model(context: StudyContext, model: str) -> str:
+    """Put a local folder or a hub model into the store, and return its key: a hash of its files' contents."""
+    source = find_model(model)
+    key = hash_folder(source)
+    context.count(0, 1)
+    if not context.store.has_folder(KIND, key):
+        link_folder(context.store, KIND, key, source, check_student(source))
+    return key
+
+
+def hash_folder(folder: Path) -> str:
+    """16 hex digits of SHA-256 over the names and contents of all files in ``folder`` that a model is made of.
+
+    Raises:
+        StudentError: its index names weights that are not safetensors in the folder.
+    """
+    digest = hashlib.sha256(f"{REVISION} ".encode())
+    for name in model_files(folder):
+        digest.update(name.encode())
+        with (folder / name).open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def model_files(folder: Path) -> list[str]:
+    """Paths within ``folder`` of all that a model, adapter or delta and its tokenizer are read from, sorted."""
+    found = {p.name for p in folder.iterdir() if p.is_file() and p.suffix in SUFFIXES}
+    weights = set(weight_files(folder).values()) if is_model(folder) else set()
+    missing = sorted(name for name in weights if not (folder / name).is_file())
+    if missing:
+        raise StudentError(f"{folder} lacks {', '.join(missing[:3])}, which its index names; fetch the model again.")
+    return sorted((found | weights) - {INDEX, CONVERTED})
+
+
+def link_folder(store: Store, kind: str, key: str, source: Path, model: PreTrainedModel | None = None) -> None:
+    """Put the files of ``source`` into the store as ``<kind>/<key>``, those of a model with an index of its parameters.
+
+    ``model`` is what is loaded from it, if it is (``index_parameters``).
+
+    A local store links them instead of copying gigabytes; a remote one gets a copy.
+    """
+    folder = store.scratch()
+    for name in model_files(source):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.symlink((source / name).resolve(), folder / name)
+    if is_model(source) and (source / "config.json").is_file():
+        save_index(index_parameters(source, folder, model), folder)
+    store.save_folder(kind, key, folder)
+
+
+def _make(context: StudyContext, key: str, what: str, make: Callable[[Path, Any], None]) -> None:
+    """Make a model where the cluster has room for it, unless the store has it."""
+    store, settings = context.store, context.study.student
+    if store.has_folder(KIND, key):
+        context.count(0, 1)
+        return
+
+    def work(tick: Callable[[int, int, str], None]) -> None:
+        folder = store.scratch()
+        make(folder, lambda step, total, loss: tick(step, total, f"loss {loss:.3f}"))
+        save_index(index_parameters(folder, folder, check_student(folder)), folder)
+        store.save_folder(KIND, key, folder)
+
+    call(work, what, context.progress, cpus=settings.cpus, gpus=settings.gpus)
+    context.count(1, 0)

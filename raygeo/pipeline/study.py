@@ -1,0 +1,146 @@
+"""A study from beginning to end: the stages in order, and nothing else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from signal import SIGINT
+
+from rich.markup import escape
+
+from raygeo.cluster.fanout import ActorPool
+from raygeo.cluster.session import connect
+from raygeo.errors import ConfigError
+from raygeo.interrupts import asked, handled
+from raygeo.pipeline.config import Study, study_yaml
+from raygeo.pipeline.context import StudyContext, timed_stage
+from raygeo.pipeline.demands import check_demands, check_rollouts, check_student, cluster_to_check, is_made
+from raygeo.pipeline.evaluate import evaluate_runs
+from raygeo.pipeline.geometry import analyse_runs
+from raygeo.pipeline.objectives import publish_trials
+from raygeo.pipeline.report import about_study, study_params, write_report
+from raygeo.pipeline.rollouts import provide_rollouts
+from raygeo.pipeline.standing import STUDY, Standing
+from raygeo.pipeline.student import provide_student
+from raygeo.pipeline.train import provide_references, train_runs
+from raygeo.progress import Progress, StageTime, stage_table
+from raygeo.search.optimizer import import_optuna
+from raygeo.store import Store
+from raygeo.tracking import Tracking
+
+STAGES = ("student", "rollouts", "reference", "train", "evaluate", "geometry", "report")
+
+
+class _Stop(Exception):
+    """The stage named by ``until`` is done."""
+
+
+def run_study(
+    study: Study,
+    *,
+    address: str | None = None,
+    until: str | None = None,
+    progress: Progress | None = None,
+    memory_check: bool = True,
+) -> Store:
+    """Run ``study``: whatever its store lacks is made, and the rest is taken from there. Returns the store.
+
+    ``address`` names a running Ray cluster; ``until`` is the last stage to run. A run, an analysis or an evaluation
+    that fails does not end the study: the page is written without it, and says so. Whatever ends the study,
+    ``rewrite_report`` makes a page of what it left. Without ``memory_check`` a study is begun even if it is not thought
+    to fit.
+
+    Raises:
+        RaygeoError: what is wrong and what to do about it; everything finished before stays in the store.
+        KeyboardInterrupt: SIGINT or SIGTERM came; the same call resumes.
+    """
+    if until is not None and until not in STAGES:
+        raise ConfigError(f"--until {until!r} is not a stage; the stages are {', '.join(STAGES)}.")
+    if study.plan.open_entries():
+        import_optuna()  # now rather than after an hour
+    progress = progress or Progress()
+    store = Store(study.store or f"store/{study.name}")
+    store.write_bytes(STUDY, study_yaml(study).encode())
+    with handled():
+        tracking = Tracking(store, study.name, study_params(study))
+        times: list[StageTime] = []
+        try:
+            context = _run_stages(study, store, tracking, address, until, progress, times, memory_check)
+        except KeyboardInterrupt as stop:
+            tracking.close("KILLED")
+            progress.say(f"\n{escape(_where(times, stop))}")
+            raise
+        except BaseException:
+            tracking.close("FAILED")
+            raise
+        tracking.close("FAILED" if context.missing else "FINISHED")
+    progress.console.print(stage_table(times))
+    context.check_whole()
+    return store
+
+
+def _where(times: list[StageTime], stop: KeyboardInterrupt) -> str:
+    """One line on how far a study had come when it was stopped."""
+    stages = ("start", *STAGES, "end")
+    done = [f"{', '.join(time.stage for time in times)} done"] if times else []
+    said = "; ".join([*done, *map(str, stop.args), "what is finished is in the store"])
+    return f"stopped by {(asked() or SIGINT).name} in the stage {stages[len(times)]}: {said}. The same command resumes."
+
+
+def _run_stages(
+    study: Study,
+    store: Store,
+    tracking: Tracking,
+    address: str | None,
+    until: str | None,
+    progress: Progress,
+    times: list[StageTime],
+    memory_check: bool,
+) -> StudyContext:
+    with timed_stage("start", times, progress, None):
+        connect(address)
+        if units := store.unversioned():
+            progress.say(
+                f"  {units} units in the store were made before keys held the revisions of the code; the study makes "
+                "anew what it needs"
+            )
+        memory_check = memory_check and not is_made(study, store)
+        stages = STAGES[: None if until is None else STAGES.index(until) + 1]
+        check_demands(study, store, stages)
+        cluster = cluster_to_check(study, progress.say) if memory_check else None
+        if cluster is not None:
+            check_student(study, store, stages, cluster)
+    with ActorPool(study.actors) as pool:
+        context = StudyContext(store, pool, progress, study=study)
+        standing = Standing(store, about_study(study, ("start", *STAGES[:-1])), times, progress)
+
+        @contextmanager
+        def stage(name: str) -> Iterator[None]:
+            with standing.stage(name, context):
+                yield
+            if name == until:
+                raise _Stop
+
+        try:
+            with stage("student"):
+                student = provide_student(context)
+                standing.note(student=student.description)
+            with stage("rollouts"):
+                rollouts = provide_rollouts(context, student)
+                if cluster is not None:
+                    check_rollouts(context, student, rollouts, stages, cluster)
+            with stage("reference"):
+                references = provide_references(context, student, rollouts)
+            with stage("train"):
+                runs, planned = train_runs(context, student, rollouts, references, tracking)
+            with stage("evaluate"), context.surviving("evaluation"):
+                store.publish("trials", [])
+                evaluate_runs(context, student, rollouts, runs)
+                if study.sweep is not None:
+                    publish_trials(context, student, rollouts, planned, runs)
+            with stage("geometry"), context.surviving("geometry"):
+                analyse_runs(context, student, rollouts, runs)
+            with stage("report"):
+                page = write_report(context, student, tracking, standing)
+            progress.say(f"\nreport:  {page}\ncompare: raygeo ui {store.location}")
+        except _Stop:
+            pass
+    return context

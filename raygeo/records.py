@@ -1,0 +1,120 @@
+"""What is known of a run once it has been planned or trained: one typed record, and what two runs have in common."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Seeds = Literal["same", "order", "init", "both"]
+"""Which seeds two runs differ in: none, that of the data order, that of the adapter initialisation, or both."""
+
+EXECUTION = frozenset(
+    {
+        "micro_batch_size", "zero_stage", "offload", "workers", "cpus", "gpus", "eval_every", "snapshots", "log_every",
+        "checkpoint_every", "restarts", "gradient_checkpointing", "padding_free",
+        "micro_batch_tokens", "attn_implementation", "sequence_parallel_size",
+    }
+)  # fmt: skip
+"""Training settings that say how a run is computed and what is kept of it. They change its result by rounding alone, so
+that runs which differ in nothing else are trained alike: a run that ran out of memory has a smaller micro-batch."""
+
+FINISHED = "finished"
+"""The status of a run whose weights are in the store."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How a run was trained. Runs that agree in ``loss`` and ``settings`` are of one configuration.
+
+    ``loss`` is the loss with its options and ``settings`` everything else but the seeds and ``EXECUTION``, each as text
+    in one canonical form. ``seed`` is that of the data order, ``init_seed`` that of the adapter; None where there is no
+    adapter.
+    """
+
+    loss: str
+    settings: str
+    seed: int
+    init_seed: int | None
+
+    @property
+    def configuration(self) -> tuple[str, str]:
+        """The condition without its seeds."""
+        return self.loss, self.settings
+
+    @property
+    def surroundings(self) -> tuple[str, int, int | None]:
+        """The condition without its loss: runs that agree in it would be one if the loss did not matter."""
+        return self.settings, self.seed, self.init_seed
+
+    def seeds(self, other: "Condition") -> Seeds:
+        """Which seeds differ."""
+        order, init = self.seed != other.seed, self.init_seed != other.init_seed
+        return "both" if order and init else "order" if order else "init" if init else "same"
+
+
+def configurations(conditions: Sequence[Condition]) -> list[list[int]]:
+    """Indices of the runs of each configuration, in order of appearance."""
+    groups: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for i, condition in enumerate(conditions):
+        groups[condition.configuration].append(i)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A row of table ``runs``.
+
+    ``loss`` and ``training`` are the settings as plain data, None where the training is not known. ``stored`` is the
+    dtype a complete model was found in, None where only a delta is kept. ``delta`` says where the weights' change is.
+    ``adapter_init`` is the fingerprint of the adapters that training started from, None where there were none.
+    """
+
+    run: str
+    key: str
+    status: str
+    loss: Mapping[str, Any] | None = None
+    training: Mapping[str, Any] | None = None
+    reason: str | None = None
+    steps: int | None = None
+    examples: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    delta: str | None = None
+    student: str | None = None
+    mlflow_run_id: str | None = None
+    stored: str | None = None
+    model: str | None = None
+    adapter_init: str | None = None
+
+    @property
+    def condition(self) -> Condition | None:
+        """How it was trained, None where that is not known."""
+        if self.loss is None or self.training is None:
+            return None
+        training = {name: value for name, value in self.training.items() if name not in EXECUTION}
+        seed, init_seed = training.pop("seed"), training.pop("init_seed")
+        loss, settings = (json.dumps(part, sort_keys=True) for part in (self.loss, training))
+        return Condition(loss, settings, seed, None if training["lora"] is None else init_seed)
+
+    def row(self) -> dict[str, Any]:
+        """The record as a row of table ``runs``."""
+        row = asdict(self)
+        loss, training = row.pop("loss"), row.pop("training")
+        params = {"loss": loss, "training": training} | {name: row.pop(name) for name in _PARAMS}
+        if loss is not None and training is not None:
+            row |= {"loss": loss["type"]} | {name: training[name] for name in ("lr", "seed", "init_seed")}
+        return row | {"params": json.dumps({name: value for name, value in params.items() if value is not None})}
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "RunRecord":
+        """The record that a row of table ``runs`` holds."""
+        params = json.loads(row["params"] or "{}")
+        kept = {name: row[name] for name in _COLUMNS if name in row}
+        return cls(**kept, **{name: params.get(name) for name in ("loss", "training", *_PARAMS)})
+
+
+_COLUMNS = (
+    "run", "key", "status", "reason", "steps", "examples", "tokens", "seconds", "delta", "student", "mlflow_run_id",
+)  # fmt: skip
+_PARAMS = ("stored", "model", "adapter_init")

@@ -1,0 +1,45 @@
+"""What a page and the tracker can show of tables: one bundle for the study itself, and one for each analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from itertools import chain
+
+from raygeo.report.plots import Plot
+from raygeo.report.sheets import Cell, Section
+from raygeo.report.view import View
+
+Caveat = Callable[[View], Iterable[str]]
+"""Makes the sentences, on what the numbers do not show, that apply to a study; none if none does."""
+Metrics = Callable[[View], Iterable[tuple[str, str, float | None]]]
+"""Makes (run, metric, value): what the tracker shows of each run; None is left out."""
+Histories = Callable[[View], Iterable[tuple[str, str, int, float | None]]]
+"""Makes (run, metric, step, value): what the tracker draws as curves."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table of results: its heading, a sentence on how to read it, and the cells by run."""
+
+    title: str
+    note: str
+    cells: Callable[[View], Mapping[str, Cell]]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that is shown of some tables, in reading order."""
+
+    columns: tuple[Column, ...] = ()
+    figures: tuple[Plot, ...] = ()
+    sections: tuple[Section, ...] = ()
+    caveats: tuple[Caveat, ...] = ()
+    metrics: tuple[Metrics, ...] = ()
+    histories: tuple[Histories, ...] = ()
+
+    @classmethod
+    def joined(cls, bundles: Iterable[Parts]) -> Parts:
+        """All parts of several bundles, one bundle after the other."""
+        bundles = list(bundles)
+        return cls(**{f.name: tuple(chain(*(getattr(bundle, f.name) for bundle in bundles))) for f in fields(cls)})

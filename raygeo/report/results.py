@@ -1,0 +1,138 @@
+"""Every run in one row, the trials of a sweep, and tests between runs."""
+
+import json
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from raygeo.report import typeset
+from raygeo.report.parts import Column
+from raygeo.report.sheets import Cell, Sheet, at, section
+from raygeo.report.view import View
+from raygeo.tables import BASE
+
+
+def results(view: View, measured: Sequence[Column]) -> Sheet:
+    """Everything about every run in one row, the base first; ``measured`` are the columns that analyses bring."""
+    benchmarks = list(view.frame("accuracy").benchmark.unique())
+    runs = view.runs.set_index("run")
+    accuracy = view.frame("accuracy").set_index(["benchmark", "run"])
+    trained = [column for column in ("loss", "lr", "seed") if runs[column].notna().any()]
+    columns = ["run", *trained, "status"]
+    tests = {name: view.against(BASE, "mcnemar", benchmark=name).set_index("run") for name in benchmarks}
+    for benchmark in benchmarks:
+        prefix = f"{benchmark} " if len(benchmarks) > 1 else ""
+        columns += [f"{prefix}accuracy", "points vs base", "p (Holm) vs base"]
+    cells = [column.cells(view) for column in measured]
+    rows: list[list[Cell]] = []
+    for name in (BASE, *view.names):
+        row: list[Cell] = [name, *_run_cells(runs, name, trained)]
+        for benchmark in benchmarks:
+            row += _accuracy_cells(tests[benchmark], accuracy, benchmark, name)
+        rows.append(row + [known.get(name, typeset.MISSING) for known in cells])
+    shown = rows if len(rows) > 1 or benchmarks else []
+    return Sheet([*columns, *(column.title for column in measured)], shown, frozenset({"run", "loss", "status"}))
+
+
+def configurations(view: View) -> Sheet:
+    """Of many runs, every configuration in one row: mean accuracy over its runs, least and greatest; the best first."""
+    accuracy = view.frame("accuracy")
+    benchmarks = list(accuracy.benchmark.unique())
+    groups = view.groups(set(view.names)) if view.many else {}
+    runs = view.runs.set_index("run")
+    found: list[tuple[float, list[Cell]]] = []
+    for first, members in groups.items():
+        row: list[Cell] = [first, *_run_cells(runs, first, ["loss", "lr"])[:-1], typeset.count(len(members))]
+        row.append(typeset.count(len(set(members) - view.failed)))
+        means = []
+        for benchmark in benchmarks:
+            values = accuracy[(accuracy.benchmark == benchmark) & accuracy.run.isin(members)].accuracy
+            means.append(float(values.mean()) if len(values) else -1.0)
+            spread = typeset.interval(values.min(), values.max(), typeset.percent) if len(values) > 1 else ""
+            text = typeset.percent(values.mean()) if len(values) else typeset.MISSING
+            row.append((text, spread) if spread else text)
+        found.append((-means[0] if means else 0.0, row))
+    shown = [row for _, row in sorted(found, key=lambda item: item[0])]
+    named = [f"{benchmark} accuracy" if len(benchmarks) > 1 else "accuracy" for benchmark in benchmarks]
+    columns = ["configuration", "loss", "lr", "runs", "finished", *named]
+    return Sheet(columns, shown, frozenset({"configuration", "loss"}))
+
+
+def trials(view: View) -> Sheet:
+    """The runs of a sweep, the best configurations first: what was chosen, the objectives, and the rank."""
+    frame = view.frame("trials").sort_values("rank", kind="stable", na_position="last")
+    measured = [name for name in _OBJECTIVES if frame[name].notna().any()]
+    rows = [
+        [
+            row.run,
+            ", ".join(f"{name} {_chosen(value)}" for name, value in json.loads(row.values_).items()),
+            *(_OBJECTIVES[name][1](getattr(row, name)) for name in measured),
+            typeset.count(row.rank),
+            str(row.status or typeset.MISSING),
+        ]
+        for row in frame.rename(columns={"values": "values_"}).itertuples()
+    ]
+    columns = ["run", "chosen", *(_OBJECTIVES[name][0] for name in measured), "rank", "status"]
+    return Sheet(columns, rows, frozenset({"run", "chosen", "status"}))
+
+
+_OBJECTIVES = {
+    "accuracy": ("accuracy", typeset.percent),
+    "heldout_nll": ("held-out NLL", lambda value: typeset.fixed(value, 3)),
+    "top_eigenvalue": ("top eigenvalue", typeset.significant),
+}
+
+
+def _chosen(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
+
+
+@section(
+    "McNemar tests, {name}",
+    """Exact two-sided p, Holm-corrected over all pairs. Below it, how many problems only the row's run solved and how
+    many only the column's; with several answers a problem, how many each solved more often.""",
+)
+def mcnemar(view: View) -> dict[str, Sheet]:
+    """One matrix a benchmark: Holm-corrected p, below it the problems that only the row's : the column's run solved."""
+    sheets = {}
+    for benchmark, frame in view.frame("mcnemar").groupby("benchmark", sort=False):
+        names = view.examples({*frame.run_a, *frame.run_b}, most=24)
+        cells: dict[tuple[str, str], Cell] = {}
+        for row in frame[frame.run_a.isin(names) & frame.run_b.isin(names)].itertuples():
+            p = typeset.p_value(row.p_holm)
+            cells[row.run_a, row.run_b] = (p, f"{row.only_a} : {row.only_b}")
+            cells[row.run_b, row.run_a] = (p, f"{row.only_b} : {row.only_a}")
+        rows = [[a, *(cells.get((a, b), "") for b in names)] for a in names]
+        sheets[benchmark] = Sheet(["run", *names], rows, frozenset({"run"}))
+    return sheets
+
+
+def _run_cells(runs: pd.DataFrame, name: str, trained: list[str]) -> list[Cell]:
+    """What is known of a run's training, and its status."""
+    if name not in runs.index:
+        return [*[typeset.MISSING] * len(trained), "untrained" if name == BASE else typeset.MISSING]
+    run = runs.loc[name]
+    known = {"loss": _text(run.loss), "lr": typeset.rate(run.lr), "seed": typeset.count(run.seed)}
+    return [*(known[column] for column in trained), _text(run.status)]
+
+
+def _text(value: str | None) -> str:
+    return typeset.MISSING if pd.isna(value) else str(value)
+
+
+def _accuracy_cells(tests: pd.DataFrame, accuracy: pd.DataFrame, benchmark: str, name: str) -> list[Cell]:
+    if (benchmark, name) not in accuracy.index:
+        return [typeset.MISSING] * 3
+    row = accuracy.loc[(benchmark, name)]
+    shown: list[Cell] = [(typeset.percent(row.accuracy), typeset.interval(row.low, row.high, typeset.percent))]
+    if name == BASE or (benchmark, BASE) not in accuracy.index:
+        return [*shown, typeset.MISSING, typeset.MISSING]
+    difference = row.accuracy - accuracy.loc[(benchmark, BASE)].accuracy
+    return [*shown, typeset.points(difference), typeset.p_value(at(tests, name, "p_holm"))]
+
+
+def accuracies(view: View) -> Iterable[tuple[str, str, float | None]]:
+    """Accuracy and its interval, by benchmark."""
+    for row in view.rows("accuracy"):
+        for name, column in (("accuracy", "accuracy"), ("accuracy_low", "low"), ("accuracy_high", "high")):
+            yield row["run"], f"{name}.{row['benchmark']}", row[column]

@@ -1,1 +1,0 @@
-"""What is learned from: readers, validation, sampling and grading of rollouts."""

@@ -1,0 +1,1 @@
+"""The students and teachers that raygeo makes itself."""

@@ -1,0 +1,60 @@
+"""Clusters that cannot be joined and a Ray that does not start: told in bounded time, with what to do."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.cluster
+
+SCRIPT = """
+import sys
+from raygeo.cluster import session
+from raygeo.errors import ClusterError
+session.ANSWER_SECONDS = 1
+try:
+    session.connect(sys.argv[1] or None, cpus=1)
+except ClusterError as error:
+    print("refused:", error)
+"""
+
+
+def connect(address, **environment):
+    """What connecting to ``address`` in a process of its own says."""
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, address], env=os.environ | {"RAY_ADDRESS": ""} | environment,
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+
+
+@pytest.fixture
+def port():
+    """A port where somebody listens and never says a word."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_an_address_that_never_answers_is_refused(port):
+    assert "refused: no Ray cluster answers at '127.0.0.1:" in connect(f"127.0.0.1:{port}")
+
+
+def test_an_address_where_nobody_listens_is_refused():
+    said = connect("127.0.0.1:1")
+    assert "refused: no Ray cluster answers at '127.0.0.1:1' within 1 s" in said
+    assert "`ray status`" in said
+
+
+def test_an_address_that_is_none_is_refused():
+    address = "http://127.0.0.1:8265"
+    assert f"refused: the Ray cluster at {address!r} cannot be joined" in connect(address)
+
+
+def test_a_ray_that_cannot_start_here_says_where_its_logs_are(tmp_path):
+    (tmp_path / "file").write_text("")
+    said = connect("", RAY_TMPDIR=str(tmp_path / "file"))
+    assert "refused: Ray could not be started on this machine" in said
+    assert "session_latest/logs" in said

@@ -1,0 +1,104 @@
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from raygeo.errors import StudentError
+from raygeo.models.loading import load_student, load_tokenizer
+from raygeo.toy.architecture import Architecture, build_model
+from raygeo.toy.word_problems import word_tokenizer
+
+TINY = Architecture(hidden=16, layers=1, heads=2, kv_heads=1, head_dim=8, intermediate=24)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tokenizer = word_tokenizer()
+    build_model(TINY, tokenizer, seed=0).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_saved_model_comes_back_exactly_and_ready(folder):
+    model, tokenizer = load_student(folder)
+    expected = build_model(TINY, word_tokenizer(), seed=0)
+    assert not model.training
+    assert model.config._attn_implementation == "sdpa"
+    for name, parameter in expected.named_parameters():
+        assert torch.equal(parameter, model.get_parameter(name)), name
+    assert tokenizer("Ivy has 10 pens .").input_ids == word_tokenizer()("Ivy has 10 pens .").input_ids
+
+
+def test_dtype_and_attention_are_as_asked(folder):
+    model, _ = load_student(str(folder), dtype=torch.float64, attention="eager")
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "./nowhere", "a/b/c"])
+def test_a_missing_folder_is_named_without_asking_the_network(path):
+    with pytest.raises(StudentError, match="neither a folder nor a hub id"):
+        load_student(path)
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path):
+    build_model(TINY, word_tokenizer(), seed=0).save_pretrained(tmp_path)
+    with pytest.raises(StudentError, match="tokenizer"):
+        load_student(tmp_path)
+
+
+def test_a_folder_without_weights_is_refused(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(StudentError, match="no usable causal language model"):
+        load_student(folder)
+
+
+def test_pickled_weights_are_not_read(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(StudentError, match="safetensors"):
+        load_student(folder)
+
+
+def test_damaged_weights_are_refused(folder):
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(StudentError, match="no usable causal language model"):
+        load_student(folder)
+
+
+@pytest.mark.parametrize("change", ["missing", "mismatched"])
+def test_parameters_that_would_be_random_are_named(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors.pop(name)
+    if change == "mismatched":
+        tensors[name] = torch.zeros(3, 3)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StudentError, match=name):
+        load_student(folder)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(folder):
+    Qwen3ForCausalLM(Qwen3Config(vocab_size=10, **_small())).save_pretrained(folder)
+    with pytest.raises(StudentError, match="only 10 embeddings"):
+        load_student(folder)
+
+
+def test_padding_falls_back_to_end_of_text_and_end_of_text_is_required(tmp_path):
+    backend = Tokenizer(models.WordLevel({"a": 0, "<eos>": 1}))
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(tmp_path / "eos")
+    assert load_tokenizer(tmp_path / "eos").pad_token == "<eos>"
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "none")
+    with pytest.raises(StudentError, match="end-of-text"):
+        load_tokenizer(tmp_path / "none")
+
+
+def _small():
+    return {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }

@@ -1,0 +1,68 @@
+"""How the base is asked: as the runs that are compared with it compute."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import save_tiny_student
+
+from raygeo.generation.renderer import PlainRenderer
+from raygeo.pipeline.config import parse_study
+from raygeo.pipeline.context import StudyContext
+from raygeo.pipeline.rollouts import Rollouts
+from raygeo.pipeline.student import Student
+from raygeo.pipeline.train import provide_references
+from raygeo.toy.word_problems import word_tokenizer
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(save_tiny_student(tmp_path_factory.mktemp("reference-stage")))
+
+
+class Asked(StudyContext):
+    """Runs no workload, and remembers each."""
+
+    def run(self, workload):
+        self.workloads = [*getattr(self, "workloads", ()), workload]
+        raise RuntimeError("not run")
+
+
+def asked(store, folder, training, student=None, loss="dpo"):
+    """The passes through the base that a study of one run makes."""
+    study = parse_study({
+        "name": "s",
+        "student": student or {},
+        "rollouts": {"read": [{"type": "jsonl", "path": "rollouts.jsonl"}]},
+        "runs": [{"loss": {"type": loss}}, {"loss": {"type": "sft"}, "attn_implementation": "sdpa"}],
+        "training": training,
+    })  # fmt: skip
+    context = Asked(store, SimpleNamespace(), study=study)
+    rollouts = Rollouts("rollouts", store, "tokens", "unused", PlainRenderer(word_tokenizer()), "exact")
+    provide_references(context, Student("k", folder, None, ""), rollouts)
+    return context.workloads
+
+
+@pytest.mark.parametrize("loss", ["dpo", "asft"])
+def test_the_base_is_asked_with_the_attention_of_the_runs(store, folder, monkeypatch, loss):
+    monkeypatch.setattr("raygeo.data.reference.RolloutTokens.open", lambda tokens: None)
+    for training, expected in (({}, "sdpa"), ({"attn_implementation": "eager", "precision": "bf16"}, "eager")):
+        for student in ({}, {"attn_implementation": "eager"}):
+            [work] = asked(store, folder, training, student, loss)
+            model = work.setup()[0]
+            assert model.config._attn_implementation == expected
+            assert model.dtype == (torch.bfloat16 if "precision" in training else torch.float32)
+
+
+def test_another_attention_gives_results_of_its_own_and_the_default_one_keeps_its_keys(store, folder):
+    sources = [
+        asked(store, folder, training, student)[0].source
+        for training, student in (
+            ({}, {}),
+            ({}, {"attn_implementation": "eager"}),
+            ({"attn_implementation": "eager"}, {}),
+        )
+    ]
+    assert sources[0] == sources[1] != sources[2]

@@ -1,0 +1,101 @@
+"""The table of results, McNemar tests, and what went into a study."""
+
+from report_study import DIVERGED, REFERENCE, RUNS
+from view_cases import row_of, sheet_of, view_of
+
+from raygeo.analyses import registry
+from raygeo.report import made
+from raygeo.report.results import accuracies, mcnemar, results
+from raygeo.tables import to_arrow
+
+
+def results_of(view):
+    return results(view, registry.parts().columns)
+
+
+def test_results_hold_the_right_numbers_with_the_base_first(view):
+    sheet = results_of(view)
+    assert [cells[0] for cells in sheet.rows] == ["base", *RUNS, DIVERGED]
+    assert row_of(sheet, "rft-lr5e-05-s0") == {
+        "run": "rft-lr5e-05-s0",
+        "loss": "rft",
+        "lr": "5e-05",
+        "seed": "0",
+        "status": "finished",
+        "accuracy": ("91.7 %", "[88.0, 94.3]"),
+        "points vs base": "+49.7",
+        "p (Holm) vs base": "< 0.001",
+        "‖Δ‖": "3.70",
+        "‖Δ‖/‖W‖": "4.4 %",
+        "cosine to ref.": "0.68",
+        "barrier to ref.": ("0.000", "[0.000, 0.001]"),
+        "top eigenvalue": "13.4",
+        "trace": ("425", "[397, 453]"),
+    }
+    base = row_of(sheet, "base")
+    assert base["accuracy"] == ("42.0 %", "[36.6, 47.7]")
+    assert base["status"] == "untrained"
+    assert base["cosine to ref."] == base["points vs base"] == "–"
+    diverged = row_of(sheet, DIVERGED)
+    assert diverged["status"] == "diverged"
+    assert {diverged[c] for c in ("accuracy", "‖Δ‖", "cosine to ref.", "trace", "barrier to ref.")} == {"–"}
+
+
+def test_a_run_known_only_from_its_geometry_is_not_called_untrained(tables):
+    known = registry.view({name: tables[name] for name in ("deltas", "similarity")}, REFERENCE)
+    rft = row_of(results_of(known), "rft-lr5e-05-s0")
+    assert (rft["status"], rft["‖Δ‖"], rft["‖Δ‖/‖W‖"], rft["cosine to ref."]) == ("–", "3.70", "4.4 %", "0.68")
+
+
+def test_a_reference_run_that_failed_has_no_cosine(tables):
+    assert row_of(results_of(registry.view(tables, DIVERGED)), DIVERGED)["cosine to ref."] == "–"
+
+
+def test_several_benchmarks_have_their_own_columns(tables):
+    more = [row | {"benchmark": "gsm8k"} for row in tables["accuracy"].to_pylist()]
+    both = to_arrow("accuracy", tables["accuracy"].to_pylist() + more)
+    columns = results_of(registry.view(tables | {"accuracy": both}, REFERENCE)).columns
+    assert "word-problems accuracy" in columns
+    assert "gsm8k accuracy" in columns
+
+
+def test_without_runs_there_are_no_results():
+    assert results_of(view_of()).rows == []
+
+
+def test_mcnemar_reads_from_both_sides(view):
+    sheet = sheet_of(mcnemar, view)
+    assert row_of(sheet, "base")[REFERENCE] == ("< 0.001", "12 : 136")
+    assert row_of(sheet, REFERENCE)["base"] == ("< 0.001", "136 : 12")
+    assert row_of(sheet, "base")["base"] == ""
+
+
+def test_accuracy_is_tracked_with_its_interval():
+    row = {"run": "sft", "benchmark": "gsm8k", "n": 4, "accuracy": 0.5, "low": 0.25, "high": 0.75}
+    assert {name: value for _, name, value in accuracies(view_of(accuracy=[row]))} == {
+        "accuracy.gsm8k": 0.5,
+        "accuracy_low.gsm8k": 0.25,
+        "accuracy_high.gsm8k": 0.75,
+    }
+
+
+def test_facts_count_what_was_learned_from(view):
+    assert {fact.label: fact.value for fact in made.facts(view)} == {
+        "prompts": "40",
+        "graded rollouts": "320",
+        "of rollouts correct": "46.9 %",
+        "of prompts mixed: right and wrong": "77.5 %",
+        "rollouts truncated": "1",
+        "input rows set aside": "1",
+        "runs finished": "8 of 9",
+    }
+
+
+def test_what_was_set_aside_is_counted_by_reason():
+    rows = [{"source": source, "line": 1, "reason": reason} for source, reason in (("a", "x"), ("b", "y"), ("b", "y"))]
+    assert made.set_aside(view_of(set_aside=rows)).rows == [("y", "b", "2"), ("x", "a", "1")]
+
+
+def test_tables_without_rows_are_not_listed():
+    view = view_of(runs=[{"run": "sft", "key": "k", "status": "finished"}])
+    assert [row[:2] for row in made.files(view).rows] == [("tables/runs.parquet", "1")]
