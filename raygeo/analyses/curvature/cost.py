@@ -6,6 +6,7 @@ from raygeo.analyses.curvature.settings import CurvatureSettings
 from raygeo.footprint.model import DryModel
 from raygeo.footprint.need import Need, Scale, Work, halves
 from raygeo.geometry.curvature.spaces import spaces_of_weights
+from raygeo.geometry.curvature.span import HELD
 
 
 def cost(settings: CurvatureSettings, scale: Scale) -> list[Need]:
@@ -88,7 +89,9 @@ def cost(settings: CurvatureSettings, scale: Scale) -> list[Need]:
             )
         )
     if "span" in settings.spaces:
-        vectors = 2 * settings.block_size + 1
+        entries = max(1, model.touched)
+        together = max(1, HELD // (entries * settings.block_size)) * settings.block_size
+        vectors = 2 * (scale.trained if scale.trained * entries <= HELD else together) + 1
         needs.append(
             Need(
                 "geometry.curvature, span",
