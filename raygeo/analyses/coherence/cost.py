@@ -4,7 +4,7 @@ import torch
 
 from raygeo.analyses.coherence.at_base import CoherenceAtBase
 from raygeo.analyses.coherence.workload import Coherence, CoherenceSettings
-from raygeo.footprint.need import Need, Scale
+from raygeo.footprint.need import DIVIDED, Need, Scale
 from raygeo.geometry.representation.coherence import cut
 from raygeo.geometry.representation.projection import WORKING_BYTES
 
@@ -24,7 +24,7 @@ def cost(settings: CoherenceSettings, scale: Scale) -> list[Need]:
     }
     fewer = tuple(f"geometry.coherence.held_gradients={settings.held_gradients >> k}" for k in (2, 4, 6))
     projected = () if settings.projections else ("geometry.coherence.projections=65536",)
-    remedies = (*fewer, "geometry.coherence.gradient_checkpointing=true", *projected)
+    remedies = (*fewer, "geometry.coherence.gradient_checkpointing=true", *projected, *DIVIDED)
 
     def need(what: str, units: int, rows: int, passes: int, rate: str) -> Need:
         held = {"projecting": WORKING_BYTES}

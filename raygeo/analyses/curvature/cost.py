@@ -4,7 +4,7 @@ import torch
 
 from raygeo.analyses.curvature.settings import CurvatureSettings
 from raygeo.footprint.model import DryModel
-from raygeo.footprint.need import Need, Scale, Work, halves
+from raygeo.footprint.need import DIVIDED, Need, Scale, Work, halves
 from raygeo.geometry.curvature.spaces import spaces_of_weights
 from raygeo.geometry.curvature.span import HELD
 
@@ -55,6 +55,7 @@ def cost(settings: CurvatureSettings, scale: Scale) -> list[Need]:
         f"geometry.curvature.max_basis={2 * (settings.top_k + settings.bottom_k) + 4 * settings.block_size}",
         "geometry.curvature.trace_probes=2",
         "geometry.curvature.vectors_on=cpu",
+        *DIVIDED,
         "geometry.curvature.spaces=['span']",
     )
     if places:
