@@ -8,7 +8,7 @@ import math
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -170,7 +170,7 @@ def study(case: Case, size: int, folder: Path) -> AnalysisInputs:
     )
 
 
-def _save_adapter(folder: Path, shapes: dict[str, tuple[int, ...]], rank: int, generator: torch.Generator) -> None:
+def _save_adapter(folder: Path, shapes: Mapping[str, tuple[int, ...]], rank: int, generator: torch.Generator) -> None:
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": rank}))
     factors = {}
