@@ -57,23 +57,21 @@ class CoherenceAtBase(GradientWorkload):
 
     def tasks(self) -> list[Task]:
         """A part of the weights each; with projections, a loss each."""
-        inputs, losses = self.inputs(), self.distinct()
-        if not losses:
+        inputs, first = self.inputs(), self._first()
+        if not first:
             return []
         if self.settings.projections is not None:
-            first = self._first()
             return [
-                Task(self.key("loss", *inputs, first[loss], loss), 1.0, loss, f"gradients of {first[loss]} at the base")
-                for loss in losses
+                Task(self.key("loss", *inputs, name, loss), 1.0, loss, f"gradients of {name} at the base")
+                for loss, name in first.items()
             ]
-        named = [[run.name, run.key] for run in self.runs]
         base = Checkpoint(self.base)
         size = sum(prod(base.shape(name)) for name in self.touched())
-        parts = cut(len(losses) * self.settings.examples, size, self.settings.held_gradients)
+        parts = cut(len(first) * self.settings.examples, size, self.settings.held_gradients)
         return [
             Task(
-                self.key("part", *inputs, named, part),
-                float(len(losses)),
+                self.key("part", *inputs, list(first.values()), part),
+                float(len(first)),
                 part,
                 "coherence at the base" + (f", part {number} of {len(parts)}" if len(parts) > 1 else ""),
             )

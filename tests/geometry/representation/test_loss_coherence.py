@@ -252,13 +252,14 @@ def test_keys_follow_settings_losses_and_runs(setting, runs, measured):
     assert workload(setting, runs, projections=None).tasks()[0].key == keys[1], "exact as before there was a choice"
 
 
-def test_keys_at_the_base_follow_runs_and_with_projections_the_losses_alone(setting, runs):
+def test_keys_at_the_base_follow_losses_and_not_seeds(setting, runs):
     def keys(members, **options):
         return [task.key for task in workload(setting, members, kind=CoherenceAtBase, **options).tasks()]
 
     few = [run for run in runs if run.name != "again"]
-    assert keys(runs) != keys(few), "its rows name the runs"
+    assert keys(runs) == keys(few), "what is added has the loss of another run"
     assert keys(runs, projections=2048) == keys(few, projections=2048)
+    assert keys(few) != keys(few[:-1])
     assert not set(keys(runs, projections=2048)) & set(keys(runs, projections=4096))
     assert not keys(runs[:1])
 
