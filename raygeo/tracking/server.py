@@ -1,6 +1,7 @@
 """Where MLflow is, whether an error means that it is away, and what a user can do about it."""
 
 import os
+import re
 from http import HTTPStatus
 
 import requests
@@ -20,6 +21,7 @@ _NOT_NOW = {
     HTTPStatus.REQUEST_TIMEOUT,
     HTTPStatus.TOO_MANY_REQUESTS,
 }
+_REASON = re.compile(r"\[Errno -?\d+\] ([\w ]+)|Read timed out|Connection aborted")
 _ELSEWHERE = ErrorCode.Name(ENDPOINT_NOT_FOUND)  # what answers is a proxy, or no MLflow at all
 
 
@@ -59,8 +61,10 @@ def is_away(error: BaseException) -> bool:
 
 
 def plain(error: object) -> str:
-    """An error as it may be shown: without user, password and full stop."""
-    return without_credentials(str(error)).strip().rstrip(".")
+    """An error as it may be shown: the reason alone where there was no connection; no user, password or full stop."""
+    text = without_credentials(str(error)).strip().rstrip(".")
+    reason = _REASON.search(text)
+    return text if reason is None else reason[1] or reason[0]
 
 
 def remedy(uri: str, error: Exception) -> str:

@@ -92,8 +92,12 @@ def test_every_step_is_logged_once_and_moves_the_bar(logger, tracked, said):
 @pytest.mark.parametrize(
     ("status", "ended"),
     [
-        ("finished", ["FINISHED"]), ("diverged", ["FAILED"]), ("failed", ["FAILED"]), ("stopped", ["KILLED"]),
-        ("interrupted", []), (None, []),
+        ("finished", ["FINISHED"]),
+        ("diverged", ["FAILED"]),
+        ("failed", ["FAILED"]),
+        ("stopped", ["KILLED"]),
+        ("interrupted", []),
+        (None, []),
     ],
 )
 def test_a_trial_ends_its_run_unless_that_was_interrupted(logger, tracked, status, ended):
