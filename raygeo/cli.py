@@ -246,12 +246,13 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Open MLflow over a store's runs on 127.0.0.1 (Ctrl-C ends it)."""
+    from raygeo.settings import without_credentials
     from raygeo.store import Store
     from raygeo.tracking import tracking_uri
 
     uri = tracking_uri(Store(store, create=False))
     if uri.startswith("http"):
-        typer.echo(f"The runs are on the MLflow server at {uri}; open it in a browser.")
+        typer.echo(f"The runs are on the MLflow server at {without_credentials(uri)}; open it in a browser.")
         return
     typer.echo(f"MLflow over {uri}: http://127.0.0.1:{port}")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"

@@ -73,7 +73,7 @@ class Cluster:
     def status(self, name: str) -> str:
         """PENDING, RUNNING, STOPPED, FAILED or SUCCEEDED."""
         said = self.ray("job", "status", name, "--address", self.dashboard)
-        found = re.search(r"Status for job '\w+': (\w+)|Job '\w+' (\w+)", said)
+        found = re.search(r"Status for job '\w+': (\w+)|Job '\w+' (?:was )?(\w+)", said)
         assert found, said
         return (found[1] or found[2]).upper()
 
