@@ -76,11 +76,12 @@ class Outbox:
     def __len__(self) -> int:
         return sum(len(self.read(name)) for name in self.files())
 
-    def note(self, **known: Any) -> None:
-        """Note whose entries these are: the name of the study, and the server that they are for."""
-        self.store.write_bytes(_STUDY, json.dumps(known).encode())
+    def note(self, **known: str) -> None:
+        """Note whose entries these are: the study, the server that they are for, and the identity of the store."""
+        if known != self.noted():
+            self.store.write_bytes(_STUDY, json.dumps(known).encode())
 
-    def noted(self) -> dict[str, Any]:
+    def noted(self) -> dict[str, str]:
         """What was noted last; nothing if nothing was."""
         try:
             noted = json.loads(self.store.read_bytes(_STUDY) or b"{}")

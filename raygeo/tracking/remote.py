@@ -4,6 +4,7 @@ import base64
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -44,14 +45,19 @@ class _Run:
 
 
 class Remote:
-    """The experiment ``study`` at ``uri``: the study's own run and its children, by content key, found or created."""
+    """The experiment ``study`` at ``uri``: the study's own run and its children, by content key, found or created.
 
-    def __init__(self, uri: str, store: Store, study: str):
+    ``identity`` of the store tells it from one that lies at the same path on another machine.
+    """
+
+    def __init__(self, uri: str, store: Store, study: str, identity: str):
         self.client = open_client(uri)
-        self.store, self.study = store, study
+        self.store, self.study = copy(store), study  # one of its own for the thread that sends
         self.artifacts = Path(store.path("mlartifacts")).as_uri() if uri.startswith("sqlite") else None
         location = without_credentials(store.location)
         self.parent = f"study:{content_key(location) if QUOTE in location else location}"
+        if store.is_local and self.artifacts is None:
+            self.parent += f"#{identity}"
         self.experiment = ""
         self.runs: dict[str, _Run] = {}
 

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from raygeo.errors import StoreError
 from raygeo.interrupts import asked
 from raygeo.tracking.outbox import FOLDER, Entry, Outbox
 from raygeo.tracking.remote import Remote
@@ -173,7 +172,7 @@ class Sender:
             try:
                 self.outbox.append(_merged(entries))
                 self.stored = self.stored or bool(entries)
-            except StoreError:  # whoever writes next ends the study; until then the entries stay in memory
+            except OSError:  # whoever writes next ends the study; until then the entries stay in memory
                 with self.changed:
                     self.waiting = [*entries, *self.waiting]
 

@@ -4,6 +4,7 @@ import base64
 import io
 import logging
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -49,12 +50,13 @@ class Tracking:
         self.uri = tracking_uri(store)
         self.shared = dict(tags or {})
         outbox, address = Outbox(store), without_credentials(self.uri)
-        away = None
+        noted, away = outbox.noted(), None
+        identity = noted.get("identity") or uuid.uuid4().hex[:8]
         try:
-            self.remote = Remote(self.uri, store, study)
+            self.remote = Remote(self.uri, store, study, identity)
             self.remote.ping()
         except Exception as error:
-            if not is_away(error) or outbox.noted().get("server") != address:
+            if not is_away(error) or noted.get("server") != address:
                 raise ConfigError(
                     f"MLflow at {address} cannot be used: {plain(error)}. {remedy(self.uri, error)}"
                 ) from error
@@ -63,7 +65,7 @@ class Tracking:
                 f"  MLflow at {escape(address)} does not answer ({escape(away)}); the study goes on, and what MLflow "
                 f"is to be told is kept in {escape(without_credentials(store.location))}/{FOLDER} until it does"
             )
-        outbox.note(study=study, server=address)
+        outbox.note(study=study, server=address, identity=identity)
         self.sender = Sender(self.remote, outbox, lambda text: say(escape(text)), away)
         self._queue("open", key=self.parent, name=study, params=_texts(params), tags=self.shared)
         self._queue("begin", key=self.parent)
@@ -113,7 +115,7 @@ class Tracking:
     def step(self, key: str, step: int, values: Mapping[str, float]) -> None:
         """Log what a run reports of its training."""
         if values:
-            self._queue("steps", key=key, points=[(step, _now(), dict(values))])
+            self._queue("steps", key=key, points=[(step, _now(), {name: float(v) for name, v in values.items()})])
 
     def curves(self, key: str) -> None:
         """Complete the training curves of a run from the store."""
@@ -142,7 +144,11 @@ class Tracking:
     def figure(self, name: str, figure: Any) -> None:
         """Attach a matplotlib figure to the study's run as ``figures/<name>.png``."""
         drawn = io.BytesIO()
-        figure.savefig(drawn, format="png")
+        try:
+            figure.savefig(drawn, format="png")
+        except Exception as error:
+            self.sender.refused.append(f"the figure {name} cannot be drawn: {error}")
+            return
         self._file(f"figures/{name}.png", drawn.getvalue())
 
     def _file(self, name: str, content: bytes) -> None:
@@ -165,7 +171,7 @@ def send_queued(store: Store) -> str | None:
     """Send what earlier commands could not; says in a line how that went, None if there was nothing."""
     outbox = Outbox(store)
     noted = outbox.noted()
-    waiting = len(outbox) if noted.get("study") else 0
+    waiting = len(outbox) if {"study", "identity"} <= noted.keys() else 0
     if not waiting:
         return None
     uri = tracking_uri(store)
@@ -173,7 +179,7 @@ def send_queued(store: Store) -> str | None:
     if noted.get("server") != address:
         return f"{waiting} entries wait for MLflow at {noted.get('server')}; set MLFLOW_TRACKING_URI to send them."
     said: list[str] = []
-    remote = Remote(uri, store, str(noted["study"]))
+    remote = Remote(uri, store, noted["study"], noted["identity"])
     try:
         remote.ping()
     except Exception as error:
