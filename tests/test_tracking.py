@@ -10,6 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -84,7 +85,8 @@ def serving(server, monkeypatch, request):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setattr(sender, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(sender, "_SETTLE_SECONDS", 0.1)
-    return server, request.node.name
+    with patch.dict(os.environ):
+        yield server, request.node.name
 
 
 def open_run(tracking, key="k"):
@@ -245,11 +247,11 @@ def test_curves_of_a_server_that_goes_away_have_every_step_once(serving, store, 
     until(lambda: Outbox(store).files())
     tracking.step(key, 7, {"nll": 0.1, "loss": 1.0})
     server.start() if fault == "killed" else server.tell(signal.SIGCONT)
-    until(lambda: len(said) == 2)
+    until(lambda: tracking.sender.away is None)
     tracking.end(key, "FINISHED")
     assert tracking.close("FINISHED") == 0
     assert "does not answer" in said[0]
-    assert "answers again" in said[1]
+    assert "answers again" in said[-1]
     assert tracking.trouble is None
     assert server.states(study) == {study: "FINISHED", "run k": "FINISHED", "run other": "FINISHED"}
     for name in ("nll", "loss"):

@@ -73,6 +73,11 @@ class Outbox:
         if self.store.filesystem.get_file_info(path).type == fs.FileType.File:
             self.store.filesystem.delete_file(path)
 
+    def clear(self) -> None:
+        """Delete all files."""
+        for name in self.files():
+            self.remove(name)
+
     def __len__(self) -> int:
         return sum(len(self.read(name)) for name in self.files())
 

@@ -3,6 +3,7 @@
 import os
 import re
 from http import HTTPStatus
+from urllib.parse import unquote, urlsplit
 
 import requests
 from mlflow.exceptions import MlflowException
@@ -13,7 +14,11 @@ from raygeo.errors import ConfigError
 from raygeo.settings import without_credentials
 from raygeo.store import Store
 
-_SHORT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 """By itself, MLflow's client tries for four minutes to reach a server that is gone; whoever sends tries again later."""
 _NOT_NOW = {
     HTTPStatus.UNAUTHORIZED,
@@ -43,10 +48,16 @@ def tracking_uri(store: Store) -> str:
 
 
 def open_client(uri: str) -> MlflowClient:
-    """A client that gives up soon, unless the environment says how long it is to try."""
-    for name, value in _SHORT.items():
+    """A client that gives up soon, unless the environment says how long it is to try.
+
+    User and password of the address go where MLflow's own are, so that no message of a library holds them.
+    """
+    known = urlsplit(uri) if uri.startswith("http") else None
+    user = {} if known is None else {"USERNAME": known.username, "PASSWORD": known.password}
+    given = {f"MLFLOW_TRACKING_{name}": unquote(value) for name, value in user.items() if value}
+    for name, value in (_SETTINGS | given).items():
         os.environ.setdefault(name, value)
-    return MlflowClient(uri)
+    return MlflowClient(without_credentials(uri))
 
 
 def is_away(error: BaseException) -> bool:

@@ -65,9 +65,11 @@ class Tracking:
                 f"  MLflow at {escape(address)} does not answer ({escape(away)}); the study goes on, and what MLflow "
                 f"is to be told is kept in {escape(without_credentials(store.location))}/{FOLDER} until it does"
             )
+        if noted.get("study") != study:
+            outbox.clear()  # everything is logged anew under the study's new name
         outbox.note(study=study, server=address, identity=identity)
         self.sender = Sender(self.remote, outbox, lambda text: say(escape(text)), away)
-        self._queue("open", key=self.parent, name=study, params=_texts(params), tags=self.shared)
+        self._queue("open", key=self.parent, name=study, params=_texts(params), tags=dict(self.shared))
         self._queue("begin", key=self.parent)
 
     @property
