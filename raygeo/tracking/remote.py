@@ -53,7 +53,8 @@ class Remote:
     def __init__(self, uri: str, store: Store, study: str, identity: str):
         self.client = open_client(uri)
         self.store, self.study = copy(store), study  # one of its own for the thread that sends
-        self.artifacts = Path(store.path("mlartifacts")).as_uri() if uri.startswith("sqlite") else None
+        database = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite") else None
+        self.artifacts = None if database is None else (database.parent / "mlartifacts").as_uri()
         location = without_credentials(store.location)
         self.parent = f"study:{content_key(location) if QUOTE in location else location}"
         if store.is_local and self.artifacts is None:
