@@ -84,7 +84,7 @@ def serving(server, monkeypatch, request):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setattr(sender, "RETRY_SECONDS", 0.2)
-    monkeypatch.setattr(sender, "_SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(sender, "SETTLE_SECONDS", 0.1)
     with patch.dict(os.environ):
         yield server, request.node.name
 

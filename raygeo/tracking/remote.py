@@ -237,7 +237,9 @@ class Remote:
         running = self._search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.id}' and attributes.status = 'RUNNING'")
         known = {run.id: run for run in self.runs.values()}
         for found in running:
-            self._end(known.get(found.info.run_id) or _known(found), status)
+            self.client.set_terminated(found.info.run_id, status)
+            if found.info.run_id in known:
+                known[found.info.run_id].status = status
 
     def _history(self, run: _Run, name: str) -> list[Metric]:
         return self.client.get_metric_history(run.id, name)

@@ -14,7 +14,7 @@ from raygeo.tracking.server import is_away, plain
 RETRY_SECONDS = 5.0
 """How often an MLflow that is away is tried again, and how often what is queued meanwhile is written to the store."""
 _GLANCE_SECONDS = 0.2  # how often the thread looks whether the process was asked to stop
-_SETTLE_SECONDS = 1.0  # what an MLflow that stood still was asked before, it may be about to do
+SETTLE_SECONDS = 1.0  # what an MLflow that stood still was asked before, it may be about to do
 _TRIES = 3
 
 
@@ -100,7 +100,7 @@ class Sender:
         try:
             if back:
                 self._ask()
-                time.sleep(_SETTLE_SECONDS)
+                time.sleep(SETTLE_SECONDS)
             sent = self._send_stored() if self.stored else 0
             if back:
                 self.say(f"  MLflow answers again: {sent} entries sent")
@@ -145,7 +145,7 @@ class Sender:
                 if not is_away(error):
                     break
             self._ask()
-            time.sleep(_SETTLE_SECONDS)
+            time.sleep(SETTLE_SECONDS)
         self.refused.append(said)
 
     def _ask(self) -> None:
