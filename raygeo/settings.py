@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -49,3 +50,14 @@ def split_key(key: str) -> tuple[str, str]:
     """What a unit is made of, and the revisions of the code that made it; "" for one made before these were kept."""
     made_of, _, revision = key.partition("-r")
     return made_of, revision
+
+
+_USER = re.compile(r"(\bhttps?://)[^/\s'\"]*@|(\b\w+://)[^/\s'\"@:]*:[^/\s'\"]*@")
+_SECRET = re.compile(
+    r"([?&][\w.-]*(?:token|secret|passw|signature|access_key|api_key|apikey|\bsig)[\w.-]*=)[^&\s'\"]+", re.I
+)
+
+
+def without_credentials(text: str) -> str:
+    """A text whose URIs have lost user and password, and the values of query parameters that are secrets."""
+    return _SECRET.sub(r"\1***", _USER.sub(r"\1\2", text))
