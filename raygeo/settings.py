@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from typing import Any, ClassVar, Self
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +25,17 @@ class Settings(BaseModel):
     def of(cls, settings: "Settings") -> Self:
         """The options of this model alone, taken from settings that have them among others."""
         return cls.model_validate({name: getattr(settings, name) for name in cls.model_fields})
+
+
+Kind = TypeVar("Kind", bound=Settings)
+
+
+def kinds(base: type[Kind]) -> Iterator[type[Kind]]:
+    """The subclasses of ``base`` that a study can name by a ``type``."""
+    for kind in base.__subclasses__():
+        if "type" in kind.model_fields:
+            yield kind
+        yield from kinds(kind)
 
 
 def content_key(*parts: Any) -> str:

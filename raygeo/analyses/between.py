@@ -52,6 +52,11 @@ class Asked:
         return 0 if self.exam is None else len(self.exam.problems)
 
     @property
+    def revisions(self) -> dict[str, int]:
+        """Revisions of the code that asks and judges, by name."""
+        return self.exam.revisions if self.exam is not None and self.problems else {}
+
+    @property
     def key(self) -> list[Any] | None:
         """What a key holds of the answers, None where no problem is asked."""
         if self.exam is None or not self.problems:

@@ -119,6 +119,7 @@ class StraightPaths(Workload):
         self.base = base
         self.probes = probes
         self.asked = Asked(settings, exam)
+        self.uses = self.asked.revisions
 
     @abstractmethod
     def join(self, runs: Sequence[Run], chosen: Pairs | None) -> list[tuple[Run, Run]]:

@@ -265,6 +265,11 @@ def test_pairs_and_keys(student, probe_file, runs):
         assert not set(keys) & {task.key for task in tasks(**{name: value})}
     unasked = [task.key for task in tasks(accuracy_problems=0)]
     assert unasked == [task.key for task in tasks(accuracy_problems=0, **answered)]
+    asked = [
+        Paths(PathsSettings(accuracy_problems=n), runs, student, {}, exam(student, [("a ?", "7")])) for n in (0, 1)
+    ]
+    own = {"paths": Paths.revision}
+    assert [each.revisions for each in asked] == [own, own | {"grading": 2, "renderer plain": 2, "engine local": 1}]
     assert not set(keys) & set(unasked)
     retrained = [runs[0], Run("r2", "other", runs[1].delta), runs[2]]
     again = Paths(PathsSettings(), retrained, student, {"texts": probe_file}, exam(student, [("a ?", "7")])).tasks()
