@@ -1,4 +1,4 @@
-"""What analyses of the loss between runs have in common: settings, what keys hold of answers, and named runs."""
+"""What analyses of the NLL between runs have in common: settings, what keys hold of answers, and named runs."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
