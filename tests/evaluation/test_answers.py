@@ -8,7 +8,7 @@ from raygeo.data.readers import Prompt
 from raygeo.evaluation.answers import Answers, AnswerSettings
 from raygeo.generation.choice import LOCAL
 from raygeo.generation.engine import Completion
-from raygeo.generation.local import LocalEngine, LocalSettings
+from raygeo.generation.local import LocalSettings
 from raygeo.generation.renderer import PlainRenderer
 from raygeo.models.run import Run
 from raygeo.settings import content_key, unit_key

@@ -14,9 +14,7 @@ from connectivity_cases import (
     compute_all,
     exam,
     noise,
-    save_probe,
     save_run,
-    save_student,
 )
 from safetensors.torch import save_file
 from tiny import save_words, ten_words
@@ -157,21 +155,6 @@ def test_only_the_first_problems_are_asked_and_none_turns_accuracy_off(bigram, t
     settings = PathsSettings(accuracy_problems=1, max_new_tokens=4)
     assert {row["n"] for row in compute(Paths(settings, runs, bigram, {}, exam(bigram, problems)))[0]} == {1}
     assert compute(Paths(PathsSettings(accuracy_problems=0), runs, bigram, {}, exam(bigram, problems))) == ([], [])
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    return save_student(tmp_path_factory.mktemp("student"))
-
-
-@pytest.fixture
-def probe_file(tmp_path):
-    return save_probe(tmp_path / "texts.npz")
-
-
-@pytest.fixture
-def runs(student, tmp_path):
-    return [save_run(tmp_path, f"r{s}", noise(student, s)) for s in (1, 2)] + [Run(BASE, "key-base", None)]
 
 
 def test_paths_equal_dense_interpolation(student, probe_file, runs, tmp_path):
