@@ -22,7 +22,7 @@ from raygeo.models.batches import Batch
 from raygeo.models.likelihood import Likelihood
 from raygeo.models.ulysses import SequenceGroup, check_sequence_parallel, register
 
-SIZES = {"vocab_size": 48, **SHAPE}
+SIZES = {"vocab_size": 48, **SHAPE, "hidden_size": 24}  # a multiple of 4 heads and of 6
 LENGTHS = {"rows": (7, 12, 4), "one": (13,), "short": (2, 3)}
 
 
@@ -106,7 +106,7 @@ def test_shared_rows_have_the_log_probabilities_and_gradients_of_whole_ones(tmp_
 @pytest.mark.parametrize(
     ("config", "size", "said"),
     [
-        (LlamaConfig(num_attention_heads=6), 4, "6 attention heads cannot be divided among 4 workers"),
+        (LlamaConfig(**(SIZES | {"num_attention_heads": 6})), 4, "6 attention heads cannot be divided among 4 workers"),
         (BLOOM, 2, "transformers' interface"),
         (Gemma2Config(), 2, "transformers' interface with SDPA"),
         (Llama4TextConfig(), 2, "layers of chunked_attention"),
