@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,10 +27,7 @@ class Settings(BaseModel):
         return cls.model_validate({name: getattr(settings, name) for name in cls.model_fields})
 
 
-Kind = TypeVar("Kind", bound=Settings)
-
-
-def kinds(base: type[Kind]) -> Iterator[type[Kind]]:
+def kinds(base: type[Settings]) -> Iterator[type[Any]]:
     """The subclasses of ``base`` that a study can name by a ``type``."""
     for kind in base.__subclasses__():
         if "type" in kind.model_fields:

@@ -21,7 +21,7 @@ for _module in iter_modules(package.__path__):
         import_module(_name)
 
 
-ENGINES = tuple(kinds(EngineSettings))
+ENGINES: tuple[type[EngineSettings], ...] = tuple(kinds(EngineSettings))
 
 if TYPE_CHECKING:
     AnyEngine = EngineSettings

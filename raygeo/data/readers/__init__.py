@@ -21,7 +21,7 @@ for module in iter_modules(__path__):
     import_module(f"{__name__}.{module.name}")
 
 
-READERS = tuple(kinds(Reader))
+READERS: tuple[type[Reader], ...] = tuple(kinds(Reader))
 
 if TYPE_CHECKING:
     AnyReader = Reader
