@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import numpy as np
 from raygeo.cluster.preflight import check_fits
 from raygeo.data.reference import REFERENCE_STATES
 from raygeo.data.tokens import RolloutTokens
-from raygeo.errors import ClusterError
+from raygeo.errors import ClusterError, DataError
 from raygeo.footprint.need import Texts
+from raygeo.losses.base import Loss
 from raygeo.models.loading import read_config
 from raygeo.pipeline.budget.check import check_memory
 from raygeo.pipeline.budget.cluster import Cluster, cluster_connected
@@ -105,7 +107,8 @@ def check_rollouts(
     if not lacking:
         return
     lengths = RolloutTokens.open(rollouts.tokens).lengths
-    whole = lengths[~rollouts.train["truncated"].fill_null(False).to_numpy()]
+    learned = rollouts.train
+    whole = lengths[~learned["truncated"].fill_null(False).to_numpy()]
     rows = Texts(len(lengths), float(np.mean(lengths)), int(np.max(lengths)))
     train = Texts(len(whole), float(np.mean(whole)), int(np.max(whole))) if len(whole) else SHORTEST
     asked = {HELDOUT: heldout_problems(rollouts)}
@@ -123,7 +126,16 @@ def check_rollouts(
     heldout = benchmarks.get(HELDOUT, SHORTEST)
     if not study.evaluation.heldout:
         benchmarks.pop(HELDOUT, None)
-    facts = Facts(read_config(student.folder), rows, train, heldout, 1.0, benchmarks, (), settled)
+
+    @cache
+    def selected(loss: Loss) -> int | None:
+        try:
+            examples = loss.select(learned).examples
+        except DataError:  # said where it is to be trained
+            return None
+        return max(int(lengths[row]) for example in examples for row in example.rows)
+
+    facts = Facts(read_config(student.folder), rows, train, heldout, 1.0, benchmarks, (), settled, selected)
     check_memory(study, facts, cluster, context.progress.say, lacking)
 
 

@@ -174,7 +174,7 @@ def _runs(study: Study, facts: Facts, shapes: Shapes, specs: Sequence[RunSpec], 
         f"train {shown}",
         len(specs),
         Work(every * len(specs), "bf16" if training.precision == "bf16" else "fp32"),
-        training_memory(model, spec.loss, training, facts.train.longest, gpu),
+        training_memory(model, spec.loss, training, max(facts.longest(run.loss) for run in specs), gpu),
         {"weights while loading": model.weights} if gpu else {},
         {
             "deltas": delta * len(specs),
