@@ -30,7 +30,7 @@ def any_store(request, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "bucket").mkdir()
     bucket = fs.SubTreeFileSystem(str(tmp_path / "bucket"), fs.LocalFileSystem())
-    monkeypatch.setattr("raygeo.store.open_uri", lambda uri: (bucket, "study"))
+    monkeypatch.setattr("raygeo.store.location.open_uri", lambda uri: (bucket, "study"))
     return Store("s3://bucket/study")
 
 
@@ -185,8 +185,7 @@ def test_a_killed_writer_leaves_no_unit(tmp_path):
     script = (
         "import os, signal\n"
         "from raygeo.store import Store\n"
-        "import raygeo.store\n"
-        "raygeo.store.os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.replace = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"Store({str(tmp_path / 's')!r}).write_unit('k', {{'counts': []}})\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9

@@ -24,6 +24,7 @@ from raygeo.pipeline.train import provide_references, train_runs
 from raygeo.progress import Progress, StageTime, stage_table
 from raygeo.search.optimizer import import_optuna
 from raygeo.store import Store
+from raygeo.store.lease import Lease, held
 from raygeo.tracking import Tracking
 
 STAGES = ("student", "rollouts", "reference", "train", "evaluate", "geometry", "report")
@@ -40,13 +41,14 @@ def run_study(
     until: str | None = None,
     progress: Progress | None = None,
     memory_check: bool = True,
+    wait: bool = False,
 ) -> Store:
     """Run ``study``: whatever its store lacks is made, and the rest is taken from there. Returns the store.
 
     ``address`` names a running Ray cluster; ``until`` is the last stage to run. A run, an analysis or an evaluation
     that fails does not end the study: the page is written without it, and says so. Whatever ends the study,
     ``rewrite_report`` makes a page of what it left. Without ``memory_check`` a study is begun even if it is not thought
-    to fit.
+    to fit. Where another process works on the store, this one is refused, or with ``wait`` waits for it.
 
     Raises:
         RaygeoError: what is wrong and what to do about it; everything finished before stays in the store.
@@ -58,12 +60,16 @@ def run_study(
         import_optuna()  # now rather than after an hour
     progress = progress or Progress()
     store = Store(study.store or f"store/{study.name}")
-    store.write_bytes(STUDY, study_yaml(study).encode())
-    with handled():
+    with (
+        handled(),
+        held(store, f"the study {study.name}", wait=wait, say=progress.say) as lease,
+        store.noting(study.name) as ledger,
+    ):
+        store.write_bytes(STUDY, study_yaml(study).encode())
         tracking = Tracking(store, study.name, study_params(study))
         times: list[StageTime] = []
         try:
-            context = _run_stages(study, store, tracking, address, until, progress, times, memory_check)
+            context = _run_stages(study, store, tracking, address, until, progress, times, memory_check, lease)
         except KeyboardInterrupt as stop:
             tracking.close("KILLED")
             progress.say(f"\n{escape(_where(times, stop))}")
@@ -72,6 +78,7 @@ def run_study(
             tracking.close("FAILED")
             raise
         tracking.close("FAILED" if context.missing else "FINISHED")
+        ledger.whole = until is None
     progress.console.print(stage_table(times))
     context.check_whole()
     return store
@@ -94,6 +101,7 @@ def _run_stages(
     progress: Progress,
     times: list[StageTime],
     memory_check: bool,
+    lease: Lease,
 ) -> StudyContext:
     with timed_stage("start", times, progress, None):
         connect(address)
@@ -114,6 +122,7 @@ def _run_stages(
 
         @contextmanager
         def stage(name: str) -> Iterator[None]:
+            lease.check()
             with standing.stage(name, context):
                 yield
             if name == until:

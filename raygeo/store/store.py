@@ -1,27 +1,28 @@
-"""The study's store: content-keyed tables and folders under a local path or a URI, written atomically.
+"""Content-keyed tables and folders under a local path or a URI, written atomically.
 
 Layout: ``units/<table>/<key>.parquet`` hold the rows of finished units of work, ``units/<table>/<key>.batch.parquet``
 those of several that were finished together, which the file itself lists; ``tables/<table>.parquet`` are what the
 current study publishes, mostly from them; ``<kind>/<key>/`` are folders of files (students, deltas, tokens). A unit or
 folder either exists whole or not at all, so any process may be killed at any time.
+
+In a local store everything is made in ``scratch/`` and moved to its place when it is whole. An object store shows an
+object when its upload is complete, and has no moves: the files of a folder are put into a subfolder of their own, which
+``_COMPLETE``, written last, names.
 """
 
-import errno
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlparse
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -30,34 +31,23 @@ from pyarrow import fs
 
 from raygeo.errors import FullStoreError, StoreError
 from raygeo.settings import content_key, split_key
+from raygeo.store import location as places
+from raygeo.store.full import is_full
+from raygeo.store.ledger import Ledger
+from raygeo.store.manifest import COMPLETE, Manifest, manifest_of
+from raygeo.store.process import machine
 from raygeo.tables import SCHEMAS, to_arrow
 
 log = logging.getLogger(__name__)
 
-_COMPLETE = "_COMPLETE"
 _REVISIONS = b"raygeo.revisions"
 _UNITS = b"raygeo.units"
-_BATCH = ".batch.parquet"
+BATCH = ".batch.parquet"
 _BATCH_ROWS = 4096
 _READERS = 16
 AnyPath = str | os.PathLike[str]
 T = TypeVar("T")
-open_uri = fs.FileSystem.from_uri
-
-
-# How writers say that a disk is full: the system, then torch.save and numpy, which lose its reason.
-_FULL = re.compile(
-    r"No space left on device|Disk quota exceeded|unexpected pos \d+ vs \d+|file write failed|requested and \d+ written"
-)
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that a disk or a quota is full."""
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _FULL.search(str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+SCRATCH = "scratch"
 
 
 def outdated_units(finished: Iterable[str], wanted: Iterable[str]) -> str:
@@ -93,36 +83,72 @@ class Store:
         text = str(location)
         self._held: dict[str, dict[str, tuple[str, int, int]]] = {}
         self._places: defaultdict[str, dict[str, tuple[str, int, int]]] = defaultdict(dict)
-        self.is_local = urlparse(text).scheme in ("", "file")
+        self.ledger: Ledger | None = None
+        """Where what is asked of this instance is noted, if it is."""
+        self.is_local = not places.is_uri(text)
+        shown = places.without_secrets(text)
         try:
             if self.is_local:
-                root = Path(urlparse(text).path if text.startswith("file:") else text).expanduser().resolve()
+                root = places.local_root(text)
                 if create:
                     root.mkdir(parents=True, exist_ok=True)
                 self.filesystem: fs.FileSystem = fs.LocalFileSystem()
                 self.root = str(root)
                 self.location = self.root
             else:
-                self.filesystem, self.root = open_uri(text)
+                self.filesystem, self.root = places.open_uri(text)
                 if create:
                     self.filesystem.create_dir(self.root, recursive=True)
-                self.location = text.rstrip("/")
+                self.location = places.extended(text, "")
         except (OSError, pa.ArrowInvalid) as error:
             raise StoreError(
-                f"the store {text!r} cannot be opened: {error}. Give a writable path or URI with --store."
+                f"the store {shown!r} cannot be opened: {error}. Give a writable path or URI with --store."
             ) from error
         if not create and self.filesystem.get_file_info(self.root).type != fs.FileType.Directory:
-            raise StoreError(f"there is no store at {text!r}; run a study first, or give its path.")
+            raise StoreError(f"there is no store at {shown!r}; run a study first, or give its path.")
 
     def __reduce__(self):
         return (Store, (self.location,))
 
     def __repr__(self) -> str:
-        return f"Store({self.location!r})"
+        return f"Store({self.shown!r})"
+
+    @property
+    def shown(self) -> str:
+        """The location as it may be shown, without a password."""
+        return places.without_secrets(self.location)
 
     def path(self, *parts: str) -> str:
         """Path of something in the store, as the store's filesystem knows it."""
         return "/".join((self.root, *parts))
+
+    def uri(self, *parts: str) -> str:
+        """Path or URI of something in the store, as any process may open it."""
+        return places.extended(self.location, "".join(f"/{part}" for part in parts))
+
+    @contextmanager
+    def noting(self, study: str) -> Iterator[Ledger]:
+        """Note what is asked of this instance as what ``study`` needs; it is written down at the end.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        self.ledger = Ledger(study)
+        try:
+            self.write_bytes(self.ledger.file, self.ledger.dumped())
+            yield self.ledger
+            self.write_bytes(self.ledger.file, self.ledger.dumped())
+        finally:
+            self.ledger = None
+
+    def refer(self, tables: Iterable[str], keys: Iterable[str]) -> None:
+        """Note that the study needs these units, whoever makes them."""
+        if self.ledger is not None:
+            self.ledger.note(tables, keys)
+
+    def _note_folder(self, kind: str, key: str) -> None:
+        if self.ledger is not None:
+            self.ledger.folders[kind].add(key)
 
     @contextmanager
     def writing(self, path: str | None = None) -> Iterator[None]:
@@ -159,12 +185,16 @@ class Store:
         """Keys of all finished units of ``table``, whichever study made them."""
         selector = fs.FileSelector(self.path("units", table), allow_not_found=True)
         paths = [info.path for info in self.filesystem.get_file_info(selector)]
-        batches = [path for path in paths if path.endswith(_BATCH)]
+        batches = [path for path in paths if path.endswith(BATCH)]
         new = [path for path in batches if path not in self._held]
         self._held |= zip(new, self._several(self._read_batch, new), strict=True)
         self._places[table] = {key: place for path in batches for key, place in self._held[path].items()}
-        alone = {Path(path).stem for path in paths if path.endswith(".parquet") and not path.endswith(_BATCH)}
+        alone = {Path(path).stem for path in paths if path.endswith(".parquet") and not path.endswith(BATCH)}
         return alone | set(self._places[table])
+
+    def units_in(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """The units in files of several, by their paths within the store; none in one that is damaged."""
+        return [tuple(found) for found in self._several(self._read_batch, [self.path(name) for name in names])]
 
     def _read_batch(self, path: str) -> dict[str, tuple[str, int, int]]:
         """The units in a file of ``write_units``: the file, the first row, and how many; none if it is damaged."""
@@ -195,7 +225,7 @@ class Store:
         """How many units were made before keys held revisions, and are of no use any more."""
         selector = fs.FileSelector(self.path("units"), allow_not_found=True, recursive=True)
         paths = (Path(info.path) for info in self.filesystem.get_file_info(selector))
-        alone = (path for path in paths if path.suffix == ".parquet" and not path.name.endswith(_BATCH))
+        alone = (path for path in paths if path.suffix == ".parquet" and not path.name.endswith(BATCH))
         return len({path.stem for path in alone if not split_key(path.stem)[1]})
 
     def finished(self, tables: Iterable[str]) -> set[str]:
@@ -208,6 +238,7 @@ class Store:
         Of a table that comes in pieces, with the schema of ``SCHEMAS``, only one is held at a time.
         """
         for table, content in rows.items():
+            self.refer([table], [key])
             path = self.path("units", table, f"{key}.parquet")
             if isinstance(content, Iterator):
                 self._stream_parquet(content, SCHEMAS[table], path)
@@ -229,7 +260,7 @@ class Store:
             joined = pa.concat_tables(parts.values())
             held = json.dumps([[key, part.num_rows] for key, part in parts.items()]).encode()
             joined = joined.replace_schema_metadata({**(joined.schema.metadata or {}), _UNITS: held})
-            self._write_parquet(joined, self.path("units", table, content_key(list(units)) + _BATCH))
+            self._write_parquet(joined, self.path("units", table, content_key(list(units)) + BATCH))
 
     def read_unit(self, table: str, key: str, columns: pa.Schema | None = None) -> pa.Table:
         """Rows of one finished unit of a table with the schema ``columns``, by default that of ``SCHEMAS``."""
@@ -239,6 +270,7 @@ class Store:
         """``read_unit`` of each of ``keys``; every file is read once, several at the same time."""
         columns = columns or SCHEMAS[table]
         keys = list(keys)
+        self.refer([table], keys)
         alone = {key: self.path("units", table, f"{key}.parquet") for key in keys}
         unknown = [key for key in keys if key not in self._places[table]]
         if unknown and (len(keys) > 1 or not self._is_file(alone[keys[0]])):
@@ -255,6 +287,7 @@ class Store:
     def read_rows(self, table: str, key: str, columns: Sequence[str], where: Mapping[str, Any]) -> pa.Table:
         """Only these ``columns`` of those rows of one finished unit whose values equal those of ``where``."""
         wanted = pa.schema([SCHEMAS[table].field(name) for name in columns])
+        self.refer([table], [key])
         path = self.path("units", table, f"{key}.parquet")
         held = pa.unify_schemas([wanted, pa.schema([SCHEMAS[table].field(name) for name in where])])
         found = [piece.filter(_equal(piece, where)).select(columns) for piece in self._batches_of(path, held)]
@@ -285,6 +318,7 @@ class Store:
 
     def _pieces(self, table: str, key: str) -> Iterator[pa.Table]:
         """The rows of a unit, some at a time where it has a file of its own."""
+        self.refer([table], [key])
         path = self.path("units", table, f"{key}.parquet")
         if not self._is_file(path):
             yield self.read_unit(table, key)
@@ -314,7 +348,8 @@ class Store:
         """
         columns = columns or SCHEMAS.get(table)
         if self.has_table(table):
-            return self._read_parquet(self.path("tables", f"{table}.parquet"), columns)
+            path = self.path("tables", f"{table}.parquet")
+            return self._unchanged(path, lambda: self._read_parquet(path, columns))
         if columns is None:
             raise StoreError(f"there is no table {table!r} in {self.root}; it has {', '.join(self.names()) or 'none'}.")
         return columns.empty_table()
@@ -342,19 +377,48 @@ class Store:
         if not self.has_table(table):
             return []
         path = self.path("tables", f"{table}.parquet")
-        with self._reading(path):
-            return pq.read_schema(path, filesystem=self.filesystem).names
+
+        def read() -> list[str]:
+            with self._reading(path):
+                return pq.read_schema(path, filesystem=self.filesystem).names
+
+        return self._unchanged(path, read)
 
     def revisions(self, table: str) -> dict[str, int] | None:
         """Revisions of the code that made a published table, by workload; None if it does not say, or is damaged."""
         if not self.has_table(table):
             return None
         path = self.path("tables", f"{table}.parquet")
+
+        def read() -> bytes | None:
+            with self._reading(path):
+                return (pq.read_schema(path, filesystem=self.filesystem).metadata or {}).get(_REVISIONS)
+
         try:
-            kept = (pq.read_schema(path, filesystem=self.filesystem).metadata or {}).get(_REVISIONS)
-        except (OSError, pa.ArrowInvalid):
+            kept = self._unchanged(path, read)
+        except StoreError:
             return None
         return None if kept is None else json.loads(kept)
+
+    def _unchanged(self, path: str, read: Callable[[], T]) -> T:
+        """What ``read`` makes of a file that another process may replace meanwhile; if it did, it is read again.
+
+        An object store or NFS may give parts of two files; a local file that is open stays what it was.
+        """
+        while True:
+            before = self._state(path)
+            try:
+                found = read()
+            except StoreError:
+                if self._state(path) == before:
+                    raise
+                continue
+            if self.is_local or self._state(path) == before:
+                return found
+
+    def _state(self, path: str) -> tuple[Any, ...]:
+        info = self.filesystem.get_file_info(path)
+        return info.type, info.size, info.mtime_ns
 
     def _read_parquet(self, path: str, columns: pa.Schema | None) -> pa.Table:
         with (
@@ -376,24 +440,16 @@ class Store:
 
     def _write_parquet(self, table: pa.Table, path: str) -> None:
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         self._write(path, sink.getvalue())
 
     def _stream_parquet(self, tables: Iterable[pa.Table], columns: pa.Schema, path: str) -> None:
-        folder = self.scratch()
-        try:
-            with self.writing(path):
-                file = folder / "table.parquet"
-                with pq.ParquetWriter(file, columns, compression="zstd") as writer:
-                    for table in tables:
-                        writer.write_table(table.cast(columns))
-                self.filesystem.create_dir(os.path.dirname(path), recursive=True)
-                if self.is_local:
-                    os.replace(file, path)
-                else:
-                    fs.copy_files(str(file), path, destination_filesystem=self.filesystem)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with self.scratch_folder() as folder, self.writing(path):
+            file = folder / "table.parquet"
+            with pq.ParquetWriter(file, columns, compression="zstd", write_page_checksum=True) as writer:
+                for table in tables:
+                    writer.write_table(table.cast(columns))
+            self._put(file, path)
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -412,52 +468,138 @@ class Store:
             return stream.read()
 
     def _write(self, path: str, data: bytes | pa.Buffer) -> None:
-        # An object store shows an object only once its upload is complete; a local file needs a rename for that.
-        target = f"{path}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else path
         with self.writing(path):
-            self.filesystem.create_dir(os.path.dirname(path), recursive=True)
+            if not self.is_local:
+                self._in_folder(path, lambda: self._send(path, data))
+                return
+            draft = self._draft()
             try:
-                with self.filesystem.open_output_stream(target) as stream:
-                    stream.write(data)
-                if self.is_local:
-                    os.replace(target, path)
-            except BaseException:
-                if self.is_local:
-                    Path(target).unlink(missing_ok=True)
-                raise
+                with draft.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._place(draft, path)
+            finally:
+                draft.unlink(missing_ok=True)
+
+    def put_file(self, made: Path, name: str) -> None:
+        """Move a local file, in a folder of ``scratch``, into the store as ``name``."""
+        path = self.path(name)
+        with self.writing(path):
+            self._put(made, path)
+
+    def _put(self, made: Path, path: str) -> None:
+        if self.is_local:
+            _sync(made)
+            self._place(made, path)
+        else:
+            self._in_folder(path, lambda: fs.copy_files(str(made), path, destination_filesystem=self.filesystem))
+
+    def _place(self, made: Path, path: str) -> None:
+        """Move a file of the local store to its place, from one moment to the next."""
+        self._in_folder(path, lambda: os.replace(made, path))
+
+    def _send(self, path: str, data: bytes | pa.Buffer) -> None:
+        """Write a file of a remote store, which shows nothing of it before all of it is there."""
+        with self.filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+
+    def _in_folder(self, path: str, write: Callable[[], None]) -> None:
+        """Write a file, into a folder that is made if need be."""
+        try:
+            write()
+        except FileNotFoundError:
+            self.filesystem.create_dir(os.path.dirname(path), recursive=True)
+            write()
 
     # -- folders --------------------------------------------------------------------------------------------------
 
     def has_folder(self, kind: str, key: str) -> bool:
         """Whether the folder was written completely."""
-        marker = self.path(kind, key, _COMPLETE)
-        return self.filesystem.get_file_info(marker).type == fs.FileType.File
+        self._note_folder(kind, key)
+        return self._is_file(self.path(kind, key, COMPLETE))
+
+    @contextmanager
+    def making(self, kind: str, key: str) -> Iterator[Path]:
+        """A new local folder that becomes ``<kind>/<key>`` at the end (``save_folder``); after an error it is removed.
+
+        Raises:
+            FullStoreError: a disk is full.
+        """
+        with self.scratch_folder() as folder:
+            with self.writing():
+                yield folder
+            self.save_folder(kind, key, folder)
 
     def save_folder(self, kind: str, key: str, source: str | Path) -> None:
         """Move the local folder ``source`` into the store as ``<kind>/<key>``; it appears whole or not at all.
 
         Where another process has just put it there, that one stays.
         """
-        source = Path(source)
-        target = self.path(kind, key)
+        source, target = Path(source), self.path(kind, key)
+        self._note_folder(kind, key)
         with self.writing(target):
             if self.is_local:
-                (source / _COMPLETE).touch()
-                Path(target).parent.mkdir(parents=True, exist_ok=True)
-                staged = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
-                shutil.move(source, staged)
-                while Path(staged).is_dir():
-                    try:
-                        os.rename(staged, target)
-                    except OSError:  # something is there
-                        if not Path(target).is_dir():
-                            raise
-                        shutil.rmtree(staged if self.has_folder(kind, key) else target)
+                self._move_folder(source, kind, key)
             else:
-                self.filesystem.create_dir(target, recursive=True)
-                fs.copy_files(str(source), target, destination_filesystem=self.filesystem)
-                self._write(f"{target}/{_COMPLETE}", b"")
-                shutil.rmtree(source)
+                self._upload_folder(source, kind, key)
+
+    def _move_folder(self, source: Path, kind: str, key: str) -> None:
+        target = Path(self.path(kind, key))
+        with self.scratch_folder() as folder:
+            made = folder / "made"
+            shutil.move(source, made)  # within the store's disk in most cases, so that this is one step
+            (made / COMPLETE).write_bytes(manifest_of(made).dumped())
+            for file in made.rglob("*"):
+                if file.is_file() and not file.is_symlink():
+                    _sync(file)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            while not self.has_folder(kind, key):
+                try:
+                    os.rename(made, target)
+                    return
+                except OSError:  # something is there
+                    if not target.is_dir():
+                        raise
+                    self._clear_incomplete(target, folder / "before")
+
+    @staticmethod
+    def _clear_incomplete(target: Path, aside: Path) -> None:
+        """Move what is at ``target`` aside; a folder that another process has just put there is moved back."""
+        with suppress(FileNotFoundError):
+            os.rename(target, aside)
+            if (aside / COMPLETE).exists():
+                with suppress(OSError):  # there is yet another one
+                    os.rename(aside, target)
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _upload_folder(self, source: Path, kind: str, key: str) -> None:
+        version = uuid.uuid4().hex[:8]
+        inside = self.path(kind, key, version)
+        manifest = manifest_of(source, version)
+        self.filesystem.create_dir(inside, recursive=True)
+        fs.copy_files(str(source), inside, destination_filesystem=self.filesystem)
+        if self.has_folder(kind, key):
+            self.filesystem.delete_dir(inside)
+        else:
+            self._write(self.path(kind, key, COMPLETE), manifest.dumped())
+        shutil.rmtree(source)
+
+    def manifest(self, kind: str, key: str) -> Manifest | None:
+        """What a complete folder holds; None if it is incomplete or not there.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        data = self.read_bytes("/".join((kind, key, COMPLETE)))
+        if data is None:
+            return None
+        try:
+            return Manifest.loaded(data)
+        except ValueError as error:
+            raise StoreError(
+                f"{self.path(kind, key, COMPLETE)} is damaged ({error}); delete that folder and run the study again."
+            ) from error
 
     def add_to_folder(self, kind: str, key: str, source: str | Path) -> None:
         """Put the files of the local folder ``source`` into ``<kind>/<key>``, which several processes may fill.
@@ -475,7 +617,11 @@ class Store:
 
     def complete_folder(self, kind: str, key: str) -> None:
         """Mark ``<kind>/<key>`` as complete."""
-        self._write(self.path(kind, key, _COMPLETE), b"")
+        target = self.path(kind, key)
+        found = self.filesystem.get_file_info(fs.FileSelector(target, recursive=True))
+        sizes = {info.path.removeprefix(f"{target}/"): info.size for info in found if info.type == fs.FileType.File}
+        sizes.pop(COMPLETE, None)
+        self._write(f"{target}/{COMPLETE}", Manifest(sizes).dumped())
 
     def folders(self, kind: str, prefix: str = "") -> list[str]:
         """Keys of the folders of ``kind`` that begin with ``prefix``, complete or not, sorted."""
@@ -484,10 +630,16 @@ class Store:
         return sorted(name for name in found if name.startswith(prefix))
 
     def delete_folder(self, kind: str, key: str) -> None:
-        """Delete ``<kind>/<key>``; first it ceases to count as complete."""
+        """Delete ``<kind>/<key>``, which is gone from one moment to the next."""
         path = self.path(kind, key)
-        if self.has_folder(kind, key):
-            self.filesystem.delete_file(f"{path}/{_COMPLETE}")
+        if self.is_local:
+            aside = self._draft()
+            with suppress(FileNotFoundError):
+                os.rename(path, aside)
+            shutil.rmtree(aside, ignore_errors=True)
+            return
+        if self._is_file(f"{path}/{COMPLETE}"):
+            self.filesystem.delete_file(f"{path}/{COMPLETE}")
         if self.filesystem.get_file_info(path).type == fs.FileType.Directory:
             self.filesystem.delete_dir(path)
 
@@ -497,23 +649,59 @@ class Store:
         Raises:
             StoreError: there is no such folder, or it is incomplete.
         """
-        if not self.has_folder(kind, key):
-            raise StoreError(f"{self.path(kind, key)} is missing or incomplete; run the study again to make it.")
+        self._note_folder(kind, key)
         if self.is_local:
+            if not self.has_folder(kind, key):
+                raise StoreError(self._incomplete(kind, key))
             return self.path(kind, key)
-        cache = Path.home() / ".cache" / "raygeo" / self.root.replace("/", "_") / kind
-        if not (cache / key / _COMPLETE).exists():
-            cache.mkdir(parents=True, exist_ok=True)
-            staged = Path(tempfile.mkdtemp(dir=cache))
-            fs.copy_files(self.path(kind, key), str(staged), source_filesystem=self.filesystem)
-            if (cache / key).exists():
-                shutil.rmtree(staged)
-            else:
-                staged.rename(cache / key)
-        return str(cache / key)
+        while True:
+            manifest = self.manifest(kind, key)
+            if manifest is None:
+                raise StoreError(self._incomplete(kind, key))
+            cached = self._cache() / kind / f"{key}-{content_key(vars(manifest))[:8]}"
+            if cached.exists():
+                return str(cached)
+            if self._fetch(kind, key, manifest, cached):
+                return str(cached)
+
+    def _incomplete(self, kind: str, key: str) -> str:
+        return f"{self.path(kind, key)} is missing or incomplete; run the study again to make it."
+
+    def _cache(self) -> Path:
+        """Where this machine keeps copies of the folders of this remote store."""
+        return Path.home() / ".cache" / "raygeo" / content_key(self.shown)
+
+    def _fetch(self, kind: str, key: str, manifest: Manifest, cached: Path) -> bool:
+        """Copy a remote folder to ``cached``, where it appears whole; False if it was replaced meanwhile.
+
+        Raises:
+            StoreError: it is damaged, or cannot be kept.
+        """
+        with self.writing(str(cached)):
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix="fetched-", dir=cached.parent) as staged:
+                made = Path(staged) / "made"
+                source = self.path(kind, key, *([manifest.version] if manifest.version else []))
+                try:
+                    fs.copy_files(source, str(made), source_filesystem=self.filesystem)
+                except OSError:
+                    if self.manifest(kind, key) == manifest:
+                        raise
+                    return False
+                wrong = [name for name, size in manifest.sizes.items() if _size(made / name) != size]
+                if wrong and self.manifest(kind, key) == manifest:
+                    raise StoreError(
+                        f"{self.path(kind, key)} lacks {wrong[0]}, or it has another size than when it was written; "
+                        "`raygeo store verify` names all that is damaged. Delete that folder and run the study again."
+                    )
+                if not wrong:
+                    with suppress(OSError):  # another process was faster
+                        os.rename(made, cached)
+                return not wrong
 
     def stored(self, kind: str, key: str, *inside: str) -> AnyPath:
         """A path to a folder (or a file in it) that any machine may open; a remote folder is fetched on first use."""
+        self._note_folder(kind, key)
         return self.path(kind, key, *inside) if self.is_local else StoredPath(self, kind, key, *inside)
 
     def free_bytes(self) -> int | None:
@@ -527,13 +715,39 @@ class Store:
 
     def scratch(self) -> Path:
         """A new local temporary folder, on the store's own disk when the store is local (so that moves are renames)."""
-        parent = None
-        if self.is_local:
-            parent = Path(self.root) / "scratch"
-        with self.writing(None if parent is None else str(parent)):
-            if parent is not None:
-                parent.mkdir(exist_ok=True)
-            return Path(tempfile.mkdtemp(dir=parent))
+        if not self.is_local:
+            with self.writing():
+                return Path(tempfile.mkdtemp(prefix="raygeo-"))
+        draft = self._draft()
+        with self.writing(str(draft)):
+            draft.mkdir()
+        return draft
+
+    @contextmanager
+    def scratch_folder(self) -> Iterator[Path]:
+        """A temporary folder that is removed at the end."""
+        folder = self.scratch()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _draft(self) -> Path:
+        """A new name in the local store's ``scratch/`` that says which process made it (``machine``, process id)."""
+        parent = Path(self.root) / SCRATCH
+        with self.writing(str(parent)):
+            parent.mkdir(exist_ok=True)
+        return parent / f"{machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def _sync(file: Path) -> None:
+    """See a file on its disk, so that one that has a name has its content even after a loss of power."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _size(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
 
 
 def _as(table: pa.Table, columns: pa.Schema) -> pa.Table:
