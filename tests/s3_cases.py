@@ -10,7 +10,7 @@ from pyarrow import fs
 from werkzeug.serving import make_server
 
 BUCKET = "bucket"
-_FULL = b"<Error><Code>XMinioStorageFull</Code><Message>Storage backend has reached its minimum free drive</Message></Error>"
+_FULL = b"<Error><Code>XMinioStorageFull</Code><Message>Storage backend has reached its minimum free</Message></Error>"
 
 
 class S3Server:
@@ -27,8 +27,9 @@ class S3Server:
         return f"s3://{BUCKET}/{name}?endpoint_override=127.0.0.1:{self.port}&scheme=http&region=us-east-1"
 
     def _answer(self, environment: dict[str, Any], start: Any) -> Any:
-        if self.full and environment["REQUEST_METHOD"] in ("PUT", "POST") and environment.get("CONTENT_LENGTH", "0") != "0":
-            environment["wsgi.input"].read(int(environment["CONTENT_LENGTH"]))
+        size = int(environment.get("CONTENT_LENGTH") or 0)
+        if self.full and environment["REQUEST_METHOD"] in ("PUT", "POST") and size:
+            environment["wsgi.input"].read(size)
             start("507 Insufficient Storage", [("Content-Type", "application/xml")])
             return [_FULL]
         return self.app(environment, start)
@@ -43,7 +44,7 @@ def s3_server(monkeypatch: Any) -> Iterator[S3Server]:
     thread = threading.Thread(target=s3.server.serve_forever, daemon=True)
     thread.start()
     try:
-        filesystem, root = fs.FileSystem.from_uri(s3.uri("") + "&allow_bucket_creation=true")
+        filesystem, _ = fs.FileSystem.from_uri(s3.uri("") + "&allow_bucket_creation=true")
         filesystem.create_dir(BUCKET)
         yield s3
     finally:

@@ -464,8 +464,11 @@ class Store:
         path = self.path(name)
         if self.filesystem.get_file_info(path).type != fs.FileType.File:
             return None
-        with self.filesystem.open_input_stream(path) as stream:
-            return stream.read()
+        try:
+            with self.filesystem.open_input_stream(path) as stream:
+                return stream.read()
+        except FileNotFoundError:  # it has just been deleted
+            return None
 
     def _write(self, path: str, data: bytes | pa.Buffer) -> None:
         with self.writing(path):
@@ -681,6 +684,7 @@ class Store:
             cached.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix="fetched-", dir=cached.parent) as staged:
                 made = Path(staged) / "made"
+                made.mkdir()
                 source = self.path(kind, key, *([manifest.version] if manifest.version else []))
                 try:
                     fs.copy_files(source, str(made), source_filesystem=self.filesystem)

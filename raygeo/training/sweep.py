@@ -152,9 +152,7 @@ def run_sweep(
 
     queue = RunQueue(known, search, choice)
     tuner = tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(Trial, common=common, storage=storage), TRIAL_RESOURCES
-        ),
+        tune.with_resources(tune.with_parameters(Trial, common=common, storage=storage), TRIAL_RESOURCES),
         tune_config=tune.TuneConfig(
             num_samples=-1,
             search_alg=queue,
