@@ -1,6 +1,7 @@
 """An S3 server on this machine, which can be told that it is full."""
 
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,6 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from pyarrow import fs
 from werkzeug.serving import make_server
 
-BUCKET = "bucket"
 _FULL = b"<Error><Code>XMinioStorageFull</Code><Message>Storage backend has reached its minimum free</Message></Error>"
 
 
@@ -18,13 +18,14 @@ class S3Server:
 
     def __init__(self) -> None:
         self.full = False
+        self.bucket = f"bucket-{uuid.uuid4().hex[:8]}"  # servers in one process share what they hold
         self.app = DomainDispatcherApplication(create_backend_app)
         self.server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self.port = self.server.server_port
 
     def uri(self, name: str) -> str:
         """The URI of a folder in its bucket."""
-        return f"s3://{BUCKET}/{name}?endpoint_override=127.0.0.1:{self.port}&scheme=http&region=us-east-1"
+        return f"s3://{self.bucket}/{name}?endpoint_override=127.0.0.1:{self.port}&scheme=http&region=us-east-1"
 
     def _answer(self, environment: dict[str, Any], start: Any) -> Any:
         size = int(environment.get("CONTENT_LENGTH") or 0)
@@ -45,7 +46,7 @@ def s3_server(monkeypatch: Any) -> Iterator[S3Server]:
     thread.start()
     try:
         filesystem, _ = fs.FileSystem.from_uri(s3.uri("") + "&allow_bucket_creation=true")
-        filesystem.create_dir(BUCKET)
+        filesystem.create_dir(s3.bucket)
         yield s3
     finally:
         s3.server.shutdown()
