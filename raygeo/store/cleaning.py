@@ -155,7 +155,10 @@ def _of_run(contents: Contents, name: str, key: str) -> list[Removal]:
 
 
 def _of_study(contents: Contents, name: str) -> list[Removal]:
-    """A study's ledger, and what no other study needs of what it names; of one that did not end, all others do not need."""
+    """A study's ledger, and what it names that no other study needs; of an only one, all there is.
+
+    Its tables and its page go too, if the store holds them.
+    """
     ledger = contents.studies[name]
     others = [other for other in contents.studies.values() if other.name != name]
     units, folders = _needs([ledger])
@@ -203,9 +206,10 @@ def remove(store: Store, removals: Sequence[Removal]) -> None:
 
 
 def clear_scratch(store: Store) -> None:
-    """Remove what processes of this machine that are gone left in ``scratch/``; a store's new owner begins with that."""
+    """Remove from ``scratch/`` what processes of this machine that are gone have left."""
     folder = Path(store.root) / SCRATCH
     if not store.is_local or not folder.is_dir():
         return
-    left = [Item(SCRATCH, name, {f"{SCRATCH}/{name}": 0} if (folder / name).is_file() else {}) for name in os.listdir(folder)]
-    remove(store, [Removal(item, "") for item in left if item.name.startswith(machine()) and not _in_use(item)])
+    mine = [name for name in os.listdir(folder) if name.startswith(f"{machine()}-")]
+    left = [Item(SCRATCH, name, {f"{SCRATCH}/{name}": 0} if (folder / name).is_file() else {}) for name in mine]
+    remove(store, [Removal(item, "") for item in left if not _in_use(item)])

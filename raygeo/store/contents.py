@@ -134,7 +134,7 @@ class Contents:
             try:
                 yield Ledger.loaded(self.store.read_bytes(item.path) or b"")
             except ValueError as error:
-                log.warning("%s cannot be read (%s): run that study once more to have it written anew", item.path, error)
+                log.warning("%s cannot be read (%s): run that study once more", item.path, error)
 
 
 def _place(parts: list[str]) -> tuple[str, str]:

@@ -36,7 +36,12 @@ Tick = Callable[[Item], None]
 
 
 def copy_store(
-    source: Store, target: Store, *, wait: bool = False, say: Callable[[str], None] = print, tick: Tick = lambda item: None
+    source: Store,
+    target: Store,
+    *,
+    wait: bool = False,
+    say: Callable[[str], None] = print,
+    tick: Tick = lambda item: None,
 ) -> list[Broken]:
     """Copy everything in ``source`` to ``target``, links followed; return what is broken in the copy, if anything is.
 

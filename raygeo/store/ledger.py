@@ -14,7 +14,8 @@ FOLDER = "studies"
 class Ledger:
     """Units by table and folders by kind that the study ``name`` has asked for; ``whole`` once it came to its end.
 
-    A study asks for all it needs whenever it is run, for what is there already too, so a ledger that is whole holds all.
+    A study asks for all it needs whenever it is run, what is there already included, so that a ledger that is whole
+    holds everything.
     """
 
     name: str

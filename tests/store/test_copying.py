@@ -108,7 +108,9 @@ def test_an_interrupted_copy_is_taken_up(source, tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="that was begun"):
         copy_store(Store(tmp_path / "other"), target)
     saved = []
-    monkeypatch.setattr(Store, "save_folder", lambda self, kind, key, made: saved.append(key) or save(self, kind, key, made))
+    monkeypatch.setattr(
+        Store, "save_folder", lambda self, kind, key, made: saved.append(key) or save(self, kind, key, made)
+    )
     assert copy_store(source, target) == []
     assert len(saved) == 4 - len([path for path in copied if path.startswith(("deltas/", "students/"))])
     check_same(source, target)
@@ -141,7 +143,13 @@ def test_locations_in_a_database_move_with_it(tmp_path):
         database.execute("CREATE TABLE experiments (artifact_location)")
         database.execute("CREATE TABLE runs (artifact_uri)")
         database.execute("CREATE TABLE tags (key, value)")
-        given = ["file:///old/store/mlartifacts", "/moved/mlartifacts", "s3://b/mlartifacts", "mlflow-artifacts:/1", None]
+        given = [
+            "file:///old/store/mlartifacts",
+            "/moved/mlartifacts",
+            "s3://b/mlartifacts",
+            "mlflow-artifacts:/1",
+            None,
+        ]
         database.executemany("INSERT INTO experiments VALUES (?)", [[one] for one in given])
         database.execute("INSERT INTO runs VALUES ('file:///old/store/mlartifacts/r1/artifacts')")
         tags = [("raygeo.key", "study:/old/store"), ("raygeo.key", "k:base"), ("other", "study:/old/store")]

@@ -34,7 +34,9 @@ def filled(store):
     store.add_to_folder("checkpoints", "k-2", added)
     store.complete_folder("checkpoints", "k-2")
     store.add_to_folder("checkpoints", "k-4", added)
-    store.write_bytes("journals/k/000000.safetensors", Path(store.folder("students", "k"), "model.safetensors").read_bytes())
+    store.write_bytes(
+        "journals/k/000000.safetensors", Path(store.folder("students", "k"), "model.safetensors").read_bytes()
+    )
     store.write_bytes("report.json", b"{}")
     return store
 
