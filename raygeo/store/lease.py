@@ -2,10 +2,10 @@
 
 The lease is the file ``lease.json``. It says who holds it; its modification time says when it was renewed, by the clock
 of the storage, so that the clocks of two machines need not agree. Whoever wants it reads, judges and writes; on a file
-system with locks, no one else does so at the same time. An object store, or NFS without locks, has only "the last writer
-wins": there, whoever has written waits for ``SETTLING`` seconds, and holds the lease if it is still its own. Of several,
-only the last goes on then, unless one was held up for longer than that between reading and writing; in that case two
-hold it until the first looks again, within ``RENEWED_EVERY`` seconds, which ends it.
+system with locks, no one else does so at the same time. An object store, or NFS without locks, has only "the last
+writer wins": there, whoever has written waits for ``SETTLING`` seconds, and holds the lease if it is still its own. Of
+several, only the last goes on then, unless one was held up for longer than that between reading and writing; in that
+case two hold it until the first looks again, within ``RENEWED_EVERY`` seconds, which ends it.
 """
 
 import fcntl
