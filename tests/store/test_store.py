@@ -267,20 +267,6 @@ def test_a_store_travels_as_its_location(store):
     assert pickle.loads(pickle.dumps(store)).root == store.root
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a real filesystem of one MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a small filesystem cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_is_told_with_path_and_space_and_loses_nothing(small_disk):
     store = Store(small_disk / "store")
     store.write_unit("k", {"counts": ROWS})
