@@ -11,10 +11,11 @@ import yaml
 
 from raygeo.errors import ConfigError
 from raygeo.store.contents import CHECKPOINTS, DELTAS, JOURNALS, RAY, SNAPSHOTS, Contents, Item
+from raygeo.store.files import SCRATCH
 from raygeo.store.ledger import FOLDER, Ledger
 from raygeo.store.manifest import COMPLETE
 from raygeo.store.process import is_alive, machine
-from raygeo.store.store import SCRATCH, Store
+from raygeo.store.store import Store
 
 _OWN_TABLES = ("runs", "training_curves")
 _OWN_FILES = ("study.yaml", "comparison.yaml", "report.html", "report.json")

@@ -9,10 +9,12 @@ from typing import Any
 
 from pyarrow import fs
 
+from raygeo.store.files import SCRATCH
 from raygeo.store.ledger import FOLDER as STUDIES
 from raygeo.store.ledger import Ledger
 from raygeo.store.manifest import COMPLETE
-from raygeo.store.store import BATCH, SCRATCH, Store
+from raygeo.store.store import Store
+from raygeo.store.tables import BATCH
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ from pyarrow import fs
 
 from raygeo.errors import BusyStoreError, StoreError
 from raygeo.store.contents import ARTIFACTS, DELTAS, LEASES, MLFLOW, RAY, Contents, Item
+from raygeo.store.files import SCRATCH
 from raygeo.store.lease import find_lease, held
 from raygeo.store.ledger import FOLDER as STUDIES
 from raygeo.store.manifest import COMPLETE, manifest_of
-from raygeo.store.store import SCRATCH, Store
+from raygeo.store.store import Store
 from raygeo.store.verification import Broken, broken
 
 _MARK = "copying.json"

@@ -24,9 +24,10 @@ from typing import NoReturn
 
 from raygeo.errors import BusyStoreError, StoreError
 from raygeo.store.cleaning import clear_scratch
+from raygeo.store.files import SCRATCH
 from raygeo.store.location import in_job_folder
 from raygeo.store.process import host, is_alive, machine, ray_job, user
-from raygeo.store.store import SCRATCH, Store
+from raygeo.store.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ from pyarrow import fs
 
 from raygeo.errors import StoreError
 from raygeo.store.contents import LEASES, MLFLOW, RAY, Contents, Item
+from raygeo.store.files import SCRATCH
 from raygeo.store.manifest import COMPLETE
-from raygeo.store.store import SCRATCH, Store
+from raygeo.store.store import Store
 
 _BLOCK = 1 << 20
 _READERS = 8
