@@ -9,7 +9,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -275,8 +275,13 @@ class Tables(Files):
                 return found
 
     def _state(self, path: str) -> tuple[Any, ...]:
+        """What tells a file from one that has replaced it; an object store counts whole seconds, but has tags."""
         info = self.filesystem.get_file_info(path)
-        return info.type, info.size, info.mtime_ns
+        tag = None
+        if not self.is_local and info.type == fs.FileType.File:
+            with suppress(OSError), self.filesystem.open_input_stream(path) as stream:
+                tag = stream.metadata().get("ETag")
+        return info.type, info.size, info.mtime_ns, tag
 
     def _read_parquet(self, path: str, columns: pa.Schema | None) -> pa.Table:
         with (
