@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from mlflow.entities import Metric, Param, RunStatus, RunTag
@@ -102,7 +103,8 @@ class Tracking:
         self.lacking: set[Any] = set()
         self.paused_until = 0.0
         local = self.uri.startswith("sqlite")
-        location = f"file://{store.path('mlartifacts')}" if local else None
+        database = Path(self.uri.removeprefix("sqlite:///")).resolve()
+        location = f"file://{database.parent / 'mlartifacts'}" if local else None
         try:
             self.client = MlflowClient(self.uri)
             found = self.client.get_experiment_by_name(study)
