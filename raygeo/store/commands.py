@@ -51,7 +51,7 @@ def list_store(store: Store, console: Console | None = None) -> None:
             units = sum(len(item.keys) for item in counted)
             table.add_row(kind or "single files", f"{units or len(counted):,}", _size(_sum(counted)), newest, oldest)
     console.print(table)
-    if left := left_overs(contents):
+    if (lease is None or lease.gone) and (left := left_overs(contents)):
         console.print(f"{_size(sum(r.size for r in left))} are left over; `raygeo store gc` removes them.")
 
 

@@ -166,7 +166,7 @@ class Lease:
         """Give the lease back, if it is still this process's."""
         self.ended.set()
         if self.thread.is_alive():
-            self.thread.join(RENEWED_EVERY)
+            self.thread.join(RENEWED_EVERY)  # it may hang where the storage does
         with suppress(OSError), self._alone():
             found = _holder(self.store)
             if found is not None and found.id == self.mine.id:
@@ -261,8 +261,8 @@ def held(
             "deletes after the job: give a path or URI that all nodes share, with --store or as `store` in the study."
         )
     lease = Lease(store, what)
-    lease.acquire(wait=wait, say=say)
     try:
+        lease.acquire(wait=wait, say=say)
         clear_scratch(store)
         yield lease
     except KeyboardInterrupt:
