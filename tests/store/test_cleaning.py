@@ -129,6 +129,24 @@ def test_what_killed_writers_left_goes(any_store):
     assert any_store.is_local or any_store.manifest("deltas", "done").version == version
 
 
+KILLED = """
+import os, signal, sys
+from raygeo.store import Store
+store = Store(sys.argv[1])
+os.rename = lambda *a: os.kill(os.getpid(), signal.SIGKILL)
+with store.making("deltas", "k") as folder:
+    (folder / "file").write_text("x")
+"""
+
+
+def test_a_writer_that_is_killed_leaves_nothing_to_the_next_owner(store):
+    assert subprocess.run([sys.executable, "-c", KILLED, store.location], check=False).returncode == -9
+    assert os.listdir(store.path("scratch"))
+    assert store.folders("deltas") == []
+    with held(store, "again"):
+        assert os.listdir(store.path("scratch")) == []
+
+
 def test_a_living_process_keeps_its_scratch(store):
     mine = store.scratch()
     with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
