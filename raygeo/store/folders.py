@@ -169,7 +169,7 @@ class Folders(Files):
             manifest = self.manifest(kind, key)
             if manifest is None:
                 raise StoreError(self._incomplete(kind, key))
-            cached = self._cache() / kind / f"{key}-{content_key(vars(manifest))[:8]}"
+            cached = self._cache() / kind / content_key(vars(manifest)) / key
             if cached.exists():
                 return str(cached)
             if self._fetch(kind, key, manifest, cached):

@@ -78,6 +78,7 @@ def test_folders_appear_whole_and_are_fetched_once(remote, tmp_path):
     path = remote.folder("students", "k")
     assert sorted(str(p.relative_to(path)) for p in Path(path).rglob("*") if p.is_file()) == ["link", "sub/file"]
     assert remote.folder("students", "k") == path
+    assert Path(path).name == "k"
     remote.delete_folder("students", "k")
     assert not remote.has_folder("students", "k")
     assert remote.folders("students") == []

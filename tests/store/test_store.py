@@ -299,6 +299,7 @@ def test_every_writer_of_tensors_is_understood_when_the_disk_is_full(small_disk,
 
 def test_other_errors_are_not_taken_for_a_full_disk(store):
     assert not is_full(OSError(errno.EACCES, "Permission denied"))
+    assert is_full(OSError(errno.EDQUOT, "Disk quota exceeded"))
     with pytest.raises(ZeroDivisionError), store.writing():
         raise ZeroDivisionError
     with pytest.raises(StoreError, match="there cannot be written: no"), store.writing("there"):
