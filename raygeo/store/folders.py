@@ -129,7 +129,7 @@ class Folders(Files):
     def complete_folder(self, kind: str, key: str) -> None:
         """Mark ``<kind>/<key>`` as complete."""
         target = self.path(kind, key)
-        found = self.filesystem.get_file_info(fs.FileSelector(target, recursive=True))
+        found = self.filesystem.get_file_info(fs.FileSelector(target, allow_not_found=True, recursive=True))
         sizes = {info.path.removeprefix(f"{target}/"): info.size for info in found if info.type == fs.FileType.File}
         sizes.pop(COMPLETE, None)
         self._write(f"{target}/{COMPLETE}", Manifest(sizes).dumped())
