@@ -37,9 +37,9 @@ class Files:
         text = str(location)
         self.ledger: Ledger | None = None
         """Where what is asked of this instance is noted, if it is."""
-        self.is_local = not places.is_uri(text)
         shown = places.without_secrets(text)
         try:
+            self.is_local = not places.is_uri(text)
             if self.is_local:
                 root = places.local_root(text)
                 if create:
@@ -52,7 +52,7 @@ class Files:
                 if create:
                     self.filesystem.create_dir(self.root, recursive=True)
                 self.location = places.extended(text, "")
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise StoreError(
                 f"the store {shown!r} cannot be opened: {error}. Give a writable path or URI with --store."
             ) from error

@@ -254,9 +254,9 @@ class Tables(Files):
 
         try:
             kept = self._unchanged(path, read)
-        except StoreError:
+            return None if kept is None else json.loads(kept)
+        except (StoreError, ValueError):
             return None
-        return None if kept is None else json.loads(kept)
 
     def _unchanged(self, path: str, read: Callable[[], T]) -> T:
         """What ``read`` makes of a file that another process may replace meanwhile; if it did, it is read again.
@@ -296,7 +296,7 @@ class Tables(Files):
     def _reading(self, path: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise StoreError(
                 f"{path} cannot be read ({error}); delete it and run the study again to make it anew."
             ) from error

@@ -24,11 +24,12 @@ def keep_delta(engine: Any, student: AnyPath, store: Store, kind: str, key: str,
     values = trained_values(engine)
     broken = broadcast(next((name for name, value in values.items() if not bool(value.isfinite().all())), None))
     if broken is None and rank() == 0:
-        with store.making(kind, key) as folder:
-            export(engine, values, student, folder)
-            if moved:
-                check_delta(folder)
-            store.delete_folder(kind, key)  # that of an attempt whose record was never written
+        folder = store.scratch()
+        export(engine, values, student, folder)
+        if moved:
+            check_delta(folder)
+        store.delete_folder(kind, key)  # that of an attempt whose record was never written
+        store.save_folder(kind, key, folder)
     return broken
 
 
