@@ -29,7 +29,7 @@ def extended(location: str, more: str) -> str:
 
 def without_secrets(location: str) -> str:
     """A location as it may be shown: user and password of a URI are left out."""
-    return re.sub(r"//[^/?@]*@", "//", location) if is_uri(location) else location
+    return re.sub(r"^(\w[\w+.-]*://)[^/?@]*@", r"\1", location)
 
 
 def in_job_folder(root: str) -> bool:
