@@ -53,8 +53,9 @@ class Files:
                     self.filesystem.create_dir(self.root, recursive=True)
                 self.location = places.extended(text, "")
         except (OSError, ValueError, pa.ArrowException) as error:
+            said = str(error).replace(text, shown)
             raise StoreError(
-                f"the store {shown!r} cannot be opened: {error}. Give a writable path or URI with --store."
+                f"the store {shown!r} cannot be opened: {said}. Give a writable path or URI with --store."
             ) from error
         if not create and self.filesystem.get_file_info(self.root).type != fs.FileType.Directory:
             raise StoreError(f"there is no store at {shown!r}; run a study first, or give its path.")

@@ -55,6 +55,9 @@ def test_paths_go_before_the_query(s3):
     assert extended("/a?b/", "/c") == "/a?b/c"
     assert without_secrets("s3://key:secret@bucket/a?region=x") == "s3://bucket/a?region=x"
     assert pickle.loads(pickle.dumps(Store(location))).location == location
+    with pytest.raises(StoreError) as refused:
+        Store("s3://key:secret@bucket/[x]")
+    assert "secret" not in str(refused.value)
 
 
 def test_units_tables_and_files(remote):
