@@ -188,7 +188,7 @@ def _copy_database(source: Store, target: Store) -> None:
 
 def relocate(database: sqlite3.Connection, before: str, target: Store) -> None:
     """Let MLflow's database name the artifacts that lie in ``target``, and its study as the one there."""
-    beside = f"file://{target.path(ARTIFACTS)}"
+    beside = Path(target.path(ARTIFACTS)).as_uri()
     for table, column in _LOCATIONS:
         if column not in [row[1] for row in database.execute(f"PRAGMA table_info({table})")]:
             continue

@@ -16,6 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from raygeo.errors import FullStoreError, StoreError
+from raygeo.settings import without_credentials
 from raygeo.store import location as places
 from raygeo.store.full import is_full
 from raygeo.store.ledger import Ledger
@@ -37,7 +38,7 @@ class Files:
         text = str(location)
         self.ledger: Ledger | None = None
         """Where what is asked of this instance is noted, if it is."""
-        shown = places.without_secrets(text)
+        shown = without_credentials(text)
         try:
             self.is_local = not places.is_uri(text)
             if self.is_local:
@@ -69,7 +70,7 @@ class Files:
     @property
     def shown(self) -> str:
         """The location as it may be shown, without a password."""
-        return places.without_secrets(self.location)
+        return without_credentials(self.location)
 
     def path(self, *parts: str) -> str:
         """Path of something in the store, as the store's filesystem knows it."""

@@ -27,11 +27,6 @@ def extended(location: str, more: str) -> str:
     return path.rstrip("/") + more + mark + query
 
 
-def without_secrets(location: str) -> str:
-    """A location as it may be shown: user and password of a URI are left out."""
-    return re.sub(r"^(\w[\w+.-]*://)[^/?@]*@", r"\1", location)
-
-
 def in_job_folder(root: str) -> bool:
     """Whether a path lies in the working directory that Ray unpacked for a job, and deletes when the job is over."""
     return _JOB_FOLDER.search(root) is not None
