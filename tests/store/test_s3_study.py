@@ -33,7 +33,7 @@ def test_a_study_runs_in_a_bucket(tmp_path, monkeypatch):
         location = s3.uri("study")
         command = [sys.executable, "-m", "raygeo", "run", str(tmp_path / "study.yaml"), "--store", location]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ADDRESS")}
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         store = Store(location, create=False)
         assert store.table("runs")["status"].to_pylist() == ["finished"]
