@@ -14,7 +14,7 @@ from raygeo.errors import ClusterError, DataError
 from raygeo.footprint.need import Texts
 from raygeo.losses.base import Loss
 from raygeo.models.loading import read_config
-from raygeo.pipeline.budget.check import check_memory
+from raygeo.pipeline.budget.check import check_disk, check_memory
 from raygeo.pipeline.budget.cluster import Cluster, cluster_connected
 from raygeo.pipeline.budget.facts import Facts
 from raygeo.pipeline.config import HELDOUT, Study, study_yaml
@@ -90,6 +90,8 @@ def check_student(study: Study, store: Store, stages: tuple[str, ...], cluster: 
     settled = frozenset(spec.name for spec in study.plan.points() if _named(spec) in trained)
     facts = Facts(read_config(folder), texts, texts, texts, 1.0, benchmarks, (), settled)
     check_memory(study, facts, cluster, lambda said: None, _lacking(store, stages) - {"geometry"})
+    if "train" in stages:
+        check_disk(study, facts, cluster, store.free_bytes(), lambda said: None)
 
 
 def check_rollouts(
@@ -137,6 +139,8 @@ def check_rollouts(
 
     facts = Facts(read_config(student.folder), rows, train, heldout, 1.0, benchmarks, (), settled, selected)
     check_memory(study, facts, cluster, context.progress.say, lacking)
+    if "train" in stages:
+        check_disk(study, facts, cluster, store.free_bytes(), context.progress.say)
 
 
 def _lengths(rollouts: Rollouts, prompts: list[str]) -> Texts:
