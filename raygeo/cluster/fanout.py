@@ -1,22 +1,27 @@
 """Fan any workload out over Ray actors: resident state, calls as ``Schedule`` makes them, lost actors replaced.
 
-What an actor gave is kept while it works on its next call. Actors are kept from one workload to the next, because
-starting one costs seconds.
+Only actors that are there are given tasks; those that are asked for and have no place yet hold nothing up. Nodes that
+come and go are followed. What an actor gave is kept while it works on its next call. Actors are kept from one workload
+to the next, because starting one costs seconds.
 """
 
 import logging
+import sys
+import time
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, ClassVar, NamedTuple, Self
+from weakref import WeakSet
 
 import ray
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from raygeo.cluster.execution import Outcome, Worker
 from raygeo.cluster.fitting import listed
-from raygeo.cluster.preflight import check_fits, count_fitting
+from raygeo.cluster.preflight import check_fits, count_fitting, is_autoscaled
 from raygeo.cluster.schedule import Schedule
 from raygeo.cluster.settings import ActorSettings
+from raygeo.cluster.waiting import Waiting
 from raygeo.errors import RaygeoError, WorkloadError
 from raygeo.store import Store
 from raygeo.workload import Task, Workload
@@ -24,6 +29,10 @@ from raygeo.workload import Task, Workload
 log = logging.getLogger(__name__)
 
 MAX_LOSSES = 3
+LOOK_SECONDS = 5.0
+"""How often it is looked at what the cluster holds, and how long kept actors may take to answer."""
+_FIRST_ASKED = 32
+"""How many actors an autoscaler is asked for at first; later, for twice as many as there is room for."""
 
 
 @ray.remote(max_restarts=0)
@@ -35,12 +44,22 @@ class _Actor:
         self.held: ray.ObjectRef | None = None
         self.worker: Worker | None = None
 
+    def node(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
     def compute(self, workload: list[ray.ObjectRef], store: Store, tasks: list[Task]) -> list[Outcome]:
         if self.worker is None or self.held != workload[0]:
             self.held = self.worker = None
             self.worker = Worker(ray.get(workload[0]))
             self.held = workload[0]
         return self.worker.compute(tasks, store)
+
+
+class _Placed(NamedTuple):
+    """An actor that is there, and the id of its node."""
+
+    actor: Any
+    node: str
 
 
 class _Given:
@@ -56,11 +75,19 @@ class _Given:
 
 
 class ActorPool:
-    """Up to ``settings.max_actors`` actors, started when first needed and kept until ``close``."""
+    """Up to ``settings.max_actors`` actors, started when first needed and kept until ``close``.
 
-    def __init__(self, settings: ActorSettings | None = None):
+    ``say`` is told what is waited for. Whichever pool of a process works, the others give their actors' places to it.
+    """
+
+    _all: ClassVar[WeakSet["ActorPool"]] = WeakSet()
+
+    def __init__(self, settings: ActorSettings | None = None, say: Callable[[str], None] = log.warning):
         self.settings = settings or ActorSettings()
-        self.idle: list[Any] = []
+        self.demand = {"CPU": self.settings.cpus, "GPU": self.settings.gpus}
+        self.say = say
+        self.idle: list[_Placed] = []
+        self._all.add(self)
 
     def __enter__(self) -> Self:
         return self
@@ -70,16 +97,33 @@ class ActorPool:
 
     def close(self) -> None:
         """End the actors and free what they hold."""
-        for actor in self.idle:
-            ray.kill(actor)
+        for placed in self.idle:
+            ray.kill(placed.actor)
         self.idle = []
 
-    def _take(self) -> Any:
-        if self.idle:
-            return self.idle.pop()
-        threads = max(1, int(self.settings.cpus))
+    def fitting(self) -> int:
+        """How many actors there may be at once on the cluster as it is."""
+        fitting = count_fitting(self.demand)
+        return min(fitting, self.settings.max_actors or fitting)
+
+    def start(self) -> Any:
+        """Ask Ray for one more actor."""
         actor: Any = _Actor
-        return actor.options(num_cpus=self.settings.cpus, num_gpus=self.settings.gpus).remote(threads)
+        options = actor.options(num_cpus=self.settings.cpus, num_gpus=self.settings.gpus)
+        return options.remote(max(1, int(self.settings.cpus)))
+
+    def muster(self) -> None:
+        """Keep those of the idle actors that answer: some may have gone with their nodes."""
+        asked = {placed.actor.node.remote(): placed for placed in self.idle}
+        self.idle = []
+        if asked:
+            ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_SECONDS)
+        for answer, placed in asked.items():
+            try:
+                ray.get(answer, timeout=0)
+                self.idle.append(placed)
+            except RayError:
+                ray.kill(placed.actor)
 
     def __call__(
         self, workload: Workload, store: Store, todo: list[Task], keep: Callable[[list[Outcome]], None], total: int
@@ -89,55 +133,146 @@ class ActorPool:
         Where the cluster holds several processes for each of all ``total`` tasks, the workload is told, and actors
         that have no task give their place to them.
         """
-        demand = {"CPU": self.settings.cpus, "GPU": self.settings.gpus}
-        check_fits(f"an actor for {workload.name}", demand)
-        most = count_fitting(demand)
-        most = min(most, self.settings.max_actors or most)
-        count = min(len(todo), most)
-        if most // total > 1 and workload.set_parallelism(most // total):
-            while len(self.idle) > count:
-                ray.kill(self.idle.pop())
-        schedule = Schedule(todo, count)
-        losses: dict[str, int] = {}
-        running: dict[ray.ObjectRef, tuple[Any, _Given, list[Task]]] = {}
+        check_fits(f"an actor for {workload.name}", self.demand)
+        for other in self._all - {self}:
+            other.close()
+        self.muster()
+        processes = self.fitting() // total
+        if processes > 1 and workload.set_parallelism(processes):
+            while len(self.idle) > len(todo):
+                ray.kill(self.idle.pop().actor)
+        _Fanout(self, workload, store, todo, keep).run()
 
-        def submit(actor: Any, given: _Given) -> None:
-            batch = schedule.take()
-            running[actor.compute.remote([given.shared], store, batch)] = (actor, given, batch)
 
+class _Asked(NamedTuple):
+    """An actor that has been asked for, and how many had died before they began when it was."""
+
+    actor: Any
+    stillborn: int
+
+
+class _Fanout:
+    """One workload's way over the actors of a pool."""
+
+    def __init__(
+        self,
+        pool: ActorPool,
+        workload: Workload,
+        store: Store,
+        todo: list[Task],
+        keep: Callable[[list[Outcome]], None],
+    ):
+        self.pool, self.store, self.keep = pool, store, keep
+        self.name, self.given = workload.name, _Given(workload)
+        self.schedule = Schedule(todo)
+        self.asked: dict[ray.ObjectRef, _Asked] = {}
+        self.running: dict[ray.ObjectRef, tuple[_Placed, list[Task]]] = {}
+        self.losses: dict[str, int] = {}
+        self.stillborn = 0
+        self.waiting = Waiting(pool.demand)
+        self.looked = float("-inf")
+
+    def run(self) -> None:
+        """Run all tasks."""
         try:
-            given = _Given(workload)
-            for _ in range(count):
-                submit(self._take(), given)
-            while running:
-                [ready], _ = ray.wait(list(running), num_returns=1)
-                actor, given, batch = running.pop(ready)
-                try:
-                    outcomes: list[Outcome] = ray.get(ready)
-                except RayTaskError as error:
-                    ray.kill(actor)
-                    cause = error.cause if isinstance(error.cause, RaygeoError) else error
-                    raise WorkloadError(f"{workload.name} could not be set up on an actor: {cause}") from None
-                except RayActorError as error:
-                    for task in batch:
-                        losses[task.key] = losses.get(task.key, 0) + 1
-                        if losses[task.key] > MAX_LOSSES:
-                            raise WorkloadError(
-                                f"{workload.name}: {task.label} was lost {MAX_LOSSES + 1} times with its actor "
-                                f"({error}). It probably needs more memory: use fewer actors or a smaller batch."
-                            ) from None
-                    given = given.halved()
-                    sizes = f" with {listed(given.workload.batches)}" if given.workload.batches else ""
-                    log.warning("%s: an actor died; its %d tasks go to a new one%s", workload.name, len(batch), sizes)
-                    schedule.put_back(batch)
-                    submit(self._take(), given)
+            while self.schedule or self.running:
+                self._look()
+                while self.schedule and self.pool.idle:
+                    self._submit(self.pool.idle.pop())
+                awaited = [*self.running, *self.asked]
+                if not ray.wait(awaited, timeout=LOOK_SECONDS)[0]:
                     continue
-                schedule.learn(batch, sum(outcome.seconds for outcome in outcomes))
-                if len(schedule):
-                    submit(actor, given)
-                else:
-                    self.idle.append(actor)
-                keep(outcomes)
+                for ready in ray.wait(awaited, num_returns=len(awaited), timeout=0)[0]:
+                    if ready in self.asked:
+                        self._arrive(ready)
+                    else:
+                        self._take_back(ready)
         finally:
-            for actor, *_ in running.values():
-                ray.kill(actor)
+            self._ask(0)
+            for placed, _ in self.running.values():
+                ray.kill(placed.actor)
+
+    def _look(self) -> None:
+        """Ask for as many actors as there are tasks for and the cluster holds now, and say what is waited for."""
+        there = len(self.running) + len(self.pool.idle)
+        if time.monotonic() - self.looked >= LOOK_SECONDS:
+            self.looked = time.monotonic()
+            most = self.pool.fitting()
+            if is_autoscaled():
+                most = min(max(2 * most, _FIRST_ASKED), self.pool.settings.max_actors or sys.maxsize)
+            self.most = max(1, most)
+        self._ask(min(len(self.schedule) + len(self.running), self.most) - there)
+        self.schedule.actors = max(1, there)
+        if not self.asked or not self.schedule:
+            self.waiting.over()
+        elif said := self.waiting.note(len(self.asked), f"; {len(self.running)} at work" if self.running else ""):
+            self.pool.say(f"  {self.name}: {said}")
+
+    def _ask(self, count: int) -> None:
+        """Have so many actors asked for: take back the requests made last, or make more."""
+        while len(self.asked) > max(0, count):
+            ray.kill(self.asked.popitem()[1].actor)
+        while len(self.asked) < count:
+            actor = self.pool.start()
+            self.asked[actor.node.remote()] = _Asked(actor, self.stillborn)
+
+    def _submit(self, placed: _Placed) -> None:
+        batch = self.schedule.take()
+        self.running[placed.actor.compute.remote([self.given.shared], self.store, batch)] = (placed, batch)
+
+    def _arrive(self, ready: ray.ObjectRef) -> None:
+        """An actor that was asked for is there, or died before it was."""
+        asked = self.asked.pop(ready)
+        try:
+            self.pool.idle.append(_Placed(asked.actor, ray.get(ready)))
+            self.stillborn = 0
+        except RayActorError as error:
+            ray.kill(asked.actor)
+            if asked.stillborn == self.stillborn:  # asked for since the last one that died so
+                self.stillborn += 1
+            if self.stillborn > MAX_LOSSES:
+                raise WorkloadError(
+                    f"{self.name}: {self.stillborn} actors after one another died before they had begun ({error}). See "
+                    "that raygeo is installed on every node in this version, and that the nodes have memory left."
+                ) from None
+
+    def _take_back(self, ready: ray.ObjectRef) -> None:
+        """A call has ended: with outcomes, with an error, or with its actor."""
+        placed, batch = self.running.pop(ready)
+        try:
+            outcomes: list[Outcome] = ray.get(ready)
+        except RayTaskError as error:
+            ray.kill(placed.actor)
+            cause = error.cause if isinstance(error.cause, RaygeoError) else error
+            raise WorkloadError(f"{self.name} could not be set up on an actor: {cause}") from None
+        except RayActorError as error:
+            ray.kill(placed.actor)
+            self._lose(placed, batch, error)
+            return
+        self.schedule.learn(batch, sum(outcome.seconds for outcome in outcomes))
+        if self.schedule:
+            self._submit(placed)
+        else:
+            self.pool.idle.append(placed)
+        self.keep(outcomes)
+
+    def _lose(self, placed: _Placed, batch: list[Task], error: RayActorError) -> None:
+        """The tasks of a lost actor wait for the next that is idle; with smaller batches, unless its node has gone."""
+        for task in batch:
+            self.losses[task.key] = self.losses.get(task.key, 0) + 1
+            if self.losses[task.key] > MAX_LOSSES:
+                raise WorkloadError(
+                    f"{self.name}: {task.label} was lost {MAX_LOSSES + 1} times with its actor ({error}). It probably "
+                    "needs more memory: use fewer actors or a smaller batch."
+                ) from None
+        self.schedule.put_back(batch)
+        if isinstance(error, ActorUnavailableError) or not _lives(placed.node):
+            self.pool.say(f"  {self.name}: an actor was lost with its node; its {len(batch)} tasks go to others")
+            return
+        self.given = self.given.halved()
+        sizes = f" with {listed(self.given.workload.batches)}" if self.given.workload.batches else ""
+        log.warning("%s: an actor died; its %d tasks go to others%s", self.name, len(batch), sizes)
+
+
+def _lives(node: str) -> bool:
+    return any(known["NodeID"] == node and known["Alive"] for known in ray.nodes())

@@ -78,7 +78,7 @@ def _run_stages(
     with timed_stage("start", times, progress, None):
         connect(address)
         check_fits("an actor (actors)", {"CPU": comparison.actors.cpus, "GPU": comparison.actors.gpus})
-    with ActorPool(comparison.actors) as pool:
+    with ActorPool(comparison.actors, progress.say) as pool:
         context = StageContext(store, pool, progress)
         about = PageContext(
             title=f"{len(comparison.models)} models and their base",

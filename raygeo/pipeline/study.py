@@ -108,7 +108,7 @@ def _run_stages(
         cluster = cluster_to_check(study, progress.say) if memory_check else None
         if cluster is not None:
             check_student(study, store, stages, cluster)
-    with ActorPool(study.actors) as pool:
+    with ActorPool(study.actors, progress.say) as pool:
         context = StudyContext(store, pool, progress, study=study)
         standing = Standing(store, about_study(study, ("start", *STAGES[:-1])), times, progress)
 
