@@ -28,19 +28,24 @@ class Replay:
     bound: float
 
 
-def replay(tasks: Sequence[Measured], actors: int, *, call_seconds: float = 0.0) -> Replay:
+def replay(
+    tasks: Sequence[Measured], actors: int, *, call_seconds: float = 0.0, driver_seconds: float = 0.0
+) -> Replay:
     """Let ``actors`` actors work on ``tasks`` in simulated time, under the policy of ``Schedule``.
 
-    Between two calls an actor idles ``call_seconds``, in which it stores the rows of the first.
+    Between two calls an actor idles ``call_seconds``, in which it stores the rows of the first. Calls are handed out
+    one after the other, each of which takes ``driver_seconds``.
     """
     schedule = Schedule(tasks, actors)
+    schedule.handling = driver_seconds
     ends: list[tuple[float, int, list[Measured]]] = []
-    calls, last = 0, 0.0
+    calls, last, free = 0, 0.0, 0.0
 
-    def hand_out(start: float) -> None:
-        nonlocal calls
+    def hand_out(asked: float) -> None:
+        nonlocal calls, free
         call = schedule.take()
         calls += 1
+        start = free = max(asked, free) + driver_seconds
         heapq.heappush(ends, (start + call_seconds + sum(task.seconds for task in call), calls, call))
 
     for _ in range(min(actors, len(tasks))):

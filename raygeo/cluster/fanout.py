@@ -20,7 +20,7 @@ from raygeo.cluster.execution import Outcome, Worker
 from raygeo.cluster.fitting import listed
 from raygeo.cluster.preflight import check_fits, count_fitting, is_autoscaled
 from raygeo.cluster.schedule import Schedule
-from raygeo.cluster.settings import ActorSettings
+from raygeo.cluster.settings import ActorSettings, options
 from raygeo.cluster.waiting import Waiting
 from raygeo.errors import RaygeoError, WorkloadError
 from raygeo.store import Store
@@ -84,7 +84,7 @@ class ActorPool:
 
     def __init__(self, settings: ActorSettings | None = None, say: Callable[[str], None] = log.warning):
         self.settings = settings or ActorSettings()
-        self.demand = {"CPU": self.settings.cpus, "GPU": self.settings.gpus}
+        self.demand = self.settings.demand
         self.say = say
         self.idle: list[_Placed] = []
         self._all.add(self)
@@ -109,8 +109,7 @@ class ActorPool:
     def start(self) -> Any:
         """Ask Ray for one more actor."""
         actor: Any = _Actor
-        options = actor.options(num_cpus=self.settings.cpus, num_gpus=self.settings.gpus)
-        return options.remote(max(1, int(self.settings.cpus)))
+        return actor.options(**options(self.demand)).remote(max(1, int(self.settings.cpus)))
 
     def muster(self) -> None:
         """Keep those of the idle actors that answer: some may have gone with their nodes."""
@@ -168,25 +167,31 @@ class _Fanout:
         self.asked: dict[ray.ObjectRef, _Asked] = {}
         self.running: dict[ray.ObjectRef, tuple[_Placed, list[Task]]] = {}
         self.losses: dict[str, int] = {}
-        self.stillborn = 0
+        self.stillborn = self.calls = 0
         self.waiting = Waiting(pool.demand)
         self.looked = float("-inf")
 
     def run(self) -> None:
         """Run all tasks."""
+        spent, handled = 0.0, 0
+        woken = time.perf_counter()
         try:
             while self.schedule or self.running:
                 self._look()
                 while self.schedule and self.pool.idle:
                     self._submit(self.pool.idle.pop())
+                spent += time.perf_counter() - woken
+                self.schedule.handling = spent / handled if handled else 0.0
                 awaited = [*self.running, *self.asked]
-                if not ray.wait(awaited, timeout=LOOK_SECONDS)[0]:
-                    continue
-                for ready in ray.wait(awaited, num_returns=len(awaited), timeout=0)[0]:
+                some, _ = ray.wait(awaited, timeout=LOOK_SECONDS)
+                woken = time.perf_counter()
+                ended = ray.wait(awaited, num_returns=len(awaited), timeout=0)[0] if some else []
+                for ready in ended:
                     if ready in self.asked:
                         self._arrive(ready)
                     else:
                         self._take_back(ready)
+                handled += len(ended)
         finally:
             self._ask(0)
             for placed, _ in self.running.values():
@@ -218,6 +223,7 @@ class _Fanout:
 
     def _submit(self, placed: _Placed) -> None:
         batch = self.schedule.take()
+        self.calls += 1
         self.running[placed.actor.compute.remote([self.given.shared], self.store, batch)] = (placed, batch)
 
     def _arrive(self, ready: ray.ObjectRef) -> None:

@@ -12,6 +12,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from raygeo.errors import ClusterError
 
+_KIND = "accelerator_type:"
 _UNMANAGED = re.compile(r"(node_[0-9a-f]+)?")
 """What Ray calls the type of a node that no autoscaler has started."""
 
@@ -54,9 +55,7 @@ def check_fits(what: str, demand: Mapping[str, float], count: int = 1) -> None:
     if fitting >= count or is_autoscaled():
         return
     nodes = living_nodes()
-    offered = "; ".join(
-        ", ".join(f"{node.get(name, 0):g} {name}" for name, amount in demand.items() if amount > 0) for node in nodes
-    )
+    offered = "; ".join(_offered(node, demand) for node in nodes)
     raise ClusterError(
         f"{what} asks for {count} x ({listed_resources(demand)}), and the cluster can hold {fitting} of them at once "
         f"({len(nodes)} node(s): {offered}). Ask for less in the study file, or add nodes."
@@ -64,5 +63,15 @@ def check_fits(what: str, demand: Mapping[str, float], count: int = 1) -> None:
 
 
 def listed_resources(demand: Mapping[str, float]) -> str:
-    """Amounts of resources in words."""
-    return ", ".join(f"{amount:g} {name}" for name, amount in demand.items() if amount > 0)
+    """Amounts of resources in words, with kinds of GPUs by their names."""
+    return ", ".join(
+        name.removeprefix(_KIND) if _KIND in name else f"{amount:g} {name}"
+        for name, amount in demand.items()
+        if amount > 0
+    )
+
+
+def _offered(node: Mapping[str, float], demand: Mapping[str, float]) -> str:
+    """What a node has of the resources asked for, and its kinds of GPUs."""
+    amounts = [f"{node.get(name, 0):g} {name}" for name, amount in demand.items() if amount > 0 and _KIND not in name]
+    return ", ".join([*amounts, *(name.removeprefix(_KIND) for name in node if _KIND in name)])

@@ -10,7 +10,7 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 from torch import Tensor
 
-from raygeo.cluster.settings import ActorSettings
+from raygeo.cluster.settings import ActorSettings, options
 from raygeo.errors import RaygeoError, WorkloadError
 
 _EQUAL = ("n", "tokens", "name", "dtype")
@@ -53,9 +53,9 @@ class ShardedOperator:
     ):
         settings = settings or ActorSettings()
         actor: Any = _Term
-        options = actor.options(num_cpus=settings.cpus, num_gpus=settings.gpus)
+        placed = actor.options(**options(settings.demand))
         self._own = own
-        self._actors = [options.remote(max(1, int(settings.cpus))) for _ in others]
+        self._actors = [placed.remote(max(1, int(settings.cpus))) for _ in others]
         try:
             reported = self._get([actor.build.remote(make) for actor, make in zip(self._actors, others, strict=True)])
             if any(each[name] != getattr(own, name) for each in reported for name in _EQUAL):

@@ -39,6 +39,6 @@ class Waiting:
 def offered(demand: Mapping[str, float]) -> str:
     """What the living nodes have of the resources of ``demand``, and what of it is free."""
     nodes, free = living_nodes(), ray.available_resources()
-    names = [name for name, amount in demand.items() if amount > 0]
+    names = [name for name, amount in demand.items() if amount > 0 and ":" not in name]
     has = [f"{sum(node.get(name, 0) for node in nodes):g} {name}, {free.get(name, 0):g} free" for name in names]
     return f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}, {', '.join(has)}"

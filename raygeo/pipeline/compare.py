@@ -78,7 +78,7 @@ def _run_stages(
 ) -> StageContext:
     with timed_stage("start", times, progress, None):
         connect(address)
-        check_fits("an actor (actors)", {"CPU": comparison.actors.cpus, "GPU": comparison.actors.gpus})
+        check_fits("an actor (actors)", comparison.actors.demand)
         check_nodes(store, gpus=comparison.actors.gpus > 0, say=progress.say)
     with ActorPool(comparison.actors, progress.say) as pool:
         context = StageContext(store, pool, progress)

@@ -200,7 +200,8 @@ def count_at_once(shapes: Sequence[Shape]) -> int:
 
 def run_shape(spec: RunSpec) -> Shape:
     """Workers of a run."""
-    return Shape(spec.training.workers, spec.training.cpus, spec.training.gpus)
+    training = spec.training
+    return Shape(training.workers, training.cpus, training.gpus, training.gpu_type)
 
 
 def run_choice(key: str, spec: RunSpec) -> dict[str, Any]:

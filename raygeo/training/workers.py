@@ -19,6 +19,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 from raygeo.cluster.placement import beside_me
+from raygeo.cluster.settings import demand
 from raygeo.cluster.waiting import Waiting
 from raygeo.records import FINISHED
 from raygeo.store import Store
@@ -37,11 +38,12 @@ class Shape:
     workers: int
     cpus: float
     gpus: float
+    gpu_type: str | None = None
 
     @property
     def resources(self) -> dict[str, float]:
         """Ray resources of one worker."""
-        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus > 0 else {})
+        return demand(self.cpus, self.gpus, self.gpu_type)
 
 
 class Coordinators:

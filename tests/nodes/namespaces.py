@@ -89,7 +89,7 @@ class Machine(Holder):
     def start_ray(self, *options: str, **environment: str) -> None:
         """Start Ray's processes for this machine."""
         started = self.python(
-            "-m", "ray.scripts.scripts", "start", f"--node-ip-address={self.address}", "--num-gpus=0",
+            "-m", "ray.scripts.scripts", "start", f"--node-ip-address={self.address}",
             "--object-store-memory=80000000", *options, **environment,
         )  # fmt: skip
         said, _ = started.communicate(timeout=90)

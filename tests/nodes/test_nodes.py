@@ -39,11 +39,11 @@ def given(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def machines(given):
-    """A head without CPUs, and two machines with one each, of which neither sees the cache."""
+    """A head without CPUs, and two machines with one each, neither of which sees the cache; one says it has GPUs."""
     with Machines(hidden=(str(given / "cache"),)) as machines:
         machines.head("--num-cpus=0", **SOON)
-        for _ in range(2):
-            machines.add("--num-cpus=1")
+        machines.add("--num-cpus=1")
+        machines.add("--num-cpus=1", "--num-gpus=2")
         yield machines
 
 
@@ -54,7 +54,7 @@ def wait_for(seen, process):
         time.sleep(0.1)
 
 
-def study_over(given, store, **changes):
+def study_over(given, store):
     rollouts = {"read": [{"type": "parquet", "path": str(given / "rollouts.parquet")}], "heldout": 0.3}
     training = {"steps": 60, "checkpoint_every": 10, "batch_size": 8, "lr": 1e-3, "log_every": 2, "workers": 2}
     return tiny_study(
@@ -70,10 +70,12 @@ def begin(study, machines, folder):
     return machines.made[0].python("-m", "raygeo", "run", str(file), RAY_ADDRESS=HEAD)
 
 
-def test_a_store_that_not_all_machines_see_is_refused(machines, given, tmp_path):
+def test_a_store_that_not_all_machines_see_and_gpus_that_are_not_there_are_refused(machines, given, tmp_path):
+    study = study_over(given, tmp_path / "store") | {"actors": {"gpus": 1}}
     with machines.made[2].without(tmp_path):
-        said, _ = begin(study_over(given, tmp_path / "store"), machines, tmp_path).communicate(timeout=200)
+        said, _ = begin(study, machines, tmp_path).communicate(timeout=200)
     assert f"node 10.77.0.3 does not see the store at {tmp_path}/store as this command does" in said
+    assert "node 10.77.0.3 offers 2 GPU to Ray, and torch" in said
     assert "node 10.77.0.2" not in said
     assert "Traceback" not in said
 
