@@ -6,6 +6,7 @@ their tasks would take and store nothing. The measured cost is then put into the
 
 import asyncio
 import time
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import ray
@@ -22,12 +23,12 @@ PROCESSES = 2
 TASK_SECONDS = 1 / 3
 
 
-@ray.remote(num_cpus=0, max_concurrency=1000)
+@ray.remote
 class _Sleepers:
     """Many actors that sleep instead of computing."""
 
-    async def node(self) -> str:
-        return ray.get_runtime_context().get_node_id()
+    async def place(self, store: str, token: str) -> tuple[str, bool]:
+        return ray.get_runtime_context().get_node_id(), True
 
     async def compute(self, workload: list[Any], store: Store, tasks: list[Task]) -> list[Outcome]:
         await asyncio.sleep(len(tasks) * TASK_SECONDS)
@@ -61,14 +62,16 @@ class _Pool(ActorPool):
     def __init__(self, actors: int):
         super().__init__()
         self.actors, self.started = actors, 0
-        self.processes: list[Any] = [_Sleepers.remote() for _ in range(PROCESSES)]
-        ray.get([process.node.remote() for process in self.processes])
+        sleepers: Any = _Sleepers
+        options = {"num_cpus": 0, "max_concurrency": actors}
+        self.processes: list[Any] = [sleepers.options(**options).remote() for _ in range(PROCESSES)]
+        ray.get([process.__ray_ready__.remote() for process in self.processes])
 
-    def fitting(self) -> int:
+    def fitting(self, without: Collection[str] = ()) -> int:
         """As many as wanted."""
         return self.actors
 
-    def start(self) -> Any:
+    def start(self, without: Collection[str] = ()) -> Any:
         """The next of the processes stands in for one more."""
         self.started += 1
         return self.processes[self.started % PROCESSES]

@@ -28,9 +28,7 @@ class Replay:
     bound: float
 
 
-def replay(
-    tasks: Sequence[Measured], actors: int, *, call_seconds: float = 0.0, driver_seconds: float = 0.0
-) -> Replay:
+def replay(tasks: Sequence[Measured], actors: int, *, call_seconds: float = 0.0, driver_seconds: float = 0.0) -> Replay:
     """Let ``actors`` actors work on ``tasks`` in simulated time, under the policy of ``Schedule``.
 
     Between two calls an actor idles ``call_seconds``, in which it stores the rows of the first. Calls are handed out

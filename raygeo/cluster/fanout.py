@@ -8,7 +8,7 @@ to the next, because starting one costs seconds.
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar, NamedTuple, Self
 from weakref import WeakSet
 
@@ -18,6 +18,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 from raygeo.cluster.execution import Outcome, Worker
 from raygeo.cluster.fitting import listed
+from raygeo.cluster.nodes import marked, sees, unseen
 from raygeo.cluster.preflight import check_fits, count_fitting, is_autoscaled
 from raygeo.cluster.schedule import Schedule
 from raygeo.cluster.settings import ActorSettings, options
@@ -44,8 +45,8 @@ class _Actor:
         self.held: ray.ObjectRef | None = None
         self.worker: Worker | None = None
 
-    def node(self) -> str:
-        return ray.get_runtime_context().get_node_id()
+    def place(self, store: str, token: str) -> tuple[str, bool]:
+        return ray.get_runtime_context().get_node_id(), sees(store, token)
 
     def compute(self, workload: list[ray.ObjectRef], store: Store, tasks: list[Task]) -> list[Outcome]:
         if self.worker is None or self.held != workload[0]:
@@ -101,19 +102,20 @@ class ActorPool:
             ray.kill(placed.actor)
         self.idle = []
 
-    def fitting(self) -> int:
-        """How many actors there may be at once on the cluster as it is."""
-        fitting = count_fitting(self.demand)
+    def fitting(self, without: Collection[str] = ()) -> int:
+        """How many actors there may be at once on the cluster as it is, ``without`` some nodes."""
+        fitting = count_fitting(self.demand, without)
         return min(fitting, self.settings.max_actors or fitting)
 
-    def start(self) -> Any:
+    def start(self, without: Collection[str] = ()) -> Any:
         """Ask Ray for one more actor."""
         actor: Any = _Actor
-        return actor.options(**options(self.demand)).remote(max(1, int(self.settings.cpus)))
+        where = {"label_selector": {"ray.io/node-id": f"!in({','.join(sorted(without))})"}} if without else {}
+        return actor.options(**options(self.demand), **where).remote(max(1, int(self.settings.cpus)))
 
     def muster(self) -> None:
         """Keep those of the idle actors that answer: some may have gone with their nodes."""
-        asked = {placed.actor.node.remote(): placed for placed in self.idle}
+        asked = {placed.actor.__ray_ready__.remote(): placed for placed in self.idle}
         self.idle = []
         if asked:
             ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_SECONDS)
@@ -167,12 +169,17 @@ class _Fanout:
         self.asked: dict[ray.ObjectRef, _Asked] = {}
         self.running: dict[ray.ObjectRef, tuple[_Placed, list[Task]]] = {}
         self.losses: dict[str, int] = {}
+        self.blind: set[str] = set()
         self.stillborn = self.calls = 0
         self.waiting = Waiting(pool.demand)
         self.looked = float("-inf")
 
     def run(self) -> None:
         """Run all tasks."""
+        with marked(self.store) as self.token:
+            self._run()
+
+    def _run(self) -> None:
         spent, handled = 0.0, 0
         woken = time.perf_counter()
         try:
@@ -202,7 +209,7 @@ class _Fanout:
         there = len(self.running) + len(self.pool.idle)
         if time.monotonic() - self.looked >= LOOK_SECONDS:
             self.looked = time.monotonic()
-            most = self.pool.fitting()
+            most = self.pool.fitting(self.blind)
             if is_autoscaled():
                 most = min(max(2 * most, _FIRST_ASKED), self.pool.settings.max_actors or sys.maxsize)
             self.most = max(1, most)
@@ -218,8 +225,8 @@ class _Fanout:
         while len(self.asked) > max(0, count):
             ray.kill(self.asked.popitem()[1].actor)
         while len(self.asked) < count:
-            actor = self.pool.start()
-            self.asked[actor.node.remote()] = _Asked(actor, self.stillborn)
+            actor = self.pool.start(self.blind)
+            self.asked[actor.place.remote(self.store.location, self.token)] = _Asked(actor, self.stillborn)
 
     def _submit(self, placed: _Placed) -> None:
         batch = self.schedule.take()
@@ -227,11 +234,19 @@ class _Fanout:
         self.running[placed.actor.compute.remote([self.given.shared], self.store, batch)] = (placed, batch)
 
     def _arrive(self, ready: ray.ObjectRef) -> None:
-        """An actor that was asked for is there, or died before it was."""
+        """An actor that was asked for is there, or died before it was, or is of no use as it sees another store."""
         asked = self.asked.pop(ready)
         try:
-            self.pool.idle.append(_Placed(asked.actor, ray.get(ready)))
+            node, useful = ray.get(ready)
             self.stillborn = 0
+            if useful:
+                self.pool.idle.append(_Placed(asked.actor, node))
+                return
+            ray.kill(asked.actor)
+            if node not in self.blind:
+                self.blind.add(node)
+                self.looked = float("-inf")
+                self.pool.say(f"  {self.name}: {unseen(node, self.store)} Nothing is given to it.")
         except RayActorError as error:
             ray.kill(asked.actor)
             if asked.stillborn == self.stillborn:  # asked for since the last one that died so
@@ -255,12 +270,24 @@ class _Fanout:
             ray.kill(placed.actor)
             self._lose(placed, batch, error)
             return
+        outcomes = self._kept(batch, outcomes)
         self.schedule.learn(batch, sum(outcome.seconds for outcome in outcomes))
         if self.schedule:
             self._submit(placed)
         else:
             self.pool.idle.append(placed)
         self.keep(outcomes)
+
+    def _kept(self, batch: list[Task], outcomes: list[Outcome]) -> list[Outcome]:
+        """The outcomes to keep: tasks that lost a process they had asked others of are tried again a few times."""
+        again = []
+        for task, outcome in zip(batch, outcomes, strict=True):
+            if outcome.lost and self.losses.get(task.key, 0) < MAX_LOSSES:
+                self.losses[task.key] = self.losses.get(task.key, 0) + 1
+                self.pool.say(f"  {self.name}: {task.label} begins again: {outcome.error}")
+                again.append(task)
+        self.schedule.put_back(again)
+        return [outcome for outcome in outcomes if outcome.key not in {task.key for task in again}]
 
     def _lose(self, placed: _Placed, batch: list[Task], error: RayActorError) -> None:
         """The tasks of a lost actor wait for the next that is idle; with smaller batches, unless its node has gone."""

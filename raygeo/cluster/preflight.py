@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
@@ -17,17 +17,20 @@ _UNMANAGED = re.compile(r"(node_[0-9a-f]+)?")
 """What Ray calls the type of a node that no autoscaler has started."""
 
 
-def living_nodes() -> list[dict[str, float]]:
-    """The resources of every living node."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def living_nodes(without: Collection[str] = ()) -> list[dict[str, float]]:
+    """The resources of every living node, ``without`` those with some ids."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and node.get("NodeID") not in without]
 
 
-def count_fitting(demand: Mapping[str, float]) -> int:
-    """How many bundles of ``demand`` (resource name to amount) the living nodes can hold at once, node by node."""
+def count_fitting(demand: Mapping[str, float], without: Collection[str] = ()) -> int:
+    """How many bundles of ``demand`` (resource name to amount) the living nodes can hold at once, node by node.
+
+    Nodes with an id in ``without`` do not count.
+    """
     wanted = {name: amount for name, amount in demand.items() if amount > 0}
     return sum(
         min((int(node.get(name, 0) / amount + 1e-9) for name, amount in wanted.items()), default=0)
-        for node in living_nodes()
+        for node in living_nodes(without)
     )
 
 

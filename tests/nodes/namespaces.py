@@ -120,9 +120,9 @@ class Machines:
         self.made[0].start_ray(*head, *options, **environment)
         return self.made[0]
 
-    def add(self, *options: str, after: float = 0) -> Machine:
+    def add(self, *options: str, hidden: Sequence[str] = (), after: float = 0) -> Machine:
         """One more machine, which joins ``after`` some seconds."""
-        self.made.append(Machine(self.switch, len(self.made) + 1, self.hidden))
+        self.made.append(Machine(self.switch, len(self.made) + 1, (*self.hidden, *hidden)))
         time.sleep(after)
         self.made[-1].start_ray(f"--address={HEAD}", *options)
         return self.made[-1]

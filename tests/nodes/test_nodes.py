@@ -113,6 +113,7 @@ def test_tasks_go_on_where_there_are_machines(machines, tmp_path):
     driver = machines.made[0].python("tests/nodes/drive.py", store.location, str(count), RAY_ADDRESS=HEAD)
     wait_for(lambda: {first.name, second.name} <= set(hosts()), driver)
     machines.lose(first.number)
+    blind = machines.add("--num-cpus=1", hidden=(str(tmp_path),))
     before = hosts().count(second.name)
     wait_for(lambda: hosts().count(second.name) > before + 3, driver)
     machines.lose(second.number)
@@ -122,4 +123,5 @@ def test_tasks_go_on_where_there_are_machines(machines, tmp_path):
     found = hosts()
     assert len(found) == count
     assert set(found) == {first.name, second.name, third.name}
+    assert f"node {blind.address} does not see the store at {store.location}" in said
     assert "hosts: waiting for 1 x 1 CPU for" in said
