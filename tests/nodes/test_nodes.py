@@ -125,3 +125,47 @@ def test_tasks_go_on_where_there_are_machines(machines, tmp_path):
     assert set(found) == {first.name, second.name, third.name}
     assert f"node {blind.address} does not see the store at {store.location}" in said
     assert "hosts: waiting for 1 x 1 CPU for" in said
+
+
+SCALED = {
+    "cluster_name": "scaled",
+    "max_workers": 2,
+    "provider": {
+        "type": "fake_multinode",
+        "use_node_id_as_ip": True,
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    },
+    "available_node_types": {
+        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    },
+    "head_node_type": "head",
+    "upscaling_speed": 1.0,
+    "idle_timeout_minutes": 5,
+    "auth": {},
+    "docker": {},
+    "file_mounts": {},
+    "cluster_synced_files": [],
+    "rsync_exclude": [],
+    "rsync_filter": [],
+} | {
+    commands: []
+    for commands in (
+        "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands",
+        "head_start_ray_commands", "worker_start_ray_commands",
+    )
+}  # fmt: skip
+"""An autoscaler whose nodes are processes on its own machine."""
+
+
+def test_a_cluster_without_workers_is_asked_for_nodes(tmp_path):
+    config, store = tmp_path / "scaled.yaml", Store(tmp_path / "store")
+    config.write_text(yaml.safe_dump(SCALED))
+    with Machines() as machines:
+        soon = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        head = machines.head("--num-cpus=0", f"--autoscaling-config={config}", **soon)
+        driver = head.python("tests/nodes/drive.py", store.location, "4", RAY_ADDRESS=HEAD)
+        said, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, said
+    assert len(store.units("hosts")) == 4
