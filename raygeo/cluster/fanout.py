@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 MAX_LOSSES = 3
 LOOK_SECONDS = 5.0
 """How often it is looked at what the cluster holds, and how long kept actors may take to answer."""
+_BETWEEN_LOOKS = 64
+"""Most calls that are handed out before it is seen which have ended."""
 _FIRST_ASKED = 32
 """How many actors an autoscaler is asked for at first; later, for twice as many as there is room for."""
 
@@ -185,12 +187,14 @@ class _Fanout:
         try:
             while self.schedule or self.running:
                 self._look()
-                while self.schedule and self.pool.idle:
-                    self._submit(self.pool.idle.pop())
+                for _ in range(_BETWEEN_LOOKS):
+                    if self.schedule and self.pool.idle:
+                        self._submit(self.pool.idle.pop())
                 spent += time.perf_counter() - woken
                 self.schedule.handling = spent / handled if handled else 0.0
                 awaited = [*self.running, *self.asked]
-                some, _ = ray.wait(awaited, timeout=LOOK_SECONDS)
+                more = self.schedule and self.pool.idle  # whose calls are larger once it is known what tasks cost
+                some, _ = ray.wait(awaited, timeout=0 if more else LOOK_SECONDS)
                 woken = time.perf_counter()
                 ended = ray.wait(awaited, num_returns=len(awaited), timeout=0)[0] if some else []
                 for ready in ended:

@@ -51,9 +51,9 @@ class Schedule(Generic[T]):
         worth = call[0].cost
         if self._done_cost > 0:
             second = self._done_cost / max(self._done_seconds, 1e-9)
-            least = self.handling * self.actors
-            most = max(least * second, min(share, max(CALL_SECONDS, 2 * least) * second))
-            while self._waiting and worth + self._waiting[0].cost <= most:
+            least = self.handling * self.actors * second
+            most = min(share, max(CALL_SECONDS * second, 2 * least))
+            while self._waiting and (worth < least or worth + self._waiting[0].cost <= most):
                 call.append(self._waiting.popleft())
                 worth += call[-1].cost
         self._cost -= worth

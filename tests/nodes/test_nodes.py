@@ -94,7 +94,7 @@ def test_a_study_over_two_machines_of_which_one_is_lost_has_the_rows_of_one(mach
     weights, again = (open_delta(store.path("deltas", key)) for store in (one, other))
     assert weights.keys() == again.keys()
     assert all(torch.equal(weights[name].dense(), again[name].dense()) for name in weights)
-    for table in ("rollouts", "norms", "training_curves"):
+    for table in ("rollouts", "deltas", "training_curves"):
         assert (
             other.table(table)
             .drop_columns(["seconds"] if table == "training_curves" else [])
