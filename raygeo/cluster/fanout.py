@@ -144,7 +144,7 @@ class ActorPool:
         if processes > 1 and workload.set_parallelism(processes):
             while len(self.idle) > len(todo):
                 ray.kill(self.idle.pop().actor)
-        _Fanout(self, workload, store, todo, keep).run()
+        Fanout(self, workload, store, todo, keep).run()
 
 
 class _Asked(NamedTuple):
@@ -154,7 +154,7 @@ class _Asked(NamedTuple):
     stillborn: int
 
 
-class _Fanout:
+class Fanout:
     """One workload's way over the actors of a pool."""
 
     def __init__(
