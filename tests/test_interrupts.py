@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 from study_cases import draw_rollouts, tiny_study
 from tiny import save_tiny_student
 
+from checks.faults import await_end
 from raygeo.interrupts import asked, deferred, handled
 from raygeo.models.delta import open_delta
 from raygeo.pipeline.config import parse_study
@@ -131,8 +132,7 @@ class Driver:
         family = psutil.Process(self.process.pid).children(recursive=True)
         (os.killpg if group else os.kill)(self.process.pid, number)
         code = self.process.wait(180)
-        _, left = psutil.wait_procs(family, 30)
-        assert not left
+        assert not await_end(family, 30)
         return code
 
     def __enter__(self):
@@ -149,7 +149,7 @@ class Driver:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
-        psutil.wait_procs(family)
+        assert not await_end(family, 60)
 
     def says(self, text):
         return text in self.log.read_text()
