@@ -264,15 +264,25 @@ def doctor(address: AddressOption = None) -> None:
         raise typer.Exit(1)
 
 
-def main() -> None:
-    """Run the command line; errors meant for the user are printed without a traceback."""
+@contextmanager
+def told() -> Iterator[None]:
+    """Print errors meant for the user without a traceback, and end with exit code 2."""
     from raygeo.errors import RaygeoError
 
     try:
-        app()
+        yield
     except RaygeoError as error:
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
         raise SystemExit(2) from None
+
+
+def main(command: str | None = None) -> None:
+    """Run the command line, or one ``command`` of it as a program of its own."""
+    with told():
+        if command is None:
+            app()
+        else:
+            typer.main.get_group(app).commands[command].main(prog_name=f"python {sys.argv[0]}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import yaml
 
 from raygeo.analyses.inputs import AnalysisInputs
 from raygeo.cluster.fanout import ActorPool
+from raygeo.cluster.job import check_outlives_job
 from raygeo.cluster.preflight import check_fits
 from raygeo.cluster.session import connect
 from raygeo.cluster.sharded import ShardedOperator
@@ -49,6 +50,7 @@ def compare_models(comparison: Comparison, *, address: str | None = None, progre
         KeyboardInterrupt: SIGINT or SIGTERM came; the same call resumes.
     """
     progress = progress or Progress()
+    check_outlives_job(comparison.store)
     store = Store(comparison.store)
     if store.read_bytes("study.yaml") is not None:
         raise ConfigError(f"{store.location} holds a study, whose tables would be lost; give another --store.")

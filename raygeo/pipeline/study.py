@@ -7,6 +7,7 @@ from signal import SIGINT
 from rich.markup import escape
 
 from raygeo.cluster.fanout import ActorPool
+from raygeo.cluster.job import check_outlives_job
 from raygeo.cluster.session import connect
 from raygeo.errors import ConfigError
 from raygeo.interrupts import asked, handled
@@ -57,7 +58,9 @@ def run_study(
     if study.plan.open_entries():
         import_optuna()  # now rather than after an hour
     progress = progress or Progress()
-    store = Store(study.store or f"store/{study.name}")
+    location = study.store or f"store/{study.name}"
+    check_outlives_job(location)
+    store = Store(location)
     store.write_bytes(STUDY, study_yaml(study).encode())
     with handled():
         tracking = Tracking(store, study.name, study_params(study))
