@@ -5,10 +5,12 @@ This is for what cannot differ between the runs of one study: rollouts, student,
 options, training settings, seeds) is written in the study itself, as lists and ranges.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
@@ -17,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from raygeo.cli import AddressOption, SetOption, stoppable, told
 from raygeo.errors import ConfigError, WorkloadError
-from raygeo.pipeline.config import Study, load_study, read_yaml
+
+if TYPE_CHECKING:
+    from raygeo.pipeline.config import Study
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -34,9 +38,9 @@ def sweep(
 
     A study that fails does not keep the others from running. The same command resumes.
     """
-    studies = _studies(study, over, overrides, store)
     failures = {}
     with stoppable():
+        studies = _studies(study, over, overrides, store)  # what is wrong in them is told before Ray is imported
         from raygeo.pipeline.context import reason
         from raygeo.pipeline.study import run_study
 
@@ -52,6 +56,8 @@ def sweep(
 
 def _studies(study: Path, over: str | None, overrides: list[str], store: str | None) -> list[Study]:
     """The study at every value of ``over``, all read before the first is run, so that a wrong value costs nothing."""
+    from raygeo.pipeline.config import load_study, read_yaml
+
     if over is None:
         return [load_study(study, overrides, store)]
     setting, _, text = over.partition("=")

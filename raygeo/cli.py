@@ -256,12 +256,21 @@ def ui(
 
 
 @app.command()
-def doctor(address: AddressOption = None) -> None:
-    """Print what this machine or cluster can hold, the versions in use, and whatever is wrong."""
-    from raygeo.doctor import examine
+def doctor(
+    study: Annotated[Path | None, typer.Argument(help="A study file, to be held against what the cluster has.")] = None,
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    store: Annotated[str | None, typer.Option("--store", help="Path or URI of a store, tried on every node.")] = None,
+    address: AddressOption = None,
+) -> None:
+    """Ask every node of a cluster, or this machine, what it has, and print what is wrong; exit code 1 if anything is."""
+    with stoppable():
+        from raygeo.pipeline.config import load_study
 
-    if not examine(address):
-        raise typer.Exit(1)
+        given = None if study is None else load_study(study, overrides, store)
+        from raygeo.doctor.command import examine
+
+        if not examine(given, store=store, address=address):
+            raise typer.Exit(1)
 
 
 @contextmanager
