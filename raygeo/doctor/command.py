@@ -17,7 +17,7 @@ from raygeo.doctor.findings import advice_on_nodes, wrong_with_nodes
 from raygeo.doctor.machine import FOLDER, MISSING, Facts, describe
 from raygeo.doctor.nodes import Node, examine_nodes, living_nodes
 from raygeo.doctor.server import examine_tracking
-from raygeo.errors import RaygeoError
+from raygeo.errors import RaygeoError, StoreError
 from raygeo.pipeline.config import Study
 from raygeo.pipeline.demands import check_demands, check_student, cluster_to_check
 from raygeo.pipeline.study import STAGES
@@ -50,6 +50,9 @@ def examine(
     wrong = [f"the package {name} is missing; install raygeo again" for name, v in here.versions.items() if v == MISSING]
     if here.trouble:
         wrong.append(f"DeepSpeed cannot be imported here: {here.trouble}")
+    free = shutil.disk_usage(Path.cwd()).free / _GIB
+    if free < _LEAST_GIB:
+        wrong.append(f"only {free:.1f} GiB of disk are free here; a store needs room for deltas and tokens")
     advice: list[str] = []
     console.print(_versions(here))
     try:
@@ -67,10 +70,7 @@ def examine(
         wrong.append(str(error).rstrip("."))
     tracked, trouble = examine_tracking()
     wrong += [trouble] if trouble else []
-    free = shutil.disk_usage(Path.cwd()).free / _GIB
     console.print(f"store: {location or 'none named; --store tries one on every node'}; MLflow: {tracked}", soft_wrap=True)
-    if free < _LEAST_GIB:
-        wrong.append(f"only {free:.1f} GiB of disk are free here; a store needs room for deltas and tokens")
     for said in advice:
         console.print(f"[yellow]note:[/yellow] {escape(said)}.", soft_wrap=True, highlight=False)
     for said in wrong:
@@ -87,14 +87,18 @@ def _there(location: str | None) -> Iterator[Store | None]:
         yield None
         return
     check_outlives_job(location)
-    store = Store(location)
+    try:
+        store, made = Store(location, create=False), False
+    except StoreError:
+        store, made = Store(location), True
     try:
         yield store
     finally:
         if store.is_local:
             with suppress(OSError):  # where there is something in them
                 os.rmdir(store.path(FOLDER))
-                os.rmdir(store.root)
+                if made:
+                    os.rmdir(store.root)
 
 
 def _folders(study: Study | None) -> list[str]:
@@ -145,7 +149,7 @@ def _answers(nodes: Sequence[Node], with_store: bool) -> Table:
             continue
         versions = [node.facts.versions[package] for package in _SHOWN]
         versions[_SHOWN.index("raygeo")] += f" ({node.facts.code})"
-        store = "seen, written" if not (node.store_trouble or node.unseen_marks) else "not shared"
+        store = "cannot be used" if node.store_trouble else "not shared" if node.apart else "shared"
         clock = f"{node.offset:+.3f} ± {node.bound:.3f} s"
         table.add_row(node.name, *versions, clock, store if with_store else "-")
     return table

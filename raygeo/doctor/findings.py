@@ -69,17 +69,15 @@ def _differing(nodes: Sequence[Node], here: Facts) -> Iterator[str]:
 
 
 def _unshared(nodes: Sequence[Node], store: str) -> Iterator[str]:
-    names = {node.id: node.name for node in nodes} | {"driver": "the driver"}
     for node in nodes:
         if node.store_trouble:
             yield (
                 f"{node.name} cannot use the store {store}: {node.store_trouble}. Mount it there, with permission to "
                 "write, or give a URI and the node its credentials"
             )
-        elif node.unseen_marks:
-            unseen = ", ".join(sorted(names[key] for key in node.unseen_marks))
+        elif node.apart:
             yield (
-                f"{node.name} has a folder of its own at {store}: it and {unseen} do not see each other's files. Mount "
+                f"{node.name} has a folder of its own at {store}: it and the driver do not see each other's files. Mount "
                 "the same file system on every node, or give a URI"
             )
 

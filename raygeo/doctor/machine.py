@@ -85,10 +85,9 @@ def leave_mark(location: str, visit: str, name: str) -> None:
     Store(location, create=False).write_bytes(f"{FOLDER}/{visit}/{name}", name.encode())
 
 
-def marks(location: str, visit: str, names: Sequence[str]) -> set[str]:
-    """Those of ``names`` whose marks are seen from here."""
-    store = Store(location, create=False)
-    return {name for name in names if store.read_bytes(f"{FOLDER}/{visit}/{name}") == name.encode()}
+def sees_mark(location: str, visit: str, name: str) -> bool:
+    """Whether a mark is seen from here."""
+    return Store(location, create=False).read_bytes(f"{FOLDER}/{visit}/{name}") == name.encode()
 
 
 def new_visit() -> str:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,6 +18,7 @@ PATIENCE = 90.0
 GPU_PATIENCE = 20.0
 """Seconds that GPUs which are at work are waited for."""
 _CALLS = 5
+_DRIVER = "driver"
 
 
 @dataclass
@@ -38,8 +39,8 @@ class Node:
     gpus: tuple[str, ...] | None = None
     gpu_trouble: str = ""
     store_trouble: str = ""
-    unseen_marks: set[str] = field(default_factory=set)
-    """Nodes whose files in the store this one does not see."""
+    apart: bool = False
+    """Whether it and the driver do not see each other's files in the store."""
 
     def amount(self, resource: str) -> float:
         """How much of a resource Ray counts there."""
@@ -64,8 +65,8 @@ class _Examiner:
     def leave_mark(self, location: str, visit: str, name: str) -> None:
         machine.leave_mark(location, visit, name)
 
-    def marks(self, location: str, visit: str, names: Sequence[str]) -> set[str]:
-        return machine.marks(location, visit, names)
+    def sees_mark(self, location: str, visit: str, name: str) -> bool:
+        return machine.sees_mark(location, visit, name)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -87,7 +88,7 @@ def living_nodes() -> list[Node]:
 def examine_nodes(nodes: Sequence[Node], folders: Sequence[str] = (), store: str | None = None) -> None:
     """Fill in what the nodes say of themselves, their GPUs and clocks, and of a ``store`` that is there.
 
-    Every node leaves a file in the store and looks for those of all.
+    The driver and every node leave a file in the store, and look for each other's.
     """
     actor: Any = _Examiner
     examiners = {
@@ -144,22 +145,19 @@ def _clock(examiner: Any) -> tuple[float, float]:
 
 
 def _try_store(nodes: Sequence[Node], examiners: Mapping[str, Any], store: str) -> None:
-    visit, here = machine.new_visit(), "driver"
-    names = [here, *(node.id for node in nodes)]
+    visit = machine.new_visit()
     try:
-        machine.leave_mark(store, visit, here)
-        left = _gather({node.id: examiners[node.id].leave_mark.remote(store, visit, node.id) for node in nodes}, PATIENCE)
-        seen = _gather({node.id: examiners[node.id].marks.remote(store, visit, names) for node in nodes}, PATIENCE)
-        seen_here = machine.marks(store, visit, names)
+        machine.leave_mark(store, visit, _DRIVER)
+        left = {node.id: examiners[node.id].leave_mark.remote(store, visit, node.id) for node in nodes}
+        left_or_not = _gather(left, PATIENCE)
+        seen = {node.id: examiners[node.id].sees_mark.remote(store, visit, _DRIVER) for node in nodes}
+        seen_or_not = _gather(seen, PATIENCE)
+        for node in nodes:
+            sees, trouble = seen_or_not[node.id]
+            node.store_trouble = left_or_not[node.id][1] or trouble
+            node.apart = not node.store_trouble and not (sees and machine.sees_mark(store, visit, node.id))
     finally:
         Store(store, create=False).delete_folder(machine.FOLDER, visit)
-    for node in nodes:
-        others = {name for name in names if name == here or not left[name][1]}
-        found, trouble = seen[node.id]
-        node.store_trouble = left[node.id][1] or trouble
-        node.unseen_marks = others - (found or set()) if not node.store_trouble else set()
-        if not node.store_trouble and node.id not in seen_here:
-            node.unseen_marks.add(here)
 
 
 def _ask_gpus(nodes: Sequence[Node]) -> dict[str, ray.ObjectRef]:
