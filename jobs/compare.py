@@ -1,4 +1,6 @@
-"""``raygeo compare`` on the cluster: ``ray job submit --working-dir . -- python jobs/compare.py BASE MODEL ... --store STORE``."""
+"""``raygeo compare`` on the cluster:
+``ray job submit --working-dir . -- python jobs/compare.py BASE MODEL ... --store STORE``.
+"""
 
 import sys
 from pathlib import Path

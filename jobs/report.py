@@ -1,4 +1,4 @@
-"""``raygeo report`` on the cluster, where its store is: ``ray job submit --working-dir . -- python jobs/report.py STORE``."""
+"""``raygeo report`` where the store is: ``ray job submit --working-dir . -- python jobs/report.py STORE``."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 """Run a study once for each of several values of a setting that all its runs share, each in a store of its own:
-``ray job submit --working-dir . -- python jobs/sweep.py STUDY --store STORE --over 'rollouts.negative_share=[0.05, 0.5]'``.
+``ray job submit --working-dir . -- python jobs/sweep.py STUDY --store STORE --over 'rollouts.heldout=[0.1, 0.2]'``.
 
 This is for what cannot differ between the runs of one study: rollouts, student, probes. What can (losses and their
 options, training settings, seeds) is written in the study itself, as lists and ranges.

@@ -262,7 +262,7 @@ def doctor(
     store: Annotated[str | None, typer.Option("--store", help="Path or URI of a store, tried on every node.")] = None,
     address: AddressOption = None,
 ) -> None:
-    """Ask every node of a cluster, or this machine, what it has, and print what is wrong; exit code 1 if anything is."""
+    """Ask every node of a cluster, or this machine, what it has, and print what is wrong: then the exit code is 1."""
     with stoppable():
         from raygeo.pipeline.config import load_study
 
@@ -287,6 +287,8 @@ def told() -> Iterator[None]:
 
 def main(command: str | None = None) -> None:
     """Run the command line, or one ``command`` of it as a program of its own."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries, which fill a log
     with told():
         if command is None:
             app()

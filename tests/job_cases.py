@@ -1,4 +1,4 @@
-"""A cluster that jobs are submitted to: a head of its own folder, ports and token, ended with the process that holds it."""
+"""A cluster that jobs are submitted to: a head of its own folder, ports and token, ended with what holds it."""
 
 import os
 import secrets

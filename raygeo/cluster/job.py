@@ -12,7 +12,8 @@ def check_outlives_job(location: str) -> None:
     Raises:
         ConfigError: it is there.
     """
-    if urlparse(location).scheme in ("", "file") and "working_dir_files" in Path(urlparse(location).path).resolve().parts:
+    parsed = urlparse(location)
+    if parsed.scheme in ("", "file") and "working_dir_files" in Path(parsed.path).resolve().parts:
         raise ConfigError(
             f"the store {location!r} would lie in the job's working directory, which only this node has and Ray "
             "removes after the job. Give --store a folder that every node sees, or a URI such as s3://bucket/name."

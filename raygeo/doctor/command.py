@@ -47,7 +47,8 @@ def examine(
         console = console if console.is_terminal else Console(width=_LOG_WIDTH)
     location = store or (None if study is None else study.store or f"store/{study.name}")
     here = describe()
-    wrong = [f"the package {name} is missing; install raygeo again" for name, v in here.versions.items() if v == MISSING]
+    missing = [package for package, version in here.versions.items() if version == MISSING]
+    wrong = [f"the package {package} is missing; install raygeo again" for package in missing]
     if here.trouble:
         wrong.append(f"DeepSpeed cannot be imported here: {here.trouble}")
     free = shutil.disk_usage(Path.cwd()).free / _GIB
@@ -70,7 +71,8 @@ def examine(
         wrong.append(str(error).rstrip("."))
     tracked, trouble = examine_tracking()
     wrong += [trouble] if trouble else []
-    console.print(f"store: {location or 'none named; --store tries one on every node'}; MLflow: {tracked}", soft_wrap=True)
+    named = location or "none named; --store tries one on every node"
+    console.print(f"store: {named}; MLflow: {tracked}", soft_wrap=True)
     for said in advice:
         console.print(f"[yellow]note:[/yellow] {escape(said)}.", soft_wrap=True, highlight=False)
     for said in wrong:

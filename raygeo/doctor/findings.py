@@ -16,8 +16,8 @@ def wrong_with_nodes(nodes: Sequence[Node], here: Facts, store: str | None) -> I
     for node in nodes:
         if node.facts is None:
             yield (
-                f"{node.name} said nothing of itself: {node.silence}. See `ray status`, and that raygeo can be imported "
-                "there"
+                f"{node.name} said nothing of itself: {node.silence}. See `ray status`, and that raygeo can be "
+                "imported there"
             )
             continue
         if node.facts.trouble:
@@ -31,8 +31,8 @@ def wrong_with_nodes(nodes: Sequence[Node], here: Facts, store: str | None) -> I
     for node in nodes:
         if node.gpu_trouble:
             yield (
-                f"the GPUs of {node.name} cannot be used: {node.gpu_trouble}. See nvidia-smi there, that torch is a build "
-                "for CUDA, and that Ray was not started with --num-gpus for cards that are not there"
+                f"the GPUs of {node.name} cannot be used: {node.gpu_trouble}. See nvidia-smi there, that torch is a "
+                "build for CUDA, and that Ray was not started with --num-gpus for cards that are not there"
             )
 
 
@@ -63,8 +63,8 @@ def _differing(nodes: Sequence[Node], here: Facts) -> Iterator[str]:
     stale = [name for name, facts in answers if facts.code != here.code]
     if stale:
         yield (
-            f"the code of raygeo on {', '.join(stale)} is not the driver's, though the version may be. {_INSTALL}, or send "
-            "it with the job: ray job submit --working-dir ."
+            f"the code of raygeo on {', '.join(stale)} is not the driver's, though the version may be. {_INSTALL}, or "
+            "send it with the job: ray job submit --working-dir ."
         )
 
 
@@ -77,8 +77,8 @@ def _unshared(nodes: Sequence[Node], store: str) -> Iterator[str]:
             )
         elif node.apart:
             yield (
-                f"{node.name} has a folder of its own at {store}: it and the driver do not see each other's files. Mount "
-                "the same file system on every node, or give a URI"
+                f"{node.name} has a folder of its own at {store}: it and the driver do not see each other's files. "
+                "Mount the same file system on every node, or give a URI"
             )
 
 

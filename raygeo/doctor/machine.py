@@ -22,8 +22,9 @@ FOLDER = "doctor"
 
 @dataclass(frozen=True)
 class Facts:
-    """What raygeo runs with on a machine: versions by package, Python's among them; ``code`` is a digest of raygeo's own
-    modules, ``unseen`` those of the folders asked for that are not there, ``trouble`` why DeepSpeed cannot be imported.
+    """What raygeo runs with on a machine: versions by package, Python's among them; ``code`` is a digest of raygeo's
+    own modules, ``unseen`` those of the folders asked for that are not there, ``trouble`` why DeepSpeed cannot be
+    imported.
     """
 
     versions: Mapping[str, str]

@@ -36,8 +36,8 @@ def doctor(ray_session):
 def nodes(facts, **changes) -> list[Node]:
     """A head and a worker that answer as they should; ``changes`` are the worker's."""
     head = Node("0", "head", True, {"CPU": 0.0}, facts)
-    return [head, Node("1", "worker", False, {"CPU": 8.0, "GPU": 2.0}, facts, gpus=("L40S", "L40S"))] if not changes else [
-        head, dataclasses.replace(Node("1", "worker", False, {"CPU": 8.0, "GPU": 2.0}, facts), **changes)]  # fmt: skip
+    worker = Node("1", "worker", False, {"CPU": 8.0, "GPU": 2.0}, facts, gpus=("L40S", "L40S"))
+    return [head, dataclasses.replace(worker, **changes)]
 
 
 def wrong(facts, **changes) -> list[str]:
@@ -80,12 +80,12 @@ def test_nodes_that_are_alike_are_well(facts):
 
 @pytest.mark.parametrize(
     ("package", "version", "said"),
-    [("torch", "2.9.0", "for the driver and 2.9.0 on worker"), ("raygeo", "missing", "for the driver and missing on worker")],
+    [("torch", "2.9.0", "for the driver and 2.9.0 on"), ("raygeo", "missing", "for the driver and missing on")],
 )
 def test_versions_that_differ(facts, package, version, said):
     there = dataclasses.replace(facts, versions={**facts.versions, package: version})
     [one] = wrong(facts, facts=there)
-    assert one.startswith(f"{package} is {facts.versions[package]} {said}. Install the same on every node")
+    assert one.startswith(f"{package} is {facts.versions[package]} {said} worker. Install the same on every node")
 
 
 def test_code_of_one_version_that_differs(facts):

@@ -1,4 +1,4 @@
-"""Every job: what it is called with, what goes with it, and where its store may not be. Submitting is tested elsewhere."""
+"""Every job: what it is called with, what goes with it, and where its store may not be."""
 
 import os
 import subprocess
