@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from raygeo.cli import AddressOption, SetOption, stoppable, told
 from raygeo.errors import ConfigError, WorkloadError
+from raygeo.logs import name_lines
 
 if TYPE_CHECKING:
     from raygeo.pipeline.config import Study
@@ -76,5 +77,6 @@ def _studies(study: Path, over: str | None, overrides: list[str], store: str | N
 
 
 if __name__ == "__main__":
+    name_lines()
     with told():
         app(prog_name=f"python {sys.argv[0]}")

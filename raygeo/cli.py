@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from raygeo.logs import name_lines
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -289,6 +291,7 @@ def main(command: str | None = None) -> None:
     """Run the command line, or one ``command`` of it as a program of its own."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries, which fill a log
+    name_lines()
     with told():
         if command is None:
             app()

@@ -12,9 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from raygeo.cluster.job import check_outlives_job
+from raygeo.cluster.nodes import SCRATCH
 from raygeo.cluster.session import connect
 from raygeo.doctor.findings import advice_on_nodes, wrong_with_nodes
-from raygeo.doctor.machine import FOLDER, MISSING, Facts, describe
+from raygeo.doctor.machine import MISSING, Facts, describe
 from raygeo.doctor.nodes import Node, examine_nodes, living_nodes
 from raygeo.doctor.server import examine_tracking
 from raygeo.errors import RaygeoError, StoreError
@@ -60,7 +61,7 @@ def examine(
         connect(address)
         with _there(location) as opened:
             nodes = living_nodes()
-            examine_nodes(nodes, _folders(study), None if opened is None else opened.location)
+            examine_nodes(nodes, _folders(study), opened)
             console.print(_resources(nodes))
             console.print(_answers(nodes, opened is not None))
             wrong += wrong_with_nodes(nodes, here, None if opened is None else opened.location)
@@ -98,7 +99,7 @@ def _there(location: str | None) -> Iterator[Store | None]:
     finally:
         if store.is_local:
             with suppress(OSError):  # where there is something in them
-                os.rmdir(store.path(FOLDER))
+                os.rmdir(store.path(SCRATCH))
                 if made:
                     os.rmdir(store.root)
 

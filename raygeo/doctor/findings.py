@@ -72,13 +72,13 @@ def _unshared(nodes: Sequence[Node], store: str) -> Iterator[str]:
     for node in nodes:
         if node.store_trouble:
             yield (
-                f"{node.name} cannot use the store {store}: {node.store_trouble}. Mount it there, with permission to "
-                "write, or give a URI and the node its credentials"
+                f"{node.name} cannot write to the store {store}: {node.store_trouble}. See its permissions there, or "
+                "the node's credentials"
             )
         elif node.apart:
             yield (
-                f"{node.name} has a folder of its own at {store}: it and the driver do not see each other's files. "
-                "Mount the same file system on every node, or give a URI"
+                f"{node.name} and the driver do not see each other's files in the store {store}. Mount one file "
+                "system at that place on every node, or give a URI"
             )
 
 

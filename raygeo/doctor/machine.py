@@ -2,7 +2,6 @@
 
 import os
 import platform
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,11 +12,8 @@ import torch
 
 import raygeo
 from raygeo.pipeline.report import PACKAGES
-from raygeo.store import Store
 
 MISSING = "missing"
-FOLDER = "doctor"
-"""Where visitors of a store leave their mark."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +75,3 @@ def use_gpus(count: int) -> tuple[tuple[str, ...], str]:
         except RuntimeError as error:
             return names, f"GPU {index} ({names[index]}) cannot be used: {error}"
     return names, ""
-
-
-def leave_mark(location: str, visit: str, name: str) -> None:
-    """Write a file into the store at ``location``, which must be there."""
-    Store(location, create=False).write_bytes(f"{FOLDER}/{visit}/{name}", name.encode())
-
-
-def sees_mark(location: str, visit: str, name: str) -> bool:
-    """Whether a mark is seen from here."""
-    return Store(location, create=False).read_bytes(f"{FOLDER}/{visit}/{name}") == name.encode()
-
-
-def new_visit() -> str:
-    """A name for one round of marks."""
-    return uuid.uuid4().hex[:12]

@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raygeo.cluster.nodes import answer, answered, marked
 from raygeo.doctor import machine
 from raygeo.doctor.machine import Facts
 from raygeo.store import Store
@@ -18,7 +19,6 @@ PATIENCE = 90.0
 GPU_PATIENCE = 20.0
 """Seconds that GPUs which are at work are waited for."""
 _CALLS = 5
-_DRIVER = "driver"
 
 
 @dataclass
@@ -62,11 +62,8 @@ class _Examiner:
     def time(self) -> float:
         return time.time()
 
-    def leave_mark(self, location: str, visit: str, name: str) -> None:
-        machine.leave_mark(location, visit, name)
-
-    def sees_mark(self, location: str, visit: str, name: str) -> bool:
-        return machine.sees_mark(location, visit, name)
+    def answer(self, location: str, token: str) -> bool:
+        return answer(location, token)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -85,7 +82,7 @@ def living_nodes() -> list[Node]:
     return sorted(found, key=lambda node: (not node.head, node.name))
 
 
-def examine_nodes(nodes: Sequence[Node], folders: Sequence[str] = (), store: str | None = None) -> None:
+def examine_nodes(nodes: Sequence[Node], folders: Sequence[str] = (), store: Store | None = None) -> None:
     """Fill in what the nodes say of themselves, their GPUs and clocks, and of a ``store`` that is there.
 
     The driver and every node leave a file in the store, and look for each other's.
@@ -118,13 +115,13 @@ def _gather(asked: Mapping[str, ray.ObjectRef], patience: float) -> dict[str, tu
     """The answers that come in time, and why there are none of the others."""
     ready = set(ray.wait(list(asked.values()), num_returns=len(asked), timeout=patience)[0]) if asked else set()
     answers: dict[str, tuple[Any, str]] = {}
-    for key, answer in asked.items():
-        if answer not in ready:
-            ray.cancel(answer)
+    for key, awaited in asked.items():
+        if awaited not in ready:
+            ray.cancel(awaited)
             answers[key] = None, f"no answer within {patience:g} s"
             continue
         try:
-            answers[key] = ray.get(answer), ""
+            answers[key] = ray.get(awaited), ""
         except RayError as error:
             answers[key] = None, str(error).strip().splitlines()[-1].strip()
     return answers
@@ -144,20 +141,13 @@ def _clock(examiner: Any) -> tuple[float, float]:
     return offset, bound
 
 
-def _try_store(nodes: Sequence[Node], examiners: Mapping[str, Any], store: str) -> None:
-    visit = machine.new_visit()
-    try:
-        machine.leave_mark(store, visit, _DRIVER)
-        left = {node.id: examiners[node.id].leave_mark.remote(store, visit, node.id) for node in nodes}
-        left_or_not = _gather(left, PATIENCE)
-        seen = {node.id: examiners[node.id].sees_mark.remote(store, visit, _DRIVER) for node in nodes}
-        seen_or_not = _gather(seen, PATIENCE)
+def _try_store(nodes: Sequence[Node], examiners: Mapping[str, Any], store: Store) -> None:
+    with marked(store) as token:
+        asked = {node.id: examiners[node.id].answer.remote(store.location, token) for node in nodes}
+        answers = _gather(asked, PATIENCE)
         for node in nodes:
-            sees, trouble = seen_or_not[node.id]
-            node.store_trouble = left_or_not[node.id][1] or trouble
-            node.apart = not node.store_trouble and not (sees and machine.sees_mark(store, visit, node.id))
-    finally:
-        Store(store, create=False).delete_folder(machine.FOLDER, visit)
+            seen, node.store_trouble = answers[node.id]
+            node.apart = not node.store_trouble and not (seen and answered(store, token, node.id))
 
 
 def _ask_gpus(nodes: Sequence[Node]) -> dict[str, ray.ObjectRef]:

@@ -26,6 +26,7 @@ from raygeo.pipeline.train import REFERENCE
 from raygeo.settings import split_key
 from raygeo.store import Store
 from raygeo.training.settings import RunSpec
+from raygeo.training.sweep import run_shape
 
 SETTLED = ("finished", "diverged", "stopped")
 LONGEST = 100
@@ -163,15 +164,14 @@ def _demands(study: Study, store: Store, stages: tuple[str, ...]) -> list[tuple[
     if made_here and student.gpus > 0 and not store.folders("students"):
         demands.append(("making the student", {"GPU": student.gpus}, 1))  # it takes what CPUs there are
     if set(stages) - {"student", "train", "report"}:
-        demands.append(("an actor (actors)", {"CPU": study.actors.cpus, "GPU": study.actors.gpus}, 1))
+        demands.append(("an actor (actors)", study.actors.demand, 1))
     if "train" in stages:
         settled = _settled(store)
         shapes = defaultdict(list)
         for spec in study.plan.points():
             if _named(spec) not in settled:
-                training = spec.training
-                shapes[training.workers, training.cpus, training.gpus].append(spec.name)
-        for (workers, cpus, gpus), (first, *others) in shapes.items():
+                shapes[run_shape(spec)].append(spec.name)
+        for shape, (first, *others) in shapes.items():
             also = f" (and {len(others)} others)" if others else ""
-            demands.append((f"run {first}{also}", {"CPU": cpus, "GPU": gpus}, workers))
+            demands.append((f"run {first}{also}", shape.resources, shape.workers))
     return demands

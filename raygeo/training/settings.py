@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from raygeo.cluster.settings import Gpus
 from raygeo.losses.registry import AnyLoss
 from raygeo.models.attention import check_name, is_flash
 from raygeo.models.lora import LoraSettings
@@ -91,7 +92,7 @@ class Execution(Optimisation):
     (DeepSpeed Ulysses), for rows longer than one device can hold. It divides ``workers``, and the attention heads."""
     cpus: float = Field(1, gt=0)
     """CPUs of each worker; whole CPUs are also its torch threads."""
-    gpus: float = Field(0, ge=0)
+    gpus: Gpus = 0
     """GPUs of each worker."""
     eval_every: int | None = Field(None, ge=1)
     """Measure the NLL of the held-out solutions every so many steps; it is always measured at the end."""
@@ -190,6 +191,8 @@ class TrainingSettings(Execution):
     """Report the training curves every so many steps."""
     checkpoint_every: int | None = Field(None, ge=1)
     """Write what is needed to resume every so many steps; by default every ten minutes."""
+    gpu_type: str | None = None
+    """Only on nodes with this kind of GPU, as Ray names it: ``H100``, ``A100-80G``, ``L4``."""
     restarts: int = Field(3, ge=0)
     """How often a run resumes from its last checkpoint after a worker was lost, before it counts as failed."""
 

@@ -101,9 +101,9 @@ def test_clocks_that_differ_by_more_than_the_call_took(facts):
 
 def test_stores_that_are_not_shared(facts):
     [apart] = wrong(facts, apart=True)
-    assert "worker has a folder of its own at /shared/store" in apart
-    [closed] = wrong(facts, store_trouble="StoreError: there is no store at '/shared/store'")
-    assert "worker cannot use the store /shared/store: StoreError" in closed
+    assert "worker and the driver do not see each other's files in the store /shared/store" in apart
+    [closed] = wrong(facts, store_trouble="PermissionError: denied")
+    assert "worker cannot write to the store /shared/store: PermissionError: denied" in closed
 
 
 def test_a_node_that_is_silent_and_gpus_that_lie(facts):
