@@ -72,6 +72,6 @@ def use_gpus(count: int) -> tuple[tuple[str, ...], str]:
             square = torch.full((64, 64), 2.0, device=f"cuda:{index}")
             if float((square @ square).sum()) != 64**3 * 4:
                 return names, f"GPU {index} ({names[index]}) multiplies matrices wrongly"
-        except RuntimeError as error:
+        except Exception as error:  # torch without CUDA raises AssertionError
             return names, f"GPU {index} ({names[index]}) cannot be used: {error}"
     return names, ""

@@ -5,12 +5,13 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from study_cases import tiny_study
 
 from raygeo.doctor import findings
 from raygeo.doctor.command import examine
-from raygeo.doctor.machine import describe
+from raygeo.doctor.machine import describe, use_gpus
 from raygeo.doctor.nodes import Node
 from raygeo.pipeline.config import parse_study
 
@@ -33,15 +34,15 @@ def doctor(ray_session):
     return call
 
 
-def nodes(facts, **changes) -> list[Node]:
+def nodes(here, **changes) -> list[Node]:
     """A head and a worker that answer as they should; ``changes`` are the worker's."""
-    head = Node("0", "head", True, {"CPU": 0.0}, facts)
-    worker = Node("1", "worker", False, {"CPU": 8.0, "GPU": 2.0}, facts, gpus=("L40S", "L40S"))
+    head = Node("0", "head", True, {"CPU": 0.0}, here)
+    worker = Node("1", "worker", False, {"CPU": 8.0, "GPU": 2.0}, here, gpus=("L40S", "L40S"))
     return [head, dataclasses.replace(worker, **changes)]
 
 
-def wrong(facts, **changes) -> list[str]:
-    return list(findings.wrong_with_nodes(nodes(facts, **changes), facts, "/shared/store"))
+def wrong(here, **changes) -> list[str]:
+    return list(findings.wrong_with_nodes(nodes(here, **changes), here, "/shared/store"))
 
 
 def test_a_machine_that_is_well(doctor, tmp_path):
@@ -120,6 +121,19 @@ def test_what_might_be_better(facts):
     [said] = findings.advice_on_nodes([dataclasses.replace(head, resources={"CPU": 8.0}), worker])
     assert "head is the head and has 8 CPUs" in said
     assert list(findings.advice_on_nodes([dataclasses.replace(head, resources={"CPU": 8.0})])) == [], "all there is"
+
+
+def test_gpus_are_used(monkeypatch):
+    """On what stands for them: the products are made by the CPU."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "L40S")
+    assert use_gpus(3)[1] == f"Ray counts 3 GPUs there and torch {torch.__version__} sees 2"
+    assert "GPU 0 (L40S) cannot be used: " in use_gpus(2)[1]
+    full = torch.full
+    monkeypatch.setattr(torch, "full", lambda size, value, device: full(size, value))
+    assert use_gpus(2) == (("L40S", "L40S"), "")
+    monkeypatch.setattr(torch, "full", lambda size, value, device: full(size, value + int(device[-1])))
+    assert use_gpus(2)[1] == "GPU 1 (L40S) multiplies matrices wrongly"
 
 
 def test_folders_that_a_node_does_not_see(facts, tmp_path):
