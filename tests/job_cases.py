@@ -33,13 +33,13 @@ class JobCluster:
     def __init__(self, address: str, environment: dict[str, str]):
         self.address, self.environment = address, environment
 
-    def submit(self, *entrypoint: str, timeout: int = 300, **changed: str) -> subprocess.CompletedProcess:
-        """Run a job to its end, once the cluster takes jobs."""
+    def submit(self, *entrypoint: str, tries: int = 60, **changed: str) -> subprocess.CompletedProcess:
+        """Run a job to its end, once the cluster takes jobs; ``changed`` are variables of whoever submits it."""
         command = [RAY, "job", "submit", "--address", self.address, "--working-dir", str(REPOSITORY), "--",
                    sys.executable, *entrypoint]  # fmt: skip
-        for _ in range(60):
+        for _ in range(tries):
             done = subprocess.run(
-                command, env=self.environment | changed, capture_output=True, text=True, timeout=timeout, check=False
+                command, env=self.environment | changed, capture_output=True, text=True, timeout=300, check=False
             )
             if not any(said in done.stdout[-2000:] + done.stderr[-2000:] for said in STARTING):
                 break

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from raygeo.cluster.job import check_outlives_job
 from raygeo.cluster.nodes import SCRATCH
+from raygeo.cluster.preflight import is_autoscaled
 from raygeo.cluster.session import connect
 from raygeo.doctor.findings import advice_on_nodes, wrong_with_nodes
 from raygeo.doctor.machine import MISSING, Facts, describe
@@ -56,6 +57,7 @@ def examine(
     if free < _LEAST_GIB:
         wrong.append(f"only {free:.1f} GiB of disk are free here; a store needs room for deltas and tokens")
     advice: list[str] = []
+    opened = None
     console.print(_versions(here))
     try:
         connect(address)
@@ -65,12 +67,12 @@ def examine(
             console.print(_resources(nodes))
             console.print(_answers(nodes, opened is not None))
             wrong += wrong_with_nodes(nodes, here, None if opened is None else opened.location)
-            advice += advice_on_nodes(nodes)
+            advice += advice_on_nodes(nodes, is_autoscaled())
             if study is not None and opened is not None:
                 wrong += _wrong_with_study(study, opened, advice)
     except RaygeoError as error:
         wrong.append(str(error).rstrip("."))
-    tracked, trouble = examine_tracking()
+    tracked, trouble = examine_tracking(opened)
     wrong += [trouble] if trouble else []
     named = location or "none named; --store tries one on every node"
     console.print(f"store: {named}; MLflow: {tracked}", soft_wrap=True)

@@ -36,8 +36,10 @@ def wrong_with_nodes(nodes: Sequence[Node], here: Facts, store: str | None) -> I
             )
 
 
-def advice_on_nodes(nodes: Sequence[Node]) -> Iterator[str]:
-    """What works, and might be better."""
+def advice_on_nodes(nodes: Sequence[Node], autoscaled: bool = False) -> Iterator[str]:
+    """What works, and might be better or is not known."""
+    if autoscaled:
+        yield f"the cluster starts nodes as they are needed; the {len(nodes)} that are up now were asked"
     if len(nodes) > 1:
         for node in nodes:
             if node.head and node.amount("CPU") > 0:

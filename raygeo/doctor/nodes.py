@@ -96,11 +96,13 @@ def examine_nodes(nodes: Sequence[Node], folders: Sequence[str] = (), store: Sto
         answers = _gather({node.id: examiners[node.id].describe.remote(list(folders)) for node in nodes}, PATIENCE)
         for node in nodes:
             node.facts, node.silence = answers[node.id]
-        answering = [node for node in nodes if node.answers]
-        for node in answering:
-            node.offset, node.bound = _clock(examiners[node.id])
+        for node in (node for node in nodes if node.answers):
+            try:
+                node.offset, node.bound = _clock(examiners[node.id])
+            except RayError as error:
+                node.facts, node.silence = None, f"it was lost ({error})"
         if store is not None:
-            _try_store(answering, examiners, store)
+            _try_store([node for node in nodes if node.answers], examiners, store)
         _hear_gpus(nodes, gpus)
     finally:
         for examiner in examiners.values():

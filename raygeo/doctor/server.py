@@ -2,25 +2,27 @@
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from raygeo.errors import ConfigError
 from raygeo.store import Store
 from raygeo.tracking import tracking_uri
 
 _QUICK = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
-def examine_tracking() -> tuple[str, str]:
-    """Where drivers log, as they would be told here, and what is wrong with that, "" if nothing is."""
+def examine_tracking(store: Store | None = None) -> tuple[str, str]:
+    """Where a driver here logs a study in ``store``, and what is wrong with that, "" if nothing is."""
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
     named = os.environ.get("MLFLOW_TRACKING_URI")
     if not named:
-        with tempfile.TemporaryDirectory() as folder:
-            return f"{tracking_uri(Store(folder)).partition(':')[0]} file in each study's store", ""
+        try:
+            return "a sqlite file in the store" if store is None else tracking_uri(store), ""
+        except ConfigError as error:
+            return "nowhere", str(error).rstrip(".")
     try:
         with _impatient():
             MlflowClient(named).search_experiments(max_results=1)

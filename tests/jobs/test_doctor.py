@@ -13,7 +13,9 @@ from raygeo.doctor import findings
 from raygeo.doctor.command import examine
 from raygeo.doctor.machine import describe, use_gpus
 from raygeo.doctor.nodes import Node
+from raygeo.doctor.server import examine_tracking
 from raygeo.pipeline.config import parse_study
+from raygeo.store import Store
 
 pytestmark = pytest.mark.cluster
 
@@ -53,25 +55,23 @@ def test_a_machine_that_is_well(doctor, tmp_path):
     assert not (tmp_path / "new").exists(), "it was there only to be tried"
 
 
-def test_a_store_that_exists_is_left_as_it_was(doctor, tmp_path):
-    assert doctor(store=str(tmp_path))[0]
-    assert tmp_path.exists()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_study_is_held_against_what_there_is(doctor, tmp_path):
+def test_what_is_wrong_is_told_at_once(doctor, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     training = tiny_study()["training"] | {"workers": 2, "gpus": 1}
-    well, said = doctor(parse_study(tiny_study(training=training, store=str(tmp_path / "store"))))
+    well, said = doctor(parse_study(tiny_study(training=training, store=str(tmp_path))))
     assert not well
     assert "asks for 2 x (1 CPU, 1 GPU)" in said
-
-
-def test_an_mlflow_server_that_is_not_there(doctor, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
-    well, said = doctor()
-    assert not well
     assert "MLFLOW_TRACKING_URI=http://127.0.0.1:9 does not answer this process" in said
     assert "secret" not in said
+    assert tmp_path.exists()
+    assert list(tmp_path.iterdir()) == [], "the store is as it was"
+
+
+def test_a_store_that_mlflow_cannot_live_in(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    where, trouble = examine_tracking(Store("mock://bucket/mine"))
+    assert where == "nowhere"
+    assert "set MLFLOW_TRACKING_URI to an MLflow server" in trouble
 
 
 def test_nodes_that_are_alike_are_well(facts):
@@ -115,6 +115,8 @@ def test_a_node_that_is_silent_and_gpus_that_lie(facts):
 
 
 def test_what_might_be_better(facts):
+    [grows] = findings.advice_on_nodes(nodes(facts), autoscaled=True)
+    assert grows == "the cluster starts nodes as they are needed; the 2 that are up now were asked"
     [busy] = findings.advice_on_nodes(nodes(facts, gpus=None))
     assert busy == "the GPUs of worker are at work and were not tried"
     head, worker = nodes(facts)

@@ -25,7 +25,7 @@ def test_doctor_finds_what_two_nodes_do_not_share_and_a_job_may_not_keep_its_sto
         assert "Ray counts 1 GPUs there and torch" in done.stdout
         assert "is the head and has 2 CPUs" in done.stdout
         assert "exit code 1" in done.stdout
-        refused = cluster.submit("jobs/report.py", "store/mine", RAY_AUTH_TOKEN="wrong")
+        refused = cluster.submit("jobs/report.py", "store/mine", tries=1, RAY_AUTH_TOKEN="wrong")
         assert refused.returncode != 0
         assert "Running entrypoint" not in refused.stdout
     assert list(store.iterdir()) == []
