@@ -85,6 +85,7 @@ def test_all_nodes_install_raygeo_in_the_same_way(cluster):
     [install] = cluster["setup_commands"]
     assert "--constraint /home/ray/raygeo/constraints.txt --editable /home/ray/raygeo" in install
     assert cluster["file_mounts"]["/home/ray/raygeo"] == "."
+    assert cluster["rsync_exclude"] == ["**/.git", "**/.venv", "/store"], "a package may be called store"
     assert cluster["head_setup_commands"][0] == cluster["worker_setup_commands"][0] == install
 
 
