@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +26,14 @@ class Settings(BaseModel):
     def of(cls, settings: "Settings") -> Self:
         """The options of this model alone, taken from settings that have them among others."""
         return cls.model_validate({name: getattr(settings, name) for name in cls.model_fields})
+
+
+def kinds(base: type[Settings]) -> Iterator[type[Any]]:
+    """The subclasses of ``base`` that a study can name by a ``type``."""
+    for kind in base.__subclasses__():
+        if "type" in kind.model_fields:
+            yield kind
+        yield from kinds(kind)
 
 
 def content_key(*parts: Any) -> str:
@@ -49,3 +59,14 @@ def split_key(key: str) -> tuple[str, str]:
     """What a unit is made of, and the revisions of the code that made it; "" for one made before these were kept."""
     made_of, _, revision = key.partition("-r")
     return made_of, revision
+
+
+_USER = re.compile(r"(\bhttps?://)[^/\s'\"]*@|(\b\w+://)[^/\s'\"@:]*:[^/\s'\"]*@")
+_SECRET = re.compile(
+    r"([?&][\w.-]*(?:token|secret|passw|signature|access_key|api_key|apikey|\bsig)[\w.-]*=)[^&\s'\"]+", re.I
+)
+
+
+def without_credentials(text: str) -> str:
+    """A text whose URIs have lost user and password, and the values of query parameters that are secrets."""
+    return _SECRET.sub(r"\1***", _USER.sub(r"\1\2", text))

@@ -23,6 +23,7 @@ from raygeo.errors import RaygeoError, StoreError
 from raygeo.pipeline.config import Study
 from raygeo.pipeline.demands import check_demands, check_student, cluster_to_check
 from raygeo.pipeline.study import STAGES
+from raygeo.settings import without_credentials
 from raygeo.store import Store
 
 _GIB = 2**30
@@ -75,11 +76,11 @@ def examine(
     tracked, trouble = examine_tracking(opened)
     wrong += [trouble] if trouble else []
     named = location or "none named; --store tries one on every node"
-    console.print(f"store: {named}; MLflow: {tracked}", soft_wrap=True)
-    for said in advice:
-        console.print(f"[yellow]note:[/yellow] {escape(said)}.", soft_wrap=True, highlight=False)
-    for said in wrong:
-        console.print(f"[red]wrong:[/red] {escape(said)}.", soft_wrap=True, highlight=False)
+    lines = [f"store: {escape(named)}; MLflow: {escape(tracked)}"]
+    lines += [f"[yellow]note:[/yellow] {escape(said)}." for said in advice]
+    lines += [f"[red]wrong:[/red] {escape(said)}." for said in wrong]
+    for line in lines:
+        console.print(without_credentials(line), soft_wrap=True, highlight=False)
     if not wrong:
         console.print("[green]nothing is wrong[/green]")
     return not wrong

@@ -25,7 +25,7 @@ from raygeo.models.loading import Loading
 from raygeo.pipeline.plan import Plan, RunEntries, TrainingDefaults
 from raygeo.search.settings import SweepSettings
 from raygeo.search.space import Range, Varied, models_in, refusal, tag
-from raygeo.settings import Settings
+from raygeo.settings import Settings, without_credentials
 from raygeo.toy.builtin import WordProblems
 from raygeo.toy.text import TextStudent
 from raygeo.training.settings import RunSpec
@@ -475,5 +475,5 @@ def _children(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
 
 
 def study_yaml(study: Study) -> str:
-    """The whole study with every default, as YAML."""
-    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The whole study with every default, as YAML; its URIs have lost user and password."""
+    return without_credentials(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
