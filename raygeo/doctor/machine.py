@@ -66,7 +66,7 @@ def use_gpus(count: int) -> tuple[tuple[str, ...], str]:
     found = torch.cuda.device_count()
     names = tuple(torch.cuda.get_device_name(index) for index in range(found))
     if found < count:
-        return names, f"Ray counts {count} GPUs there and torch {torch.__version__} sees {found}"
+        return names, f"GPUs that Ray counts there: {count}; that torch {torch.__version__} sees: {found}"
     for index in range(count):
         try:
             square = torch.full((64, 64), 2.0, device=f"cuda:{index}")

@@ -129,7 +129,7 @@ def test_gpus_are_used(monkeypatch):
     """On what stands for them: the products are made by the CPU."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "L40S")
-    assert use_gpus(3)[1] == f"Ray counts 3 GPUs there and torch {torch.__version__} sees 2"
+    assert use_gpus(3)[1] == f"GPUs that Ray counts there: 3; that torch {torch.__version__} sees: 2"
     assert "GPU 0 (L40S) cannot be used: " in use_gpus(2)[1]
     full = torch.full
     monkeypatch.setattr(torch, "full", lambda size, value, device: full(size, value))

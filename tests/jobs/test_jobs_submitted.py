@@ -22,7 +22,7 @@ def test_doctor_finds_what_two_nodes_do_not_share_and_a_job_may_not_keep_its_sto
         done = cluster.submit("jobs/doctor.py", "--store", str(store))
         assert done.returncode == 1
         assert f"and the driver do not see each other's files in the store {store}" in done.stdout
-        assert "Ray counts 1 GPUs there and torch" in done.stdout
+        assert "GPUs that Ray counts there: 1; that torch" in done.stdout
         assert "is the head and has 2 CPUs" in done.stdout
         assert "exit code 1" in done.stdout
         refused = cluster.submit("jobs/report.py", "store/mine", tries=1, RAY_AUTH_TOKEN="wrong")
