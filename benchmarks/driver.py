@@ -13,7 +13,7 @@ import ray
 
 from benchmarks.replay import Measured, replay
 from raygeo.cluster.execution import Outcome
-from raygeo.cluster.fanout import ActorPool, _Fanout
+from raygeo.cluster.fanout import ActorPool, Fanout
 from raygeo.cluster.session import connect
 from raygeo.store import Store
 from raygeo.tables import schema
@@ -81,7 +81,7 @@ def measure(actors: int, tasks_an_actor: int) -> dict[str, float]:
     """Run tasks over stand-ins for ``actors`` actors: seconds of wall time, its bound, calls, driver seconds a call."""
     connect(cpus=PROCESSES)
     pool, workload = _Pool(actors), _Sleep(actors * tasks_an_actor)
-    fanout = _Fanout(pool, workload, Store("/tmp/raygeo-driver"), workload.tasks(), lambda outcomes: None)
+    fanout = Fanout(pool, workload, Store("/tmp/raygeo-driver"), workload.tasks(), lambda outcomes: None)
     began, busy = time.perf_counter(), time.thread_time()
     fanout.run()
     wall, busy = time.perf_counter() - began, time.thread_time() - busy

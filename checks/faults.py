@@ -163,7 +163,7 @@ LORA = LoraSettings(r=4, lora_alpha=8)
 CASES = {
     "kill": Case("the worker killed at step 15", {}, kill_at(15)),
     "kill-early": Case("the worker killed before any checkpoint", {}, kill_at(3)),
-    "kill-coordinator": Case("the coordinator killed at step 15", {}, kill_at(15, kind="Coordinator")),
+    "kill-coordinator": Case("the coordinator killed at step 15", {}, kill_at(15, kind="ray::Coordinator")),
     "kill-bf16": Case("the worker killed at step 25, bf16", {"precision": "bf16", "zero_stage": 1}, kill_at(25)),
     "kill-zero2": Case("one of two workers killed at step 15, ZeRO-2", {"workers": 2, "zero_stage": 2}, kill_at(15)),
     "kill-zero3-lora": Case(

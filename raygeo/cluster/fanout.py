@@ -24,7 +24,7 @@ from raygeo.cluster.preflight import check_fits, count_fitting, is_autoscaled
 from raygeo.cluster.schedule import Schedule
 from raygeo.cluster.settings import ActorSettings, options
 from raygeo.cluster.waiting import Waiting
-from raygeo.errors import RaygeoError, WorkloadError
+from raygeo.errors import FullStoreError, RaygeoError, WorkloadError
 from raygeo.logs import about, name_lines
 from raygeo.store import Store
 from raygeo.workload import Task, Workload
@@ -155,7 +155,7 @@ class ActorPool:
         if processes > 1 and workload.set_parallelism(processes):
             while len(self.idle) > len(todo):
                 ray.kill(self.idle.pop().actor)
-        _Fanout(self, workload, store, todo, keep).run()
+        Fanout(self, workload, store, todo, keep).run()
 
 
 class _Asked(NamedTuple):
@@ -165,7 +165,7 @@ class _Asked(NamedTuple):
     stillborn: int
 
 
-class _Fanout:
+class Fanout:
     """One workload's way over the actors of a pool."""
 
     def __init__(
@@ -281,6 +281,8 @@ class _Fanout:
             outcomes: list[Outcome] = ray.get(ready)
         except RayTaskError as error:
             ray.kill(placed.actor)
+            if isinstance(error.cause, FullStoreError):
+                raise error.cause from None
             cause = error.cause if isinstance(error.cause, RaygeoError) else error
             raise WorkloadError(f"{self.name} could not be set up on an actor: {cause}") from None
         except RayActorError as error:

@@ -28,8 +28,8 @@ _SHARE = "Give a file system that all nodes mount at the same place, or a URI, w
 
 
 def are_several() -> bool:
-    """Whether the cluster has more nodes than one, or an autoscaler that may start some."""
-    return sum(node["Alive"] for node in ray.nodes()) > 1 or is_autoscaled()
+    """Whether the cluster, if this process is connected to one, has several nodes, or an autoscaler to start some."""
+    return ray.is_initialized() and (sum(node["Alive"] for node in ray.nodes()) > 1 or is_autoscaled())
 
 
 def check_nodes(store: Store, *, gpus: bool, say: Callable[[str], None]) -> None:
