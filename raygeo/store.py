@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from raygeo.errors import FullStoreError, StoreError
+from raygeo.paths import is_inside, local_path
 from raygeo.settings import content_key, split_key
 from raygeo.tables import SCHEMAS, to_arrow
 
@@ -93,10 +94,10 @@ class Store:
         text = str(location)
         self._held: dict[str, dict[str, tuple[str, int, int]]] = {}
         self._places: defaultdict[str, dict[str, tuple[str, int, int]]] = defaultdict(dict)
-        self.is_local = urlparse(text).scheme in ("", "file")
         try:
+            self.is_local = urlparse(text).scheme in ("", "file")
             if self.is_local:
-                root = Path(urlparse(text).path if text.startswith("file:") else text).expanduser().resolve()
+                root = local_path(urlparse(text).path if text.startswith("file:") else text).resolve()
                 if create:
                     root.mkdir(parents=True, exist_ok=True)
                 self.filesystem: fs.FileSystem = fs.LocalFileSystem()
@@ -107,7 +108,7 @@ class Store:
                 if create:
                     self.filesystem.create_dir(self.root, recursive=True)
                 self.location = text.rstrip("/")
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise StoreError(
                 f"the store {text!r} cannot be opened: {error}. Give a writable path or URI with --store."
             ) from error
@@ -121,7 +122,14 @@ class Store:
         return f"Store({self.location!r})"
 
     def path(self, *parts: str) -> str:
-        """Path of something in the store, as the store's filesystem knows it."""
+        """Path of something in the store, as the store's filesystem knows it.
+
+        Raises:
+            StoreError: it would not be in the store.
+        """
+        for part in parts:
+            if not is_inside(part):
+                raise StoreError(f"{part!r} leads out of {self.root}; what names it is damaged, or not to be trusted.")
         return "/".join((self.root, *parts))
 
     @contextmanager

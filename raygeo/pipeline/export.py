@@ -18,7 +18,8 @@ from raygeo.evaluation.harness import FOLDER, save_task, task_name
 from raygeo.generation.renderer import ChatRenderer, PlainRenderer, Renderer, renderer_for
 from raygeo.generation.renderer.conversation import is_conversation
 from raygeo.generation.vllm import VllmSettings
-from raygeo.models.delta import ADAPTER_CONFIG, ADAPTER_FILE, open_delta
+from raygeo.models.adapter_config import ADAPTER_CONFIG, AdapterConfig
+from raygeo.models.delta import ADAPTER_FILE, open_delta
 from raygeo.models.loading import load_tokenizer
 from raygeo.models.merge import merge_run
 from raygeo.pipeline.config import HELDOUT, Study, parse_study, read_yaml
@@ -62,7 +63,7 @@ def export_run(store: Store, name: str, out: str | Path, *, merged: bool = False
     if merged:
         merge_run(base, folder, out)
     else:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text()) | {"base_model_name_or_path": str(started)}
+        config = {**AdapterConfig.read(folder).settings, "base_model_name_or_path": str(started)}
         (out / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2))
         shutil.copy(folder / ADAPTER_FILE, out / ADAPTER_FILE)
         load_tokenizer(base).save_pretrained(str(out))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from raygeo.errors import ConfigError, StudentError
 from raygeo.generation.renderer import PlainRenderer
 from raygeo.models.attention import check_attention
 from raygeo.models.checkpoint import is_model
-from raygeo.models.hub import SUFFIXES, find_model
+from raygeo.models.folder import SUFFIXES, check_links, weight_files
+from raygeo.models.hub import find_model
 from raygeo.models.loading import read_config
 from raygeo.models.merge import merge_run
-from raygeo.models.parameters import CONVERTED, INDEX, REVISION, index_parameters, save_index, weight_files
+from raygeo.models.parameters import CONVERTED, INDEX, REVISION, index_parameters, save_index
 from raygeo.models.soundness import check_student
 from raygeo.pipeline.config import TEXT, WORD_PROBLEMS, StudentSettings
 from raygeo.pipeline.context import StudyContext
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 KIND = "students"
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
+"""Names that cannot be mistaken for digests where both are hashed one after the other."""
 
 
 @dataclass(frozen=True)
@@ -163,10 +167,13 @@ def hash_folder(folder: Path) -> str:
     """16 hex digits of SHA-256 over the names and contents of all files in ``folder`` that a model is made of.
 
     Raises:
-        StudentError: its index names weights that are not safetensors in the folder.
+        StudentError: its index names weights that are not safetensors in the folder; or a file is a link out of it, is
+            no ordinary file, or has a name that the files of models do not have.
     """
     digest = hashlib.sha256(f"{REVISION} ".encode())
-    for name in model_files(folder):
+    names = model_files(folder)
+    check_links(folder, names)
+    for name in names:
         digest.update(name.encode())
         with (folder / name).open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -180,6 +187,11 @@ def model_files(folder: Path) -> list[str]:
     missing = sorted(name for name in weights if not (folder / name).is_file())
     if missing:
         raise StudentError(f"{folder} lacks {', '.join(missing[:3])}, which its index names; fetch the model again.")
+    if odd := sorted(name for name in found | weights if _NAME.fullmatch(name) is None):
+        raise StudentError(
+            f"{folder} holds {odd[0]!r}; the files of models have names of letters, digits, '.', '_' and '-' alone. "
+            "Rename it, or take it out."
+        )
     return sorted((found | weights) - {INDEX, CONVERTED})
 
 
