@@ -360,9 +360,9 @@ class Store:
         path = self.path("tables", f"{table}.parquet")
         try:
             kept = (pq.read_schema(path, filesystem=self.filesystem).metadata or {}).get(_REVISIONS)
-        except (OSError, pa.ArrowInvalid):
+            return None if kept is None else json.loads(kept)
+        except (OSError, ValueError, pa.ArrowException):
             return None
-        return None if kept is None else json.loads(kept)
 
     def _read_parquet(self, path: str, columns: pa.Schema | None) -> pa.Table:
         with (
@@ -377,7 +377,7 @@ class Store:
     def _reading(self, path: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise StoreError(
                 f"{path} cannot be read ({error}); delete it and run the study again to make it anew."
             ) from error

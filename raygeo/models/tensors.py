@@ -43,8 +43,11 @@ class TensorFiles:
     @classmethod
     def of(cls, file: Path) -> "TensorFiles":
         """All tensors of one file. Raises ``SafetensorError`` where it is damaged."""
-        with safe_open(_ordinary(file), framework="pt") as opened:
-            return cls(dict.fromkeys(opened.keys(), file))
+        try:
+            with safe_open(_ordinary(file), framework="pt") as opened:
+                return cls(dict.fromkeys(opened.keys(), file))
+        except OSError as error:
+            raise StudentError(f"{file} cannot be read ({error}); fetch or save the model again.") from error
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a tensor, from the file's header."""

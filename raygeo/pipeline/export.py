@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from raygeo import __version__
 from raygeo.data.readers import Prompt
 from raygeo.data.validation import recorded_grading
@@ -84,7 +86,7 @@ def _study(store: Store) -> Study | None:
     written = store.read_bytes("study.yaml")
     try:
         return None if written is None else parse_study(read_yaml(written.decode()), "study.yaml")
-    except RaygeoError:  # of another version
+    except (RaygeoError, yaml.YAMLError, UnicodeDecodeError):  # of another version, or damaged
         return None
 
 

@@ -25,6 +25,7 @@ from raygeo.models.parameters import CONVERTED, INDEX, REVISION, index_parameter
 from raygeo.models.soundness import check_student
 from raygeo.pipeline.config import TEXT, WORD_PROBLEMS, StudentSettings
 from raygeo.pipeline.context import StudyContext
+from raygeo.records import RunRecord
 from raygeo.settings import content_key
 from raygeo.store import AnyPath, Store
 from raygeo.toy.architecture import build_model
@@ -129,13 +130,15 @@ def finished_run(store: Store, name: str, asked: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: there is none.
+        StoreError: the table of runs is damaged.
     """
-    runs = {row["run"]: row for row in store.table("runs").to_pylist()}
+    runs = {row["run"]: row for row in store.table("runs").to_pylist() if row["run"] is not None}
     if name not in runs:
         near = difflib.get_close_matches(name, runs, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(runs) or 'none yet; run its study first'}."
         raise ConfigError(f"{asked} is not a run of {store.location}; {hint}")
     run = runs[name]
+    RunRecord.of(run)
     if run["status"] != "finished":
         raise ConfigError(
             f"{asked} of {store.location} has no weights to start from: {run['status']}, "
