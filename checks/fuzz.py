@@ -498,7 +498,9 @@ def grading(rng: random.Random, folder: Path) -> object:
     completion, gold = ("".join(rng.choice(pieces) for _ in range(rng.randrange(1, 40))) for _ in range(2))
     completion *= rng.choice((1, 1, 1, 300))
     long = rng.choice((" ", "$", "\\", "{", "\\boxed ", "\\boxed 5 ", "**a", "A:", "1,", "_", "aa, ", "\n", "#"))
-    completion += rng.choice(("", "", "\\boxed 5", "#### ")) + long * rng.choice((0, 0, 3, 20_000)) + rng.choice(("", "x"))
+    completion += (
+        rng.choice(("", "", "\\boxed 5", "#### ")) + long * rng.choice((0, 0, 3, 20_000)) + rng.choice(("", "x"))
+    )
     last_boxed(completion)
     final_answer(completion)
     shown_answer(completion)

@@ -132,8 +132,8 @@ class RunRecord:
 
 def _damaged(row: Mapping[str, Any], what: str) -> str:
     return (
-        f"the table runs is damaged: of the run {str(row['run'])[:80]!r} it does not say {what}. Run the study again; it "
-        "makes the table anew."
+        f"the table runs is damaged: of the run {str(row['run'])[:80]!r} it does not say {what}. Run the study again, "
+        "which makes the table anew."
     )
 
 

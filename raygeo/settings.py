@@ -4,6 +4,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -59,13 +60,13 @@ def _faults(value: Any, place: tuple[str, ...], budget: list[int]) -> Iterator[s
     if len(place) > _MOST_LEVELS:
         budget[0] = -1
     elif isinstance(value, Mapping):
-        for key, inner in value.items():
+        for key, inner in islice(value.items(), _MOST_VALUES + 1):
             if not isinstance(key, str) or (why := _fault_of(key, "")):
                 yield f"{said}: the key {_short(key)} is {'no text' if not isinstance(key, str) else why}"
             else:
                 yield from _faults(inner, (*place, key), budget)
     elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
+        for index, inner in enumerate(value[: _MOST_VALUES + 1]):
             yield from _faults(inner, (*place, str(index)), budget)
     elif why := _fault_of(value, next((part for part in reversed(place) if not part.isdecimal()), "")):
         yield f"{said}: {why} (read {_short(value)})"

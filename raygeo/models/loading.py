@@ -14,7 +14,7 @@ from torch import nn
 
 from raygeo.errors import StudentError
 from raygeo.models.attention import check_name, is_flash
-from raygeo.models.folder import check_config, read_settings, weight_files
+from raygeo.models.folder import CONFIG, check_config, read_settings, weight_files
 from raygeo.models.hub import find_model
 from raygeo.models.tensors import TensorFiles
 from raygeo.settings import Settings
@@ -126,6 +126,8 @@ def load_tokenizer(path: AnyPath) -> PreTrainedTokenizerBase:
     source = find_model(path)
     if not any((source / name).is_file() for name in _TOKENIZER_FILES):
         raise StudentError(f"student {str(path)!r}: no tokenizer in this folder; save the model's own beside it.")
+    if (source / CONFIG).is_file():  # it is read too
+        check_config(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # each family's own

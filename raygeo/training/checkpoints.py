@@ -7,7 +7,6 @@ is kept.
 A checkpoint is read as numbers: DeepSpeed would unpickle it, which runs whatever code whoever wrote it has put there.
 """
 
-import pickle
 import shutil
 from typing import Any
 
@@ -92,7 +91,7 @@ def read_state(path: str, map_location: Any = None) -> Any:
     try:
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
             return torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # of whatever kind the bytes bring about
         raise StoreError(
             f"{path} is no checkpoint of a run, or a damaged one ({str(error).partition(chr(10))[0]}); delete its "
             "folder, and the run begins anew."

@@ -58,3 +58,29 @@ def test_a_ray_that_cannot_start_here_says_where_its_logs_are(tmp_path):
     said = connect("", RAY_TMPDIR=str(tmp_path / "file"))
     assert "refused: Ray could not be started on this machine" in said
     assert "session_latest/logs" in said
+
+
+LISTENING = """
+import os
+import psutil, ray
+from raygeo.cluster.session import connect
+connect(cpus=1)
+ray.get(ray.remote(lambda: 1).remote())
+mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+found = {(c.pid, c.laddr.ip) for pid in mine if psutil.pid_exists(pid) for c in psutil.Process(pid).net_connections("tcp")
+         if c.status == "LISTEN"}
+print("addresses:", len(found), sorted({ip for _, ip in found}))
+"""
+
+
+def test_an_embedded_cluster_listens_on_this_machine_alone():
+    said = subprocess.run(
+        [sys.executable, "-c", LISTENING], env=os.environ | {"RAY_ADDRESS": ""}, capture_output=True, text=True,
+        timeout=120, check=True,
+    ).stdout  # fmt: skip
+    found = said.partition("addresses: ")[2]
+    assert int(found.split()[0]) >= 5
+    assert set(found.partition("[")[2].strip().strip("]").replace("'", "").split(", ")) <= {
+        "127.0.0.1",
+        "::ffff:127.0.0.1",
+    }
