@@ -21,7 +21,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -385,7 +385,7 @@ def _fields(rng: random.Random) -> Json:
                 "generations",
                 ["r1_solution_1", "r1_solution_2"],
                 [],
-            )  # fmt: skip
+            )
         )
         for _ in range(rng.randrange(3))
     }
@@ -394,10 +394,8 @@ def _fields(rng: random.Random) -> Json:
 
 def rollouts(rng: random.Random, folder: Path) -> object:
     """Files of rollouts of every shape and format, with something odd in them."""
-    from pydantic import TypeAdapter
-
     from raygeo.data.incoming import record_parts
-    from raygeo.data.readers import AnyReader, read_prompts
+    from raygeo.data.readers import read_prompts
     from raygeo.data.readers.base import PromptReader
     from raygeo.pipeline.config import parse_settings
 
@@ -434,8 +432,7 @@ def rollouts(rng: random.Random, folder: Path) -> object:
         how = changed(rng, how)
     if not isinstance(how, dict):
         return None
-    reader = parse_settings(_reader_settings(), {"reader": how}, "reader").reader  # type: ignore[attr-defined]
-    TypeAdapter(AnyReader)
+    reader = parse_settings(_reader_settings(), {"reader": how}, "reader").reader
     reader.fingerprint()
     for part in record_parts(reader.rollouts(), 64):
         part.validate()
@@ -638,7 +635,7 @@ def _odd_header(rng: random.Random, content: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
-CONFIG_VALUES = (
+CONFIG_VALUES: tuple[Json, ...] = (
     "owner/kernel", "kernels-community/x", 10**6, 10**9, 10**18, -1, 0, 1.5, "x", None, [], {}, True, ["a"], {"a": 1},
     1 << 70, "sdpa", "flash_attention_2", "../../x.safetensors", "gptq", float("inf"),
 )  # fmt: skip
@@ -716,7 +713,7 @@ def model(rng: random.Random, folder: Path) -> object:
                 3,
                 None,
                 "a\x00.safetensors",
-            )  # fmt: skip
+            )
         )
         weights.rename(folder / "w.safetensors")
         index = {"metadata": {}, "weight_map": dict.fromkeys(names, "w.safetensors") | {rng.choice(names): shard}}
@@ -809,7 +806,7 @@ def adapter(rng: random.Random, folder: Path) -> object:
                 "base_model_name_or_path",
                 "target_modules",
                 "lora_bias",
-            ),  # fmt: skip
+            ),
             CONFIG_VALUES,
         )
     elif how == 4:
@@ -921,7 +918,7 @@ def _odd_table(rng: random.Random, file: Path) -> None:
                 pa.array(["x"] * len(rows)),
                 pa.nulls(len(rows)),
                 pa.array([True] * len(rows)),
-            )  # fmt: skip
+            )
         )
         table = table.set_column(table.column_names.index(name), name, column)
     elif how == 3 and rows:
@@ -1035,7 +1032,7 @@ def path(rng: random.Random, folder: Path) -> object:
     os.chdir(folder)
     try:
         if rng.random() < 0.3:
-            with _ignored(OSError, ValueError):
+            with suppress(OSError, ValueError):
                 (folder / name).mkdir()
         which = rng.randrange(8)
         if which == 0:
@@ -1071,14 +1068,6 @@ def _local(name: str) -> str:
 def _no_hub(name: str) -> str:
     """The name, unless it might be that of a model on the hub."""
     return name if name.count("/") != 1 or name.startswith(("/", ".", "~")) else f"./{name}"
-
-
-@contextmanager
-def _ignored(*kinds: type[Exception]) -> Iterator[None]:
-    try:
-        yield
-    except kinds:
-        pass
 
 
 KINDS: dict[str, tuple[Case, int]] = {
@@ -1117,13 +1106,13 @@ def attempt(kind: str, seed: int, outcome: Outcome, patience: int = _PATIENCE) -
         found = "did not end"
     except Accepted as taken:
         found = f"accepted: {taken}"
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        [*_, last] = traceback.extract_tb(error.__traceback__) or [None]
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # libraries in Rust panic past Exception
         own = [f for f in traceback.extract_tb(error.__traceback__) if "/raygeo/" in f.filename]
         where = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
-        found = f"{type(error).__name__} in {where}: {str(error).strip().splitlines()[0][:150] if str(error).strip() else last}"
+        said = (str(error).strip() or "no message").splitlines()[0]
+        found = f"{type(error).__name__} in {where}: {said[:150]}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     seconds = time.process_time() - started
@@ -1209,9 +1198,8 @@ def main() -> int:
     found = 0
     for kind, outcome in outcomes.items():
         refused = ", ".join(f"{name} {number}" for name, number in outcome.refused.most_common())
-        print(
-            f"{kind:10} {outcome.cases:6} cases, {outcome.used:6} used, {len(outcome.findings):5} findings; refused: {refused}"
-        )
+        counts = f"{outcome.cases:6} cases, {outcome.used:6} used, {len(outcome.findings):5} findings"
+        print(f"{kind:10} {counts}; refused: {refused}")
         grouped: dict[str, list[int]] = {}
         for seed, said in outcome.findings:
             grouped.setdefault(said, []).append(seed)

@@ -126,8 +126,9 @@ class RunRecord:
             raise StoreError(_damaged(row, "its loss or training"))
         if loss is not None and not isinstance(loss.get("type"), str):
             raise StoreError(_damaged(row, "the type of its loss"))
-        kept = {name: row[name] for name in _COLUMNS if name in row}
-        return cls(**kept, **{name: params.get(name) for name in ("loss", "training", *_PARAMS)})
+        kept: dict[str, Any] = {name: row[name] for name in _COLUMNS if name in row}
+        kept |= {name: params.get(name) for name in ("loss", "training", *_PARAMS)}
+        return cls(**kept)
 
 
 def _damaged(row: Mapping[str, Any], what: str) -> str:

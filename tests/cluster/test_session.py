@@ -67,8 +67,8 @@ from raygeo.cluster.session import connect
 connect(cpus=1)
 ray.get(ray.remote(lambda: 1).remote())
 mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
-found = {(c.pid, c.laddr.ip) for pid in mine if psutil.pid_exists(pid) for c in psutil.Process(pid).net_connections("tcp")
-         if c.status == "LISTEN"}
+opened = [(pid, c) for pid in mine if psutil.pid_exists(pid) for c in psutil.Process(pid).net_connections("tcp")]
+found = {(pid, c.laddr.ip) for pid, c in opened if c.status == "LISTEN"}
 print("addresses:", len(found), sorted({ip for _, ip in found}))
 """
 
