@@ -15,7 +15,7 @@ MOST_TEXT = 1 << 16
 """Characters of the longest text that a setting may be."""
 _MOST_VALUES = 20_000
 _MOST_LEVELS = 32
-_MOST_COUNT = 10**9
+_MOST_COUNT = 10**12
 _MOST_NUMBER = 1e12
 _LARGEST_SEED = (1 << 63) - 1
 

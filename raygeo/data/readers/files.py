@@ -31,7 +31,7 @@ def locate(path: str) -> tuple[fs.FileSystem, str]:
             filesystem, name = fs.LocalFileSystem(), str(local_path(path).resolve())
         found = filesystem.get_file_info(name).type
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"cannot open {path!r}: {error}") from error
+        raise DataError(f"cannot open {path}: {error}") from error
     if found == fs.FileType.NotFound:
         raise DataError(f"there is no file {path}")
     if found == fs.FileType.Unknown:
