@@ -108,6 +108,26 @@ class Witness(tune.Callback):
             seen.seconds = time.perf_counter() - seen.began
 
 
+def await_end(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait until they have ended, at most so long, and return those that have not.
+
+    A process that nobody has reaped has ended: one whose parent is gone waits for a parent that may never look.
+    """
+    deadline = time.monotonic() + seconds
+    while left := [process for process in processes if process.is_running() and not _ended(process)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    return left
+
+
+def _ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def worker_processes() -> list[psutil.Process]:
     """The Ray Train workers this process has started."""
     return [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
@@ -279,7 +299,9 @@ def break_driver(root: Path) -> Result:
     family = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
     for process in family:
         process.kill()
-    psutil.wait_procs(family)
+    driver.wait()
+    if left := await_end(family, 60):
+        raise RuntimeError(f"processes of the killed driver still run after a minute: {left}")
     started = time.perf_counter()
     seen = train(store, inputs, {})["run"]
     gap = difference(expected, weights(store.path("deltas", "run")))

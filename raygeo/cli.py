@@ -45,6 +45,7 @@ def run(
     address: AddressOption = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
     memory_check: Annotated[bool, typer.Option(help="Refuse what is not thought to fit, before training.")] = True,
+    allow_failures: Annotated[bool, typer.Option("--allow-failures", help="End with 0 though a part failed.")] = False,
 ) -> None:
     """Run a study: whatever its store lacks is made, in order; the rest is taken from the store."""
     with stoppable():
@@ -53,7 +54,7 @@ def run(
         given = load_study(study, overrides, store)  # what is wrong in it is told before Ray is imported
         from raygeo.pipeline.study import run_study
 
-        run_study(given, address=address, until=until, memory_check=memory_check)
+        run_study(given, address=address, until=until, memory_check=memory_check, allow_failures=allow_failures)
 
 
 @app.command()
@@ -208,15 +209,18 @@ def analyses(
 
 @app.command()
 def report(store: Annotated[str, typer.Argument(help="Path or URI of a store.")]) -> None:
-    """Write report.html anew from the tables of a store."""
+    """Write report.html anew from the tables of a store, and send to MLflow what waits there."""
     from raygeo.pipeline.report import rewrite_report
     from raygeo.pipeline.revisions import outdated_tables
     from raygeo.store import Store
+    from raygeo.tracking import send_queued
 
     opened = Store(store, create=False)
     typer.echo(rewrite_report(opened))
     for said in outdated_tables(opened):
         typer.echo(said)
+    if sent := send_queued(opened):
+        typer.echo(sent)
 
 
 @app.command()
@@ -242,12 +246,13 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Open MLflow over a store's runs on 127.0.0.1 (Ctrl-C ends it)."""
+    from raygeo.paths import without_credentials
     from raygeo.store import Store
     from raygeo.tracking import tracking_uri
 
     uri = tracking_uri(Store(store, create=False))
     if uri.startswith("http"):
-        typer.echo(f"The runs are on the MLflow server at {uri}; open it in a browser.")
+        typer.echo(f"The runs are on the MLflow server at {without_credentials(uri)}; open it in a browser.")
         return
     typer.echo(f"MLflow over {uri}: http://127.0.0.1:{port}")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
@@ -267,11 +272,12 @@ def doctor(address: AddressOption = None) -> None:
 def main() -> None:
     """Run the command line; errors meant for the user are printed without a traceback."""
     from raygeo.errors import RaygeoError
+    from raygeo.paths import without_credentials
 
     try:
         app()
     except RaygeoError as error:
-        typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
+        typer.secho(without_credentials(f"{type(error).__name__}: {error}"), fg="red", err=True)
         raise SystemExit(2) from None
 
 

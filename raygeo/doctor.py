@@ -13,9 +13,10 @@ from rich.table import Table
 
 from raygeo.cluster.session import connect
 from raygeo.errors import RaygeoError
+from raygeo.paths import without_credentials
 from raygeo.pipeline.report import PACKAGES
 from raygeo.store import Store
-from raygeo.tracking import tracking_uri
+from raygeo.tracking.server import open_client, plain, remedy, tracking_uri
 from raygeo.training.engine import import_deepspeed
 
 _GIB = 2**30
@@ -78,15 +79,13 @@ def _nodes() -> Table:
 
 
 def _tracking(problems: list[str]) -> str:
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-
     named = os.environ.get("MLFLOW_TRACKING_URI")
     if not named:
         with tempfile.TemporaryDirectory() as folder:
             return f"{tracking_uri(Store(folder)).partition(':')[0]} file in each study's store"
+    shown = without_credentials(named)
     try:
-        MlflowClient(named).search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
-        problems.append(f"MLFLOW_TRACKING_URI={named} does not answer: {error}")
-    return named
+        open_client(named).search_experiments(max_results=1)
+    except Exception as error:
+        problems.append(f"MLFLOW_TRACKING_URI={shown} does not answer: {plain(error)}. {remedy(named, error)}")
+    return shown

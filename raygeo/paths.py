@@ -4,10 +4,9 @@ import os
 import re
 from pathlib import Path
 
-_USER_AND_PASSWORD = re.compile(r"(?<=://)[^\s/@:]*:(?!\d{1,5}/)[^\s'\"<>]*@")
-_TOKEN = re.compile(r"(?<=http://)[^\s/@]+@|(?<=https://)[^\s/@]+@")
-_QUERY = re.compile(
-    r"(?i)([?&][\w-]*(?:secret|token|passw|access_key|accesskey|api_key|apikey|signature|credential)[\w-]*=)[^&\s#'\"]+"
+_USER = re.compile(r"(\bhttps?://)[^/\s'\"]*@|(\b\w+://)[^/\s'\"@:]*:(?!\d{1,5}/)[^\s'\"<>]*@")
+_SECRET = re.compile(
+    r"([?&][\w.-]*(?:token|secret|passw|signature|access_?key|api_?key|credential|\bsig)[\w.-]*=)[^&#\s'\"]+", re.I
 )
 
 
@@ -35,8 +34,5 @@ def is_inside(part: str) -> bool:
 
 
 def without_credentials(text: str) -> str:
-    """A text with the users, passwords and keys of all URIs in it written ``***``."""
-    if "://" not in text:
-        return text
-    text = _TOKEN.sub("***@", _USER_AND_PASSWORD.sub("***@", text))
-    return _QUERY.sub(r"\1***", text)
+    """A text whose URIs have lost user and password, and the values of query parameters that are secrets."""
+    return _SECRET.sub(r"\1***", _USER.sub(r"\1\2", text))

@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from raygeo.paths import without_credentials
+
 _LOG_EVERY_SECONDS = 10.0
 
 
@@ -39,8 +41,8 @@ class Progress:
         self.console = console or Console(stderr=True)
 
     def say(self, text: str) -> None:
-        """Print one line."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        """Print one line, without user and password in its URIs."""
+        self.console.print(without_credentials(text), highlight=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Bar]:

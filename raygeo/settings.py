@@ -118,6 +118,14 @@ class Settings(BaseModel):
         return cls.model_validate({name: getattr(settings, name) for name in cls.model_fields})
 
 
+def kinds(base: type[Settings]) -> Iterator[type[Any]]:
+    """The subclasses of ``base`` that a study can name by a ``type``."""
+    for kind in base.__subclasses__():
+        if "type" in kind.model_fields:
+            yield kind
+        yield from kinds(kind)
+
+
 def content_key(*parts: Any) -> str:
     """Return 16 hex digits of SHA-256 over the canonical JSON of ``parts``.
 

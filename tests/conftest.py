@@ -72,7 +72,7 @@ def ray_session():
 @pytest.fixture(scope="session", autouse=True)
 def migrated_once(tmp_path_factory):
     """Tracking in this process begins with copies of one new database, which MLflow needs a second to migrate."""
-    tracking = sys.modules.get("raygeo.tracking")
+    tracking = sys.modules.get("raygeo.tracking.tracking")
     if tracking is None:
         yield
         return
@@ -83,7 +83,7 @@ def migrated_once(tmp_path_factory):
         file = Path(uri.removeprefix("sqlite:///"))
         if uri.startswith("sqlite") and not file.exists():
             if not new.exists():
-                tracking.MlflowClient(f"sqlite:///{new}").search_experiments()
+                sys.modules["mlflow"].MlflowClient(f"sqlite:///{new}").search_experiments()
             file.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(new)) as database:
                 database.execute("VACUUM INTO ?", (str(file),))

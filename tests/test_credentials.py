@@ -14,13 +14,13 @@ from raygeo.pipeline.report import about_study
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("s3://key:secret@bucket/x", "s3://***@bucket/x"),
-        ("s3://key:sec/ret@bucket/x", "s3://***@bucket/x"),
-        ("at https://hf_token@host/x, then", "at https://***@host/x, then"),
-        ("http://u:p@ss@host:80/x", "http://***@host:80/x"),
+        ("s3://key:secret@bucket/x", "s3://bucket/x"),
+        ("s3://key:sec/ret@bucket/x", "s3://bucket/x"),
+        ("at https://hf_token@host/x, then", "at https://host/x, then"),
+        ("http://u:p@ss@host:80/x", "http://host:80/x"),
         ("s3://b/x?secret_key=abc&region=eu", "s3://b/x?secret_key=***&region=eu"),
         ("s3://b?access_key=abc", "s3://b?access_key=***"),
-        ("postgresql://u:p@h/db 'x'", "postgresql://***@h/db 'x'"),
+        ("postgresql://u:p@h/db 'x'", "postgresql://h/db 'x'"),
         ("http://127.0.0.1:5000/a@b", "http://127.0.0.1:5000/a@b"),
         ("abfs://container@account.dfs.core.windows.net/x", "abfs://container@account.dfs.core.windows.net/x"),
         (
@@ -38,7 +38,7 @@ def test_users_and_passwords_are_not_shown(text, shown):
 def test_errors_do_not_show_them_and_pickle(kind):
     error = pickle.loads(pickle.dumps(kind("s3://key:secret@bucket cannot be read")))
     assert type(error) is kind
-    assert str(error) == "s3://***@bucket cannot be read"
+    assert str(error) == "s3://bucket cannot be read"
 
 
 def test_nor_do_a_reader_the_kept_study_and_its_page():
@@ -57,7 +57,7 @@ def test_nor_do_a_reader_the_kept_study_and_its_page():
     assert study.store == "s3://key:secret@bucket/store"
     for said in (study_yaml(study), about_study(study, ()).settings_yaml):
         assert "secret" not in said
-        assert said.count("s3://***@bucket") == 2
+        assert said.count("s3://bucket") == 2
 
 
 @pytest.mark.parametrize("part", ["../x", "a/../../x", "/x", "a\0b", ".."])

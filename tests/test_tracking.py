@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -9,49 +10,163 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from raygeo.errors import ConfigError
+from raygeo.paths import without_credentials
 from raygeo.store import Store
-from raygeo.tracking import Tracking, tracking_uri
+from raygeo.tables import to_arrow
+from raygeo.tracking import Tracking, origin, send_queued, sender, tracking_uri
+from raygeo.tracking.outbox import FOLDER, Outbox
 
 pytestmark = pytest.mark.cluster
 
 CHROMIUM = shutil.which("chromium")
 
 
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class Server:
+    """A real ``mlflow server`` over a new database."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.client = MlflowClient(self.uri)
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
+             "--artifacts-destination", str(self.folder / "artifacts"), "--host", "127.0.0.1",
+             "--port", str(self.port), "--workers", "1", "--allowed-hosts", f"127.0.0.1:{self.port}"],
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        wait_for(f"{self.uri}/health", self.process)
+
+    def tell(self, number):
+        os.killpg(self.process.pid, number)
+
+    def kill(self):
+        self.tell(signal.SIGKILL)
+        self.process.wait()
+
+    def runs(self, study):
+        """The runs of a study by name, those that are there twice by number too."""
+        found = {}
+        for run in self.client.search_runs([self.client.get_experiment_by_name(study).experiment_id]):
+            name = run.info.run_name
+            found[f"{name} {len(found)}" if name in found else name] = run
+        return found
+
+    def states(self, study):
+        return {name: run.info.status for name, run in self.runs(study).items()}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    running = Server(tmp_path_factory.mktemp("server"))
+    yield running
+    running.kill()
+
+
+@pytest.fixture
+def serving(server, monkeypatch, request):
+    """The server as the environment names it, with a client that gives up soon; and a name for a study."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setattr(sender, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(sender, "SETTLE_SECONDS", 0.1)
+    with patch.dict(os.environ):
+        yield server, request.node.name
+
+
+def open_run(tracking, key="k"):
+    """A run that a trial has begun."""
+    tracking.child(key, f"run {key}", {"loss": "sft", "lr": 0.1})
+    tracking.begin(key)
+    return key
+
+
+def steps_of(client, run_id, name="nll"):
+    return [m.step for m in client.get_metric_history(run_id, name)]
+
+
+def keep_curves(store, key, steps):
+    rows = [
+        {"run": "run", "step": step, "metric": name, "value": 1.0 / step} for step in steps for name in ("nll", "loss")
+    ]
+    store.write_unit(key, {"training_curves": to_arrow("training_curves", rows)})
+
+
+def until(there, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_a_study_that_resumes_finds_its_own_runs(store):
     first = Tracking(store, "study", {"student": "s"})
     child = first.child("k1", "sft", {"loss": "sft", "lr": 0.1})
-    first.metrics(child, {"nll": 1.0, "missing": None}, step=3)
+    first.metrics(child, {"nll": 1.0, "missing": None})
+    first.flush()
     again = Tracking(store, "study", {"student": "s"})
-    assert again.parent == first.parent
-    assert again.child("k1", "sft", {"loss": "sft", "lr": 0.1}) == child
-    assert again.child("k2", "dpo", {}) != child
-    data = again.client.get_run(child).data
+    again.child("k1", "sft", {"loss": "sft", "lr": 0.1, "seed": 0})
+    again.child("k2", "dpo", {})
+    again.flush()
+    assert again.trouble is None
+    assert again.run_id(again.parent) == first.run_id(first.parent)
+    assert again.run_id("k1") == first.run_id("k1")
+    assert again.run_id("k2") != first.run_id("k1")
+    data = again.remote.client.get_run(again.run_id("k1")).data
     assert data.metrics == {"nll": 1.0}
-    assert data.params == {"loss": "sft", "lr": "0.1"}
-    assert data.tags["mlflow.parentRunId"] == first.parent
+    assert data.params == {"loss": "sft", "lr": "0.1", "seed": "0"}
+    assert data.tags["mlflow.parentRunId"] == first.run_id(first.parent)
 
 
-def test_curves_are_written_once(store):
-    tracking = Tracking(store, "study", {})
-    child = tracking.child("k", "sft", {})
-    rows = [{"metric": "nll", "value": 1.0 / step, "step": step} for step in range(1, 4)]
-    tracking.curves(child, rows)
-    tracking.curves(child, rows)
-    assert [m.step for m in tracking.client.get_metric_history(child, "nll")] == [1, 2, 3]
+def test_a_finished_study_that_is_run_again_changes_nothing(store):
+    seen = []
+    for _ in range(2):
+        tracking = Tracking(store, "study", {})
+        child = tracking.child("k", "sft", {})
+        tracking.metrics(child, {"accuracy": float("nan"), "norm": 2.0})
+        tracking.histories(child, [("cosine", 3, 0.5)])
+        tracking.end(child, "FINISHED")
+        tracking.close("FINISHED")
+        client, run_id = tracking.remote.client, tracking.run_id(child)
+        histories = [client.get_metric_history(run_id, name) for name in ("accuracy", "norm", "cosine")]
+        seen.append((client.get_run(run_id).info.end_time, [len(history) for history in histories]))
+    assert seen[0] == seen[1]
+    assert seen[0][1] == [1, 1, 1]
 
 
 def test_closing_marks_what_is_open_and_nothing_else(store):
     tracking = Tracking(store, "study", {})
-    done, open_ = tracking.child("k1", "sft", {}), tracking.child("k2", "dpo", {})
-    tracking.end(done)
+    done, left = open_run(tracking, "k1"), open_run(tracking, "k2")
+    tracking.end(done, "FINISHED")
     tracking.close("KILLED")
-    states = [tracking.client.get_run(run).info.status for run in (done, open_, tracking.parent)]
+    states = [tracking.remote.client.get_run(tracking.run_id(k)).info.status for k in (done, left, tracking.parent)]
     assert states == ["FINISHED", "KILLED", "KILLED"]
+
+
+def test_runs_of_a_driver_that_was_killed_are_marked_by_the_next_one(store):
+    killed = Tracking(store, "study", {})
+    open_run(killed, "k1"), open_run(killed, "k2")
+    killed.flush()
+    again = Tracking(store, "study", {})
+    open_run(again, "k2")
+    again.flush()
+    states = [again.remote.client.get_run(killed.run_id(k)).info.status for k in ("k1", "k2", again.parent)]
+    assert states == ["KILLED", "RUNNING", "RUNNING"]
 
 
 def test_a_remote_store_needs_a_server(store, monkeypatch):
@@ -71,18 +186,18 @@ def test_the_comparison_page_shows_losses_side_by_side(store: Store, tmp_path):
             loss, f"{loss}-lr0.0005-s0", {"loss": loss, "lr": 5e-4, "seed": seed, "training.steps": 4}
         )
         tracking.metrics(child, {"accuracy.heldout": 0.3 + 0.2 * seed, "delta_norm": 2.0 + seed})
-        tracking.end(child)
+        tracking.end(child, "FINISHED")
         ids.append(child)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    tracking.close("FINISHED")
+    ids = [tracking.run_id(child) for child in ids]
+    port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-m", "raygeo", "ui", store.location, "--port", str(port)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
         wait_for(f"http://127.0.0.1:{port}/health", server)
-        runs, experiments = (urllib.parse.quote(json.dumps(x)) for x in (ids, [tracking.experiment]))
+        runs, experiments = (urllib.parse.quote(json.dumps(x)) for x in (ids, [tracking.remote.experiment]))
         page = dump(f"http://127.0.0.1:{port}/#/compare-runs?runs={runs}&experiments={experiments}", tmp_path)
     finally:
         os.killpg(server.pid, 15)
@@ -113,75 +228,221 @@ def dump(url: str, folder) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def unreachable() -> str:
-    """The address of a server that is gone."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{s.getsockname()[1]}"
+# -- faults ---------------------------------------------------------------------------------------------------------
 
 
-def test_mlflow_that_fails_while_a_study_runs_is_noted_and_left_alone_for_a_while(store, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    tracking = Tracking(store, "study", {})
-    child, reached = tracking.child("k", "sft", {}), tracking.client
-    tracking.client = MlflowClient(unreachable())
-    tracking.metrics(child, {"nll": 1.0})
-    assert "127.0.0.1" in str(tracking.trouble)
-    assert tracking.child("k2", "dpo", {}) is None
-    tracking.client, left_alone_until = reached, tracking.paused_until
-    tracking.metrics(child, {"nll": 2.0})
-    assert tracking.paused_until == left_alone_until
-    assert tracking.client.get_run(child).data.metrics == {}
-    tracking.again(forgive=True)
-    tracking.metrics(child, {"nll": 3.0})
-    tracking.metrics(None, {"nll": 4.0})
-    assert tracking.client.get_run(child).data.metrics == {"nll": 3.0}
+@pytest.mark.parametrize("fault", ["killed", "stopped"])
+def test_curves_of_a_server_that_goes_away_have_every_step_once(serving, store, fault):
+    server, study = serving
+    said = []
+    tracking = Tracking(store, study, {}, say=said.append)
+    key = open_run(tracking)
+    for step in range(1, 4):
+        tracking.step(key, step, {"nll": 1.0 / step, "loss": 1.0})
+    tracking.flush()
+    server.kill() if fault == "killed" else server.tell(signal.SIGSTOP)
+    for step in range(4, 7):
+        tracking.step(key, step, {"nll": 1.0 / step, "loss": 1.0})
+    open_run(tracking, "other")
+    until(lambda: Outbox(store).files())
+    tracking.step(key, 7, {"nll": 0.1, "loss": 1.0})
+    server.start() if fault == "killed" else server.tell(signal.SIGCONT)
+    until(lambda: tracking.sender.away is None)
+    tracking.end(key, "FINISHED")
+    assert tracking.close("FINISHED") == 0
+    assert "does not answer" in said[0]
+    assert "answers again" in said[-1]
     assert tracking.trouble is None
-
-
-def test_curves_of_which_a_part_was_logged_are_completed(store):
-    tracking = Tracking(store, "study", {})
-    child = tracking.child("k", "sft", {})
-    rows = [{"metric": name, "value": 1.0 / step, "step": step} for step in range(1, 4) for name in ("nll", "loss")]
-    tracking.metrics(child, {"nll": 1.0, "loss": 1.0}, step=1)
-    assert [m.step for m in tracking.client.get_metric_history(child, "nll")] == [1]
-    tracking.curves(child, rows)
+    assert server.states(study) == {study: "FINISHED", "run k": "FINISHED", "run other": "FINISHED"}
     for name in ("nll", "loss"):
-        assert [m.step for m in tracking.client.get_metric_history(child, name)] == [1, 2, 3]
+        assert steps_of(server.client, tracking.run_id(key), name) == list(range(1, 8))
+    assert not Outbox(store).files()
 
 
-def test_what_mlflow_did_not_take_of_curves_is_logged_when_training_is_over(store):
-    tracking = Tracking(store, "study", {})
-    child = tracking.child("k", "sft", {})
-    rows = [{"metric": "nll", "value": 1.0 / step, "step": step} for step in range(1, 5)]
-    for row in rows[::2]:
-        tracking.metrics(child, {"nll": row["value"]}, step=row["step"])
-        tracking.paused_until = float("inf") if row["step"] == 1 else 0.0
-    tracking.again()
-    tracking.metrics(child, {"nll": 0.25}, step=4)
-    tracking.curves(child, rows)
-    assert {m.step for m in tracking.client.get_metric_history(child, "nll")} == {1, 2, 3, 4}
-    other = Tracking(store, "study", {}).child("k2", "dpo", {})
-    for step in (2, 4):
-        tracking.metrics(other, {"nll": 1.0}, step=step)
-    tracking.curves(other, rows)
-    assert [m.step for m in tracking.client.get_metric_history(other, "nll")] == [2, 4]
+def test_what_is_left_when_a_study_ends_is_sent_by_the_next_command(serving, store, monkeypatch):
+    server, study = serving
+    tracking = Tracking(store, study, {}, say=lambda text: None)
+    key = open_run(tracking)
+    tracking.step(key, 1, {"nll": 1.0})
+    tracking.flush()
+    server.tell(signal.SIGSTOP)
+    tracking.step(key, 2, {"nll": 0.5})
+    tracking.text("report.html", "<p>")
+    tracking.end(key, "FAILED")
+    assert tracking.close("FAILED") >= 3
+    assert "does not answer" in send_queued(store)
+    server.tell(signal.SIGCONT)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert f"wait for MLflow at {server.uri}" in send_queued(store)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    assert "were sent" in send_queued(store)
+    assert send_queued(store) is None
+    assert server.states(study) == {study: "FAILED", "run k": "FAILED"}
+    assert steps_of(server.client, tracking.run_id(key)) == [1, 2]
+    assert [item.path for item in server.client.list_artifacts(tracking.run_id(tracking.parent))] == ["report.html"]
 
 
-def test_params_that_were_not_logged_are_logged_by_the_next_call(store):
-    first = Tracking(store, "study", {})
-    child = first.child("k", "sft", {"loss": "sft"})
-    again = Tracking(store, "study", {})
-    again.child("k", "sft", {"loss": "sft", "lr": 0.1})
-    assert again.client.get_run(child).data.params == {"loss": "sft", "lr": "0.1"}
+def test_a_resumed_run_repeats_no_step_and_its_gaps_are_filled_from_the_store(serving, store):
+    server, study = serving
+    killed = Tracking(store, study, {})
+    key = open_run(killed)
+    for step in (1, 2, 5, 6):  # what it queued of 3 and 4 was lost with it
+        killed.step(key, step, {"nll": 1.0 / step, "loss": 1.0 / step})
+    killed.flush()
+    again = Tracking(store, study, {})
+    open_run(again)
+    for step in range(5, 10):  # from the checkpoint after step 4
+        again.step(key, step, {"nll": 1.0 / step, "loss": 1.0 / step})
+    again.flush()
+    assert steps_of(server.client, again.run_id(key)) == [1, 2, 5, 6, 7, 8, 9]
+    keep_curves(store, key, range(1, 10))
+    again.curves(key)
+    again.end(key, "FINISHED")
+    again.close("FINISHED")
+    for name in ("nll", "loss"):
+        assert sorted(steps_of(server.client, again.run_id(key), name)) == list(range(1, 10))
+    assert set(server.states(study)) == {study, "run k"}
 
 
-def test_mlflow_that_cannot_be_used_at_all_is_told_before_anything_starts(store, monkeypatch):
+def test_a_server_with_a_new_database_is_told_everything_that_follows(serving, store):
+    server, study = serving
+    tracking = Tracking(store, study, {})
+    key = open_run(tracking)
+    tracking.step(key, 1, {"nll": 1.0})
+    tracking.flush()
+    experiment = server.client.get_experiment_by_name(study).experiment_id
+    server.client.rename_experiment(experiment, f"{study} of before")
+    for run in server.client.search_runs([experiment]):
+        server.client.delete_run(run.info.run_id)
+    tracking.remote.runs[key].id = "0" * 32  # as that of a database which is gone
+    tracking.step(key, 2, {"nll": 0.5})
+    keep_curves(store, key, (1, 2))
+    tracking.curves(key)
+    tracking.close("FINISHED")
+    assert sorted(steps_of(server.client, tracking.run_id(key))) == [1, 2]
+    assert set(server.states(study)) == {study, "k"}
+
+
+def test_an_entry_that_is_refused_is_noted_and_does_not_hold_up_the_others(serving, store):
+    server, study = serving
+    tracking = Tracking(store, study, {})
+    key = open_run(tracking)
+    tracking.metrics(key, {"no good #!": 1.0})
+    tracking.metrics(key, {"good": 1.0})
+    tracking.flush()
+    assert "no good #!" in str(tracking.trouble)
+    assert server.runs(study)["run k"].data.metrics == {"good": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("http://user:secret@127.0.0.1:1", r"cannot be used: Connection refused\. Start the server"),
+        ("http://user:secret@localhost:{port}", "--allowed-hosts"),
+    ],
+)
+def test_a_wrong_address_is_refused_at_once(serving, store, monkeypatch, uri, told):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(port=serving[0].port))
+    with pytest.raises(ConfigError, match=told) as refused:
+        Tracking(store, "study", {})
+    assert "secret" not in str(refused.value)
+    assert not Path(store.path(FOLDER)).exists()
+
+
+def test_a_study_that_was_logged_before_resumes_without_its_server(serving, store, monkeypatch):
+    server, study = serving
+    Tracking(store, study, {}).close("FINISHED")
+    server.tell(signal.SIGSTOP)
+    said = []
+    tracking = Tracking(store, study, {}, say=said.append)
+    assert "the study goes on" in said[0]
+    key = open_run(tracking)
+    tracking.step(key, 1, {"nll": 1.0})
+    assert tracking.run_id(key) is None
+    tracking.close("KILLED")
+    server.tell(signal.SIGCONT)
+    last = Tracking(store, study, {})
+    last.close("FINISHED")
+    assert server.states(study) == {study: "FINISHED", "run k": "KILLED"}
+    assert steps_of(server.client, last.run_id(key) or server.runs(study)["run k"].info.run_id) == [1]
+
+
+def test_a_run_is_created_once_though_the_server_stood_still_when_it_was_asked(serving, store):
+    server, study = serving
+    tracking = Tracking(store, study, {}, say=lambda text: None)
+    tracking.flush()
+    tracking.child("warm", "warm", {})
+    server.tell(signal.SIGSTOP)
+    tracking.child("k", "run k", {})
+    until(lambda: Outbox(store).files())
+    server.tell(signal.SIGCONT)
+    tracking.close("FINISHED")
+    assert set(server.states(study)) == {study, "warm", "run k"}
+
+
+def test_a_damaged_database_is_told_before_anything_starts(store):
     Path(store.path("mlflow.db")).write_bytes(b"no database at all" * 100)
     with pytest.raises(ConfigError, match="move it away"):
         Tracking(store, "study", {})
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", unreachable().replace("//", "//user:secret@"))
-    with pytest.raises(ConfigError, match="Start the server") as told:
-        Tracking(store, "study", {})
-    assert "secret" not in str(told.value)
+
+
+def test_damaged_lines_of_the_outbox_are_left_out(store):
+    outbox = Outbox(store)
+    outbox.append([{"call": "begin", "key": "k"}])
+    [name] = outbox.files()
+    file = Path(store.path(FOLDER, name))
+    file.write_bytes(b"{\n[1]\n" + file.read_bytes())
+    assert outbox.read(name) == [{"call": "begin", "key": "k"}]
+    store.write_bytes(f"{FOLDER}/study.json", b"[]")
+    assert outbox.noted() == {}
+
+
+# -- what is told of a study ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("http://u:p@h:1/x", "http://h:1/x"),
+        ("see https://token@h/x and s3://id:se@cret@bucket/a", "see https://h/x and s3://bucket/a"),
+        ("abfs://container@account.net/a: no", "abfs://container@account.net/a: no"),
+        ("s3://b/a?secret_key=abc&region=eu", "s3://b/a?secret_key=***&region=eu"),
+        ("hf://datasets/a@main b:c@d", "hf://datasets/a@main b:c@d"),
+    ],
+)
+def test_credentials_are_taken_out_of_texts(text, plain):
+    assert without_credentials(text) == plain
+
+
+def test_tags_say_where_a_study_comes_from(store, monkeypatch, tmp_path):
+    def git(*arguments):
+        return subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, capture_output=True,
+            text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert "mlflow.source.git.commit" not in origin.code_tags("key")
+    git("init", "-q"), (tmp_path / "file").write_text("1"), git("add", "file"), git("commit", "-qm", "one")
+    assert origin.code_tags("key")["mlflow.source.git.commit"] == git("rev-parse", "HEAD")
+    (tmp_path / "file").write_text("2")
+    assert origin.code_tags("key")["mlflow.source.git.commit"].endswith("-dirty")
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 48.0, "GPU": 4.0, "accelerator_type:L40S": 1.0}, "Labels": {}},
+        {"Alive": True, "Resources": {"CPU": 8.0}, "Labels": {"ray.io/node-group": "cpus"}},
+        {"Alive": False, "Resources": {}},
+    ]
+    monkeypatch.setattr(origin.ray, "nodes", lambda: nodes)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "raysubmit_1"}}')
+    tags = origin.cluster_tags()
+    assert tags == {"raygeo.nodes": "1 x 48 CPU, 4 L40S, 1 x cpus (8 CPU)", "raygeo.ray_job": "raysubmit_1"}
+    tracking = Tracking(store, "study", {"student": "http://u:p@h/model"}, {"raygeo.study": "key"})
+    tracking.mark(tags)
+    tracking.child("k", "sft", {})
+    tracking.flush()
+    parent, child = (tracking.remote.client.get_run(tracking.run_id(key)).data for key in (tracking.parent, "k"))
+    assert parent.params == {"student": "http://h/model"}
+    for run in (parent, child):
+        assert tags.items() <= run.tags.items()
+        assert run.tags["raygeo.study"] == "key"

@@ -40,8 +40,9 @@ def children(tracking, request):
     return {run: tracking.child(f"{run} of {request.node.name}", run, {}) for run in ("sft", "dpo")}
 
 
-def history(tracking, run_id, name):
-    return [(m.step, m.value) for m in tracking.client.get_metric_history(run_id, name)]
+def history(tracking, key, name):
+    tracking.flush()
+    return [(m.step, m.value) for m in tracking.remote.client.get_metric_history(tracking.run_id(key), name)]
 
 
 def test_curves_go_by_step_and_laws_are_plain_metrics(tracking, children):
@@ -51,7 +52,7 @@ def test_curves_go_by_step_and_laws_are_plain_metrics(tracking, children):
         assert history(tracking, child, "trajectory/cosine_final") == [(1, 1 / 9), (3, 1 / 3), (9, 1.0)]
     assert history(tracking, children["dpo"], "trajectory/cosine_reference") == [(3, 0.25), (9, 0.25)]
     assert history(tracking, children["sft"], "trajectory/cosine_reference") == []
-    metrics = tracking.client.get_run(children["dpo"]).data.metrics
+    metrics = tracking.remote.client.get_run(tracking.run_id(children["dpo"])).data.metrics
     laws = {name.removeprefix("trajectory/"): value for name, value in metrics.items()}
     assert {n: v for n, v in laws.items() if n.startswith(("log", "power"))} == {
         "log_a": -0.5, "log_b": 1.5, "log_rss": 0.25, "log_aic": 3.0,

@@ -422,7 +422,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 _MERGE = "tag:yaml.org,2002:merge"
-_MOST_BYTES, _MOST_MERGED, _MOST_LINES = 1 << 20, 10_000, 20
+_MOST_BYTES, _MOST_MERGED, _MOST_LINES, _MOST_NESTED = 1 << 20, 10_000, 20, 64
 
 
 class _Loader(yaml.SafeLoader):
@@ -440,6 +440,11 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands {where}; keep one of them")
             lines[key] = line
         return node
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level >= _MOST_NESTED:
+            raise yaml.MarkedYAMLError(problem=f"more than {_MOST_NESTED} lists or mappings stand in each other")
+        super().fetch_flow_collection_start(TokenClass)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
@@ -511,5 +516,5 @@ def _children(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
 
 
 def study_yaml(study: Study) -> str:
-    """The whole study with every default, as YAML; passwords and keys in URIs are written ``***``."""
+    """The whole study with every default, as YAML; its URIs have lost user and password."""
     return without_credentials(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

@@ -15,6 +15,7 @@ from rich.markup import escape
 from raygeo.cluster.execution import FanoutResult, run_workload, unit_tables, until_failure
 from raygeo.cluster.settings import ActorSettings
 from raygeo.errors import FullStoreError, RaygeoError, WorkloadError
+from raygeo.paths import without_credentials
 from raygeo.pipeline.budget.rates import Rate, keep_rate
 from raygeo.pipeline.config import Study
 from raygeo.pipeline.missing import note_missing
@@ -137,16 +138,17 @@ class StageContext:
         for name, columns in schemas.items():
             makers = [workload for workload in keys if name in workload.tables]
             units = [key for workload in makers for key in keys[workload]]
-            revisions = {workload.name: workload.revision for workload in makers}
+            revisions = {name: number for workload in makers for name, number in workload.revisions.items()}
             published[name] = self.store.publish(name, units, columns, revisions)
         return published
 
 
 def reason(error: Exception) -> str:
-    """An error as the user reads it: raygeo's own as they are, others with the end of their traceback."""
-    if isinstance(error, RaygeoError):
-        return str(error).strip()
-    return "".join(traceback.format_exception(error, limit=-3)).strip()
+    """An error as the user reads it, without credentials: raygeo's own as they are, others with the end of their
+    traceback.
+    """
+    own = isinstance(error, RaygeoError)
+    return without_credentials(str(error) if own else "".join(traceback.format_exception(error, limit=-3))).strip()
 
 
 @dataclass

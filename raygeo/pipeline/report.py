@@ -89,11 +89,8 @@ def write_report(context: StudyContext, student: Student, tracking: Tracking, st
     for part, error in page.failures.reasons.items():
         context.leave_out(part, error)
     context.count(1, 0)
-    tracking.again()
-    records = run_records(context.store)
-    children = {name: record.mlflow_run_id for name, record in records.items() if record.mlflow_run_id is not None}
-    if base := tracking.child(f"{student.key}:base", BASE, {}):
-        children[BASE] = base
+    children = {name: record.key for name, record in run_records(context.store).items()}
+    children[BASE] = tracking.child(f"{student.key}:base", BASE, {})
     log_metrics(tracking, children, page.metrics)
     log_histories(tracking, children, page.histories)
     for name, figure in page.figures.items():
@@ -101,9 +98,10 @@ def write_report(context: StudyContext, student: Student, tracking: Tracking, st
     tracking.text("study.yaml", study_yaml(context.study))
     tracking.text(PAGE, page.text)
     tracking.tags(tracking.parent, {"missing": "\n".join(gaps(context.missing))})
+    tracking.flush()
     if tracking.trouble is not None:
         context.leave_out("MLflow", tracking.trouble)
-    tracking.end(tracking.parent, failed=bool(context.missing))
+    tracking.end(tracking.parent, "FAILED" if context.missing else "FINISHED")
     return page.path
 
 
@@ -113,7 +111,7 @@ def gaps(missing: Mapping[str, Exception]) -> list[str]:
 
 
 def log_metrics(tracking: Tracking, children: Mapping[str, str], found: Mapping[str, Mapping[str, float]]) -> None:
-    """Log what is worth comparing across runs, a number a metric, for the runs in ``children`` (name -> id)."""
+    """Log what is worth comparing across runs, a number a metric, for those in ``children`` (name -> content key)."""
     for run, values in found.items():
         if run in children:
             tracking.metrics(children[run], values)

@@ -23,8 +23,10 @@ from raygeo.pipeline.student import provide_student
 from raygeo.pipeline.train import provide_references, train_runs
 from raygeo.progress import Progress, StageTime, stage_table
 from raygeo.search.optimizer import import_optuna
+from raygeo.settings import content_key
 from raygeo.store import Store
-from raygeo.tracking import Tracking
+from raygeo.tracking import Status, Tracking
+from raygeo.tracking.origin import cluster_tags, code_tags
 
 STAGES = ("student", "rollouts", "reference", "train", "evaluate", "geometry", "report")
 
@@ -40,13 +42,14 @@ def run_study(
     until: str | None = None,
     progress: Progress | None = None,
     memory_check: bool = True,
+    allow_failures: bool = False,
 ) -> Store:
     """Run ``study``: whatever its store lacks is made, and the rest is taken from there. Returns the store.
 
     ``address`` names a running Ray cluster; ``until`` is the last stage to run. A run, an analysis or an evaluation
-    that fails does not end the study: the page is written without it, and says so. Whatever ends the study,
-    ``rewrite_report`` makes a page of what it left. Without ``memory_check`` a study is begun even if it is not thought
-    to fit.
+    that fails does not end the study: the page is written without it, and says so; what failed is raised then, unless
+    ``allow_failures``. Whatever ends the study, ``rewrite_report`` makes a page of what it left. Without
+    ``memory_check`` a study is begun even if it is not thought to fit.
 
     Raises:
         RaygeoError: what is wrong and what to do about it; everything finished before stays in the store.
@@ -60,21 +63,32 @@ def run_study(
     store = Store(study.store or f"store/{study.name}")
     store.write_bytes(STUDY, study_yaml(study).encode())
     with handled():
-        tracking = Tracking(store, study.name, study_params(study))
+        tags = code_tags(content_key(study.model_copy(update={"store": None})))
+        tracking = Tracking(store, study.name, study_params(study), tags, progress.say)
         times: list[StageTime] = []
         try:
             context = _run_stages(study, store, tracking, address, until, progress, times, memory_check)
         except KeyboardInterrupt as stop:
-            tracking.close("KILLED")
+            _close(tracking, "KILLED", store, progress)
             progress.say(f"\n{escape(_where(times, stop))}")
             raise
         except BaseException:
-            tracking.close("FAILED")
+            _close(tracking, "FAILED", store, progress)
             raise
-        tracking.close("FAILED" if context.missing else "FINISHED")
+        _close(tracking, "FAILED" if context.missing else "FINISHED", store, progress)
     progress.console.print(stage_table(times))
-    context.check_whole()
+    if not allow_failures:
+        context.check_whole()
     return store
+
+
+def _close(tracking: Tracking, status: Status, store: Store, progress: Progress) -> None:
+    """End the study's runs in MLflow, and say what it could not be told."""
+    if waiting := tracking.close(status):
+        progress.say(
+            f"  [yellow]{waiting} entries for MLflow wait[/yellow]: `raygeo report {escape(store.location)}`, or the "
+            "same command, sends them once it answers"
+        )
 
 
 def _where(times: list[StageTime], stop: KeyboardInterrupt) -> str:
@@ -97,6 +111,7 @@ def _run_stages(
 ) -> StudyContext:
     with timed_stage("start", times, progress, None):
         connect(address)
+        tracking.mark(cluster_tags())
         if units := store.unversioned():
             progress.say(
                 f"  {units} units in the store were made before keys held the revisions of the code; the study makes "

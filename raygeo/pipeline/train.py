@@ -18,6 +18,7 @@ from raygeo.errors import TrainingError
 from raygeo.losses.base import FROM_BASE, Loss, Need
 from raygeo.models.loading import Loading, context_length, read_config
 from raygeo.models.run import Run
+from raygeo.paths import without_credentials
 from raygeo.pipeline.context import StudyContext, reason
 from raygeo.pipeline.objectives import provide_objectives
 from raygeo.pipeline.plan import Plan, PlannedRun
@@ -29,7 +30,7 @@ from raygeo.records import FINISHED, RunRecord
 from raygeo.settings import content_key, unit_key
 from raygeo.store import AnyPath, Store, outdated_units
 from raygeo.tables import BASE, SCHEMAS, to_arrow
-from raygeo.tracking import Tracking, TrialLogger
+from raygeo.tracking import Tracking, TrialLogger, status_of
 from raygeo.training.checkpoints import Checkpoints
 from raygeo.training.inputs import RunInputs
 from raygeo.training.order import step_count
@@ -59,8 +60,7 @@ def select_examples(context: StudyContext, rollouts: Rollouts, specs: Sequence[R
         for spec in specs
         for name, value in selections[spec.loss].counts.items()
     ]
-    counts = [context.store.read_unit("counts", rollouts.key), to_arrow("counts", rows)]
-    context.store.publish_rows("counts", pa.concat_tables(counts))
+    context.store.publish_rows("counts", pa.concat_tables([rollouts.counts, to_arrow("counts", rows)]))
     return {spec.name: len(selections[spec.loss].examples) for spec in specs}
 
 
@@ -327,17 +327,20 @@ def _publish(
     records: list[RunRecord] = []
     curves: list[pa.Table] = []
     runs = []
-    base_id = tracking.child(f"{student.key}:base", BASE, {"loss": "none", "lr": 0.0, "seed": 0})
-    tracking.end(base_id)
+    base = tracking.child(f"{student.key}:base", BASE, {"loss": "none", "lr": 0.0, "seed": 0})
+    tracking.end(base, "FINISHED")
+    for name, key, spec in names:
+        tracking.child(key, name, run_params(spec))
+    tracking.flush()  # so that the table of runs has MLflow's ids
     ended = store.finished(TABLES)
     for name, key, spec in names:
-        child = tracking.child(key, name, run_params(spec))
+        child = tracking.run_id(key)
         trained = key in ended and not (key in failures and not store.has_folder(DELTAS, key))
         if trained:
             [row] = store.read_unit("runs", key).to_pylist()
             record = replace(RunRecord.of(row), run=name, mlflow_run_id=child)
             curves.append(_renamed(store.read_unit("training_curves", key), name))
-            tracking.curves(child, curves[-1].to_pylist())
+            tracking.curves(key)
         else:
             why = failures.get(key, "no result was stored")
             record = run_record(spec, key, "failed", student=student.key, reason=why, mlflow_run_id=child)
@@ -349,8 +352,8 @@ def _publish(
             runs.append(Run(name, measured, store.stored(DELTAS, key), snapshots, loading=loading))
         elif trained:
             context.progress.say(f"  [yellow]{name} {record.status}[/yellow]: {escape(record.reason or '')}")
-        tracking.tags(child, {"status": record.status, "reason": record.reason or ""})
-        tracking.end(child, failed=record.status != FINISHED)
+        tracking.tags(key, {"status": record.status, "reason": without_credentials(record.reason or "")})
+        tracking.end(key, status_of(record.status))
         records.append(record)
     store.publish_rows("runs", to_arrow("runs", [record.row() for record in records]))
     store.publish_rows("training_curves", pa.concat_tables([SCHEMAS["training_curves"].empty_table(), *curves]))

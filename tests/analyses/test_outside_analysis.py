@@ -110,11 +110,12 @@ def test_it_is_computed_shown_and_tracked(tmp_path):
     children = {{run.name: tracking.child(run.key, run.name, {{}}) for run in runs}}
     page = save_page(store, PageContext("t", "s", "run3", "2026-01-01T00:00:00+00:00"))
     log_metrics(tracking, children, page.metrics)
-    client = tracking.client
+    tracking.close("FINISHED")
+    client = tracking.remote.client
     print(json.dumps({{
         "rows": store.table("moved").to_pylist(),
         "revisions": store.revisions("moved"),
-        "metric": client.get_run(children["run5"]).data.metrics["moved_entries"],
+        "metric": client.get_run(tracking.run_id(children["run5"])).data.metrics["moved_entries"],
         "page": page.text,
     }}))
     """,

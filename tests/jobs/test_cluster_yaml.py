@@ -19,4 +19,5 @@ def test_workers_join_the_head_and_mlflow_is_served_on_it():
     assert "--port=6379" in head
     assert "--address=$RAY_HEAD_IP:6379" in worker
     assert "mlflow server" in head
-    assert "--host 127.0.0.1 --port 5000" in head
+    assert "--host 127.0.0.1 --port 5000 --allowed-hosts 127.0.0.1:5000,localhost:5000" in head
+    assert "MLFLOW_TRACKING_URI=http://127.0.0.1:5000 " in head.partition("ray start --head")[0]

@@ -3,14 +3,25 @@
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from ray.job_submission import JobSubmissionClient
 from study_cases import draw_rollouts, tiny_study
 from tiny import save_tiny_student
 
@@ -33,11 +44,101 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+@dataclass
+class Cluster:
+    """A running cluster: its dashboard, its GCS, and the process that all of it descends from."""
+
+    dashboard: str
+    gcs: str
+    pid: int
+    environment: dict[str, str]
+
+    @cached_property
+    def jobs(self) -> JobSubmissionClient:
+        """What asks the dashboard of jobs, sooner than the command line can."""
+        token = self.environment["RAY_AUTH_TOKEN"]
+        return JobSubmissionClient(self.dashboard, headers={"Authorization": f"Bearer {token}"})
+
+    def ray(self, *arguments: str) -> str:
+        """What a command of Ray prints."""
+        done = subprocess.run(
+            [RAY, *arguments], env=self.environment, capture_output=True, text=True, timeout=100, check=False
+        )
+        return done.stdout + done.stderr
+
+    def submit(self, name: str, study: Path) -> None:
+        """Submit the study's job, once the cluster takes jobs."""
+        command = ["job", "submit", "--address", self.dashboard, "--working-dir", str(REPOSITORY), "--no-wait",
+                   "--submission-id", name, "--", sys.executable, "jobs/study.py", str(study)]  # fmt: skip
+        said = ""
+        for _ in range(60):
+            said = self.ray(*command)
+            if "submitted successfully" in said:
+                return
+            time.sleep(1)
+        raise AssertionError(said)
+
+    def status(self, name: str) -> str:
+        """PENDING, RUNNING, STOPPED, FAILED or SUCCEEDED."""
+        return self.jobs.get_job_status(name).value
+
+    def wait_for(self, name: str, there: Callable[[], bool], *, ended: bool = False) -> None:
+        """Wait until something is there, while the job is running."""
+        deadline = time.monotonic() + 300
+        for look in count():
+            if there():
+                return
+            if time.monotonic() > deadline or (not ended and look % 40 == 39 and not self.active(name)):
+                raise AssertionError(self.jobs.get_job_logs(name)[-3000:])
+            time.sleep(0.1)
+
+    def active(self, name: str) -> bool:
+        """Whether a job has not ended."""
+        return self.status(name) in ("PENDING", "RUNNING")
+
+    def workers(self) -> list[psutil.Process]:
+        """Processes that train."""
+        family = psutil.Process(self.pid).children(recursive=True)
+        return [process for process in family if "RayTrainWorker" in " ".join(process.cmdline())]
+
+
+class Seen:
+    """What MLflow shows of the study in a store."""
+
+    def __init__(self, store: Path):
+        self.database = store / "mlflow.db"
+        self.uri = f"sqlite:///{self.database}"
+
+    def runs(self) -> dict[str, Run]:
+        client = MlflowClient(self.uri)
+        found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+        runs = {run.info.run_name: run for run in found}
+        assert len(runs) == len(found)
+        return runs
+
+    def states(self) -> dict[str, str]:
+        return {name: run.info.status for name, run in self.runs().items()}
+
+    def curve(self, name: str) -> list[int]:
+        history = MlflowClient(self.uri).get_metric_history(self.runs()[name].info.run_id, "nll")
+        return [point.step for point in history]
+
+    def steps(self, name: str) -> int:
+        """How many steps of a run are there."""
+        query = "select count(*) from metrics join runs using (run_uuid) where metrics.key = 'nll' and runs.name = ?"
+        try:
+            with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as database:
+                return database.execute(query, (name,)).fetchone()[0]
+        except sqlite3.OperationalError:
+            return 0
+
+
 @pytest.fixture
 def cluster():
     """A head node with two CPUs, its own folder and ports; ended by ending the process that holds it."""
     gcs, dashboard, client, agent = free_ports(4)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_AUTH_MODE": "token"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
     with tempfile.TemporaryDirectory(prefix="rg", ignore_cleanup_errors=True) as folder:
         head = subprocess.Popen(
             [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}", f"--dashboard-port={dashboard}",
@@ -46,7 +147,7 @@ def cluster():
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
-            yield f"http://127.0.0.1:{dashboard}", environment
+            yield Cluster(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", head.pid, environment)
         finally:
             os.killpg(head.pid, signal.SIGTERM)
             try:
@@ -56,31 +157,53 @@ def cluster():
                 head.wait()
 
 
-def submit(address, environment, study: Path, timeout: int) -> subprocess.CompletedProcess:
-    command = [RAY, "job", "submit", "--address", address, "--working-dir", str(REPOSITORY), "--",
-               sys.executable, "jobs/study.py", str(study)]  # fmt: skip
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
-
-
-def test_a_submitted_study_runs_on_the_cluster(cluster, tmp_path):
-    address, environment = cluster
+def test_a_submitted_study_is_stopped_loses_a_worker_and_ends_whole(cluster, tmp_path):
     with (tmp_path / "rollouts.jsonl").open("w") as file:
         draw_rollouts(12).to_pandas().to_json(file, orient="records", lines=True)
-    few = {name: None for name in analyses() if name != "norms"}
-    read = [{"type": "jsonl", "path": str(tmp_path / "rollouts.jsonl")}]
-    student = {"model": str(save_tiny_student(tmp_path / "student"))}
-    study = tiny_study(store=str(tmp_path / "store"), geometry=few, rollouts={"read": read}, student=student)
+    study = tiny_study(
+        store=str(tmp_path / "store"),
+        geometry={name: None for name in analyses() if name != "norms"},
+        rollouts={"read": [{"type": "jsonl", "path": str(tmp_path / "rollouts.jsonl")}]},
+        student={"model": str(save_tiny_student(tmp_path / "student"))},
+        training={"steps": 300, "batch_size": 8, "log_every": 1, "checkpoint_every": 20, "snapshots": 0,
+                  "restarts": 0, "cpus": 1.5},
+        runs=[{"name": name, "loss": {"type": "sft"}, "seed": seed} for seed, name in enumerate(("first", "second"))],
+    )  # fmt: skip
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    starting = ("Failed to connect", "Connection", "No available agent")
-    for _ in range(60):
-        done = submit(address, environment, tmp_path / "study.yaml", 300)
-        if not any(said in done.stdout[-2000:] + done.stderr[-2000:] for said in starting):
-            break
-        time.sleep(1)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    seen = Seen(tmp_path / "store")
+
+    cluster.submit("stopped", tmp_path / "study.yaml")
+    cluster.wait_for("stopped", lambda: seen.steps("first") > 20)
+    cluster.jobs.stop_job("stopped")
+    cluster.wait_for("stopped", lambda: not cluster.active("stopped"), ended=True)
+    assert cluster.status("stopped") == "STOPPED"
+    assert seen.states() == {"tiny": "KILLED", "first": "KILLED"}
+    cluster.wait_for("stopped", lambda: "0.0/2.0 CPU" in cluster.ray("status", "--address", cluster.gcs), ended=True)
+    assert not cluster.workers()
+
+    cluster.submit("struck", tmp_path / "study.yaml")
+    cluster.wait_for("struck", lambda: seen.steps("second") > 20)
+    assert seen.states() == {"tiny": "RUNNING", "first": "FINISHED", "second": "RUNNING"}
+    for worker in cluster.workers():
+        worker.kill()
+    cluster.wait_for("struck", lambda: not cluster.active("struck"), ended=True)
+    assert cluster.status("struck") == "FAILED"
+    said = cluster.jobs.get_job_info("struck").message
+    assert "exit code 2" in said
+    assert "run second: a worker was lost" in said
+    assert seen.states() == {"tiny": "FAILED", "base": "FINISHED", "first": "FINISHED", "second": "FAILED"}
     store = raygeo.open(str(tmp_path / "store"))
-    assert store.table("runs")["status"].to_pylist() == ["finished"]
-    assert Path(store.path("report.html")).exists()
+    assert store.table("runs")["status"].to_pylist() == ["finished", "failed"]
+    assert "run second failed" in Path(store.path("report.html")).read_text()
+
+    cluster.submit("whole", tmp_path / "study.yaml")
+    cluster.wait_for("whole", lambda: not cluster.active("whole"), ended=True)
+    assert cluster.status("whole") == "SUCCEEDED"
+    assert store.table("runs")["status"].to_pylist() == ["finished", "finished"]
+    assert set(seen.states().values()) == {"FINISHED"}
+    for name in ("first", "second"):
+        assert sorted(seen.curve(name)) == list(range(1, 301))
+        assert seen.runs()[name].data.tags["raygeo.ray_job"] == "whole"
 
 
 def test_a_job_that_is_refused_says_why(tmp_path):

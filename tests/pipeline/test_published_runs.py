@@ -18,6 +18,7 @@ from raygeo.pipeline.train import References, provide_references, train_runs
 from raygeo.progress import Progress
 from raygeo.records import FINISHED, RunRecord
 from raygeo.settings import split_key
+from raygeo.tables import to_arrow
 from raygeo.toy.word_problems import word_tokenizer
 from raygeo.training.worker import run_record
 
@@ -30,19 +31,26 @@ class Tracked:
     """The side of ``Tracking`` that the stage sees; remembers what it is told."""
 
     def __init__(self):
-        self.told, self.failed = {}, {}
+        self.names, self.completed, self.ended = {}, [], {}
 
     def child(self, key, name, params):
-        return f"id of {name}"
+        self.names[key] = name
+        return key
 
-    def curves(self, run_id, rows):
-        self.told[run_id] = [row["value"] for row in rows]
+    def run_id(self, key):
+        return f"id of {self.names[key]}"
 
-    def tags(self, run_id, values):
-        self.told[run_id, "tags"] = values
+    def flush(self):
+        pass
 
-    def end(self, run_id, *, failed=False):
-        self.failed[run_id] = failed
+    def curves(self, key):
+        self.completed.append(self.names[key])
+
+    def tags(self, key, values):
+        pass
+
+    def end(self, key, status):
+        self.ended[self.names[key]] = status
 
 
 class Bench:
@@ -59,9 +67,10 @@ class Bench:
             "training": {"steps": 2, "batch_size": 4, "seed": [0, 1, 2]},
             "runs": [{"loss": {"type": loss}} for loss in losses or ["sft"]],
         })  # fmt: skip
-        counts = [{"stage": "rollouts", "name": "rows", "value": 24}]
-        store.write_unit("rollouts", {"counts": counts, "rollouts": draw_rollouts(6)})
-        self.rollouts = Rollouts("rollouts", store, "tokens", "unused", PlainRenderer(word_tokenizer()), "exact")
+        counts = to_arrow("counts", [{"stage": "rollouts", "name": "rows", "value": 24}])
+        store.write_unit("rollouts", {"rollouts": draw_rollouts(6)})
+        renderer = PlainRenderer(word_tokenizer())
+        self.rollouts = Rollouts("rollouts", store, "tokens", "unused", renderer, "exact", counts)
         self.specs = {run.name: run.spec for run in self.study.plan.trials()}
         self.keys = {name: spec.key(STUDENT.key, "rollouts") for name, spec in self.specs.items()}
         monkeypatch.setattr(stage, "run_sweep", self._sweep)
@@ -123,18 +132,17 @@ def test_what_is_published_is_what_the_worker_wrote_but_for_name_and_tracking(be
     assert bench.begun == [bench.keys[third]]
     assert list(bench.context.missing) == [f"run {third}"]
     assert f"{second} diverged: objective became nan" in bench.said
-    assert [tracked.failed[f"id of {name}"] for name in bench.keys] == [False, True, True]
+    assert [tracked.ended[name] for name in bench.keys] == ["FINISHED", "FAILED", "FAILED"]
 
 
 def test_curves_are_published_under_the_names_of_the_study(bench):
-    first, second, third = bench.keys
+    first, second, _ = bench.keys
     for name, status in ((first, FINISHED), (second, "diverged")):
         bench.keep(name, status)
     _, _, tracked = bench.train()
     curves = bench.store.table("training_curves").to_pylist()
     assert [(row["run"], row["value"]) for row in curves] == [(first, 0.0), (second, 1.0)]
-    assert tracked.told[f"id of {second}"] == [1.0]
-    assert f"id of {third}" not in tracked.told
+    assert tracked.completed == [first, second]
 
 
 def test_published_tables_are_not_units(bench):

@@ -176,9 +176,16 @@ def test_an_empty_folder_holds_nothing(store):
 def logged(store):
     """A study all of whose stages but the last have ended, with its tracker."""
     call, tracking = Call(store).run(*SHOWN), Tracking(store, "ending", {})
-    child = tracking.child("sft", "sft", {"loss": "sft"})
-    store.publish_rows("runs", to_arrow("runs", [finished("sft")[0] | {"mlflow_run_id": child}]))
+    row = finished("sft")[0]
+    child = tracking.child(row["key"], "sft", {"loss": "sft"})
+    store.publish_rows("runs", to_arrow("runs", [row]))
     return call, tracking, child
+
+
+def logged_run(tracking, key):
+    """What MLflow has of a run."""
+    tracking.flush()
+    return tracking.remote.client.get_run(tracking.run_id(key))
 
 
 def report(call, tracking):
@@ -195,7 +202,7 @@ def test_mlflow_that_cannot_keep_files_takes_nothing_with_it_and_is_given_them_b
     assert "MLflow failed" in call.said.getvalue()
     assert missing_parts(store)[0]["stage"] == "report"
     assert "What is missing here" not in page(store)
-    assert tracking.client.get_run(child).data.metrics["accuracy.heldout"] == 0.25
+    assert logged_run(tracking, child).data.metrics["accuracy.heldout"] == 0.25
     with pytest.raises(Exception, match="1 parts failed"):
         call.context.check_whole()
     folder.unlink()
@@ -203,7 +210,8 @@ def test_mlflow_that_cannot_keep_files_takes_nothing_with_it_and_is_given_them_b
     report(again, tracking)
     assert again.context.missing == {}
     assert missing_parts(store) == []
-    assert "report.html" in {item.path for item in tracking.client.list_artifacts(tracking.parent)}
+    parent = logged_run(tracking, tracking.parent).info.run_id
+    assert "report.html" in {item.path for item in tracking.remote.client.list_artifacts(parent)}
 
 
 def test_the_page_is_there_before_anything_is_logged(store, logged, monkeypatch):
@@ -233,7 +241,7 @@ def test_parts_that_fail_are_left_out_of_page_and_mlflow(store, logged, monkeypa
     assert list(call.context.missing) == [f"the metrics {where}", f"the curves {where}", f"the caveat {where}"]
     for part in call.context.missing:
         assert f"{part} failed and was left out: ValueError: no such thing." in unescape(text)
-    assert tracking.client.get_run(child).data.metrics == {"counted": 3}
-    parent = tracking.client.get_run(tracking.parent)
+    assert logged_run(tracking, child).data.metrics == {"counted": 3}
+    parent = logged_run(tracking, tracking.parent)
     assert parent.data.tags["missing"].count("no such thing") == 3
     assert parent.info.status == "FAILED"

@@ -41,16 +41,19 @@ class Tracked:
     """The side of ``Tracking`` that a logger sees."""
 
     def __init__(self):
-        self.children, self.logged, self.ended = {}, [], {}
+        self.begun, self.logged, self.ended = [], [], {}
 
     def child(self, key, name, params):
-        self.children[key] = f"id of {name}"
+        assert name == f"run {key}"
 
-    def metrics(self, run_id, values, step):
-        self.logged.append((run_id, values, step))
+    def begin(self, key):
+        self.begun.append(key)
 
-    def end(self, run_id, *, failed=False):
-        self.ended[run_id] = failed
+    def step(self, key, step, values):
+        self.logged.append((key, step, values))
+
+    def end(self, key, status):
+        self.ended[key] = status
 
 
 @pytest.fixture
@@ -80,7 +83,7 @@ def test_every_step_is_logged_once_and_moves_the_bar(logger, tracked, said):
     for trial, step in ((a, 2), (b, 3), (a, 4), (a, 2), (a, 4)):  # after a lost worker, steps are taken again
         logger.on_trial_result(0, [], trial, {"step": step, "metrics": {"nll": float(step)}})
     logger.on_trial_result(0, [], a, {"step": 4, "text": "out of [memory]"})
-    assert tracked.logged == [(f"id of run {k}", {"nll": float(s)}, s) for k, s in (("a", 2), ("b", 3), ("a", 4))]
+    assert tracked.logged == [(key, step, {"nll": float(step)}) for key, step in (("a", 2), ("b", 3), ("a", 4))]
     assert logger.bar.done == [2, 5, 7]
     assert len(said) == 1
     assert "run a" in said[0]
@@ -88,10 +91,18 @@ def test_every_step_is_logged_once_and_moves_the_bar(logger, tracked, said):
 
 @pytest.mark.parametrize(
     ("status", "ended"),
-    [("finished", [False]), ("diverged", [True]), ("failed", [True]), ("interrupted", []), (None, [])],
+    [
+        ("finished", ["FINISHED"]),
+        ("diverged", ["FAILED"]),
+        ("failed", ["FAILED"]),
+        ("stopped", ["KILLED"]),
+        ("interrupted", []),
+        (None, []),
+    ],
 )
 def test_a_trial_ends_its_run_unless_that_was_interrupted(logger, tracked, status, ended):
     trial = start(logger, "a")
+    assert tracked.begun == ["a"]
     trial.last_result = {"status": status}
     logger.on_trial_complete(0, [], trial)
     assert list(tracked.ended.values()) == ended

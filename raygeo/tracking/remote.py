@@ -1,0 +1,282 @@
+"""A study's runs in MLflow. Every call may be made again, after a failure or by another process, and logs once."""
+
+import base64
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag
+from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+
+from raygeo.errors import TrackingError
+from raygeo.paths import without_credentials
+from raygeo.settings import content_key
+from raygeo.store import Store
+from raygeo.tracking.outbox import Entry
+from raygeo.tracking.server import open_client
+
+KEY_TAG = "raygeo.key"
+POINTS_TAG = "raygeo.points"
+"""How many points the training curves have once all of them are there."""
+_BATCH = 1000  # MLflow's limit of metrics in one request
+QUOTE = "'"  # MLflow's queries cannot hold one
+_LONGEST_PARAM, _LONGEST_TAG = 6000, 5000
+_GONE = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+Point = tuple[str, int, float]
+"""Metric, step, value."""
+
+
+@dataclass
+class _Run:
+    """What is known of a run in MLflow; ``reached`` is the last step of its training curves, None if not known."""
+
+    id: str
+    name: str
+    status: str = "RUNNING"
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    reached: int | None = None
+
+
+class Remote:
+    """The experiment ``study`` at ``uri``: the study's own run and its children, by content key, found or created.
+
+    ``identity`` of the store tells it from one that lies at the same path on another machine.
+    """
+
+    def __init__(self, uri: str, store: Store, study: str, identity: str):
+        self.client = open_client(uri)
+        self.store, self.study = copy(store), study  # one of its own for the thread that sends
+        database = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite") else None
+        self.artifacts = None if database is None else (database.parent / "mlartifacts").as_uri()
+        location = without_credentials(store.location)
+        self.parent = f"study:{content_key(location) if QUOTE in location else location}"
+        if store.is_local and self.artifacts is None:
+            self.parent += f"#{identity}"
+        self.experiment = ""
+        self.runs: dict[str, _Run] = {}
+
+    def ping(self) -> None:
+        """See that MLflow answers and has the experiment, which is created if need be.
+
+        Raises:
+            TrackingError: the experiment was deleted.
+        """
+        found = self.client.get_experiment_by_name(self.study)
+        if found is not None and found.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise TrackingError(
+                f"the experiment {self.study!r} was deleted there; restore it (`mlflow experiments restore "
+                f"--experiment-id {found.experiment_id}`) or give the study another name"
+            )
+        experiment = found.experiment_id if found else self.client.create_experiment(self.study, self.artifacts)
+        if experiment != self.experiment:
+            self.experiment, self.runs = experiment, {}
+
+    def do(self, entry: Entry) -> None:
+        """Make the call that an entry describes.
+
+        Raises:
+            TrackingError: there is no such call.
+        """
+        arguments = dict(entry)
+        name = arguments.pop("call", None)
+        if name not in _CALLS:
+            raise TrackingError(f"there is no call {name!r}")
+        try:
+            _CALLS[name](self, **arguments)
+        except MlflowException as error:
+            if error.error_code != _GONE:
+                raise
+            self.experiment = ""  # the server has another database than before
+            self.ping()
+            _CALLS[name](self, **arguments)
+
+    # -- calls ------------------------------------------------------------------------------------------------------
+
+    def open(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Find or create a run, and let it have this name, these tags, and those of these parameters it lacks."""
+        run = self._run(key, name)
+        if run.name != name:
+            self.client.update_run(run.id, name=name)
+            run.name = name
+        lacking = {k: str(v)[:_LONGEST_PARAM] for k, v in params.items() if k not in run.params}
+        if lacking:
+            self.client.log_batch(run.id, params=[Param(k, v) for k, v in lacking.items()])
+            run.params |= lacking
+        self._tag(run, tags)
+
+    def begin(self, key: str) -> None:
+        """Mark a run as running; when the study's own begins, those that still are were left by a process that died."""
+        run = self._run(key)
+        if key == self.parent:
+            self._end_children("KILLED")
+        if run.status != "RUNNING":
+            self.client.update_run(run.id, status="RUNNING")
+            run.status = "RUNNING"
+
+    def steps(self, key: str, points: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
+        """Log what a run reported of its training, as (step, time in ms, metrics) in order.
+
+        Steps that are not beyond those MLflow has, because a run that resumed took them again, are left out.
+        """
+        run = self._run(key)
+        if run.reached is None:
+            run.reached = max((m.step for name in points[0][2] for m in self._history(run, name)), default=-1)
+        for batch in _batches([point for point in points if point[0] > run.reached]):
+            self.client.log_batch(
+                run.id, metrics=[Metric(k, float(v), at, step) for step, at, found in batch for k, v in found.items()]
+            )
+            run.reached = batch[-1][0]
+
+    def curves(self, key: str) -> None:
+        """Complete a run's training curves from its unit in the store: exactly the steps that MLflow lacks."""
+        run = self._run(key)
+        rows = self.store.read_unit("training_curves", key).select(["metric", "step", "value"]).to_pylist()
+        if run.tags.get(POINTS_TAG) == str(len(rows)):
+            return
+        known = {name: {m.step for m in self._history(run, name)} for name in {row["metric"] for row in rows}}
+        points = ((row["metric"], row["step"], row["value"]) for row in rows)
+        self._log(run, (point for point in points if point[1] not in known[point[0]]), _now())
+        self._tag(run, {POINTS_TAG: str(len(rows))})
+
+    def metrics(self, key: str, values: Mapping[str, float], time: int) -> None:
+        """Log numbers of step 0, but for those that the run has."""
+        run = self._run(key)
+        latest = self.client.get_run(run.id).data.metrics
+        new = ((k, 0, v) for k, v in values.items() if k not in latest or repr(float(v)) != repr(float(latest[k])))
+        self._log(run, new, time)
+
+    def histories(self, key: str, points: Sequence[Point], time: int) -> None:
+        """Log points of curves, but for those that the run has."""
+        run = self._run(key)
+        names = dict.fromkeys(name for name, *_ in points)
+        known = {(m.key, m.step, repr(float(m.value))) for name in names for m in self._history(run, name)}
+        self._log(run, (p for p in points if (p[0], p[1], repr(float(p[2]))) not in known), time)
+
+    def tags(self, key: str, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._tag(self._run(key), values)
+
+    def file(self, name: str, content: str) -> None:
+        """Attach a file, its content in base64, to the study's run."""
+        path = PurePosixPath(name)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / path.name
+            file.write_bytes(base64.b64decode(content))
+            self.client.log_artifact(
+                self._run(self.parent).id, str(file), str(path.parent) if path.parent.name else None
+            )
+
+    def end(self, key: str, status: str) -> None:
+        """Mark a run as ended."""
+        self._end(self._run(key), status)
+
+    def close(self, status: str) -> None:
+        """Mark every run of the study that is running as ended."""
+        self._end_children(status)
+        parent = self._run(self.parent)
+        if parent.status == "RUNNING":
+            self._end(parent, status)
+
+    # ---------------------------------------------------------------------------------------------------------------
+
+    def _run(self, key: str, name: str = "") -> _Run:
+        if key not in self.runs:
+            default = self.study if key == self.parent else key
+            self.runs[key] = self._find(key) or self._create(key, name or default)
+        return self.runs[key]
+
+    def _find(self, key: str) -> _Run | None:
+        query = f"tags.`{KEY_TAG}` = '{key}'"
+        if key != self.parent:
+            query += f" and tags.`{MLFLOW_PARENT_RUN_ID}` = '{self._run(self.parent).id}'"
+        found = self._search(query)
+        for twin in found[1:]:  # a server that stood still when it was asked to create the run has done so twice
+            if not twin.data.metrics:
+                self.client.delete_run(twin.info.run_id)
+        return _known(found[0]) if found else None
+
+    def _search(self, query: str) -> list[MlflowRun]:
+        found: list[MlflowRun] = []
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment], query, order_by=["attributes.start_time ASC"], page_token=token
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _create(self, key: str, name: str) -> _Run:
+        tags = {KEY_TAG: key, MLFLOW_RUN_NAME: name}
+        if key != self.parent:
+            tags[MLFLOW_PARENT_RUN_ID] = self._run(self.parent).id
+        run = self.client.create_run(self.experiment, tags=tags, run_name=name)
+        return _Run(run.info.run_id, name, tags=tags, reached=-1)
+
+    def _tag(self, run: _Run, values: Mapping[str, str]) -> None:
+        new = {k: v[:_LONGEST_TAG] for k, v in values.items() if run.tags.get(k) != v[:_LONGEST_TAG]}
+        if new:
+            self.client.log_batch(run.id, tags=[RunTag(k, v) for k, v in new.items()])
+            run.tags |= new
+
+    def _end(self, run: _Run, status: str) -> None:
+        if run.status != status:
+            self.client.set_terminated(run.id, status)
+            run.status = status
+
+    def _end_children(self, status: str) -> None:
+        parent = self._run(self.parent)
+        running = self._search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.id}' and attributes.status = 'RUNNING'")
+        known = {run.id: run for run in self.runs.values()}
+        for found in running:
+            self.client.set_terminated(found.info.run_id, status)
+            if found.info.run_id in known:
+                known[found.info.run_id].status = status
+
+    def _history(self, run: _Run, name: str) -> list[Metric]:
+        return self.client.get_metric_history(run.id, name)
+
+    def _log(self, run: _Run, points: Iterable[Point], at: int) -> None:
+        entries = [Metric(name, float(value), at, step) for name, step, value in points]
+        for start in range(0, len(entries), _BATCH):
+            self.client.log_batch(run.id, metrics=entries[start : start + _BATCH])
+
+
+_CALLS = {
+    call.__name__: call
+    for call in (
+        Remote.open, Remote.begin, Remote.steps, Remote.curves, Remote.metrics, Remote.histories, Remote.tags,
+        Remote.file, Remote.end, Remote.close,
+    )
+}  # fmt: skip
+
+
+def _known(run: MlflowRun) -> _Run:
+    return _Run(run.info.run_id, run.info.run_name, run.info.status, dict(run.data.params), dict(run.data.tags))
+
+
+def _batches(points: Sequence[tuple[int, int, Mapping[str, float]]]) -> Iterator[list[Any]]:
+    """Whole steps, as many at a time as one request takes."""
+    batch: list[Any] = []
+    size = 0
+    for point in points:
+        if batch and size + len(point[2]) > _BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(point)
+        size += len(point[2])
+    if batch:
+        yield batch
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,201 @@
+"""What the stages of a study tell MLflow."""
+
+import base64
+import io
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from rich.markup import escape
+
+from raygeo.errors import ConfigError, TrackingError
+from raygeo.interrupts import asked
+from raygeo.paths import without_credentials
+from raygeo.store import Store
+from raygeo.tracking.outbox import FOLDER, Outbox
+from raygeo.tracking.remote import Point, Remote
+from raygeo.tracking.sender import Sender
+from raygeo.tracking.server import is_away, plain, remedy, tracking_uri
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+FLUSH_SECONDS, CLOSE_SECONDS, KILLED_SECONDS = 60.0, 300.0, 1.5
+"""How long a study waits for an MLflow that answers, but slowly: between stages, at its end, once asked to stop."""
+
+log = logging.getLogger(__name__)
+
+
+class Tracking:
+    """The study's experiment and its runs, which are named by content keys.
+
+    ``study`` names the experiment and the study's own run; ``params`` are shown on that, ``tags`` on every run. What is
+    told is queued and sent by a thread; ``say`` is called once with what is wrong where MLflow stops to answer, and
+    once when it answers again. ``trouble`` is what MLflow refused, None if it took everything.
+
+    Raises:
+        ConfigError: MLflow does not answer, and never has for this store, or cannot be used as things stand.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        study: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        say: Callable[[str], None] = log.warning,
+    ):
+        for library in ("alembic", "mlflow"):
+            logging.getLogger(library).setLevel(logging.WARNING)
+        self.uri = tracking_uri(store)
+        self.shared = dict(tags or {})
+        outbox, address = Outbox(store), without_credentials(self.uri)
+        noted, away = outbox.noted(), None
+        identity = noted.get("identity") or uuid.uuid4().hex[:8]
+        try:
+            self.remote = Remote(self.uri, store, study, identity)
+            self.remote.ping()
+        except Exception as error:
+            if not is_away(error) or noted.get("server") != address:
+                raise ConfigError(
+                    f"MLflow at {address} cannot be used: {plain(error)}. {remedy(self.uri, error)}"
+                ) from error
+            away = plain(error)
+            say(
+                f"  MLflow at {escape(address)} does not answer ({escape(away)}); the study goes on, and what MLflow "
+                f"is to be told is kept in {escape(without_credentials(store.location))}/{FOLDER} until it does"
+            )
+        if noted.get("study") != study:
+            outbox.clear()  # everything is logged anew under the study's new name
+        outbox.note(study=study, server=address, identity=identity)
+        self.sender = Sender(self.remote, outbox, lambda text: say(escape(text)), away)
+        self._queue("open", key=self.parent, name=study, params=_texts(params), tags=dict(self.shared))
+        self._queue("begin", key=self.parent)
+
+    @property
+    def parent(self) -> str:
+        """The key of the study's own run."""
+        return self.remote.parent
+
+    @property
+    def trouble(self) -> TrackingError | None:
+        """What MLflow refused."""
+        refused = dict.fromkeys(self.sender.refused)
+        if not refused:
+            return None
+        return TrackingError(
+            f"{'; '.join(refused)}. What it lacks is in the store; the same study, run again, logs it."
+        )
+
+    def _queue(self, call: str, **arguments: Any) -> None:
+        self.sender.put({"call": call, **arguments})
+
+    def flush(self) -> None:
+        """Wait until MLflow has all that it was told, unless it is away or slow."""
+        self.sender.flush(FLUSH_SECONDS)
+
+    def run_id(self, key: str) -> str | None:
+        """MLflow's id of a run, None if it has not been told of it yet."""
+        run = self.remote.runs.get(key)
+        return None if run is None else run.id
+
+    def mark(self, tags: Mapping[str, str]) -> None:
+        """Set tags on the study's own run, and on all that it is told of from now on."""
+        self.shared |= tags
+        self.tags(self.parent, tags)
+
+    def child(self, key: str, name: str, params: Mapping[str, Any]) -> str:
+        """Have a run with this content key, created if there is none yet; returns the key."""
+        self._queue("open", key=key, name=name, params=_texts(params), tags=dict(self.shared))
+        return key
+
+    def begin(self, key: str) -> None:
+        """Mark a run as running, unless the process was asked to stop."""
+        if asked() is None:
+            self._queue("begin", key=key)
+
+    def step(self, key: str, step: int, values: Mapping[str, float]) -> None:
+        """Log what a run reports of its training."""
+        if values:
+            self._queue("steps", key=key, points=[(step, _now(), {name: float(v) for name, v in values.items()})])
+
+    def curves(self, key: str) -> None:
+        """Complete the training curves of a run from the store."""
+        self._queue("curves", key=key)
+
+    def metrics(self, key: str, values: Mapping[str, float | None]) -> None:
+        """Log finite-or-not numbers; None is left out."""
+        given = {name: float(value) for name, value in values.items() if value is not None}
+        if given:
+            self._queue("metrics", key=key, values=given, time=_now())
+
+    def histories(self, key: str, points: Iterable[Point]) -> None:
+        """Log points of curves as (metric, step, value); one that MLflow has already is not written again."""
+        given = list(points)
+        if given:
+            self._queue("histories", key=key, points=given, time=_now())
+
+    def tags(self, key: str, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._queue("tags", key=key, values=dict(values))
+
+    def text(self, name: str, content: str) -> None:
+        """Attach a text file to the study's run."""
+        self._file(name, content.encode())
+
+    def figure(self, name: str, figure: Any) -> None:
+        """Attach a matplotlib figure to the study's run as ``figures/<name>.png``."""
+        drawn = io.BytesIO()
+        try:
+            figure.savefig(drawn, format="png")
+        except Exception as error:
+            self.sender.refused.append(f"the figure {name} cannot be drawn: {error}")
+            return
+        self._file(f"figures/{name}.png", drawn.getvalue())
+
+    def _file(self, name: str, content: bytes) -> None:
+        self._queue("file", name=name, content=base64.b64encode(content).decode())
+
+    def end(self, key: str, status: Status) -> None:
+        """Mark a run as ended."""
+        self._queue("end", key=key, status=status)
+
+    def close(self, status: Status) -> int:
+        """Mark every run that is still running, and send what is queued; returns how much of it has to wait.
+
+        A process that was asked to stop does not wait long.
+        """
+        self._queue("close", status=status)
+        return self.sender.close(CLOSE_SECONDS if asked() is None else KILLED_SECONDS)
+
+
+def send_queued(store: Store) -> str | None:
+    """Send what earlier commands could not; says in a line how that went, None if there was nothing."""
+    outbox = Outbox(store)
+    noted = outbox.noted()
+    waiting = len(outbox) if {"study", "identity"} <= noted.keys() else 0
+    if not waiting:
+        return None
+    uri = tracking_uri(store)
+    address = without_credentials(uri)
+    if noted.get("server") != address:
+        return f"{waiting} entries wait for MLflow at {noted.get('server')}; set MLFLOW_TRACKING_URI to send them."
+    said: list[str] = []
+    remote = Remote(uri, store, noted["study"], noted["identity"])
+    try:
+        remote.ping()
+    except Exception as error:
+        return f"MLflow at {address} does not answer ({plain(error)}): {waiting} entries for it wait."
+    sender = Sender(remote, outbox, said.append)
+    sender.flush()
+    left = sender.close()
+    refused = f" It refused some: {'; '.join(dict.fromkeys(sender.refused))}." if sender.refused else ""
+    return f"{waiting - left} entries that waited for MLflow were sent to {address}.{refused}"
+
+
+def _texts(params: Mapping[str, Any]) -> dict[str, str]:
+    return {name: without_credentials(str(value)) for name, value in params.items()}
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
