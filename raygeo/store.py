@@ -108,11 +108,12 @@ class Store:
                 if create:
                     self.filesystem.create_dir(self.root, recursive=True)
                 self.location = text.rstrip("/")
+            found = create or self.filesystem.get_file_info(self.root).type == fs.FileType.Directory
         except (OSError, ValueError, pa.ArrowException) as error:
             raise StoreError(
                 f"the store {text!r} cannot be opened: {error}. Give a writable path or URI with --store."
             ) from error
-        if not create and self.filesystem.get_file_info(self.root).type != fs.FileType.Directory:
+        if not found:
             raise StoreError(f"there is no store at {text!r}; run a study first, or give its path.")
 
     def __reduce__(self):

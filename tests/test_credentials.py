@@ -10,6 +10,8 @@ from raygeo.paths import is_inside, local_path, without_credentials
 from raygeo.pipeline.config import parse_study, study_yaml
 from raygeo.pipeline.report import about_study
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.mark.parametrize(
     ("text", "shown"),

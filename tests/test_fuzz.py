@@ -4,6 +4,8 @@ import pytest
 
 from checks import fuzz
 
+pytestmark = pytest.mark.cluster
+
 CASES = {
     "study": 80,
     "nonsense": 40,

@@ -24,6 +24,8 @@ from raygeo.pipeline.student import finished_run, hash_folder
 from raygeo.store import Store
 from raygeo.tables import to_arrow
 
+pytestmark = pytest.mark.cluster
+
 
 class Planted:
     """Whoever unpickles it makes a file."""
