@@ -289,6 +289,17 @@ GRID = {
 }
 
 
+def with_value(path: str, value: Json) -> Json:
+    """The first of the studies with a value in the place ``a.b.0.c``."""
+    raw = json.loads(json.dumps(STUDIES[0]))
+    node: Any = raw
+    *parents, last = path.split(".")
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+    node[int(last) if isinstance(node, list) else last] = value
+    return raw
+
+
 def nonsense(rng: random.Random, folder: Path) -> object:
     """A study with a value that cannot work, which must be refused."""
     from raygeo.pipeline.config import parse_study
@@ -303,11 +314,7 @@ def nonsense(rng: random.Random, folder: Path) -> object:
         raw["sweep"] = {"search": "random", "samples": rng.choice((10**9, 10**30))}
         path, value = "sweep.samples", raw["sweep"]["samples"]
     else:
-        node: Any = raw
-        *parents, last = path.split(".")
-        for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        node[int(last) if isinstance(node, list) else last] = value
+        raw = with_value(path, value)
     parse_study(raw)
     raise Accepted(f"{path}: {str(value)[:60]}")
 

@@ -3,6 +3,8 @@
 import pytest
 
 from checks import fuzz
+from raygeo.errors import ConfigError
+from raygeo.pipeline.config import parse_study
 
 pytestmark = pytest.mark.cluster
 
@@ -36,6 +38,14 @@ def test_bad_input_is_used_refused_by_name_or_set_aside(kind):
     assert outcome.findings == []
     assert outcome.cases == CASES[kind]
     assert outcome.refused
+
+
+@pytest.mark.parametrize("path", dict.fromkeys(path for path, _ in fuzz.NONSENSE))
+def test_what_cannot_work_is_refused_by_its_place(path):
+    for value in (value for other, values in fuzz.NONSENSE if other == path for value in values):
+        with pytest.raises(ConfigError) as raised:
+            parse_study(fuzz.with_value(path, value))
+        assert path in str(raised.value) or "more than 20,000 values" in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", ONCE)
