@@ -2,9 +2,11 @@
 
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import grpc
 import ray
@@ -76,6 +78,15 @@ def _connect(address: str | None, cpus: int | None) -> None:
             "and that no proxy or firewall stands between a machine and itself. Or start Ray (`ray start --head`) and "
             "name it: --address auto."
         ) from error
+    keep_token_private()
+
+
+def keep_token_private(file: Path | None = None) -> None:
+    """Let nobody else read the token that Ray has written into this user's home, which it writes for all to read."""
+    file = file or Path.home() / ".ray" / "auth_token"
+    with suppress(OSError):
+        if stat.S_IMODE(file.stat().st_mode) & 0o077:
+            file.chmod(0o600)
 
 
 @contextmanager

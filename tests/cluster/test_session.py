@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from raygeo.cluster.session import keep_token_private
+
 pytestmark = pytest.mark.cluster
 
 SCRIPT = """
@@ -58,6 +60,16 @@ def test_a_ray_that_cannot_start_here_says_where_its_logs_are(tmp_path):
     said = connect("", RAY_TMPDIR=str(tmp_path / "file"))
     assert "refused: Ray could not be started on this machine" in said
     assert "session_latest/logs" in said
+
+
+def test_a_token_is_its_owners_alone(tmp_path):
+    token = tmp_path / "auth_token"
+    token.write_text("secret")
+    for before in (0o644, 0o666, 0o600, 0o400):
+        token.chmod(before)
+        keep_token_private(token)
+        assert token.stat().st_mode & 0o077 == 0
+    keep_token_private(tmp_path / "none")
 
 
 LISTENING = """
