@@ -500,7 +500,7 @@ def grading(rng: random.Random, folder: Path) -> object:
         "3/0", "1/2", ".", "-", " 5 ", "\n",
     )  # fmt: skip
     completion, gold = ("".join(rng.choice(pieces) for _ in range(rng.randrange(1, 40))) for _ in range(2))
-    completion *= rng.choice((1, 1, 1, 300))
+    completion *= rng.choice((1, 1, 1, 60))
     long = rng.choice((" ", "$", "\\", "{", "\\boxed ", "\\boxed 5 ", "**a", "A:", "1,", "_", "aa, ", "\n", "#"))
     completion += (
         rng.choice(("", "", "\\boxed 5", "#### ")) + long * rng.choice((0, 0, 3, 20_000)) + rng.choice(("", "x"))
