@@ -11,11 +11,10 @@ import shutil
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from raygeo.errors import StoreError
 from raygeo.store import Store
-from raygeo.training.engine import rank
+from raygeo.training.engine import barrier, rank
 
 KIND = "checkpoints"
 
@@ -42,7 +41,7 @@ class Checkpoints:
             self.store.add_to_folder(KIND, name, folder / "state")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        _barrier()
+        barrier()
         if rank() == 0:
             self.store.complete_folder(KIND, name)
             self.clear(keep=name)
@@ -96,8 +95,3 @@ def read_state(path: str, map_location: Any = None) -> Any:
             f"{path} is no checkpoint of a run, or a damaged one ({str(error).partition(chr(10))[0]}); delete its "
             "folder, and the run begins anew."
         ) from error
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
