@@ -260,7 +260,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
     """Open MLflow over a store's runs on 127.0.0.1 (Ctrl-C ends it)."""
-    from raygeo.settings import without_credentials
+    from raygeo.paths import without_credentials
     from raygeo.store import Store
     from raygeo.tracking import tracking_uri
 
@@ -356,7 +356,7 @@ def doctor(
 def told() -> Iterator[None]:
     """Print errors meant for the user without a traceback, and end with exit code 2."""
     from raygeo.errors import RaygeoError
-    from raygeo.settings import without_credentials
+    from raygeo.paths import without_credentials
 
     try:
         yield

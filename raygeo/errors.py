@@ -3,9 +3,14 @@
 Every class takes one message, so that instances survive pickling on their way through Ray.
 """
 
+from raygeo.paths import without_credentials
+
 
 class RaygeoError(Exception):
-    """Root of all errors raygeo raises on purpose."""
+    """Root of all errors raygeo raises on purpose; what its message says of URIs is without passwords and keys."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(without_credentials(str(message)))
 
 
 class ConfigError(RaygeoError, ValueError):

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from raygeo.settings import without_credentials
+from raygeo.paths import without_credentials
 
 _LOG_SECONDS = 10.0
 """The least between two lines of a log; what has taken long is told of less often, by ``_LOG_SHARE`` of its time."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from raygeo.errors import StoreError
+
 Seeds = Literal["same", "order", "init", "both"]
 """Which seeds two runs differ in: none, that of the data order, that of the adapter initialisation, or both."""
 
@@ -108,10 +110,32 @@ class RunRecord:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> "RunRecord":
-        """The record that a row of table ``runs`` holds."""
-        params = json.loads(row["params"] or "{}")
-        kept = {name: row[name] for name in _COLUMNS if name in row}
-        return cls(**kept, **{name: params.get(name) for name in ("loss", "training", *_PARAMS)})
+        """The record that a row of table ``runs`` holds.
+
+        Raises:
+            StoreError: the row is not one that raygeo has written.
+        """
+        try:
+            params = json.loads(row["params"] or "{}")
+        except (ValueError, RecursionError):
+            params = None
+        if not isinstance(params, dict) or not all(isinstance(row[name], str) for name in ("run", "key", "status")):
+            raise StoreError(_damaged(row, "its key, status or settings"))
+        loss, training = params.get("loss"), params.get("training")
+        if not all(part is None or isinstance(part, dict) for part in (loss, training)):
+            raise StoreError(_damaged(row, "its loss or training"))
+        if loss is not None and not isinstance(loss.get("type"), str):
+            raise StoreError(_damaged(row, "the type of its loss"))
+        kept: dict[str, Any] = {name: row[name] for name in _COLUMNS if name in row}
+        kept |= {name: params.get(name) for name in ("loss", "training", *_PARAMS)}
+        return cls(**kept)
+
+
+def _damaged(row: Mapping[str, Any], what: str) -> str:
+    return (
+        f"the table runs is damaged: of the run {str(row['run'])[:80]!r} it does not say {what}. Run the study again, "
+        "which makes the table anew."
+    )
 
 
 _COLUMNS = (

@@ -2,11 +2,101 @@
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator
-from typing import Any, ClassVar, Self
+import unicodedata
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from raygeo.paths import local_path
+
+MOST_TEXT = 1 << 16
+"""Characters of the longest text that a setting may be."""
+_MOST_VALUES = 20_000
+_MOST_LEVELS = 32
+_MOST_COUNT = 10**12
+_MOST_NUMBER = 1e12
+_LARGEST_SEED = (1 << 63) - 1
+
+
+def _checked_place(place: str) -> str:
+    if "://" not in place:
+        local_path(place)
+    return place
+
+
+def _checked_name(name: str) -> str:
+    if not name.strip() or "/" in name or "\\" in name or "\n" in name or set(name) <= {"."}:
+        raise ValueError("a name holds no slash and no line break, and is not blank")
+    return name
+
+
+AnyPlace = Annotated[str, AfterValidator(_checked_place)]
+"""A path, a URI or a hub id."""
+Name = Annotated[str, Field(max_length=200), AfterValidator(_checked_name)]
+"""What something is called in tables, files and figures."""
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""The rate of a running mean."""
+
+
+def faults(raw: Any, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """What no setting can be in plain data from a file, whatever it is for, each with its place.
+
+    That are texts that cannot be printed or are longer than ``MOST_TEXT``, numbers that no count, seed or measure can
+    be, other things than texts, numbers, lists and mappings, and more of these, or deeper ones, than a study can have.
+    """
+    budget = [_MOST_VALUES]
+    yield from _faults(raw, above, budget)
+    if budget[0] < 0:
+        yield f"the study: more than {_MOST_VALUES:,} values, aliases written out"
+
+
+def _faults(value: Any, place: tuple[str, ...], budget: list[int]) -> Iterator[str]:
+    budget[0] -= 1
+    if budget[0] < 0:
+        return
+    said = ".".join(place) or "the study"
+    if len(place) > _MOST_LEVELS:
+        budget[0] = -1
+    elif isinstance(value, Mapping):
+        for key, inner in islice(value.items(), _MOST_VALUES + 1):
+            if not isinstance(key, str) or (why := _fault_of(key, "")):
+                yield f"{said}: the key {_short(key)} is {'no text' if not isinstance(key, str) else why}"
+            else:
+                yield from _faults(inner, (*place, key), budget)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value[: _MOST_VALUES + 1]):
+            yield from _faults(inner, (*place, str(index)), budget)
+    elif why := _fault_of(value, next((part for part in reversed(place) if not part.isdecimal()), "")):
+        yield f"{said}: {why} (read {_short(value)})"
+
+
+def _fault_of(value: Any, name: str) -> str | None:
+    """What is wrong with a text or number in the setting of this name, if anything is."""
+    if isinstance(value, str):
+        if len(value) > MOST_TEXT:
+            return f"a text of {len(value):,} characters; at most {MOST_TEXT:,} are read"
+        odd = next((c for c in value if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\r\t"), None)
+        return None if odd is None else f"a text that holds the control character {odd!r}"
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int):
+        most = _LARGEST_SEED if "seed" in name else _MOST_COUNT
+        return None if abs(value) <= most else f"a number beyond {most:,}"
+    if isinstance(value, float):
+        return None if abs(value) <= _MOST_NUMBER else f"a number beyond {_MOST_NUMBER:g}, or none"
+    if isinstance(value, BaseModel):
+        return None
+    return f"a {type(value).__name__}, where a text, number, list or mapping belongs; put a text into quotes"
+
+
+def _short(value: Any) -> str:
+    try:
+        said = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return "a number of thousands of digits"
+    return said if len(said) <= 80 else f"{said[:80]}..."
 
 
 class Settings(BaseModel):
@@ -59,14 +149,3 @@ def split_key(key: str) -> tuple[str, str]:
     """What a unit is made of, and the revisions of the code that made it; "" for one made before these were kept."""
     made_of, _, revision = key.partition("-r")
     return made_of, revision
-
-
-_USER = re.compile(r"(\bhttps?://)[^/\s'\"]*@|(\b\w+://)[^/\s'\"@:]*:[^/\s'\"]*@")
-_SECRET = re.compile(
-    r"([?&][\w.-]*(?:token|secret|passw|signature|access_key|api_key|apikey|\bsig)[\w.-]*=)[^&\s'\"]+", re.I
-)
-
-
-def without_credentials(text: str) -> str:
-    """A text whose URIs have lost user and password, and the values of query parameters that are secrets."""
-    return _SECRET.sub(r"\1***", _USER.sub(r"\1\2", text))

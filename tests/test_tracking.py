@@ -16,7 +16,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from raygeo.errors import ConfigError
-from raygeo.settings import without_credentials
+from raygeo.paths import without_credentials
 from raygeo.store import Store
 from raygeo.tables import to_arrow
 from raygeo.tracking import Tracking, origin, send_queued, sender, tracking_uri

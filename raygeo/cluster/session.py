@@ -2,16 +2,23 @@
 
 import logging
 import os
+import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import grpc
 import ray
+from ray._private import ray_constants
 
 from raygeo.errors import ClusterError
 from raygeo.interrupts import install
 
 ANSWER_SECONDS = 30.0
 
+_LOOPBACK = "127.0.0.1"
+"""The address that everything of an embedded cluster listens on, and nobody else can reach."""
 _EMBEDDED = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a run's end is noticed at a health check
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine cannot lose a node, and the watcher is a process a run
@@ -55,7 +62,14 @@ def _connect(address: str | None, cpus: int | None) -> None:
     for name, value in _EMBEDDED.items():
         os.environ.setdefault(name, value)
     try:
-        ray.init(address="local", num_cpus=cpus, log_to_driver=False, logging_level=logging.WARNING)
+        with _alone():
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                _node_ip_address=_LOOPBACK,
+            )
     except Exception as error:
         ray.shutdown()
         raise ClusterError(
@@ -64,6 +78,28 @@ def _connect(address: str | None, cpus: int | None) -> None:
             "and that no proxy or firewall stands between a machine and itself. Or start Ray (`ray start --head`) and "
             "name it: --address auto."
         ) from error
+    keep_token_private()
+
+
+def keep_token_private(file: Path | None = None) -> None:
+    """Let nobody else read the token that Ray has written into this user's home, which it writes for all to read."""
+    file = file or Path.home() / ".ray" / "auth_token"
+    with suppress(OSError):
+        if stat.S_IMODE(file.stat().st_mode) & 0o077:
+            file.chmod(0o600)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let Ray take the loopback address for a node's, on which alone its servers then listen.
+
+    It puts the machine's own in its place unless it thinks that machines of this kind form no clusters.
+    """
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _check_answers(address: str) -> None:

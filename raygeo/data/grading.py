@@ -27,7 +27,7 @@ _MARKER = re.compile(r"####+|^[ \t]*A:", re.MULTILINE)
 _LABEL = re.compile(r"[*_\s]*(?:the\s+)?(?:final\s+)?answer\b(?:\s+is\b)?[*_\s]*[:=]?[*_\s]*", re.IGNORECASE)
 _BOX = r"(?<!\\)\\+(?:boxed|fbox)(?![A-Za-z])\s*"
 _BARE = (
-    r"(?!\\+(?:boxed|fbox))(?:[-+.\d\\(\[]|[A-Za-z](?![A-Za-z]))[^\n$]*?"
+    r"(?!\\+(?:boxed|fbox))(?:[-+.\d\\(\[]|[A-Za-z](?![A-Za-z]))(?:[^\s$]|[^\S\n]++)*?"
     r"(?=\s*(?:\\\)|\\\]|\\+boxed|\\+fbox|[$\n]|\Z))"
 )
 _GROUPS = re.compile(rf"(?P<box>{_BOX}\{{)|{_BOX}(?P<bare>{_BARE})|\\.|[{{}}]", re.DOTALL)

@@ -30,7 +30,7 @@ _TEXT = re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox|operatorn
 _BOLD_END = re.compile(r"\*\*([^*\n]+)\*\*\s*[.!]?")
 _MATHEMATICS = re.compile(r"(?:\$\$?|\\\[|\\\()\s*([^$\n]+?)\s*(?:\$\$?|\\\]|\\\))\s*\.?")
 _EMPTY_BOX = re.compile(r"\\(?:boxed|fbox)")
-_PROSE = re.compile(r"[A-Za-z]{2,}[\s,]+[A-Za-z]{2,}")
+_PROSE = re.compile(r"(?<![A-Za-z])[A-Za-z]{2,}[\s,]+[A-Za-z]{2,}")
 
 
 def final_answer(text: str) -> str | None:

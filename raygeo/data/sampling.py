@@ -24,7 +24,7 @@ _DEFAULT = Loading()
 class DecodingSettings(Settings):
     """How completions are drawn from a model."""
 
-    samples: int = Field(8, ge=1)
+    samples: int = Field(8, ge=1, le=1 << 16)
     """Completions per prompt."""
     temperature: float = Field(1.0, ge=0)
     """Softmax temperature; 0 decodes greedily."""

@@ -19,10 +19,10 @@ from raygeo.doctor.machine import MISSING, Facts, describe
 from raygeo.doctor.nodes import Node, examine_nodes, living_nodes
 from raygeo.doctor.server import examine_tracking
 from raygeo.errors import RaygeoError, StoreError
+from raygeo.paths import without_credentials
 from raygeo.pipeline.config import Study
 from raygeo.pipeline.demands import check_demands, check_student, cluster_to_check
 from raygeo.pipeline.study import STAGES
-from raygeo.settings import without_credentials
 from raygeo.store import Store
 from raygeo.store.location import check_outlives_job
 

@@ -3,7 +3,7 @@
 import os
 
 from raygeo.errors import ConfigError
-from raygeo.settings import without_credentials
+from raygeo.paths import without_credentials
 from raygeo.store import Store
 from raygeo.tracking.server import open_client, plain, remedy, tracking_uri
 

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raygeo.errors import DeltaError
-from raygeo.models.delta import ADAPTER_CONFIG, ADAPTER_FILE, Delta, LowRank, module_name
+from raygeo.models.adapter_config import ADAPTER_CONFIG, AdapterConfig
+from raygeo.models.delta import ADAPTER_FILE, Delta, LowRank, module_name
 from raygeo.models.mix import Mixture
 
 
@@ -85,8 +86,7 @@ def _terms(mixture: Mixture) -> Mapping[str, list[tuple[float, LowRank]]]:
 
 def _transposed(mixture: Mixture) -> bool:
     """Whether the adapted modules hold their weights as [in, out], GPT-2's way."""
-    configs = [json.loads((d.folder / ADAPTER_CONFIG).read_text()) for _, d in mixture if isinstance(d, Delta)]
-    found = {config.get("fan_in_fan_out") is True for config in configs}
+    found = {AdapterConfig.read(d.folder).transposed for _, d in mixture if isinstance(d, Delta)}
     if len(found) > 1:
         raise DeltaError("deltas of modules of different layouts (Linear and Conv1D) cannot be one adapter.")
     return found == {True}

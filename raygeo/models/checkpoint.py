@@ -9,15 +9,8 @@ import torch
 from torch import Tensor
 
 from raygeo.errors import DeltaError
-from raygeo.models.parameters import (
-    CONVERTED,
-    WEIGHTS,
-    WEIGHTS_INDEX,
-    ParameterIndex,
-    bare_index,
-    index_parameters,
-    read_index,
-)
+from raygeo.models.folder import WEIGHTS, WEIGHTS_INDEX
+from raygeo.models.parameters import CONVERTED, ParameterIndex, bare_index, index_parameters, read_index
 from raygeo.models.tensors import Index, Stored, TensorFiles
 from raygeo.store import AnyPath
 

@@ -6,14 +6,13 @@ complete Hugging Face model beside its base give ``Dense`` entries, whose values
 Names are the base model's own parameter names, ``model.layers.0.self_attn.q_proj.weight``.
 """
 
-import json
 import math
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -21,9 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raygeo.errors import DeltaError
+from raygeo.models.adapter_config import ADAPTER_CONFIG, AdapterConfig
 from raygeo.models.checkpoint import Checkpoint, is_model
+from raygeo.models.folder import WEIGHTS
 from raygeo.models.hub import find_model
-from raygeo.models.parameters import FLOATS, WEIGHTS
+from raygeo.models.parameters import FLOATS
 from raygeo.models.tensors import Index, Stored, TensorFiles
 from raygeo.store import AnyPath
 
@@ -31,7 +32,6 @@ FULL_FILE = "delta.safetensors"
 _SHARDS = "delta*.safetensors"
 _SHARD = re.compile(r"delta-\d+-of-(\d+)\.safetensors")
 ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 _NOT_BA = (
     "use_dora", "use_qalora", "use_bdlora", "modules_to_save", "lora_bias", "layer_replication",
     "target_parameters", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
@@ -245,6 +245,12 @@ def _open_full(folder: Path, shards: list[Path]) -> Delta:
     files = TensorFiles({name: file for shard in shards for name, file in TensorFiles.of(shard).files.items()})
     if not files.files:
         raise DeltaError(f"{shards[0]} holds no tensor; the run exported nothing. Train it again.")
+    for name, file in files.files.items():
+        if files.dtype(name) not in FLOATS:
+            raise DeltaError(
+                f"{file}: {name!r} is stored as {files.dtype(name)}, no floating-point type; differences are kept in "
+                "fp32."
+            )
     sizes = {name: math.prod(files.shape(name)) for name in files.files}
     return Delta(folder, {name: partial(_stored, files, name) for name in sizes}, sizes, low_rank=False)
 
@@ -304,10 +310,8 @@ def _subtracted(tuned: Checkpoint, base: Checkpoint, name: str) -> Dense:
 
 
 def _open_lora(folder: Path) -> Delta:
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text())
-    except ValueError as error:
-        raise DeltaError(f"{folder / ADAPTER_CONFIG} is not JSON ({error}).") from error
+    adapter = AdapterConfig.read(folder)
+    config = adapter.settings
     if config.get("peft_type") != "LORA":
         raise DeltaError(f"{folder} holds a {config.get('peft_type')} adapter; only LoRA deltas can be compared.")
     if config.get("r") is None or config.get("lora_alpha") is None:
@@ -346,52 +350,34 @@ def _open_lora(folder: Path) -> Delta:
                 "adapter again as one."
             )
         found.setdefault(match["module"], {})[match["side"]] = key
-    entries, sizes = {}, {}
     for module, sides in found.items():
         if set(sides) != {"A", "B"}:
             raise DeltaError(f"{folder / ADAPTER_FILE}: {module} has only factor {next(iter(sides))}.")
-        scale = _scale(folder, config, module, files.shape(sides["B"]), files.shape(sides["A"]))
-        transposed = config.get("fan_in_fan_out") is True
-        entries[f"{module}.weight"] = partial(_factors, files, sides["B"], sides["A"], scale, transposed)
-        sizes[f"{module}.weight"] = sum(math.prod(files.shape(key)) for key in sides.values())
-    if not entries:
+    if not found:
         raise DeltaError(f"{folder / ADAPTER_FILE} holds no LoRA factor; the run exported nothing. Train it again.")
+    ranks, scales = adapter.ranks(list(found)), adapter.scales(list(found))
+    entries, sizes = {}, {}
+    for module, sides in found.items():
+        _check_rank(folder, module, ranks[module], files.shape(sides["B"]), files.shape(sides["A"]))
+        name = f"{module}.weight"
+        entries[name] = partial(_factors, files, sides["B"], sides["A"], scales[module], adapter.transposed)
+        sizes[name] = sum(math.prod(files.shape(key)) for key in sides.values())
     return Delta(folder, entries, sizes, low_rank=True, carried=carried)
 
 
-def _scale(folder: Path, config: dict[str, Any], module: str, b: tuple[int, ...], a: tuple[int, ...]) -> float:
-    """The scale of a module's factors of shapes ``b`` and ``a``.
-
-    Raises:
-        DeltaError: the configuration does not belong to the factors, or gives no positive scale.
-    """
-    rank = _pattern(config.get("rank_pattern"), module, config["r"])
-    alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
-    for name, value, kinds in (("r", rank, int), ("lora_alpha", alpha, (int, float))):
-        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
-            raise DeltaError(
-                f"{folder / ADAPTER_CONFIG}: {name} of {module} is {value!r}, where a positive number belongs; it is "
-                "not the configuration this adapter was trained with."
-            )
+def _check_rank(folder: Path, module: str, rank: int, b: tuple[int, ...], a: tuple[int, ...]) -> None:
+    """Refuse factors of shapes ``b`` and ``a`` that do not have the rank that the configuration says."""
     if (len(b), len(a)) != (2, 2) or b[1] != rank or a[0] != rank:
         raise DeltaError(
             f"{folder}: {ADAPTER_CONFIG} says that {module} has rank {rank}, but its factors B {list(b)} and A "
             f"{list(a)} have another, so its scale is not known; put the adapter's own configuration beside it."
         )
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _factors(files: TensorFiles, b: str, a: str, scale: float, transposed: bool) -> LowRank:
     left, right = files.tensor(b).float(), files.tensor(a).float()
     # Modules with fan_in_fan_out (GPT-2's Conv1D) hold their weight as [in, out].
     return LowRank(right.T.contiguous(), left.T.contiguous(), scale) if transposed else LowRank(left, right, scale)
-
-
-def _pattern(pattern: dict[str, Any] | None, module: str, default: Any) -> Any:
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(?:.*\.)?(?:{key})$", module):
-            return value
-    return default
 
 
 def save_full_delta(folder: str | Path, tensors: Mapping[str, Tensor]) -> None:

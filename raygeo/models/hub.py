@@ -1,12 +1,14 @@
 """Where a model is: a folder, or what the Hugging Face Hub has under an id."""
 
+import re
 from pathlib import Path
 
 from raygeo.errors import StudentError
+from raygeo.models.folder import SUFFIXES, check_files
+from raygeo.paths import local_path
 from raygeo.store import AnyPath
 
-SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken", ".spm", ".bpe", ".codes", ".vocab")
-"""Endings of the files that a model, an adapter or a delta and its tokenizer are read from."""
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def find_model(model: AnyPath) -> Path:
@@ -16,14 +18,19 @@ def find_model(model: AnyPath) -> Path:
     safetensors are fetched once, to where ``huggingface_hub`` keeps them.
 
     Raises:
-        StudentError: there is no such folder, or it cannot be fetched.
+        StudentError: there is no such folder, or it cannot be fetched; or what has the names of a model's files in it
+            is no ordinary file (``folder.check_files``).
     """
-    source = Path(model).expanduser()
-    if source.is_dir():
-        return source
-    if not isinstance(model, str) or model.startswith(("/", ".", "~")) or model.count("/") != 1:
+    try:
+        source = local_path(model)
+        known = source.is_dir()
+    except (ValueError, OSError) as error:
+        raise StudentError(f"the model {str(model)!r} is neither a folder nor a hub id: {error}.") from error
+    if not known and (not isinstance(model, str) or _HUB_ID.fullmatch(model) is None):
         raise StudentError(f"the model {str(model)!r} is neither a folder nor a hub id (owner/name).")
-    return _fetch(model)
+    folder = source if known else _fetch(str(model))
+    check_files(folder)
+    return folder
 
 
 def _fetch(model: str) -> Path:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import copy
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from pydantic import field_validator, model_validator
-from safetensors import SafetensorError
 from torch import nn
 
 from raygeo.errors import StudentError
 from raygeo.models.attention import check_name, is_flash
+from raygeo.models.folder import CONFIG, check_config, read_settings, weight_files
 from raygeo.models.hub import find_model
+from raygeo.models.tensors import TensorFiles
 from raygeo.settings import Settings
 from raygeo.store import AnyPath
 
@@ -28,6 +30,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 _BUFFERS = re.compile(r"(^|\.)(inv_freq|masked_bias|causal_mask|position_ids|(attn|attention|self_attention)\.bias)$")
 
 
+_MORE, _CONSTANTS = 4, 1 << 24
+"""How many times as many numbers as its files a model may have (tied and repeated ones), and how many constants."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 DeviceMap = Literal["auto"] | dict[str, int | str]
 
@@ -122,9 +126,11 @@ def load_tokenizer(path: AnyPath) -> PreTrainedTokenizerBase:
     source = find_model(path)
     if not any((source / name).is_file() for name in _TOKENIZER_FILES):
         raise StudentError(f"student {str(path)!r}: no tokenizer in this folder; save the model's own beside it.")
+    if (source / CONFIG).is_file():  # it is read too
+        check_config(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # each family's own
         raise StudentError(f"student {str(path)!r}: no usable tokenizer ({_first_line(error)}).") from error
     if tokenizer.eos_token_id is None:
         raise StudentError(
@@ -157,8 +163,10 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     source = find_model(path)
+    config = read_config(path)
+    _check_sizes(source, config)
     try:
-        attention = attention or best_attention(_read_config(source))
+        attention = attention or best_attention(config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(source),
             dtype=dtype,
@@ -170,7 +178,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # each family's own
         raise StudentError(f"student {str(path)!r}: no usable causal language model ({_first_line(error)}).") from error
     model, report = loaded
     wrong = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
@@ -218,10 +226,13 @@ def read_config(path: AnyPath) -> PreTrainedConfig:
     Raises:
         StudentError: there is none that transformers understands.
     """
+    from transformers import AutoConfig
+
     source = find_model(path)
+    check_config(source)
     try:
-        return _read_config(source)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoConfig.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # each family's own
         raise StudentError(f"student {str(path)!r}: no usable config.json ({_first_line(error)}).") from error
 
 
@@ -254,22 +265,46 @@ def best_attention(config: PreTrainedConfig) -> str:
     return "sdpa" if family is None or family._supports_sdpa else "eager"
 
 
-def _read_config(source: Path) -> PreTrainedConfig:
-    from transformers import AutoConfig
+def _check_sizes(source: Path, config: PreTrainedConfig) -> None:
+    """Refuse a configuration whose model has far more numbers than its files, before any of them is allocated.
 
-    return AutoConfig.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
+    Raises:
+        StudentError: it has; or its files are damaged.
+    """
+    from transformers import AutoModelForCausalLM
+
+    files = weight_files(source)
+    stored = TensorFiles({key: source / file for key, file in files.items()})
+    numbers = sum(math.prod(stored.shape(key)) for key in files)
+    family: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if family is None:
+        return
+    try:
+        with torch.device("meta"):
+            model = family(copy.deepcopy(config))
+    except Exception as error:  # each family's own
+        raise StudentError(f"student {str(source)!r}: no usable config.json ({_first_line(error)}).") from error
+    for what, made in (("parameters", model.parameters()), ("constants", model.buffers())):
+        wanted = sum(value.numel() for value in made)
+        if wanted > _MORE * numbers + _CONSTANTS:
+            raise StudentError(
+                f"student {str(source)!r}: a model of its config.json has {wanted:,} {what}, and its weights are "
+                f"{numbers:,} numbers; they do not belong together. Fetch or save the model again."
+            )
 
 
 def _generation_ends(source: Path, vocabulary: int) -> tuple[int, ...]:
     """End-of-text tokens of ``generation_config.json``, or else of ``config.json``, that are in the vocabulary."""
     for file in (source / "generation_config.json", source / "config.json"):
-        try:
-            ends = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-        except (ValueError, AttributeError) as error:
-            said = f"student {str(source)!r}: {file.name} is not JSON of settings ({error}); fetch the model again."
-            raise StudentError(said) from error
-        if ends is not None:
-            return tuple(end for end in (ends if isinstance(ends, list) else [ends]) if 0 <= end < vocabulary)
+        if not file.is_file():
+            continue
+        ends = read_settings(file, f"a {file.name} that is not JSON of settings").get("eos_token_id")
+        if ends is None:
+            continue
+        given = ends if isinstance(ends, list) else [ends]
+        if any(isinstance(end, bool) or not isinstance(end, int) for end in given):
+            raise StudentError(f"{file}: eos_token_id is {ends!r}, where ids of tokens belong; fetch the model again.")
+        return tuple(end for end in given if 0 <= end < vocabulary)
     return ()
 
 

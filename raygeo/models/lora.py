@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from torch import nn
 from raygeo.errors import StudentError
 from raygeo.models.checkpoint import UNTIE
 from raygeo.models.loading import model_shape
-from raygeo.settings import Settings
+from raygeo.settings import Name, Settings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,11 +39,16 @@ class LoraSettings(Settings):
         "lora_dropout": "is not offered; adapters are trained without dropout",
     }
 
-    r: int = Field(16, ge=1)
+    r: int = Field(16, ge=1, le=1 << 16)
     """Rank."""
     lora_alpha: float = Field(32, gt=0)
     """Numerator of the scale."""
-    target_modules: tuple[str, ...] | Literal["all-linear"] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    target_modules: Annotated[tuple[Name, ...], Field(min_length=1)] | Literal["all-linear"] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    )
     """Last parts of the names of the linear modules that get an adapter; ``all-linear`` are all but the output head.
     Experts that a model holds in one parameter together are not linear modules, and get none; nor do the layers beside
     them that have experts' names (``gate_proj`` of a shared expert), which PEFT cannot tell from them."""

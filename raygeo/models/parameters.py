@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
 from raygeo.errors import StudentError
+from raygeo.models.folder import check_names, read_settings, weight_files
 from raygeo.models.loading import is_buffer, load_model, model_shape, read_config
 from raygeo.models.tensors import TensorFiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 INDEX, CONVERTED = "raygeo_parameters.json", "raygeo_parameters.safetensors"
 REVISION = 2
 """Part of the key of every model: another number wherever the same files give other parameters, or another index."""
@@ -55,37 +55,25 @@ class ParameterIndex:
         return self.head is not None and self.head == self.embedding
 
 
-def weight_files(folder: Path) -> dict[str, str]:
-    """The file, relative to ``folder``, of each tensor on disk by its key there.
+def read_index(folder: Path) -> ParameterIndex | None:
+    """The index kept in ``folder``, or None.
 
     Raises:
-        StudentError: there is neither ``model.safetensors`` nor its index, one is damaged, or the index names files
-            that are not safetensors in that folder.
+        StudentError: it is damaged, or names anything but safetensors files in the folder.
     """
-    single, index = folder / WEIGHTS, folder / WEIGHTS_INDEX
-    try:
-        if single.is_file():
-            return dict.fromkeys(TensorFiles.of(single).files, WEIGHTS)
-        if not index.is_file():
-            raise StudentError(f"{folder} holds no {WEIGHTS} nor {WEIGHTS_INDEX}; save it as safetensors there.")
-        found: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (SafetensorError, ValueError, KeyError, AttributeError) as error:
-        raise StudentError(f"{folder} holds damaged weights ({error}); fetch or save the model again.") from error
-    odd = sorted({f for f in found.values() if not f.endswith(".safetensors") or ".." in Path(f).parts or f[0] == "/"})
-    if odd:
-        raise StudentError(
-            f"{index} names {', '.join(odd[:3])}; only safetensors files in the model's own folder are read. Save the "
-            "model again (save_pretrained)."
-        )
-    return found
-
-
-def read_index(folder: Path) -> ParameterIndex | None:
-    """The index kept in ``folder``, or None."""
     if not (folder / INDEX).is_file():
         return None
-    kept = json.loads((folder / INDEX).read_text())
-    return ParameterIndex(**kept | {"places": {name: tuple(place) for name, place in kept["places"].items()}})
+    kept = read_settings(folder / INDEX, f"a damaged {INDEX}")
+    try:
+        index = _INDEX.validate_python(kept)
+    except ValidationError as error:
+        said = f"{folder / INDEX} is damaged ({error.errors()[0]['msg']}); delete it, and it is made anew."
+        raise StudentError(said) from error
+    check_names(folder / INDEX, (file for file, _ in index.places.values()))
+    return index
+
+
+_INDEX = TypeAdapter(ParameterIndex)
 
 
 def index_parameters(folder: Path, target: Path, model: PreTrainedModel | None = None) -> ParameterIndex:

@@ -42,9 +42,12 @@ class TensorFiles:
 
     @classmethod
     def of(cls, file: Path) -> "TensorFiles":
-        """All tensors of one file."""
-        with safe_open(file, framework="pt") as opened:
-            return cls(dict.fromkeys(opened.keys(), file))
+        """All tensors of one file. Raises ``SafetensorError`` where it is damaged."""
+        try:
+            with safe_open(_ordinary(file), framework="pt") as opened:
+                return cls(dict.fromkeys(opened.keys(), file))
+        except OSError as error:
+            raise StudentError(f"{file} cannot be read ({error}); fetch or save the model again.") from error
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a tensor, from the file's header."""
@@ -78,7 +81,14 @@ class TensorFiles:
         file = self.files[key]
         if file not in self._opened:
             try:
-                self._opened[file] = safe_open(file, framework="pt")
+                self._opened[file] = safe_open(_ordinary(file), framework="pt")
             except (OSError, SafetensorError) as error:
                 raise StudentError(f"{file} cannot be read ({error}); fetch or save the model again.") from error
         return self._opened[file]
+
+
+def _ordinary(file: Path) -> Path:
+    """The file, if it is one: opening a pipe would wait for ever."""
+    if file.exists() and not file.is_file():
+        raise StudentError(f"{file} is a device, a pipe or a folder and no ordinary file; fetch the model again.")
+    return file

@@ -1,6 +1,5 @@
 """The models of a comparison: put into the store, seen to belong together, and written down as its runs."""
 
-import json
 import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +10,12 @@ import torch
 
 from raygeo.errors import DeltaError, RaygeoError
 from raygeo.geometry.weights.base import BaseWeights
+from raygeo.models.adapter_config import AdapterConfig
 from raygeo.models.checkpoint import Checkpoint, is_model
-from raygeo.models.delta import ADAPTER_CONFIG, check_finite, open_delta
+from raygeo.models.delta import check_finite, open_delta
 from raygeo.models.hub import find_model
 from raygeo.models.run import Run
+from raygeo.paths import local_path
 from raygeo.pipeline.comparison import Comparison
 from raygeo.pipeline.context import StageContext
 from raygeo.pipeline.student import KIND, hash_folder, hold_files, link_folder
@@ -103,11 +104,11 @@ def _link(context: StageContext, kind: str, key: str, source: Path) -> AnyPath:
 
 def _check_lineage(name: str, adapter: Path, base: str, source: Path, weights: Checkpoint) -> list[str]:
     """Refuse an adapter that says it was trained from another base; say so where its word cannot be checked."""
-    said = json.loads((adapter / ADAPTER_CONFIG).read_text()).get("base_model_name_or_path")
+    said = AdapterConfig.read(adapter).base
     if said == base:
         return []
-    folder = Path(said or "").expanduser()
-    if said and is_model(folder):
+    folder = _folder(said)
+    if said and folder is not None and is_model(folder):
         if folder.resolve() != source.resolve() and not weights.equals(Checkpoint(folder)):
             raise DeltaError(f"{name} was trained from {said}, whose weights are not those of {base}; give that base.")
         return []
@@ -118,6 +119,14 @@ def _check_lineage(name: str, adapter: Path, base: str, source: Path, weights: C
         )
     named = f"names {said} as its base" if said else "does not name its base"
     return [f"{name} {named}; that {base} is what it was trained from was checked by names and shapes alone."]
+
+
+def _folder(said: str | None) -> Path | None:
+    """The folder that a name may stand for, if it can be one."""
+    try:
+        return local_path(said or ".")
+    except ValueError:
+        return None
 
 
 def _stored_as(model: Checkpoint) -> str:

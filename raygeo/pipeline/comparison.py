@@ -14,15 +14,16 @@ from raygeo.data.readers.jsonl import JsonlReader
 from raygeo.errors import ConfigError
 from raygeo.generation.renderer import ChatSettings
 from raygeo.models.loading import Loading
+from raygeo.paths import local_path
 from raygeo.pipeline.config import GeometrySettings, ProbeSettings, apply_override, parse_settings
-from raygeo.settings import Settings
+from raygeo.settings import AnyPlace, Name, Settings
 from raygeo.tables import BASE
 
 
 class Compared(Settings):
     """One of the models."""
 
-    name: str = Field(min_length=1)
+    name: Name
     """Its name in tables and figures."""
     model: str
     """A folder or a hub id of a complete model, a PEFT LoRA adapter, or a full delta of raygeo's."""
@@ -35,7 +36,7 @@ class Comparison(Settings):
     """The model they were trained from, a folder or a hub id."""
     models: tuple[Compared, ...] = Field(min_length=1)
     """The models."""
-    store: str = "store/comparison"
+    store: AnyPlace = "store/comparison"
     """Where tables and the page go: a path or a URI. It holds no study."""
     solutions: JsonlReader | None = None
     """Texts on which likelihood, representations and curvature are measured, each with a prompt and a completion."""
@@ -135,8 +136,11 @@ def name_models(models: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: a model is given twice.
     """
-    paths = [Path(model).expanduser() for model in models]
-    parts = [(path.resolve() if path.is_dir() else path).parts for path in paths]
+    try:
+        paths = [local_path(model) for model in models]
+        parts = [(path.resolve() if path.is_dir() else path).parts for path in paths]
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"a model of raygeo compare cannot be found: {error}.") from error
     [(most, count)] = Counter(parts).most_common(1)
     if count > 1:
         raise ConfigError(f"{Path(*most)} is given {count} times; compare each model once.")

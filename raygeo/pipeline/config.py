@@ -2,8 +2,9 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Optional, TypeVar
+from typing import Annotated, Any, ClassVar, Optional, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
@@ -22,16 +23,19 @@ from raygeo.generation.renderer import ChatSettings
 from raygeo.losses.base import FROM_BASE
 from raygeo.models.attention import is_flash
 from raygeo.models.loading import Loading
-from raygeo.pipeline.plan import Plan, RunEntries, TrainingDefaults
+from raygeo.paths import local_path, without_credentials
+from raygeo.pipeline.plan import MOST_RUNS, Plan, RunEntries, TrainingDefaults
 from raygeo.search.settings import SweepSettings
 from raygeo.search.space import Range, Varied, models_in, refusal, tag
-from raygeo.settings import Settings, without_credentials
+from raygeo.settings import AnyPlace, Name, Settings, faults
 from raygeo.toy.builtin import WordProblems
 from raygeo.toy.text import TextStudent
 from raygeo.training.settings import RunSpec
 
 WORD_PROBLEMS = "builtin:word-problems"
 TEXT = "builtin:text"
+MOST_PROBLEMS = 1_000_000
+"""Built-in word problems that may be asked for: there are fewer different ones."""
 HELDOUT = "heldout"
 """The name of the study's held-out prompts as a benchmark."""
 
@@ -39,7 +43,7 @@ HELDOUT = "heldout"
 class StudentSettings(Loading):
     """What learns, and how it is held where it is measured."""
 
-    model: str = WORD_PROBLEMS
+    model: AnyPlace = WORD_PROBLEMS
     """A Hugging Face folder, a hub id, ``builtin:word-problems``, or ``builtin:text``, made from ``text_from``."""
     word_problems: WordProblems = WordProblems()
     """The built-in student of template word problems, and its teacher."""
@@ -49,7 +53,7 @@ class StudentSettings(Loading):
     """What the text student is made from: prompts with their solutions."""
     from_run: str | None = None
     """Start from this run of an earlier study, its delta added to what it was trained from; ``model`` is left out."""
-    from_store: str | None = None
+    from_store: AnyPlace | None = None
     """The store of that study. It is not this study's own: a store names the runs of the last study in it alone."""
     chat: ChatSettings = ChatSettings()
     """How texts are put to it, to its teacher and to its runs: as they are, or in the tokenizer's chat template."""
@@ -79,9 +83,9 @@ class StudentSettings(Loading):
 class SamplingSettings(Settings):
     """Rollouts drawn from a teacher."""
 
-    teacher: str = "builtin"
+    teacher: AnyPlace = "builtin"
     """A local folder, a hub id, or ``builtin``: the teacher that comes with ``builtin:word-problems``."""
-    prompts: int | AnyPromptReader = 768
+    prompts: Annotated[int, Field(ge=1, le=MOST_PROBLEMS)] | AnyPromptReader = 768
     """How many built-in word problems, or where prompts with gold answers are read."""
     prompts_seed: int = Field(1, ge=0)
     """Seed of the built-in word problems."""
@@ -150,9 +154,9 @@ class ProbeSettings(Settings):
 class Benchmark(Settings):
     """Problems to answer beyond the held-out prompts of the study."""
 
-    name: str
+    name: Name
     """The name in tables and metrics."""
-    problems: int | AnyPromptReader
+    problems: Annotated[int, Field(ge=1, le=MOST_PROBLEMS)] | AnyPromptReader
     """How many fresh built-in word problems, or where problems with gold answers are read: a reader, or just a file or
     a hub id whose columns are known (``ProblemsReader``)."""
     seed: int = Field(7, ge=0)
@@ -232,9 +236,9 @@ GeometrySettings: type[AskedAnalyses] = create_model(
 class Study(Settings):
     """A whole study."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     """Name of the study and of its MLflow experiment."""
-    store: str | None = None
+    store: AnyPlace | None = None
     """Where tables, deltas and the report go: a path or a URI; by default ``store/<name>``."""
     student: StudentSettings = StudentSettings()
     """What learns."""
@@ -265,6 +269,8 @@ class Study(Settings):
     def _consistent(self) -> "Study":
         if self.sweep is None or self.sweep.search == "grid":
             self._refuse_ranges()
+        if (count := self.plan.count()) > MOST_RUNS:
+            raise ValueError(f"its runs are {count:,} with all that varies; a study has at most {MOST_RUNS:,}")
         names = [spec.name for spec in self.specs()]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -343,13 +349,15 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), store: str | Non
         ConfigError: naming every wrong key or value, what was read, and what is allowed.
     """
     try:
-        raw = read_yaml(Path(path).read_text())
+        raw = read_yaml(_study_text(path))
     except OSError as error:
         raise ConfigError(f"the study file {str(path)!r} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"the study file {str(path)!r} is not UTF-8 text.") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"the study file {str(path)!r} is not YAML: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"the study file {str(path)!r} cannot be read: {error}.") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"the study file {str(path)!r} holds {type(raw).__name__}, not a mapping of settings.")
     for override in overrides:
@@ -359,6 +367,15 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), store: str | Non
     return parse_study(raw, str(path))
 
 
+def _study_text(path: str | Path) -> str:
+    """What a study file holds."""
+    with local_path(path).open("rb") as stream:
+        content = stream.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes, so it is none")
+    return content.decode()
+
+
 def parse_study(raw: dict[str, Any], origin: str = "study") -> Study:
     """Validate a study given as plain data; ``origin`` names it in errors (``ConfigError``)."""
     return parse_settings(Study, raw, origin)
@@ -366,11 +383,17 @@ def parse_study(raw: dict[str, Any], origin: str = "study") -> Study:
 
 def parse_settings(model: type[S], raw: dict[str, Any], origin: str) -> S:
     """Validate plain data as ``model``; ``origin`` names it in errors (``ConfigError``)."""
+    if odd := list(islice(faults(raw), _MOST_LINES + 1)):
+        raise ConfigError(_listed(origin, odd))
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        lines = "\n".join(f"- {_explain(problem, model)}" for problem in error.errors())
-        raise ConfigError(f"{origin}:\n{lines}") from None
+        raise ConfigError(_listed(origin, [_explain(problem, model) for problem in error.errors()])) from None
+
+
+def _listed(origin: str, said: list[str]) -> str:
+    more = [f"and {len(said) - _MOST_LINES} more"] if len(said) > _MOST_LINES else []
+    return "\n- ".join([f"{origin}:", *said[:_MOST_LINES], *more])
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
@@ -399,6 +422,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 _MERGE = "tag:yaml.org,2002:merge"
+_MOST_BYTES, _MOST_MERGED, _MOST_LINES, _MOST_NESTED = 1 << 20, 10_000, 20, 64
 
 
 class _Loader(yaml.SafeLoader):
@@ -417,10 +441,27 @@ class _Loader(yaml.SafeLoader):
             lines[key] = line
         return node
 
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level >= _MOST_NESTED:
+            raise yaml.MarkedYAMLError(problem=f"more than {_MOST_NESTED} lists or mappings stand in each other")
+        super().fetch_flow_collection_start(TokenClass)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_MERGED:
+            raise yaml.MarkedYAMLError(problem=f"merges (<<) make more than {_MOST_MERGED:,} keys of one mapping")
+
 
 def read_yaml(text: str) -> Any:
     """Read YAML as plain data. Raises ``yaml.YAMLError``, naming both lines of a key that occurs twice."""
-    return yaml.load(text, _Loader)  # a SafeLoader
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError:
+        raise
+    except RecursionError as error:
+        raise yaml.YAMLError("lists and mappings stand too deep in each other") from error
+    except Exception as error:  # of a constructor, which lets through what it cannot read
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
 
 
 def _number(text: str) -> Any:
@@ -434,7 +475,7 @@ def _number(text: str) -> Any:
 def _explain(problem: Any, root: type[BaseModel]) -> str:
     place = ".".join(str(part) for part in problem["loc"]) or "the study"
     read = problem["input"]
-    shown = repr(read) if not isinstance(read, (dict, list)) else f"{type(read).__name__} {str(read)[:80]}"
+    shown = repr(read)[:200] if not isinstance(read, (dict, list)) else f"{type(read).__name__} {str(read)[:80]}"
     if problem["type"] == "extra_forbidden":
         key = str(problem["loc"][-1])
         models = _models_at(problem["loc"][:-1], root)

@@ -15,11 +15,11 @@ from rich.markup import escape
 from raygeo.cluster.execution import FanoutResult, run_workload, unit_tables, until_failure
 from raygeo.cluster.settings import ActorSettings
 from raygeo.errors import FullStoreError, RaygeoError, WorkloadError
+from raygeo.paths import without_credentials
 from raygeo.pipeline.budget.rates import Rate, keep_rate
 from raygeo.pipeline.config import Study
 from raygeo.pipeline.missing import note_missing
 from raygeo.progress import Progress, StageTime
-from raygeo.settings import without_credentials
 from raygeo.store import Store
 from raygeo.workload import Workload
 

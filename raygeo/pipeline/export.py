@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from raygeo import __version__
 from raygeo.data.readers import Prompt
 from raygeo.data.validation import recorded_grading
@@ -18,7 +20,8 @@ from raygeo.evaluation.harness import FOLDER, save_task, task_name
 from raygeo.generation.renderer import ChatRenderer, PlainRenderer, Renderer, renderer_for
 from raygeo.generation.renderer.conversation import is_conversation
 from raygeo.generation.vllm import VllmSettings
-from raygeo.models.delta import ADAPTER_CONFIG, ADAPTER_FILE, open_delta
+from raygeo.models.adapter_config import ADAPTER_CONFIG, AdapterConfig
+from raygeo.models.delta import ADAPTER_FILE, open_delta
 from raygeo.models.loading import load_tokenizer
 from raygeo.models.merge import merge_run
 from raygeo.pipeline.config import HELDOUT, Study, parse_study, read_yaml
@@ -62,7 +65,7 @@ def export_run(store: Store, name: str, out: str | Path, *, merged: bool = False
     if merged:
         merge_run(base, folder, out)
     else:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text()) | {"base_model_name_or_path": str(started)}
+        config = {**AdapterConfig.read(folder).settings, "base_model_name_or_path": str(started)}
         (out / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2))
         shutil.copy(folder / ADAPTER_FILE, out / ADAPTER_FILE)
         load_tokenizer(base).save_pretrained(str(out))
@@ -83,7 +86,7 @@ def _study(store: Store) -> Study | None:
     written = store.read_bytes("study.yaml")
     try:
         return None if written is None else parse_study(read_yaml(written.decode()), "study.yaml")
-    except RaygeoError:  # of another version
+    except (RaygeoError, yaml.YAMLError, UnicodeDecodeError):  # of another version, or damaged
         return None
 
 

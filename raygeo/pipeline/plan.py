@@ -1,5 +1,6 @@
 """From the entries of a study's ``runs`` to the runs themselves: what varies, what is chosen, and what it is called."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Optional
@@ -19,9 +20,11 @@ from raygeo.search.configurations import Configuration, grid, sample
 from raygeo.search.naming import describe
 from raygeo.search.settings import SweepSettings
 from raygeo.search.space import Choice, Domain, Place, Varied, refusal
-from raygeo.settings import Settings
+from raygeo.settings import Name, Settings
 from raygeo.training.settings import RunSpec, TrainingSettings
 
+MOST_RUNS = 10_000
+"""Runs of a study: more are not meant."""
 SEEDS: tuple[Place, ...] = (("seed",), ("init_seed",))
 """The seeds of a run; where they are lists, every configuration is trained with each."""
 
@@ -49,7 +52,7 @@ class RunEntry(Varied, TrainingOverrides):
 
     loss: AnyLoss
     """The loss and its options."""
-    name: str | None = None
+    name: Name | None = None
     """A name to use instead of the loss's."""
 
     @model_serializer(mode="wrap")
@@ -160,6 +163,19 @@ class Plan:
             for configuration in (first | {p: value} for p, domain in space.items() for value in _extremes(domain)):
                 points += [trial.spec for trial in self.runs_of(index, configuration)[:1]]
         return points
+
+    def count(self) -> int:
+        """How many runs ``trials`` lists, at most."""
+        found = 0
+        for index, entry in enumerate(self.entries):
+            space = entry.space(self.defaults)
+            sizes = {place: len(domain.values) for place, domain in space.items() if isinstance(domain, Choice)}
+            seeds = math.prod(size for place, size in sizes.items() if _crossed(place, space[place]))
+            chosen = math.prod(sizes.values()) // seeds
+            if self.sweep.search != "grid" and self.searched(index):
+                chosen = self.sweep.samples
+            found += seeds * chosen
+        return found
 
     def open_entries(self) -> list[int]:
         """Indices of the entries whose runs are chosen while the sweep runs."""

@@ -51,7 +51,7 @@ def outdated_tables(store: Store) -> list[str]:
         now = {kind.name: kind.revision for kind in kinds} | {name: known[name] for name in made or () if name in known}
         if made is None and store.has_table(table):
             before.append(table)
-        elif made and made != now:
+        elif isinstance(made, dict) and made and made != now:
             changed.append(_changed(table, made, now))
     for table, columns in schemas().items():
         if _opens(store, table) and (lacking := renamed_columns(store, table, columns)):

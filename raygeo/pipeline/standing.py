@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from raygeo.errors import StoreError
+from raygeo.pipeline.config import read_yaml
 from raygeo.pipeline.context import StageContext, reason, timed_stage
 from raygeo.pipeline.missing import forget_missing, note_missing
 from raygeo.progress import Progress, StageTime
@@ -18,6 +20,7 @@ from raygeo.store import Store
 
 ABOUT = "report.json"
 STUDY, COMPARISON = "study.yaml", "comparison.yaml"
+_ABOUT = TypeAdapter(PageContext)
 COMPARED = "Models that were fine-tuned from one base are compared by their weights."
 """The purpose of a comparison."""
 
@@ -78,9 +81,8 @@ def read_about(store: Store) -> PageContext | None:
     try:
         noted = json.loads(written or b"null")
         known = {field.name for field in fields(PageContext)}
-        about = PageContext(**{name: value for name, value in noted.items() if name in known})
-        return replace(about, timings=[(str(what), *rest) for what, *rest in about.timings])  # type: ignore[misc]
-    except (ValueError, TypeError, AttributeError):
+        return _ABOUT.validate_python({name: value for name, value in noted.items() if name in known})
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -98,7 +100,7 @@ def known_about(store: Store) -> PageContext:
         raise StoreError(f"{store.location} holds neither a study nor a comparison; make one with `raygeo run`.")
     settings = (study or comparison or b"").decode(errors="replace")
     try:
-        raw = yaml.safe_load(settings)
+        raw = read_yaml(settings)
     except yaml.YAMLError:
         raw = None
     raw = raw if isinstance(raw, dict) else {}

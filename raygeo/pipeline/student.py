@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -19,13 +20,15 @@ from raygeo.errors import ConfigError, StudentError
 from raygeo.generation.renderer import PlainRenderer
 from raygeo.models.attention import check_attention
 from raygeo.models.checkpoint import is_model
-from raygeo.models.hub import SUFFIXES, find_model
+from raygeo.models.folder import SUFFIXES, check_links, weight_files
+from raygeo.models.hub import find_model
 from raygeo.models.loading import read_config
 from raygeo.models.merge import merge_run
-from raygeo.models.parameters import CONVERTED, INDEX, REVISION, index_parameters, save_index, weight_files
+from raygeo.models.parameters import CONVERTED, INDEX, REVISION, index_parameters, save_index
 from raygeo.models.soundness import check_student
 from raygeo.pipeline.config import TEXT, WORD_PROBLEMS, StudentSettings
 from raygeo.pipeline.context import StudyContext
+from raygeo.records import RunRecord
 from raygeo.settings import content_key
 from raygeo.store import AnyPath, Store
 from raygeo.toy.architecture import build_model
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 KIND = "students"
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
+"""Names that cannot be mistaken for digests where both are hashed one after the other."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +133,15 @@ def finished_run(store: Store, name: str, asked: str) -> dict[str, Any]:
 
     Raises:
         ConfigError: there is none.
+        StoreError: the table of runs is damaged.
     """
-    runs = {row["run"]: row for row in store.table("runs").to_pylist()}
+    runs = {row["run"]: row for row in store.table("runs").to_pylist() if row["run"] is not None}
     if name not in runs:
         near = difflib.get_close_matches(name, runs, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(runs) or 'none yet; run its study first'}."
         raise ConfigError(f"{asked} is not a run of {store.location}; {hint}")
     run = runs[name]
+    RunRecord.of(run)
     if run["status"] != "finished":
         raise ConfigError(
             f"{asked} of {store.location} has no weights to start from: {run['status']}, "
@@ -167,10 +174,13 @@ def hash_folder(folder: Path) -> str:
     """16 hex digits of SHA-256 over the names and contents of all files in ``folder`` that a model is made of.
 
     Raises:
-        StudentError: its index names weights that are not safetensors in the folder.
+        StudentError: its index names weights that are not safetensors in the folder; or a file is a link out of it, is
+            no ordinary file, or has a name that the files of models do not have.
     """
     digest = hashlib.sha256(f"{REVISION} ".encode())
-    for name in model_files(folder):
+    names = model_files(folder)
+    check_links(folder, names)
+    for name in names:
         digest.update(name.encode())
         with (folder / name).open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -184,6 +194,11 @@ def model_files(folder: Path) -> list[str]:
     missing = sorted(name for name in weights if not (folder / name).is_file())
     if missing:
         raise StudentError(f"{folder} lacks {', '.join(missing[:3])}, which its index names; fetch the model again.")
+    if odd := sorted(name for name in found | weights if _NAME.fullmatch(name) is None):
+        raise StudentError(
+            f"{folder} holds {odd[0]!r}; the files of models have names of letters, digits, '.', '_' and '-' alone. "
+            "Rename it, or take it out."
+        )
     return sorted((found | weights) - {INDEX, CONVERTED})
 
 

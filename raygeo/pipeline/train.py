@@ -18,6 +18,7 @@ from raygeo.errors import TrainingError
 from raygeo.losses.base import FROM_BASE, Need
 from raygeo.models.loading import Loading, context_length, read_config
 from raygeo.models.run import Run
+from raygeo.paths import without_credentials
 from raygeo.pipeline.context import StudyContext, reason
 from raygeo.pipeline.objectives import provide_objectives
 from raygeo.pipeline.plan import Plan, PlannedRun
@@ -26,7 +27,7 @@ from raygeo.pipeline.rollouts import Rollouts
 from raygeo.pipeline.search import is_settled, measure_run, start_search
 from raygeo.pipeline.student import Student
 from raygeo.records import FINISHED, RunRecord
-from raygeo.settings import content_key, unit_key, without_credentials
+from raygeo.settings import content_key, unit_key
 from raygeo.store import AnyPath, Store, outdated_units
 from raygeo.tables import BASE, SCHEMAS, to_arrow
 from raygeo.tracking import Tracking, TrialLogger, status_of

@@ -60,7 +60,7 @@ class SweepSettings(Settings):
     """``grid`` trains every combination of the listed values; ``random`` draws from lists and ranges, seeded;
     ``optuna`` lets Optuna's TPE suggest what to train next (install ``raygeo[optuna]``). Seeds in a list are always all
     trained."""
-    samples: int = Field(8, ge=1)
+    samples: int = Field(8, ge=1, le=10_000)
     """Configurations for each entry of ``runs`` that varies (``optuna`` divides the total over the entries by merit).
     Each is trained with every seed."""
     seed: int = Field(0, ge=0)

@@ -26,6 +26,8 @@ from raygeo.settings import Settings
 Place = tuple[str, ...]
 """Where a setting stands: ``("loss", "beta")``."""
 
+MOST_VALUES = 1000
+"""Values in a list to choose from."""
 DIGITS = 4
 """Significant digits of drawn numbers, so that a run's name gives its settings exactly."""
 
@@ -206,6 +208,8 @@ def _candidates(value: Any) -> tuple[str, Sequence[Any]]:
     if isinstance(value, list):
         if not value:
             raise ValueError("a list of values to choose from needs at least one")
+        if len(value) > MOST_VALUES:
+            raise ValueError(f"a list of values to choose from has at most {MOST_VALUES:,}, not {len(value):,}")
         return "list", value
     [[kind, ends]] = value.items() if len(value) == 1 else [["", None]]
     if kind not in ("uniform", "log_uniform") or not isinstance(ends, Sequence) or len(ends) != 2:

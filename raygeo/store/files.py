@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from raygeo.errors import FullStoreError, StoreError
-from raygeo.settings import without_credentials
+from raygeo.paths import is_inside, without_credentials
 from raygeo.store import location as places
 from raygeo.store.full import is_full
 from raygeo.store.ledger import Ledger
@@ -53,12 +53,13 @@ class Files:
                 if create:
                     self.filesystem.create_dir(self.root, recursive=True)
                 self.location = places.extended(text, "")
+            found = create or self.filesystem.get_file_info(self.root).type == fs.FileType.Directory
         except (OSError, ValueError, pa.ArrowException) as error:
             said = str(error).replace(text, shown)
             raise StoreError(
                 f"the store {shown!r} cannot be opened: {said}. Give a writable path or URI with --store."
             ) from error
-        if not create and self.filesystem.get_file_info(self.root).type != fs.FileType.Directory:
+        if not found:
             raise StoreError(f"there is no store at {shown!r}; run a study first, or give its path.")
 
     def __reduce__(self):
@@ -73,7 +74,14 @@ class Files:
         return without_credentials(self.location)
 
     def path(self, *parts: str) -> str:
-        """Path of something in the store, as the store's filesystem knows it."""
+        """Path of something in the store, as the store's filesystem knows it.
+
+        Raises:
+            StoreError: it would not be in the store.
+        """
+        for part in parts:
+            if not is_inside(part):
+                raise StoreError(f"{part!r} leads out of {self.shown}; what names it is damaged, or not to be trusted.")
         return "/".join((self.root, *parts))
 
     def uri(self, *parts: str) -> str:

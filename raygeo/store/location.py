@@ -7,6 +7,7 @@ from urllib.parse import unquote, urlparse
 from pyarrow import fs
 
 from raygeo.errors import StoreError
+from raygeo.paths import local_path
 
 _JOB_FOLDER = re.compile(r"/runtime_resources/working_dir_files/[^/]+(/|$)")
 open_uri = fs.FileSystem.from_uri
@@ -18,9 +19,9 @@ def is_uri(location: str) -> bool:
 
 
 def local_root(location: str) -> Path:
-    """The absolute path of a local location."""
+    """The absolute path of a local location. Raises ``ValueError`` where it can be none."""
     named = unquote(urlparse(location).path) if location.startswith("file:") else location
-    return Path(named).expanduser().resolve()
+    return local_path(named).resolve()
 
 
 def extended(location: str, more: str) -> str:

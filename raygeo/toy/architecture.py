@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class Architecture(Settings):
     """A Qwen3 decoder: grouped-query attention with normalised queries and keys, SwiGLU, rotary positions."""
 
-    hidden: int = Field(128, ge=1)
+    hidden: int = Field(128, ge=1, le=1 << 16)
     """Width of the residual stream."""
-    layers: int = Field(3, ge=1)
+    layers: int = Field(3, ge=1, le=1024)
     """Transformer blocks."""
     heads: int = Field(4, ge=1)
     """Query heads."""

@@ -16,7 +16,8 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from raygeo.errors import TrackingError
-from raygeo.settings import content_key, without_credentials
+from raygeo.paths import without_credentials
+from raygeo.settings import content_key
 from raygeo.store import Store
 from raygeo.tracking.outbox import Entry
 from raygeo.tracking.server import open_client

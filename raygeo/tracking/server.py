@@ -11,7 +11,7 @@ from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from raygeo.errors import ConfigError
-from raygeo.settings import without_credentials
+from raygeo.paths import without_credentials
 from raygeo.store import Store
 
 _SETTINGS = {

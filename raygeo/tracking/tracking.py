@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from raygeo.errors import ConfigError, TrackingError
 from raygeo.interrupts import asked
-from raygeo.settings import without_credentials
+from raygeo.paths import without_credentials
 from raygeo.store import Store
 from raygeo.tracking.outbox import FOLDER, Outbox
 from raygeo.tracking.remote import Point, Remote

@@ -3,11 +3,16 @@
 Data order, learning rate and random draws are functions of seed and step, so optimiser, weights and step are all.
 Checkpoints lie in the store as ``checkpoints/<run key>-<step>``; one is complete or does not exist, and only the newest
 is kept.
+
+A checkpoint is read as numbers: DeepSpeed would unpickle it, which runs whatever code whoever wrote it has put there.
 """
 
 import shutil
 from typing import Any
 
+import torch
+
+from raygeo.errors import StoreError
 from raygeo.store import Store
 from raygeo.training.engine import barrier, rank
 
@@ -42,11 +47,16 @@ class Checkpoints:
             self.clear(keep=name)
 
     def resume(self, engine: Any) -> dict[str, Any] | None:
-        """Load the newest complete checkpoint into the engine and return the loop's state, or None; collective."""
+        """Load the newest complete checkpoint into the engine and return the loop's state, or None; collective.
+
+        Raises:
+            StoreError: it holds other things than a run's state.
+        """
         names = self._names()
         if not names:
             return None
         folder = self.store.folder(KIND, names[-1])
+        engine.checkpoint_engine.load = read_state
         _, client = engine.load_checkpoint(
             str(folder), tag=".", load_module_strict=False, load_optimizer_states=True, load_lr_scheduler_states=True
         )
@@ -65,3 +75,23 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         return sorted(n for n in self.store.folders(KIND, f"{self.key}-") if self.store.has_folder(KIND, n))
+
+
+def read_state(path: str, map_location: Any = None) -> Any:
+    """What a file of DeepSpeed's holds: tensors and plain data; no code in it is run.
+
+    Raises:
+        StoreError: it is damaged, or holds anything else.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # of whatever kind the bytes bring about
+        raise StoreError(
+            f"{path} is no checkpoint of a run, or a damaged one ({str(error).partition(chr(10))[0]}); delete its "
+            "folder, and the run begins anew."
+        ) from error

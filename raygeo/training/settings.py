@@ -10,7 +10,7 @@ from raygeo.losses.base import Need
 from raygeo.losses.registry import AnyLoss
 from raygeo.models.attention import check_name, is_flash
 from raygeo.models.lora import LoraSettings
-from raygeo.settings import Settings, unit_key
+from raygeo.settings import Decay, Settings, unit_key
 
 REVISION = 1
 """Part of the key of every run: raise it with any change to what training computes, whatever the loss, and with the
@@ -46,7 +46,7 @@ class Optimisation(Settings):
     """Steps that warm-up and schedule are laid out for, where the run ends before they do; by default the run's own."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay of matrices; vectors (norms, biases) are never decayed."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's moment decay rates."""
     adam_epsilon: float = Field(1e-8, gt=0)
     """AdamW's epsilon."""
@@ -88,7 +88,7 @@ class Execution(Optimisation):
     """How the student computes attention: ``sdpa``, ``eager``, ``flash_attention_2``, ``flash_attention_3``, or a
     kernel of the hub, such as ``kernels-community/flash-attn2``; by default SDPA where its family has it, else eager.
     """
-    workers: int = Field(1, ge=1)
+    workers: int = Field(1, ge=1, le=1 << 16)
     """Ray Train workers of the run."""
     sequence_parallel_size: int = Field(1, ge=1)
     """Workers that share the tokens of each micro-batch, with ``padding_free``: each holds that part of the activations

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from raygeo.cluster.session import keep_token_private
+
 pytestmark = pytest.mark.cluster
 
 SCRIPT = """
@@ -58,3 +60,39 @@ def test_a_ray_that_cannot_start_here_says_where_its_logs_are(tmp_path):
     said = connect("", RAY_TMPDIR=str(tmp_path / "file"))
     assert "refused: Ray could not be started on this machine" in said
     assert "session_latest/logs" in said
+
+
+def test_a_token_is_its_owners_alone(tmp_path):
+    token = tmp_path / "auth_token"
+    token.write_text("secret")
+    for before in (0o644, 0o666, 0o600, 0o400):
+        token.chmod(before)
+        keep_token_private(token)
+        assert token.stat().st_mode & 0o077 == 0
+    keep_token_private(tmp_path / "none")
+
+
+LISTENING = """
+import os
+import psutil, ray
+from raygeo.cluster.session import connect
+connect(cpus=1)
+ray.get(ray.remote(lambda: 1).remote())
+mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+opened = [(pid, c) for pid in mine if psutil.pid_exists(pid) for c in psutil.Process(pid).net_connections("tcp")]
+found = {(pid, c.laddr.ip) for pid, c in opened if c.status == "LISTEN"}
+print("addresses:", len(found), sorted({ip for _, ip in found}))
+"""
+
+
+def test_an_embedded_cluster_listens_on_this_machine_alone():
+    said = subprocess.run(
+        [sys.executable, "-c", LISTENING], env=os.environ | {"RAY_ADDRESS": ""}, capture_output=True, text=True,
+        timeout=120, check=True,
+    ).stdout  # fmt: skip
+    found = said.partition("addresses: ")[2]
+    assert int(found.split()[0]) >= 5
+    assert set(found.partition("[")[2].strip().strip("]").replace("'", "").split(", ")) <= {
+        "127.0.0.1",
+        "::ffff:127.0.0.1",
+    }

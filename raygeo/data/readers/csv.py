@@ -10,14 +10,14 @@ import pyarrow as pa
 from pydantic import Field
 
 from raygeo.data.readers.base import MappedReader
-from raygeo.data.readers.files import as_paths, hash_paths, locate
+from raygeo.data.readers.files import LINE_BYTES, as_paths, hash_paths, locate
 from raygeo.data.shapes.messages import are_messages
 from raygeo.data.shapes.recognition import LISTED
 from raygeo.data.validation import SNIPPET_CHARACTERS, Record
 from raygeo.errors import DataError
 
 _LISTED_FIELDS = frozenset({"logprobs", "correct", "reward", "truncated", "sample", "source", "finish_reason", "steps"})
-csv.field_size_limit(1 << 30)
+csv.field_size_limit(LINE_BYTES)
 
 
 class CsvReader(MappedReader):
@@ -33,7 +33,7 @@ class CsvReader(MappedReader):
     type: Literal["csv"] = "csv"
     path: str | tuple[str, ...]
     """Files, as paths or as URIs that pyarrow understands."""
-    delimiter: str = Field(",", min_length=1, max_length=1)
+    delimiter: str = Field(",", min_length=1, max_length=1, pattern=r'^[^\r\n"]$')
     """What stands between cells; a tab is written ``"\\t"``."""
 
     def fingerprint(self) -> str:
@@ -50,7 +50,7 @@ class CsvReader(MappedReader):
             try:
                 with filesystem.open_input_stream(name) as stream:
                     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-                    rows = csv.DictReader(text, delimiter=self.delimiter, strict=True)
+                    rows = csv.DictReader(_lines(text), delimiter=self.delimiter, strict=True)
                     for row in rows:
                         yield self._record(path, rows.line_num, row, listed)
             except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
@@ -63,6 +63,14 @@ class CsvReader(MappedReader):
             return Record(path, line, error="another number of cells than the header has", text=text)
         values = {key: _cell(cell, key in listed) for key, cell in row.items() if cell}
         return Record(path, line, values, text=text)
+
+
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    """The lines of a file. Raises ``csv.Error`` at one that is longer than ``LINE_BYTES``."""
+    while line := text.readline(LINE_BYTES + 1):
+        if len(line) > LINE_BYTES:
+            raise csv.Error(f"a line has more than {LINE_BYTES:,} characters")
+        yield line
 
 
 def _cell(cell: str, listed: bool) -> Any:

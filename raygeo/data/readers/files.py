@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +11,10 @@ from pyarrow import fs
 
 from raygeo.data.validation import SNIPPET_CHARACTERS, Record, SetAside
 from raygeo.errors import DataError
+from raygeo.paths import local_path
+
+LINE_BYTES = 1 << 28
+"""The longest line that is read; longer ones are set aside."""
 
 
 def as_paths(path: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -25,12 +28,14 @@ def locate(path: str) -> tuple[fs.FileSystem, str]:
         if "://" in path:
             filesystem, name = fs.FileSystem.from_uri(path)
         else:
-            filesystem, name = fs.LocalFileSystem(), str(Path(path).expanduser().resolve())
-        found = filesystem.get_file_info(name).type != fs.FileType.NotFound
-    except (OSError, pa.ArrowException) as error:
+            filesystem, name = fs.LocalFileSystem(), str(local_path(path).resolve())
+        found = filesystem.get_file_info(name).type
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"cannot open {path}: {error}") from error
-    if not found:
+    if found == fs.FileType.NotFound:
         raise DataError(f"there is no file {path}")
+    if found == fs.FileType.Unknown:
+        raise DataError(f"{path} is a device or a pipe; rollouts are read twice, so write them to a file")
     return filesystem, name
 
 
@@ -61,11 +66,22 @@ def json_lines(path: str | tuple[str, ...]) -> Iterator[Record]:
         filesystem, name = locate(each)
         try:
             with filesystem.open_input_stream(name) as stream:
-                for line, content in enumerate(io.BufferedReader(stream), 1):
-                    if content.strip():
+                for line, content in enumerate(_lines(io.BufferedReader(stream)), 1):
+                    if len(content) > LINE_BYTES:
+                        text = content[: 4 * SNIPPET_CHARACTERS].decode(errors="backslashreplace")[:SNIPPET_CHARACTERS]
+                        yield Record(each, line, error=f"a line of more than {LINE_BYTES >> 20} MiB", text=text)
+                    elif content.strip():
                         yield _json_line(each, line, content)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"cannot read {each}: {error}") from error
+
+
+def _lines(stream: io.BufferedReader) -> Iterator[bytes]:
+    """The lines of a file; of one longer than ``LINE_BYTES`` no more than a byte beyond that."""
+    while content := stream.readline(LINE_BYTES + 1):
+        yield content
+        while len(content) > LINE_BYTES and not content.endswith(b"\n"):
+            content = stream.readline(LINE_BYTES + 1)
 
 
 def _json_line(origin: str, line: int, content: bytes) -> Record:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
 from typing import Any, Literal
 
 from raygeo.data.shapes.fields import Fields, look_up
@@ -188,13 +187,27 @@ def _common_beginning(a: str, b: str) -> str:
 
     Raises ``SetAside`` where transcripts part in another turn than the assistant's.
     """
-    common = "".join(x for x, _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+    common = a[: _agree(a, b)]
     turns = list(_TURN.finditer(common))
     if turns:
         if next(filter(None, turns[-1].groups())).lower() not in ("assistant", "model"):
             raise SetAside("chosen and rejected answer different prompts")
         return common[: turns[-1].end()]
-    return common[: max((place for place, letter in enumerate(common) if letter.isspace()), default=0)]
+    if not common or common[-1].isspace():
+        return common[:-1]
+    return common[: -len(common.rsplit(None, 1)[-1]) - 1]
+
+
+def _agree(a: str, b: str) -> int:
+    """How many characters two texts begin with alike, by halves: whole parts are compared at once."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _steps(steps: Any, raw: Mapping[str, Any], rule: StepRule) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from datetime import date
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from jinja2 import TemplateError
 from pydantic import Field, field_validator
 
 from raygeo.errors import DataError, StudentError
@@ -177,7 +176,7 @@ class ChatRenderer(PlainRenderer):
         how = {"tokenize": False, "add_generation_prompt": generate, "chat_template": self._template}
         try:
             return str(self.tokenizer.apply_chat_template(list(conversation), **how, **self.settings.template_kwargs))
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except Exception as error:  # whatever a template brings about
             raise DataError(str(error) or type(error).__name__) from error
 
     def _refusal(self, roles: tuple[str, ...]) -> str | None:

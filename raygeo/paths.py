@@ -1,0 +1,38 @@
+"""Paths and URIs as users write them."""
+
+import os
+import re
+from pathlib import Path
+
+_USER = re.compile(r"(\bhttps?://)[^/\s'\"]*@|(\b\w+://)[^/\s'\"@:]*:(?!\d{1,5}/)[^\s'\"<>]*@")
+_SECRET = re.compile(
+    r"([?&][\w.-]*(?:token|secret|passw|signature|access_?key|api_?key|credential|\bsig)[\w.-]*=)[^&#\s'\"]+", re.I
+)
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """The path on this machine, with ``~`` and ``~user`` written out.
+
+    Raises:
+        ValueError: it can be none: it is empty, holds a NUL, or names the home of somebody who is not known here.
+    """
+    text = os.fspath(path)
+    if not text.strip() or "\0" in text:
+        raise ValueError("a path is empty" if not text.strip() else "a path cannot hold a NUL")
+    try:
+        text.encode()
+        return Path(text).expanduser()
+    except (RuntimeError, UnicodeEncodeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def is_inside(part: str) -> bool:
+    """Whether a part of a path leads below what it is added to, and nowhere else."""
+    if part.startswith("/") or "\0" in part or ".." in part.split("/"):
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in part)
+
+
+def without_credentials(text: str) -> str:
+    """A text whose URIs have lost user and password, and the values of query parameters that are secrets."""
+    return _SECRET.sub(r"\1***", _USER.sub(r"\1\2", text))

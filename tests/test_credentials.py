@@ -1,0 +1,74 @@
+"""Passwords and keys in URIs stand in no error, no study.yaml of a store, and on no page."""
+
+import pickle
+
+import pytest
+
+from raygeo.data.readers.files import locate
+from raygeo.errors import ConfigError, FullStoreError, RaygeoError, StoreError, StudentError
+from raygeo.paths import is_inside, local_path, without_credentials
+from raygeo.pipeline.config import parse_study, study_yaml
+from raygeo.pipeline.report import about_study
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://key:secret@bucket/x", "s3://bucket/x"),
+        ("s3://key:sec/ret@bucket/x", "s3://bucket/x"),
+        ("at https://hf_token@host/x, then", "at https://host/x, then"),
+        ("http://u:p@ss@host:80/x", "http://host:80/x"),
+        ("s3://b/x?secret_key=abc&region=eu", "s3://b/x?secret_key=***&region=eu"),
+        ("s3://b?access_key=abc", "s3://b?access_key=***"),
+        ("postgresql://u:p@h/db 'x'", "postgresql://h/db 'x'"),
+        ("http://127.0.0.1:5000/a@b", "http://127.0.0.1:5000/a@b"),
+        ("abfs://container@account.dfs.core.windows.net/x", "abfs://container@account.dfs.core.windows.net/x"),
+        (
+            "s3://bucket/x?endpoint_override=http://127.0.0.1:9000",
+            "s3://bucket/x?endpoint_override=http://127.0.0.1:9000",
+        ),
+        ("nobody@example.org: no URI", "nobody@example.org: no URI"),
+    ],
+)
+def test_users_and_passwords_are_not_shown(text, shown):
+    assert without_credentials(text) == shown
+
+
+@pytest.mark.parametrize("kind", [ConfigError, StoreError, FullStoreError, StudentError, RaygeoError])
+def test_errors_do_not_show_them_and_pickle(kind):
+    error = pickle.loads(pickle.dumps(kind("s3://key:secret@bucket cannot be read")))
+    assert type(error) is kind
+    assert str(error) == "s3://bucket cannot be read"
+
+
+def test_nor_do_a_reader_the_kept_study_and_its_page():
+    with pytest.raises(RaygeoError) as raised:
+        locate("nope://key:secret@host/x")
+    assert "secret" not in str(raised.value)
+    study = parse_study(
+        {
+            "name": "test",
+            "store": "s3://key:secret@bucket/store",
+            "rollouts": {"read": [{"type": "jsonl", "path": "s3://key:secret@bucket/x.jsonl"}]},
+            "student": {"model": "some/model"},
+            "runs": [{"loss": {"type": "sft"}}],
+        }
+    )
+    assert study.store == "s3://key:secret@bucket/store"
+    for said in (study_yaml(study), about_study(study, ()).settings_yaml):
+        assert "secret" not in said
+        assert said.count("s3://bucket") == 2
+
+
+@pytest.mark.parametrize("part", ["../x", "a/../../x", "/x", "a\0b", ".."])
+def test_what_leads_out_is_not_inside(part):
+    assert not is_inside(part)
+    assert is_inside("a/b..c")
+
+
+@pytest.mark.parametrize("path", ["", " ", "a\0b", "~nobody-of-this-name/x"])
+def test_what_can_be_no_path_is_refused(path):
+    with pytest.raises(ValueError):
+        local_path(path)
