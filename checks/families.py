@@ -8,6 +8,7 @@ that raygeo refuses is listed with the reason. The exit status is 1 if a family 
 """
 
 import argparse
+import gc
 import logging
 import os
 import re
@@ -353,6 +354,7 @@ def try_families(families: Sequence[str]) -> Iterator[Outcome]:
     logging.disable(logging.ERROR)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     import_deepspeed()
+    gc.freeze()  # spares the collections between models the walk over all that has been imported
     with tempfile.TemporaryDirectory() as root:
         if not dist.is_initialized():
             dist.init_process_group("gloo", init_method=f"file://{root}/group", rank=0, world_size=1)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -25,6 +26,14 @@ class Settings(BaseModel):
     def of(cls, settings: "Settings") -> Self:
         """The options of this model alone, taken from settings that have them among others."""
         return cls.model_validate({name: getattr(settings, name) for name in cls.model_fields})
+
+
+def kinds(base: type[Settings]) -> Iterator[type[Any]]:
+    """The subclasses of ``base`` that a study can name by a ``type``."""
+    for kind in base.__subclasses__():
+        if "type" in kind.model_fields:
+            yield kind
+        yield from kinds(kind)
 
 
 def content_key(*parts: Any) -> str:

@@ -1,6 +1,6 @@
 """The tables of every study, as Arrow schemas; an analysis declares its own beside its workloads.
 
-Angles are in degrees, losses in nats, time in seconds. What a table holds is said in its schema's metadata.
+Angles are in degrees, likelihoods in nats, time in seconds. What a table holds is said in its schema's metadata.
 """
 
 from collections.abc import Iterable, Mapping

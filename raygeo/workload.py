@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import pyarrow as pa
@@ -37,13 +38,15 @@ class Workload(ABC):
 
     ``name`` is shown in progress bars and begins every key. ``tables`` holds the schema of every table that the rows of
     a task go to. ``revision`` counts the ways these numbers have been computed: whoever changes a number raises it, and
-    stores make the units of an earlier one anew. ``batch_settings`` names those of its ``settings`` that say how much
-    is held in memory at once, with no effect on the numbers beyond rounding: they are halved where memory runs out.
+    stores make the units of an earlier one anew. ``uses`` holds, by name, the revisions of other code that its keys
+    depend on. ``batch_settings`` names those of its ``settings`` that say how much is held in memory at once, with no
+    effect on the numbers beyond rounding: they are halved where memory runs out.
     """
 
     name: ClassVar[str]
     tables: ClassVar[Mapping[str, pa.Schema]]
     revision: ClassVar[int] = 1
+    uses: Mapping[str, int] = MappingProxyType({})
     batch_settings: ClassVar[tuple[str, ...]] = ()
     settings: Any = None
     base: Any = None
@@ -63,6 +66,11 @@ class Workload(ABC):
 
         Leaves ``state`` as it found it.
         """
+
+    @property
+    def revisions(self) -> dict[str, int]:
+        """Its own revision and those of what it uses, by name."""
+        return {self.name: self.revision, **self.uses}
 
     def key(self, *parts: Any) -> str:
         """The content key of a task made of ``parts``: its settings, and the keys of its inputs."""

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raygeo.analyses.similarity.workload import Similarity, SimilaritySettings
-from raygeo.models.delta import ADAPTER_FILE, LowRank
+from raygeo.models.delta import ADAPTER_FILE, LowRank, save_full_delta
 from raygeo.models.run import Run
 from raygeo.models.tensors import TensorFiles
 from raygeo.store import AnyPath
@@ -63,6 +63,17 @@ def save_lora(folder: Path, entries: dict[str, LowRank]) -> Path:
     factors |= {f"{prefix}{name}.lora_B.weight": entry.b.contiguous() for name, entry in entries.items()}
     save_file(factors, folder / ADAPTER_FILE)
     return folder
+
+
+def full_run(folder: Path, name: str, tensors: dict[str, Tensor]) -> Run:
+    """A run that trained all weights, of this change."""
+    save_full_delta(folder / name, tensors)
+    return Run(name, name, str(folder / name))
+
+
+def lora_run(folder: Path, name: str, entries: dict[str, LowRank]) -> Run:
+    """A run with adapters, of this change."""
+    return Run(name, name, str(save_lora(folder / name, entries)))
 
 
 def differences(tuned: Path, base: Path) -> dict[str, Tensor]:

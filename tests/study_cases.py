@@ -1,10 +1,12 @@
 """A study small enough for tests, and graded rollouts for it: every stage, every kind of run."""
 
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pyarrow as pa
-from tiny import TINY
+import pyarrow.parquet as pq
+from tiny import TINY, save_tiny_student
 
 from raygeo.tables import to_arrow
 from raygeo.toy.word_problems import Carelessness, ProblemSettings, draw_problem, solve
@@ -61,6 +63,15 @@ def tiny_study(**changes: Any) -> dict[str, Any]:
             "sharpness": {"radii": [0.05], "sigmas": [0.01], "relative_sigmas": [], "draws": 2, "ascent_steps": 2},
         },
     } | changes
+
+
+def save_parts(folder: Path, prompts: int = 40) -> dict[str, Any]:
+    """Save an untrained student and rollouts for it, so that a study begins with training; its sections on them."""
+    pq.write_table(draw_rollouts(prompts), folder / "rollouts.parquet")
+    return {
+        "student": {"model": str(save_tiny_student(folder / "student"))},
+        "rollouts": {"read": [{"type": "parquet", "path": str(folder / "rollouts.parquet")}], "heldout": 0.3},
+    }
 
 
 def draw_rollouts(prompts: int, samples: int = 4, seed: int = 0) -> pa.Table:

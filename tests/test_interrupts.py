@@ -8,13 +8,11 @@ import time
 from contextlib import suppress
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from mlflow.tracking import MlflowClient
-from study_cases import draw_rollouts, tiny_study
-from tiny import save_tiny_student
+from study_cases import save_parts, tiny_study
 
 from checks.faults import await_end
 from raygeo.interrupts import asked, deferred, handled
@@ -85,12 +83,8 @@ with handled():
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """An untrained student and rollouts for it, so that a study begins with training."""
-    folder = tmp_path_factory.mktemp("interrupts")
-    pq.write_table(draw_rollouts(40), folder / "rollouts.parquet")
     return {
-        "student": {"model": str(save_tiny_student(folder / "student"))},
-        "rollouts": {"read": [{"type": "parquet", "path": str(folder / "rollouts.parquet")}], "heldout": 0.3},
+        **save_parts(tmp_path_factory.mktemp("interrupts")),
         "training": {
             "steps": STEPS,
             "batch_size": 8,

@@ -5,11 +5,10 @@ import os
 import shutil
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
-from study_cases import draw_rollouts, tiny_study
+from study_cases import draw_rollouts, save_parts, tiny_study
 from tiny import save_tiny_student
 
 import raygeo
@@ -55,9 +54,8 @@ def study_over(rollout_file, **changes):
 def finished(ray_session, tmp_path_factory):
     """A finished study with two data orders, a pairwise loss, an adapter and a run that diverges."""
     folder = tmp_path_factory.mktemp("finished")
-    pq.write_table(draw_rollouts(30), folder / "rollouts.parquet")
     location = str(folder / "store")
-    rollouts = {"read": [{"type": "parquet", "path": str(folder / "rollouts.parquet")}], "heldout": 0.3}
+    rollouts = save_parts(folder, prompts=30)["rollouts"]
     study = parse_study(tiny_study(rollouts=rollouts, training=TRAINING, runs=RUNS, store=location))
     run_study(study)
     return study, raygeo.open(location)

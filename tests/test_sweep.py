@@ -4,10 +4,8 @@ import json
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from study_cases import draw_rollouts, tiny_study
-from tiny import save_tiny_student
+from study_cases import save_parts, tiny_study
 
 from raygeo.analyses.registry import view
 from raygeo.pipeline.config import GeometrySettings, parse_study
@@ -21,12 +19,8 @@ QUIET = dict.fromkeys(GeometrySettings.model_fields)
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """An untrained student and rollouts for it, so that a study begins with training."""
-    folder = tmp_path_factory.mktemp("sweep")
-    pq.write_table(draw_rollouts(40), folder / "rollouts.parquet")
     return {
-        "student": {"model": str(save_tiny_student(folder / "student"))},
-        "rollouts": {"read": [{"type": "parquet", "path": str(folder / "rollouts.parquet")}], "heldout": 0.3},
+        **save_parts(tmp_path_factory.mktemp("sweep")),
         "actors": {"max_actors": 1},
         "geometry": QUIET
         | {"curvature": {"spaces": ["delta"], "top_k": 1, "max_steps": 4, "slq_probes": 2, "slq_steps": 2}},

@@ -1,4 +1,7 @@
-"""The models of the tests: students of two blocks, one that knows ten words, and one with dense second derivatives."""
+"""The models of the tests: students of two blocks, one that knows ten words, and one with dense second derivatives.
+
+Tests that are about a family of models build that family, of the same ``SHAPE`` if it has these words.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,23 +13,41 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    BloomConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from raygeo.toy.architecture import Architecture, build_model
 from raygeo.toy.word_problems import word_tokenizer
 
+SHAPE = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "intermediate_size": 64,
+}  # fmt: skip
+"""How large the models are, in the words of Llama's family and of those like it."""
+ENDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+BLOOM = BloomConfig(vocab_size=24, hidden_size=32, n_layer=1, n_head=4)
 TINY = Architecture(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=64, context=128)
 TEN_WORDS = ["<pad>", "<eos>", "?", "####", "7", "8", "a", "b", "c", "d"]
 
 
 def tiny_qwen(vocabulary: int = 48, seed: int = 0, **changes) -> Qwen3ForCausalLM:
     """A random Qwen3 with two layers, tied embeddings and SDPA, exact in fp64, unless ``changes`` say otherwise."""
-    shape = {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-        "intermediate_size": 64, "tie_word_embeddings": True, "attn_implementation": "sdpa",
-    }  # fmt: skip
+    shape = SHAPE | {"tie_word_embeddings": True, "attn_implementation": "sdpa"}
     torch.manual_seed(seed)
     return Qwen3ForCausalLM(Qwen3Config(vocab_size=vocabulary, **(shape | changes))).eval()
+
+
+def tiny_gpt2(vocabulary: int = 48, seed: int = 0, **changes) -> GPT2LMHeadModel:
+    """A random GPT-2, which has learned positions and holds the weights of its layers transposed."""
+    torch.manual_seed(seed)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **(shape | changes))).eval()
 
 
 def decided_qwen(seed: int) -> Qwen3ForCausalLM:

@@ -1,4 +1,4 @@
-"""What analyses of the loss between runs have in common: settings, what keys hold of answers, and named runs."""
+"""What analyses of the NLL between runs have in common: settings, what keys hold of answers, and named runs."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -50,6 +50,11 @@ class Asked:
     def problems(self) -> int:
         """How many problems are asked."""
         return 0 if self.exam is None else len(self.exam.problems)
+
+    @property
+    def revisions(self) -> dict[str, int]:
+        """Revisions of the code that asks and judges, by name."""
+        return self.exam.revisions if self.exam is not None and self.problems else {}
 
     @property
     def key(self) -> list[Any] | None:

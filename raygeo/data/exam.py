@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raygeo.data.grading import RULES, Grading, Verdict, grader
+from raygeo.data.revisions import text_revisions
 from raygeo.generation.choice import LOCAL
 from raygeo.generation.engine import Completion, EngineSettings, Request
 from raygeo.generation.renderer import Renderer
@@ -30,6 +31,11 @@ class Exam:
     def key(self) -> list[Any]:
         """What content keys hold of it: problems, and whatever decides how they are asked and judged."""
         return [self.renderer.identity, self.engine.identity, RULES, self.grading, list(self.problems)]
+
+    @property
+    def revisions(self) -> dict[str, int]:
+        """Revisions of the code that asks and judges, by name."""
+        return text_revisions([type(self.renderer)], [type(self.engine)])
 
     def answers(self, model: Any, *, max_new_tokens: int, batch_size: int) -> list[tuple[Completion, Verdict]]:
         """Greedy answers of a model at the weights it has, and what is thought of them, in the order of the problems.

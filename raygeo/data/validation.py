@@ -207,11 +207,6 @@ def prompt_digest(prompt: str) -> bytes:
     return hashlib.sha256(prompt.encode()).digest()[:16]
 
 
-def prompt_hash(prompt: str) -> str:
-    """Return 16 hex digits of SHA-256 of the prompt: its ``prompt_id`` where none is given."""
-    return prompt_digest(prompt)[:8].hex()
-
-
 class PromptIdentities:
     """Keeps prompts and their ids one to one, so that groups and held-out splits are whole prompts."""
 

@@ -70,6 +70,7 @@ class Answers(Workload):
         self.engine = engine
         self.settings, self.runs, self.base, self.base_key = settings, runs, base, base_key
         self.benchmarks, self.grading, self.renderer = benchmarks, grading, renderer
+        self.uses = self._exam(()).revisions
 
     def tasks(self) -> list[Task]:
         """Slices of problems for every run."""

@@ -126,11 +126,6 @@ class Scale:
         """Pairs of runs, the base included."""
         return self.runs * (self.runs - 1) // 2
 
-    @property
-    def delta_entries(self) -> int:
-        """Numbers that the delta of a run stores."""
-        return self.model.trainable if self.rank is not None else self.model.touched
-
     def resident(self) -> dict[str, int]:
         """A student whose weights are set to those of runs."""
         size = self.model.dtype.itemsize

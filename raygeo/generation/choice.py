@@ -1,6 +1,5 @@
 """The engines that a study can choose: every settings model with a ``type`` in the modules beside this one."""
 
-from collections.abc import Iterator
 from functools import reduce
 from importlib import import_module
 from operator import or_
@@ -12,6 +11,7 @@ from pydantic import Field
 import raygeo.generation as package
 from raygeo.generation.engine import EngineSettings
 from raygeo.generation.local import LocalSettings
+from raygeo.settings import kinds
 
 LOCAL = LocalSettings()
 """The engine that is chosen where none is named."""
@@ -21,15 +21,9 @@ for _module in iter_modules(package.__path__):
         import_module(_name)
 
 
-def _kinds(base: type[EngineSettings]) -> Iterator[type[EngineSettings]]:
-    """The subclasses of ``base`` that a study can name."""
-    for kind in base.__subclasses__():
-        if "type" in kind.model_fields:
-            yield kind
-        yield from _kinds(kind)
-
+ENGINES: tuple[type[EngineSettings], ...] = tuple(kinds(EngineSettings))
 
 if TYPE_CHECKING:
     AnyEngine = EngineSettings
 else:
-    AnyEngine = Annotated[reduce(or_, _kinds(EngineSettings)), Field(discriminator="type")]
+    AnyEngine = Annotated[reduce(or_, ENGINES), Field(discriminator="type")]

@@ -31,7 +31,6 @@ from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath
 
 log = logging.getLogger(__name__)
-REVISION = "endpoint-2"
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 """Statuses that another attempt may be spared."""
 _LONGEST_PAUSE = 60.0
@@ -100,6 +99,7 @@ class EndpointSettings(EngineSettings):
     """
 
     elsewhere: ClassVar[bool] = True
+    revision: ClassVar[int] = 2
 
     type: Literal["endpoint"] = "endpoint"
     base_url: str
@@ -165,8 +165,8 @@ class EndpointSettings(EngineSettings):
 
     @property
     def identity(self) -> list[Any]:
-        """The engine's revision, the model's name, and what is asked for; not where the server is."""
-        return [REVISION, self.model, self.api, self.logprobs, self.extra]
+        """The engine's name and revision, the model's name, and what is asked for; not where the server is."""
+        return [super().identity, self.model, self.api, self.logprobs, self.extra]
 
     def unfit(self, lora: LoraSettings | None) -> str:
         """That it writes with no run."""

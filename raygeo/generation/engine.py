@@ -122,21 +122,23 @@ class Students(Protocol):
 class EngineSettings(Settings, ABC):
     """Which engine writes, and how: one subclass an engine, in a module beside this one.
 
-    A subclass has a ``type``, a literal that studies name it by, and an ``identity``.
+    A subclass has a ``type``, a literal that studies name it by. ``revision`` counts the ways it has answered equal
+    requests: whoever changes the completions of one raises it.
     """
 
     if TYPE_CHECKING:
         type: str
 
+    revision: ClassVar[int] = 1
     elsewhere: ClassVar[bool] = False
     """Whether the model runs elsewhere, under a name, so that nothing here has its weights or can change them."""
 
     @property
-    @abstractmethod
     def identity(self) -> Any:
-        """What content keys hold of the engine: its name and revision, as in ``local-1``, and every setting that
-        completions depend on. Another one wherever the completions of some request change.
+        """What content keys hold of the engine: its name and revision, as in ``local-1``; where completions depend on
+        settings, a subclass adds these.
         """
+        return f"{self.type}-{self.revision}"
 
     def unfit(self, lora: LoraSettings | None) -> str | None:
         """Why it cannot write with runs that train these adapters, or all weights where there are none; else None."""

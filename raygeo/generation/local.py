@@ -34,8 +34,6 @@ class LocalEngine(Engine):
     depend on. Draws come from a generator of their own: torch's global generators stay as they were.
     """
 
-    identity = "local-1"
-
     def __init__(self, model: PreTrainedModel, renderer: Renderer, batch_size: int = 256):
         self.model, self.renderer, self.batch_size = model, renderer, batch_size
 
@@ -137,11 +135,6 @@ class LocalSettings(EngineSettings):
     """The model itself, in the process that needs its completions, with a cache and in batches that fit."""
 
     type: Literal["local"] = "local"
-
-    @property
-    def identity(self) -> str:
-        """The engine's name and revision."""
-        return LocalEngine.identity
 
     def students(self, base: AnyPath, runs: Sequence[Run] = ()) -> Students:
         """The model in folder ``base``, loaded, with room for the deltas of ``runs``."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 from pydantic import Field
@@ -25,16 +25,13 @@ from raygeo.models.run import Run
 from raygeo.settings import content_key
 from raygeo.store import AnyPath
 
-if TYPE_CHECKING:
-    pass
-
-REVISION = "vllm-2"
-
 
 class VllmSettings(EngineSettings):
     """vLLM in the process that needs completions (``pip install raygeo[vllm]``). Its base is resident once; LoRA runs,
     and mixtures of them along paths, are given to it as adapters. Runs that trained all weights it cannot write with.
     """
+
+    revision: ClassVar[int] = 2
 
     type: Literal["vllm"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -51,8 +48,8 @@ class VllmSettings(EngineSettings):
 
     @property
     def identity(self) -> list[Any]:
-        """The engine's revision, and what completions depend on."""
-        return [REVISION, self.dtype, self.tensor_parallel_size]
+        """The engine's name and revision, and what completions depend on."""
+        return [super().identity, self.dtype, self.tensor_parallel_size]
 
     def unfit(self, lora: LoraSettings | None) -> str | None:
         """That a run trains all weights, or adapters of a larger rank than vLLM is started for."""

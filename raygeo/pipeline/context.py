@@ -138,7 +138,7 @@ class StageContext:
         for name, columns in schemas.items():
             makers = [workload for workload in keys if name in workload.tables]
             units = [key for workload in makers for key in keys[workload]]
-            revisions = {workload.name: workload.revision for workload in makers}
+            revisions = {name: number for workload in makers for name, number in workload.revisions.items()}
             published[name] = self.store.publish(name, units, columns, revisions)
         return published
 

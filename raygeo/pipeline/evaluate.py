@@ -50,9 +50,9 @@ def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, r
     except FullStoreError:
         raise
     except Exception:
-        _publish(context, _complete(workload, store))
+        _publish(context, workload, _complete(workload, store))
         raise
-    _publish(context, keys)
+    _publish(context, workload, keys)
 
 
 def _complete(workload: Answers, store: Store) -> list[str]:
@@ -67,10 +67,10 @@ def _asked(task: Task) -> tuple[str, str]:
     return run.name, benchmark
 
 
-def _publish(context: StudyContext, keys: Sequence[str]) -> None:
-    """Publish the answers with these keys, and what follows from them."""
+def _publish(context: StudyContext, workload: Answers, keys: Sequence[str]) -> None:
+    """Publish the answers with these keys, which ``workload`` has made, and what follows from them."""
     store = context.store
-    answers = store.publish("answers", keys, revisions={Answers.name: Answers.revision})
+    answers = store.publish("answers", keys, revisions=workload.revisions)
     store.publish_rows("mcnemar", to_arrow("mcnemar", mcnemar_rows(answers)))
     store.publish_rows("pass_at_k", to_arrow("pass_at_k", pass_rows(answers)))
     accuracy = accuracy_rows(answers)

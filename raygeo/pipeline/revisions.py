@@ -6,8 +6,13 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from raygeo.analyses.registry import analyses, schemas
+from raygeo.data.readers import READERS
+from raygeo.data.revisions import text_revisions
+from raygeo.data.sampling import Sampling
 from raygeo.errors import StoreError
 from raygeo.evaluation.answers import Answers
+from raygeo.generation.choice import ENGINES
+from raygeo.generation.renderer import RENDERERS
 from raygeo.losses.registry import LOSSES
 from raygeo.pipeline.geometry import run_records
 from raygeo.settings import split_key
@@ -34,14 +39,16 @@ def outdated_tables(store: Store) -> list[str]:
 
     Nothing is said of tables that cannot be read.
     """
-    makers: dict[str, list[type[Workload]]] = {table: [Answers] for table in Answers.tables}
+    makers: dict[str, list[type[Workload]]] = {"rollouts": []} | {table: [Answers] for table in Answers.tables}
     for analysis in analyses().values():
         makers |= {table: [kind for kind in analysis.workloads if table in kind.tables] for table in analysis.tables}
+    known = {Sampling.name: Sampling.revision, **text_revisions(RENDERERS, ENGINES, READERS)}
     before, others, changed = [], [], []
     for table, kinds in makers.items():
         if not _opens(store, table):
             continue
-        made, now = store.revisions(table), {kind.name: kind.revision for kind in kinds}
+        made = store.revisions(table)
+        now = {kind.name: kind.revision for kind in kinds} | {name: known[name] for name in made or () if name in known}
         if made is None and store.has_table(table):
             before.append(table)
         elif made and made != now:

@@ -21,6 +21,7 @@ from raygeo.data.interventions import set_negative_share, shuffle_rewards
 from raygeo.data.merging import Part, assemble, count_marks, number, select, token_blocks, token_lengths
 from raygeo.data.preview import first_row
 from raygeo.data.readers import AnyReader, Prompt, read_prompts
+from raygeo.data.revisions import text_revisions
 from raygeo.data.sampling import Sampling, SamplingElsewhere
 from raygeo.data.scanning import SCANS, Scan, Scanner
 from raygeo.data.tokens import write_tokens
@@ -48,7 +49,9 @@ DROPPED = "dropped for negative_share"
 
 @dataclass(frozen=True)
 class Rollouts:
-    """The study's rollouts: their unit in the store, the tokens of the training split, how the student reads texts."""
+    """The study's rollouts: their unit in the store, the tokens of the training split, how the student reads texts, how
+    they were graded, and what is said of them in the table ``counts``.
+    """
 
     key: str
     store: Store
@@ -56,6 +59,7 @@ class Rollouts:
     tokens: AnyPath
     renderer: Renderer
     grading: Grading
+    counts: pa.Table
 
     @property
     def pad_id(self) -> int:
@@ -107,13 +111,24 @@ def provide_rollouts(context: StudyContext, student: Student) -> Rollouts:
             context.progress.say(f"  {escape(first_row(reader))}")
         _make(context, source, asked, Scanner(renderer, student.key, limit), key, tokens_key)
         context.count(1, 0)
-    store.publish_large("rollouts", [key])
-    set_aside, counted = store.publish("set_aside", [key]), store.publish("counts", [key])
+    store.publish_large("rollouts", [key], text_revisions([type(renderer)]) | source.made_by)
+    set_aside = store.publish("set_aside", [key])
+    counted = store.publish_rows("counts", _with_reason(store.read_unit("counts", key), asked))
     tokens = store.stored(TOKENS, tokens_key)
-    rollouts = Rollouts(key, store, tokens_key, tokens, renderer, recorded_grading(counted))
+    rollouts = Rollouts(key, store, tokens_key, tokens, renderer, recorded_grading(counted), counted)
     for line in _findings(context.study, rollouts, set_aside, counted):
         context.progress.say(f"  {escape(line)}")
     return rollouts
+
+
+def _with_reason(counted: pa.Table, asked: "_Asked") -> pa.Table:
+    """The counts of a unit, in which this study's reason for the grading stands for that of the one that made it."""
+    if asked.grading == "auto":
+        return counted
+    said = f"{GRADED}{asked.grading}: {asked.reason}"
+    column = counted.schema.get_field_index("name")
+    names = [said if name.startswith(GRADED) else name for name in counted["name"].to_pylist()]
+    return counted.set_column(column, counted.schema.field(column), pa.array(names, counted.schema.types[column]))
 
 
 def _make(
@@ -284,10 +299,11 @@ def builtin_prompts(study: Study, count: int, seed: int) -> list[Prompt]:
 
 
 class _Source(NamedTuple):
-    """Records as they come, a key of what they are made of, and the readers that make them."""
+    """Records as they come, a key of what they are made of, revisions of the code that makes them, and the readers."""
 
     records: Iterator[Record]
     key: str
+    made_by: dict[str, int]
     readers: tuple[AnyReader, ...] = ()
 
     @property
@@ -300,7 +316,8 @@ def _read(readers: Sequence[AnyReader]) -> _Source:
     """Records of all readers; the key is that of their settings and of the content of their files."""
     found = tuple(reader.resolved() for reader in readers)
     key = content_key([[reader.made_of(), reader.fingerprint()] for reader in found])
-    return _Source(chain.from_iterable(reader.rollouts() for reader in found), key, found)
+    made_by = text_revisions(readers=map(type, found))
+    return _Source(chain.from_iterable(reader.rollouts() for reader in found), key, made_by, found)
 
 
 def _sampled(context: StudyContext, student: Student, renderer: Renderer, grading: GradingChoice) -> _Source:
@@ -313,6 +330,7 @@ def _sampled(context: StudyContext, student: Student, renderer: Renderer, gradin
         prompts = read_prompts(settings.prompts)
     assert grading != "auto"
     if isinstance(settings.engine, EndpointSettings):
+        reads = renderer
         keys = _asked_of_server(context, settings, settings.engine, renderer, prompts, grading)
     else:
         teacher, teacher_key = _teacher(context, settings, student)
@@ -329,7 +347,8 @@ def _sampled(context: StudyContext, student: Student, renderer: Renderer, gradin
         )
         keys = context.run(Sampling(*given, settings.engine)).keys
     rows = (row for key in keys for row in context.store.read_unit("rollouts", key).to_pylist())
-    return _Source((Record(row["source"], line, row) for line, row in enumerate(rows, 1)), content_key(keys))
+    made_by = {Sampling.name: Sampling.revision, **text_revisions([type(reads)], [type(settings.engine)])}
+    return _Source((Record(row["source"], line, row) for line, row in enumerate(rows, 1)), content_key(keys), made_by)
 
 
 def _teacher(context: StudyContext, settings: SamplingSettings, student: Student) -> tuple[AnyPath, str]:

@@ -59,8 +59,7 @@ def select_examples(context: StudyContext, rollouts: Rollouts, specs: Sequence[R
         for spec in specs
         for name, value in selections[spec.loss].counts.items()
     ]
-    counts = [context.store.read_unit("counts", rollouts.key), to_arrow("counts", rows)]
-    context.store.publish_rows("counts", pa.concat_tables(counts))
+    context.store.publish_rows("counts", pa.concat_tables([rollouts.counts, to_arrow("counts", rows)]))
     return {spec.name: len(selections[spec.loss].examples) for spec in specs}
 
 

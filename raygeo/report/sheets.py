@@ -113,7 +113,7 @@ def against_reference(view: View, table: str, **equal: str) -> pd.DataFrame:
 
 
 def nats(value: float | None) -> str:
-    """Write a loss in nats, three decimals."""
+    """Write an NLL in nats, three decimals."""
     return typeset.fixed(value, 3)
 
 

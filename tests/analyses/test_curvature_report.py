@@ -185,7 +185,7 @@ def said(**tables):
 
 
 def test_caveats_apply_to_what_was_measured():
-    assert said(curvature=SPECTRA).startswith("Curvature is that of one probe loss over 640 tokens, the same for all")
+    assert said(curvature=SPECTRA).startswith("Curvature is that of one probe's NLL over 640 tokens, the same for all")
     assert "LoRA factors" not in said(curvature=SPECTRA)
     assert "LoRA factors" in said(curvature=[row | {"space": LORA} for row in SPECTRA])
     assert "do not add up" not in said(curvature=SPECTRA)

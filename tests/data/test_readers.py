@@ -18,7 +18,7 @@ from raygeo.data.readers.gsm8k import Gsm8kReader
 from raygeo.data.readers.jsonl import JsonlReader
 from raygeo.data.readers.parquet import ParquetReader
 from raygeo.data.readers.solutions import SolutionsReader
-from raygeo.data.validation import prompt_hash
+from raygeo.data.validation import prompt_digest
 from raygeo.errors import DataError
 
 ROWS = [
@@ -381,7 +381,7 @@ def test_rollouts_and_prompts_of_the_same_question_share_their_id(tmp_path):
 def test_gsm8k_prompts(tmp_path):
     path = write_lines(tmp_path / "test.jsonl", *GSM8K)
     assert read_prompts(Gsm8kReader(path=path, template="Q: {prompt}\nA:")) == [
-        Prompt(prompt_hash(f"Q: {row['question']}\nA:"), f"Q: {row['question']}\nA:", gold, row["answer"])
+        Prompt(prompt_digest(f"Q: {row['question']}\nA:")[:8].hex(), f"Q: {row['question']}\nA:", gold, row["answer"])
         for row, gold in zip(GSM8K, ("1080", "4"), strict=True)
     ]
     assert len(read_prompts(Gsm8kReader(path=path, limit=1))) == 1

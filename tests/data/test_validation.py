@@ -11,7 +11,7 @@ from raygeo.data.validation import (
     Record,
     Validated,
     counts,
-    prompt_hash,
+    prompt_digest,
     recorded_grading,
     split_heldout,
 )
@@ -53,7 +53,7 @@ def test_a_complete_record_is_kept_as_given():
 
 def test_defaults():
     (row,) = rows_of(GOOD)
-    assert row["prompt_id"] == prompt_hash("1 + 1 =")
+    assert row["prompt_id"] == prompt_digest("1 + 1 =")[:8].hex()
     assert (row["sample"], row["reward"], row["truncated"], row["gold"]) == (0, 1.0, False, None)
     assert row["source"] == "data.jsonl"
     assert row["logprobs"] is None

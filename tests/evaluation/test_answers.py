@@ -6,8 +6,9 @@ from tiny import save_tiny_student
 from raygeo.data.grading import RULES
 from raygeo.data.readers import Prompt
 from raygeo.evaluation.answers import Answers, AnswerSettings
+from raygeo.generation.choice import LOCAL
 from raygeo.generation.engine import Completion
-from raygeo.generation.local import LocalEngine, LocalSettings
+from raygeo.generation.local import LocalSettings
 from raygeo.generation.renderer import PlainRenderer
 from raygeo.models.run import Run
 from raygeo.settings import content_key, unit_key
@@ -91,6 +92,6 @@ def test_several_answers_are_drawn_with_seeds_and_have_keys_of_their_own(tmp_pat
 def test_keys_of_greedy_answers_are_those_of_earlier_versions():
     settings = {"max_new_tokens": 4, "batch_size": 256, "problems_per_task": 2}
     first = PROBLEMS[:2]
-    exam = ["plain-2", LocalEngine.identity, RULES, "exact", [(p.prompt, p.gold) for p in first]]
+    exam = ["plain-2", LOCAL.identity, RULES, "exact", [(p.prompt, p.gold) for p in first]]
     before = content_key(settings, "base", exam, ["p0", "p1"])
     assert asked().tasks()[0].key == unit_key(Answers.revision, "answers", before, "sums", "k")

@@ -12,6 +12,7 @@ import pytest
 import requests
 import torch
 from study_cases import draw_rollouts
+from tiny import SHAPE
 from transformers import LlamaConfig, LlamaForCausalLM
 
 pytest.importorskip("openai")  # which `transformers serve` imports
@@ -34,9 +35,9 @@ def student(tmp_path_factory):
     folder, tokenizer = tmp_path_factory.mktemp("served") / "student", word_tokenizer()
     torch.manual_seed(3)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer), **SHAPE, max_position_embeddings=128, initializer_range=0.3,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)  # of a Qwen3 the server parses what that family writes
     tokenizer.save_pretrained(folder)

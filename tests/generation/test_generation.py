@@ -4,19 +4,17 @@ from random import Random
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from tiny import TINY, tiny_gpt2
 
 from raygeo.errors import StudentError
 from raygeo.generation.decoding import decode
 from raygeo.generation.engine import Request
 from raygeo.generation.local import LocalEngine
 from raygeo.generation.renderer import PlainRenderer
-from raygeo.toy.architecture import Architecture, build_model
+from raygeo.toy.architecture import build_model
 from raygeo.toy.word_problems import ProblemSettings, draw_problem, word_tokenizer
 
-ARCHITECTURE = Architecture(
-    hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=64, init_std=0.3, context=64
-)
+ARCHITECTURE = TINY.model_copy(update={"init_std": 0.3, "context": 64})
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +80,7 @@ def test_a_prompt_is_answered_alike_alone_and_among_longer_ones(model, tokenizer
 
 
 def test_padding_does_not_shift_learned_absolute_positions(tokenizer):
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3
-    )
-    model = GPT2LMHeadModel(config).eval()
+    model = tiny_gpt2(len(tokenizer), initializer_range=0.3)
     asked = prompts(12)
     for prompt, (completion,) in zip(asked, generate(model, tokenizer, asked, max_new_tokens=8), strict=True):
         expected = naive_greedy(model, tokenizer, prompt, 8)

@@ -1,8 +1,7 @@
 import pytest
 import torch
 from peft import PeftModel
-from tiny import tiny_peft, tiny_qwen
-from transformers import GPT2Config, GPT2LMHeadModel
+from tiny import tiny_gpt2, tiny_peft, tiny_qwen
 
 from raygeo.errors import DeltaError
 from raygeo.models.adapters import rank_of, save_adapter
@@ -46,20 +45,16 @@ def test_peft_loads_it_and_gives_the_logits_of_mixed_weights(deltas, tmp_path):
 
 
 def test_layers_that_hold_their_weights_transposed_stay_so(tmp_path):
-    def base():
-        torch.manual_seed(0)
-        return GPT2LMHeadModel(GPT2Config(vocab_size=48, n_positions=32, n_embd=16, n_layer=1, n_head=2)).eval()
-
-    adapted = attach_lora(base(), LoraSettings(r=2, target_modules=("c_attn",)), 0)
+    adapted = attach_lora(tiny_gpt2(), LoraSettings(r=2, target_modules=("c_attn",)), 0)
     with torch.no_grad():
         for name, value in adapted.named_parameters():
             if "lora_B" in name:
                 value.normal_()
         adapted.save_pretrained(tmp_path / "one")
         save_adapter(tmp_path / "half", [(0.5, open_delta(tmp_path / "one"))])
-        whole, half = (PeftModel.from_pretrained(base(), tmp_path / name) for name in ("one", "half"))
+        whole, half = (PeftModel.from_pretrained(tiny_gpt2(), tmp_path / name) for name in ("one", "half"))
         weights = [each.merge_and_unload().transformer.h[0].attn.c_attn.weight for each in (whole, half)]
-    moved, halved = (weight - base().transformer.h[0].attn.c_attn.weight for weight in weights)
+    moved, halved = (weight - tiny_gpt2().transformer.h[0].attn.c_attn.weight for weight in weights)
     torch.testing.assert_close(halved, moved / 2, rtol=1e-5, atol=1e-6)
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import decided_qwen
+from tiny import ENDS, SHAPE, decided_qwen
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -27,11 +27,6 @@ from raygeo.models.likelihood import (
 )
 from raygeo.models.lora import LoraSettings, attach_lora
 
-SHAPE = {
-    "vocab_size": 24, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 8, "intermediate_size": 64, "attn_implementation": "sdpa", "pad_token_id": 0, "eos_token_id": 1,
-    "bos_token_id": 2,
-}  # fmt: skip
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": False}),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"final_logit_softcapping": 2.0, "attn_implementation": "eager"}),
@@ -45,7 +40,8 @@ def make(family):
         return decided_qwen(0).double()
     model, config, extra = FAMILIES[family]
     torch.manual_seed(0)
-    return model(config(**(SHAPE | extra), initializer_range=0.2)).eval().double()
+    shape = {"vocab_size": 24, **SHAPE, **ENDS, "attn_implementation": "sdpa"} | extra
+    return model(config(**shape, initializer_range=0.2)).eval().double()
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,19 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import TINY, save_tiny_student, tiny_qwen
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast
 
 from raygeo.errors import StudentError
 from raygeo.models.loading import load_student, load_tokenizer
-from raygeo.toy.architecture import Architecture, build_model
+from raygeo.toy.architecture import build_model
 from raygeo.toy.word_problems import word_tokenizer
-
-TINY = Architecture(hidden=16, layers=1, heads=2, kv_heads=1, head_dim=8, intermediate=24)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    tokenizer = word_tokenizer()
-    build_model(TINY, tokenizer, seed=0).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    return tmp_path
+    return save_tiny_student(tmp_path)
 
 
 def test_a_saved_model_comes_back_exactly_and_ready(folder):
@@ -80,7 +76,7 @@ def test_parameters_that_would_be_random_are_named(folder, change):
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(folder):
-    Qwen3ForCausalLM(Qwen3Config(vocab_size=10, **_small())).save_pretrained(folder)
+    tiny_qwen(10).save_pretrained(folder)
     with pytest.raises(StudentError, match="only 10 embeddings"):
         load_student(folder)
 
@@ -92,13 +88,3 @@ def test_padding_falls_back_to_end_of_text_and_end_of_text_is_required(tmp_path)
     PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path / "none")
     with pytest.raises(StudentError, match="end-of-text"):
         load_tokenizer(tmp_path / "none")
-
-
-def _small():
-    return {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-    }

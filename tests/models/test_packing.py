@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from tiny import decided_qwen
+from tiny import BLOOM, ENDS, SHAPE, decided_qwen, tiny_gpt2
 from transformers import (
     AutoModelForCausalLM,
-    BloomConfig,
     FalconConfig,
     Gemma2Config,
-    GPT2Config,
     LlamaConfig,
     MambaConfig,
     MistralConfig,
@@ -22,20 +20,17 @@ from raygeo.models.batches import TokenSequence, collate
 from raygeo.models.likelihood import Likelihood, completion_states, packed_states
 from raygeo.models.packing import check_packed, check_packing
 
-SIZES = {
-    "vocab_size": 24, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 8, "intermediate_size": 64, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
-}  # fmt: skip
+SIZES = {"vocab_size": 24, **SHAPE, **ENDS}
 PACKED = {
     "llama": LlamaConfig(**SIZES),
     "gemma2": Gemma2Config(**SIZES, sliding_window=3),
     "mistral": MistralConfig(**SIZES, sliding_window=3),
-    "gpt2": GPT2Config(vocab_size=24, n_embd=32, n_layer=2, n_head=4, n_positions=32),
+    "gpt2": tiny_gpt2(24).config,
 }
 REFUSED = {
     "mamba": (MambaConfig(vocab_size=24, hidden_size=16, num_hidden_layers=1), "carry a state"),
     "qwen3_next": (Qwen3NextConfig(**SIZES), r"linear_attention\) carry a state"),
-    "bloom": (BloomConfig(vocab_size=24, hidden_size=32, n_layer=1, n_head=4), "positions"),
+    "bloom": (BLOOM, "positions"),
     "mpt": (MptConfig(vocab_size=24, d_model=32, n_layers=1, n_heads=4), "positions"),
     "falcon": (
         FalconConfig(vocab_size=24, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, alibi=True),

@@ -6,9 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from process_cases import run_in_group
-from tiny import tiny_qwen
+from tiny import BLOOM, SHAPE, tiny_qwen
 from transformers import (
-    BloomConfig,
     Gemma2Config,
     Llama4TextConfig,
     LlamaConfig,
@@ -23,7 +22,7 @@ from raygeo.models.batches import Batch
 from raygeo.models.likelihood import Likelihood
 from raygeo.models.ulysses import SequenceGroup, check_sequence_parallel, register
 
-SHAPE = {"vocab_size": 48, "hidden_size": 24, "num_hidden_layers": 2, "intermediate_size": 32}
+SIZES = {"vocab_size": 48, **SHAPE, "hidden_size": 24}  # a multiple of 4 heads and of 6
 LENGTHS = {"rows": (7, 12, 4), "one": (13,), "short": (2, 3)}
 
 
@@ -33,11 +32,10 @@ def students():
     yield "qwen3", tiny_qwen(**window)
     for kv_heads in (1, 3):
         torch.manual_seed(kv_heads)
-        heads = {"num_attention_heads": 6, "num_key_value_heads": kv_heads, "head_dim": 8}
-        yield f"llama-{kv_heads}", LlamaForCausalLM(LlamaConfig(**SHAPE, **heads)).eval()
+        heads = {"num_attention_heads": 6, "num_key_value_heads": kv_heads}
+        yield f"llama-{kv_heads}", LlamaForCausalLM(LlamaConfig(**(SIZES | heads))).eval()
     torch.manual_seed(0)
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    yield "mistral", MistralForCausalLM(MistralConfig(**SHAPE, **heads, sliding_window=5)).eval()
+    yield "mistral", MistralForCausalLM(MistralConfig(**SIZES, sliding_window=5)).eval()
 
 
 def batch_of(lengths):
@@ -108,13 +106,13 @@ def test_shared_rows_have_the_log_probabilities_and_gradients_of_whole_ones(tmp_
 @pytest.mark.parametrize(
     ("config", "size", "said"),
     [
-        (LlamaConfig(**SHAPE, num_attention_heads=6), 4, "6 attention heads cannot be divided among 4 workers"),
-        (BloomConfig(**{"vocab_size": 24, "hidden_size": 32, "n_layer": 1, "n_head": 4}), 2, "transformers' interface"),
+        (LlamaConfig(**(SIZES | {"num_attention_heads": 6})), 4, "6 attention heads cannot be divided among 4 workers"),
+        (BLOOM, 2, "transformers' interface"),
         (Gemma2Config(), 2, "transformers' interface with SDPA"),
         (Llama4TextConfig(), 2, "layers of chunked_attention"),
         (
             LlamaConfig(
-                **SHAPE, num_attention_heads=4,
+                **SIZES,
                 rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
             ),
             2,

@@ -18,6 +18,7 @@ from raygeo.pipeline.train import References, provide_references, train_runs
 from raygeo.progress import Progress
 from raygeo.records import FINISHED, RunRecord
 from raygeo.settings import split_key
+from raygeo.tables import to_arrow
 from raygeo.toy.word_problems import word_tokenizer
 from raygeo.training.worker import run_record
 
@@ -66,9 +67,10 @@ class Bench:
             "training": {"steps": 2, "batch_size": 4, "seed": [0, 1, 2]},
             "runs": [{"loss": {"type": loss}} for loss in losses or ["sft"]],
         })  # fmt: skip
-        counts = [{"stage": "rollouts", "name": "rows", "value": 24}]
-        store.write_unit("rollouts", {"counts": counts, "rollouts": draw_rollouts(6)})
-        self.rollouts = Rollouts("rollouts", store, "tokens", "unused", PlainRenderer(word_tokenizer()), "exact")
+        counts = to_arrow("counts", [{"stage": "rollouts", "name": "rows", "value": 24}])
+        store.write_unit("rollouts", {"rollouts": draw_rollouts(6)})
+        renderer = PlainRenderer(word_tokenizer())
+        self.rollouts = Rollouts("rollouts", store, "tokens", "unused", renderer, "exact", counts)
         self.specs = {run.name: run.spec for run in self.study.plan.trials()}
         self.keys = {name: spec.key(STUDENT.key, "rollouts") for name, spec in self.specs.items()}
         monkeypatch.setattr(stage, "run_sweep", self._sweep)

@@ -12,6 +12,7 @@ from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.rollouts import Rollouts
 from raygeo.pipeline.student import Student
 from raygeo.pipeline.train import provide_references
+from raygeo.tables import SCHEMAS
 from raygeo.toy.word_problems import word_tokenizer
 
 pytestmark = pytest.mark.cluster
@@ -40,7 +41,8 @@ def asked(store, folder, training, student=None, loss="dpo"):
         "training": training,
     })  # fmt: skip
     context = Asked(store, SimpleNamespace(), study=study)
-    rollouts = Rollouts("rollouts", store, "tokens", "unused", PlainRenderer(word_tokenizer()), "exact")
+    renderer, counts = PlainRenderer(word_tokenizer()), SCHEMAS["counts"].empty_table()
+    rollouts = Rollouts("rollouts", store, "tokens", "unused", renderer, "exact", counts)
     provide_references(context, Student("k", folder, None, ""), rollouts)
     return context.workloads
 

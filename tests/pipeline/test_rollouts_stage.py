@@ -16,12 +16,14 @@ from raygeo.data.scanning import Scan
 from raygeo.data.tokens import RolloutTokens
 from raygeo.data.verdicts import Grade
 from raygeo.errors import DataError, WorkloadError
+from raygeo.generation.local import LocalSettings
 from raygeo.generation.renderer import PlainRenderer
 from raygeo.models.loading import load_tokenizer
 from raygeo.models.run import Run
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.evaluate import evaluate_runs
+from raygeo.pipeline.revisions import outdated_tables
 from raygeo.pipeline.rollouts import heldout_problems, provide_rollouts
 from raygeo.pipeline.student import Student
 from raygeo.progress import Progress
@@ -122,6 +124,11 @@ def test_a_benchmark_decides_too_and_is_read_before_anything_is_trained(bench, t
     rollouts, said, _ = bench(MARKED, evaluation)
     assert rollouts.grading == "math"
     assert "graded by math: gold answers of the benchmark 'halves' are not all numbers" in said.getvalue()
+    _, said, context = bench(MARKED, grading="math")
+    assert context.reused == 1
+    assert "graded by math: the study says so" in said.getvalue()
+    names = context.store.table("counts")["name"].to_pylist()
+    assert [name for name in names if name.startswith("graded")] == ["graded by math: the study says so"]
     with pytest.raises(DataError, match="benchmark 'halves': 1 of 1 gold answers are not numbers"):
         bench(MARKED, evaluation, grading="exact")
 
@@ -233,6 +240,21 @@ def test_rollouts_of_an_older_revision_are_made_anew_and_that_is_said(bench, mon
     assert (context.made, context.reused) == (1, 0)
     assert second.tokens_key != first.tokens_key
     assert second.store.read_unit("rollouts", second.key).equals(first.store.read_unit("rollouts", first.key))
+
+
+def test_a_store_says_which_renderer_engine_reader_and_rules_of_grading_are_of_another_revision(bench, monkeypatch):
+    rollouts, _, context = bench(MARKED)
+    evaluate_runs(context, Student("student", rollouts, None, "tiny"), rollouts, [])
+    assert outdated_tables(context.store) == []
+    monkeypatch.setattr("raygeo.data.revisions.RULES", 9)
+    for kind, revision in ((PlainRenderer, "revision"), (LocalSettings, "revision"), (JsonlReader, "reader_revision")):
+        monkeypatch.setattr(kind, revision, 9)
+    said = "The table {} was made by other revisions of the code: {}. Run the study again to make it anew."
+    both = "grading of revision 2 (now 9), renderer plain of revision 2 (now 9)"
+    assert outdated_tables(context.store) == [
+        said.format("rollouts", f"{both}, reader jsonl of revision 1 (now 9)"),
+        said.format("answers", f"{both}, engine local of revision 1 (now 9)"),
+    ]
 
 
 def test_another_renderer_makes_other_rollouts(bench, monkeypatch):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tiny import TINY as ARCHITECTURE
 
 from raygeo.generation.engine import Request
 from raygeo.generation.local import LocalEngine
@@ -7,14 +8,13 @@ from raygeo.generation.renderer import PlainRenderer
 from raygeo.models.batches import collate
 from raygeo.models.likelihood import token_logprobs
 from raygeo.models.loading import load_student
-from raygeo.toy.architecture import Architecture
 from raygeo.toy.builtin import TeacherSettings, WordProblems, make_base, make_teacher, problems
 from raygeo.toy.pretrain import PretrainSettings
 from raygeo.toy.word_problems import Carelessness, ProblemSettings
 
 TINY = WordProblems(
     problems=ProblemSettings(steps=(1, 2)),
-    architecture=Architecture(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=64),
+    architecture=ARCHITECTURE,
     corpus=100,
     training=PretrainSettings(steps=4, batch_size=8, warmup_steps=2),
     teacher=TeacherSettings(corpus=100, training=PretrainSettings(steps=3, batch_size=8, warmup_steps=1)),

@@ -3,15 +3,15 @@ import math
 
 import pytest
 import torch
+from tiny import TINY as ARCHITECTURE
 from torch.nn import functional as F
 
 from raygeo.errors import StudentError
 from raygeo.generation.renderer import PlainRenderer
-from raygeo.toy.architecture import Architecture, build_model
+from raygeo.toy.architecture import build_model
 from raygeo.toy.pretrain import PretrainSettings, pretrain
 from raygeo.toy.word_problems import Carelessness, ProblemSettings, draw_corpus, word_tokenizer
 
-ARCHITECTURE = Architecture(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=64)
 TEXTS = draw_corpus(ProblemSettings(steps=(1, 4)), Carelessness(), 0.5, 200, seed=0)
 
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
+from tiny import TINY as ARCHITECTURE
 
 from raygeo.errors import StudentError
 from raygeo.generation.renderer import PlainRenderer
 from raygeo.models.loading import load_student
-from raygeo.toy.architecture import Architecture
 from raygeo.toy.pretrain import PretrainSettings
 from raygeo.toy.text import TextStudent, make_text_student, train_tokenizer
 
@@ -18,7 +18,7 @@ TEXTS = [
 ]
 TINY = TextStudent(
     vocabulary=300,
-    architecture=Architecture(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=64, context=128),
+    architecture=ARCHITECTURE,
     training=PretrainSettings(steps=25, batch_size=4, warmup_steps=2, loss_on="all"),
 )
 

@@ -1,4 +1,4 @@
-"""The curvature of the loss around runs and between them."""
+"""The curvature of the NLL around runs and between them."""
 
 from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.curvature import figures, report, sections
@@ -14,7 +14,7 @@ from raygeo.report.parts import Column, Parts
 ANALYSIS = Analysis(
     name="curvature",
     order=300,
-    question="How sharply does the loss of held-out solutions bend at each run, along the deltas, and towards others?",
+    question="How sharply does the NLL of held-out solutions bend at each run, along the deltas, and towards others?",
     settings=CurvatureSettings,
     workloads=(ExtremeEigenvalues, SpectralDensity, SpanCurvature, MeasuredPaths),
     arguments=lambda of: (of.runs, of.base, of.probes["curvature"], of.journals, of.gather, of.pairs),

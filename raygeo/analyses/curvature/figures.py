@@ -1,4 +1,4 @@
-"""Figures of the loss around runs."""
+"""Figures of the curvature around runs."""
 
 import math
 
@@ -44,8 +44,8 @@ _POWERS = FuncFormatter(lambda value, _: typeset.significant(value, 1).removepre
     smallest; each stands in the curve as a bell of its own. All others are estimated from random vectors (stochastic
     Lanczos quadrature) and smoothed to bells of the standard deviation σ written in each panel, which is what the
     quadrature resolves: nothing narrower is seen, nor what is lower than the dotted line, the height of a single
-    eigenvalue. The band is a pointwise 95 % one for the density so smoothed. The curve is that of one probe loss common
-    to all runs, not of any run's own training loss. Where runs differ much, the axis is linear near zero and
+    eigenvalue. The band is a pointwise 95 % one for the density so smoothed. The curvature is that of one probe's NLL,
+    common to all runs, not of any run's own training loss. Where runs differ much, the axis is linear near zero and
     logarithmic beyond.""",
 )
 def spectra(view: View) -> Figure | None:
@@ -107,7 +107,7 @@ def _alike(view: View, frame: pd.DataFrame, *quantities: str) -> pd.DataFrame:
     "eigenvalues",
     "Largest eigenvalues",
     """The top eigenvalues of the same operator at each run by Lanczos, the largest of few runs written out. Larger
-    means sharper: the probe loss rises faster along some direction.""",
+    means sharper: the probe's NLL rises faster along some direction.""",
 )
 def top_eigenvalues(view: View) -> Figure | None:
     """Draw the top eigenvalues, one row a run."""
@@ -140,7 +140,7 @@ def top_eigenvalues(view: View) -> Figure | None:
     "directional",
     "Curvature along each delta",
     """Each cell is u·Hu / u·u at the run of its row, with u the delta named by its column: how sharply the
-    probe loss bends along the direction that training took. Where row and column agree it is a run's own
+    probe's NLL bends along the direction that training took. Where row and column agree it is a run's own
     direction; negative (purple) bends down. The colour scale is logarithmic away from zero. Of many runs those stand
     together whose deltas are alike in this.""",
 )
@@ -204,13 +204,13 @@ def blocks(view: View) -> Figure | None:
 @figure(
     "expansions",
     "Paths from the base, predicted and measured",
-    """The probe loss along base + α · delta (points), and what gradient and Hessian in the span of all deltas predict
-    for it: from the base (dashed) and from the run (dotted). Where a prediction leaves the points, the loss is no
+    """The probe's NLL along base + α · delta (points), and what gradient and Hessian in the span of all deltas predict
+    for it: from the base (dashed) and from the run (dotted). Where a prediction leaves the points, the NLL is no
     quadratic over that distance and curvature at that end says little about the other. Predictions are cut off at the
     panel's edge.""",
 )
 def expansions(view: View) -> Figure | None:
-    """Draw measured and predicted losses from the base to every run."""
+    """Draw measured and predicted NLLs from the base to every run."""
     frame = view.against(BASE, "expansions")
     measured = frame[frame["at"].isna()]
     if measured.empty:

@@ -1,4 +1,4 @@
-"""The measured loss along the paths that the span's Hessians predict."""
+"""The measured NLL along the paths that the span's Hessians predict."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,7 +38,7 @@ class MeasuredPaths(CurvatureWorkload):
                 self.key(settings, [a.name, a.key], [b.name, b.key], probe.key),
                 points / 4 * probe.tokens,
                 Path(a, b),
-                f"loss from {a.name} to {b.name}",
+                f"NLL from {a.name} to {b.name}",
             )
             for a, b in self.paths
         ]

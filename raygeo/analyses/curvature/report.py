@@ -40,7 +40,7 @@ def scalar(view: View) -> list[str]:
     tokens = frame.tokens.dropna()
     size = f" over {typeset.count(tokens.max())} tokens" if len(tokens) else ""
     sentences = [
-        f"Curvature is that of one probe loss{size}, the same for all runs: it is not the sharpness of the loss a run "
+        f"Curvature is that of one probe's NLL{size}, the same for all runs: it is not the sharpness of the loss a run "
         "was trained on. Traces and densities are estimates from random vectors, given with 95 % intervals between "
         "them; densities are resolved no more finely than the smoothing written beside them, and random vectors miss "
         "single eigenvalues that are not marked."
@@ -68,7 +68,7 @@ def span(view: View) -> list[str]:
     if view.frame("expansions")["at"].notna().sum() == 0:
         return []
     return [
-        "Predicted paths use the Hessian within the span of the runs' deltas only and are exact where the loss is "
+        "Predicted paths use the Hessian within the span of the runs' deltas only and are exact where the NLL is "
         "quadratic; agreement on a path between runs says nothing of directions that no run took."
     ]
 

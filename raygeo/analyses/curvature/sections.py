@@ -1,4 +1,4 @@
-"""Tables of the loss around runs."""
+"""Tables of the curvature around runs."""
 
 import pandas as pd
 
@@ -78,7 +78,7 @@ def overlaps(view: View) -> Sheet:
 
 @section(
     "Paths predicted to second order",
-    """For each path and each point of expansion: how far the loss moves along the path (largest minus smallest of the
+    """For each path and each point of expansion: how far the NLL moves along the path (largest minus smallest of the
     measured values), and the largest distance between prediction and measurement. Only where the second is well below
     the first does the curvature at that point describe the path.""",
     folded=True,
@@ -94,5 +94,5 @@ def predictions(view: View) -> Sheet:
         [a, b, at_run, operator, nats(part.nll_measured.max() - part.nll_measured.min()), nats(part.error.max())]
         for (a, b, at_run, operator), part in both.groupby(["run_a", "run_b", "at", "operator"], sort=False)
     ]
-    columns = ["a", "b", "expanded at", "by", "range of the loss", "largest error"]
+    columns = ["a", "b", "expanded at", "by", "range of the NLL", "largest error"]
     return Sheet(columns, rows, frozenset({"a", "b", "expanded at", "by"}))

@@ -24,7 +24,7 @@ class PlaceSettings(Settings):
     spaces: tuple[Space, ...] = Field(("delta", "span"), min_length=1)
     """``delta``: merged weights that any run's delta touches; ``all``: all weights; ``attention``: merged q, k, v, o;
     ``blocks``: each transformer block by itself; ``lora``: the factors A and B of a LoRA run, a space that depends on
-    how its delta is factored and compares with no other; ``span``: the span of all deltas, where the loss along every
+    how its delta is factored and compares with no other; ``span``: the span of all deltas, where the NLL along every
     path is predicted. Figures and summaries show the first; the span only if there is no other."""
     ggn: bool = False
     """Also the generalised Gauss-Newton matrix, the positive semi-definite part of the Hessian."""
@@ -68,10 +68,10 @@ class RandomSettings(ProductSettings):
 
 
 class PathSettings(BatchSettings):
-    """The measured loss of a path."""
+    """The measured NLL of a path."""
 
     path_points: int = Field(11, ge=0)
-    """Evenly spaced points of every path between runs, both ends included, where the loss is predicted in the span and
+    """Evenly spaced points of every path between runs, both ends included, where the NLL is predicted in the span and
     measured: at least 3, or 0 for none."""
 
     @field_validator("path_points")

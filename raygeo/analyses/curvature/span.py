@@ -51,7 +51,7 @@ class SpanCurvature(CurvatureWorkload):
         return SpanState(**vars(super().setup()))
 
     def compute(self, state: SpanState, payload: Place) -> dict[str, Rows]:
-        """Expand the loss in the span at one run's weights, then put the base back."""
+        """Expand the NLL in the span at one run's weights, then put the base back."""
         if state.basis is None:
             state.basis = span([delta for run in self.directions if (delta := run.open()) is not None])
         basis = state.basis

@@ -17,7 +17,7 @@ def _barriers(of: AnalysisInputs) -> dict[tuple[str, str], float]:
 ANALYSIS = Analysis(
     name="curves",
     order=220,
-    question="Does a curve of low loss join two runs where the straight line between them rises?",
+    question="Does a curve of low NLL join two runs where the straight line between them rises?",
     settings=CurvesSettings,
     workloads=(Curves,),
     arguments=lambda of: (of.runs, of.base, of.probes["solutions"], _barriers(of)),

@@ -19,8 +19,8 @@ _MOST_PANELS = 12
 @figure(
     "curves",
     "Curves beside straight lines",
-    """For pairs whose straight line has a barrier: the loss along the line (grey) and along a curve with the same ends
-    whose one bend was trained to keep the loss low. Both are measured on held-out texts that had no part in training
+    """For pairs whose straight line has a barrier: the NLL along the line (grey) and along a curve with the same ends
+    whose one bend was trained to keep the NLL low. Both are measured on held-out texts that had no part in training
     the bend. A low curve shows that the two runs are joined by a valley that is not straight; a high one shows only
     that this search found none.""",
 )
@@ -48,12 +48,12 @@ def curves(view: View) -> Figure | None:
 @section(
     "Curves beside straight lines",
     """Pairs for which a curve with one bend was trained. All numbers are of held-out texts that had no part in training
-    it. “Below the line” is how much lower the largest loss of the curve is than that of the line, with an interval from
+    it. “Below the line” is how much lower the largest NLL of the curve is than that of the line, with an interval from
     the same resampled texts; the bend is how far its free point lies from the midpoint, in distances of the two runs.
     """,
 )
 def barriers(view: View) -> Sheet:
-    """Largest loss and barrier of every trained curve beside its line's."""
+    """Largest NLL and barrier of every trained curve beside its line's."""
     frame = view.frame("curve_barriers")
     lines = frame[frame["shape"] == "line"].set_index(["run_a", "run_b"])
     rows: list[list[Cell]] = []
@@ -62,7 +62,7 @@ def barriers(view: View) -> Sheet:
         cells = [_interval_cell(of, column) for of in (line, row) for column in ("max_nll", "chord")]
         below, bend = _interval_cell(row, "below"), typeset.fixed(row.bend)
         rows.append([row.run_a, row.run_b, row.curve, *cells, below, bend, typeset.count(row.n)])
-    columns = ["a", "b", "curve", "line: largest loss", "line: barrier", "curve: largest loss", "curve: barrier"]
+    columns = ["a", "b", "curve", "line: largest NLL", "line: barrier", "curve: largest NLL", "curve: barrier"]
     columns += ["below the line", "bend", "texts"]
     return Sheet(columns, rows, frozenset({"a", "b", "curve"}))
 

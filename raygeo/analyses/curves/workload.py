@@ -1,4 +1,4 @@
-"""Nonlinear mode connectivity: curves of low loss trained between runs that a straight line does not join."""
+"""Nonlinear mode connectivity: curves of low NLL trained between runs that a straight line does not join."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from raygeo.report.parts import Parts
 ANALYSIS = Analysis(
     name="layerwise",
     order=230,
-    question="Which part of the network does the difference in loss between two runs come from?",
+    question="Which part of the network does the difference in NLL between two runs come from?",
     settings=LayerwiseSettings,
     workloads=(Layerwise,),
     arguments=lambda of: (of.runs, of.base, of.probes["solutions"], of.reference),

@@ -50,7 +50,7 @@ def layerwise(view: View) -> Figure | None:
     folded=True,
 )
 def parts(view: View) -> Sheet:
-    """For every pair: the part that raises the loss most, the sum over parts, and the whole."""
+    """For every pair: the part that raises the NLL most, the sum over parts, and the whole."""
     rows: list[list[Cell]] = []
     for (a, b), frame in view.frame("layerwise").groupby(["run_a", "run_b"], sort=False):
         far = frame[frame.alpha == frame.alpha.max()]

@@ -53,7 +53,7 @@ class _State:
 
 
 class Layerwise(Workload):
-    """Rise of the loss over run a when one part, or all, is moved to run b by each alpha; one task an ordered pair.
+    """Rise of the NLL over run a when one part, or all, is moved to run b by each alpha; one task an ordered pair.
 
     ``rise`` is L(moved) - L(a), with a paired bootstrap interval over the probe's texts; ``excess`` is L(moved) minus
     the chord (1 - alpha) L(a) + alpha L(a with the part swapped for b's): what moving a part costs on the way. The part
@@ -133,7 +133,7 @@ class Layerwise(Workload):
                 sums = swapped if alpha == 1 else state.sums.at(moved(*deltas, names, alpha))
                 if not np.isfinite(sums).all():
                     raise DeltaError(
-                        f"the loss of {a.name} with {part} moved to {b.name} is not finite; a run has diverged, leave "
+                        f"the NLL of {a.name} with {part} moved to {b.name} is not finite; a run has diverged, leave "
                         "it out."
                     )
                 nll, first, last = (float(x.sum() / counts.sum()) for x in (sums, start, swapped))

@@ -10,7 +10,7 @@ from raygeo.report.parts import Parts
 ANALYSIS = Analysis(
     name="matched_paths",
     order=210,
-    question="Does the loss rise on the straight line between two deltas of equal length?",
+    question="Does the NLL rise on the straight line between two deltas of equal length?",
     settings=MatchedPathsSettings,
     workloads=(MatchedPaths,),
     arguments=lambda of: (of.runs, of.base, of.likelihood_probes, of.exam, of.pairs),

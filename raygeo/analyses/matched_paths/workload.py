@@ -1,4 +1,4 @@
-"""The loss and the accuracy along the straight line between two deltas scaled to equal norm."""
+"""The NLL and the accuracy along the straight line between two deltas scaled to equal norm."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar

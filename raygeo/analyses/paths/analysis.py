@@ -10,7 +10,7 @@ from raygeo.report.parts import Column, Parts
 ANALYSIS = Analysis(
     name="paths",
     order=200,
-    question="Does the loss rise on the straight line between the weights of two runs?",
+    question="Does the NLL rise on the straight line between the weights of two runs?",
     settings=PathsSettings,
     workloads=(Paths,),
     arguments=lambda of: (of.runs, of.base, of.likelihood_probes, of.exam, of.pairs),

@@ -1,4 +1,4 @@
-"""The loss and the accuracy along the straight line between the weights of every two runs."""
+"""The NLL and the accuracy along the straight line between the weights of every two runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class GridSettings(LikelihoodSettings):
     """How finely likelihoods are measured along paths."""
 
     points: int = Field(11, ge=3)
-    """Evenly spaced values of alpha from 0 to 1, both included, where the loss is measured."""
+    """Evenly spaced values of alpha from 0 to 1, both included, where the NLL is measured."""
     beyond: int = Field(0, ge=0)
     """How many more, at the same spacing, on either side of the ends; they have no part in barriers."""
     refine: int = Field(8, ge=0)
@@ -81,7 +81,7 @@ class _State:
 
 
 class StraightPaths(Workload):
-    """Loss on each probe and accuracy on problems along straight lines between deltas; one task a pair.
+    """NLL on each probe and accuracy on problems along straight lines between deltas; one task a pair.
 
     A task costs ``points - 2 + 2 beyond`` passes over every probe, up to ``refine`` more where a hump shows, and
     ``accuracy_points - 2`` generations. The ends are shared by many pairs: an actor evaluates each run once and
@@ -119,6 +119,7 @@ class StraightPaths(Workload):
         self.base = base
         self.probes = probes
         self.asked = Asked(settings, exam)
+        self.uses = self.asked.revisions
 
     @abstractmethod
     def join(self, runs: Sequence[Run], chosen: Pairs | None) -> list[tuple[Run, Run]]:

@@ -9,7 +9,7 @@ from raygeo.report.parts import Parts
 ANALYSIS = Analysis(
     name="planes",
     order=260,
-    question="What does the loss look like on the plane through three runs?",
+    question="What does the NLL look like on the plane through three runs?",
     settings=PlanesSettings,
     workloads=(Planes,),
     arguments=lambda of: (of.runs, of.base, of.probes["solutions"], of.reference),

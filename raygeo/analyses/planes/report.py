@@ -20,7 +20,7 @@ _PALE = LinearSegmentedColormap.from_list("pale", matplotlib.colormaps["Blues"](
 
 @figure(
     "planes",
-    "The loss on planes through three runs",
+    "The NLL on planes through three runs",
     """NLL of held-out solutions on the plane through three runs (filled marks, where the plane holds the run itself).
     Other runs (open marks) are drawn at their projections, which may lie far from them: the number beside each is its
     distance from the plane, in the unit of the axes. Darker is worse. Levels are spaced by area, so steep walls and
@@ -70,12 +70,12 @@ def _mark(ax: Axes, view: View, runs: pd.DataFrame, corners: tuple[str, ...]) ->
 
 @section(
     "Runs and planes: {rows}",
-    """Distance of every run from each plane, and its own loss: what a plane shows at a run's mark is the loss of the
+    """Distance of every run from each plane, and its own NLL: what a plane shows at a run's mark is the NLL of the
     run only where that distance is zero.""",
     folded=True,
 )
 def runs(view: View) -> Sheet:
-    """Coordinates, distance from the plane and own loss of every run, plane by plane."""
+    """Coordinates, distance from the plane and own NLL of every run, plane by plane."""
     rows = [
         [
             ", ".join((row.run_a, row.run_b, row.run_c)),
@@ -105,6 +105,6 @@ def flat(view: View) -> list[str]:
         share = (away.residual / (away.residual**2 + away.x**2 + away.y**2) ** 0.5).median()
         said += (
             f" Runs that do not span it lie off it, at a median {typeset.percent(share)} of their distance from its "
-            "origin, and their marks say nothing of their loss."
+            "origin, and their marks say nothing of their NLL."
         )
     return [said]

@@ -1,4 +1,4 @@
-"""The loss on two-dimensional planes through the weights of three runs."""
+"""The NLL on two-dimensional planes through the weights of three runs."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Planes(Workload):
         """Measure one row of a grid, or project all runs.
 
         Raises:
-            DeltaError: the three runs span no plane, or a run's own loss is not finite.
+            DeltaError: the three runs span no plane, or a run's own NLL is not finite.
         """
         corners, row = payload
         labels = {f"run_{side}": run.name for side, run in zip("abc", corners, strict=True)} | {"n": state.texts}
@@ -157,7 +157,7 @@ class Planes(Workload):
         for run, (x, y, residual) in zip((*corners, *others), np.vstack(places).tolist(), strict=True):
             nll = state.nll.at_run(run)
             if not np.isfinite(nll):
-                raise DeltaError(f"the loss of {run.name} is {nll}; the run has diverged, leave it out.")
+                raise DeltaError(f"the NLL of {run.name} is {nll}; the run has diverged, leave it out.")
             rows.append({"run": run.name, "x": x, "y": y, "residual": residual, "nll": nll})
         return rows
 

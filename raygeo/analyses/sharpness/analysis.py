@@ -1,4 +1,4 @@
-"""How much the loss rises near runs."""
+"""How much the NLL rises near runs."""
 
 from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.sharpness import report
@@ -9,7 +9,7 @@ from raygeo.report.parts import Parts
 ANALYSIS = Analysis(
     name="sharpness",
     order=310,
-    question="How much does the loss of held-out solutions rise near each run, at worst and on average?",
+    question="How much does the NLL of held-out solutions rise near each run, at worst and on average?",
     settings=SharpnessSettings,
     workloads=(Sharpness,),
     arguments=lambda of: (of.runs, of.base, of.probes["curvature"]),

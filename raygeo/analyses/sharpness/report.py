@@ -18,13 +18,13 @@ _MEASURES = {
 }
 """What each measure of sharpness is called, and its radius."""
 _FP32 = 1e-6
-"""What fp32 resolves of a loss, relative to it."""
+"""What fp32 resolves of an NLL, relative to it."""
 
 
 @figure(
     "sharpness",
     "Sharpness",
-    """How much the probe loss rises near each run: at the end of one ascent step of length ρ (SAM), at most along
+    """How much the probe's NLL rises near each run: at the end of one ascent step of length ρ (SAM), at most along
     several within that ball, one step of relative length ρ (ASAM, blind to rescaled weights), and on average under
     noise of standard deviation σ on every weight or, layer by layer, relative to the weights; bars are 95 % intervals
     over draws. Steps are lower bounds of the worst rise. The measures have units of their own: compare runs within a
@@ -59,7 +59,7 @@ def sharpness(view: View) -> Figure | None:
 
 @section(
     "Sharpness of every run",
-    """Rise of the probe loss in nats a token: sam, one ascent step of that length; ball, the most along several within
+    """Rise of the probe's NLL in nats a token: sam, one ascent step of that length; ball, the most along several within
     it; asam, one step relative to the weights; noise, the mean under noise of that standard deviation with its 95 %
     interval over draws; layer noise, the same relative to each parameter.""",
     folded=True,
@@ -90,13 +90,13 @@ def limits(view: View) -> list[str]:
     lost = frame[frame.value.abs() < _FP32 * frame.nll]
     if not lost.empty:
         sentences.append(
-            f"{typeset.count(len(lost))} of {typeset.count(len(frame))} rises are below what fp32 resolves of the loss "
+            f"{typeset.count(len(lost))} of {typeset.count(len(frame))} rises are below what fp32 resolves of the NLL "
             "(10⁻⁶ of it) and show rounding: take larger radii."
         )
     return sentences
 
 
 def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
-    """The rise of the loss, by measure and radius."""
+    """The rise of the NLL, by measure and radius."""
     for row in view.rows("sharpness"):
         yield row["run"], f"sharpness.{row['measure'].replace(' ', '_')}.{row['radius']:g}", row["value"]

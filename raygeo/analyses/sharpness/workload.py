@@ -1,6 +1,6 @@
-"""Sharpness: how much the probe's loss rises near every run, at worst within a ball and on average under noise.
+"""Sharpness: how much the probe's NLL rises near every run, at worst within a ball and on average under noise.
 
-The loss is the token-mean negative log-likelihood of one probe, the same for all runs, in nats a token.
+The NLL, the token-mean negative log-likelihood, is that of one probe, the same for all runs, in nats a token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ def _is_off(asked: bool) -> bool:
 
 
 class SharpnessSettings(Settings):
-    """Which neighbourhoods the loss is looked at in; an empty list leaves a measure out."""
+    """Which neighbourhoods the NLL is looked at in; an empty list leaves a measure out."""
 
     space: Literal["delta", "all", "attention"] = "delta"
     """The weights that are moved: merged ones that any run's delta touches, all, or attention's q, k, v and o."""
@@ -61,9 +61,9 @@ class Sharpness(Workload):
     """The sharpness of every run, one task a run, rows for table ``sharpness``.
 
     ``measure`` is "sam" (one step), "ball" (several), "asam", "noise" or "layer noise"; ``radius`` is that measure's
-    radius or standard deviation, ``value`` the rise of the loss; of a mean over ``draws``, ``error`` is the standard
+    radius or standard deviation, ``value`` the rise of the NLL; of a mean over ``draws``, ``error`` is the standard
     error, ``low`` and ``high`` are the ends of Student's 95 % interval.
-    Rises beyond what fp32 resolves of the loss, about 1e-7 of it, are noise; a diverged neighbour gives infinity or
+    Rises beyond what fp32 resolves of the NLL, about 1e-7 of it, are noise; a diverged neighbour gives infinity or
     NaN, which is kept as null.
 
     A task costs a gradient and a pass for each radius and step, and two passes for each sigma and draw.

@@ -15,7 +15,7 @@ _NAMED = 12
 @section(
     "Averages of runs",
     """Each average is of weights; runs alone and the base stand above. The greedy soup was chosen on one half of the
-    held-out solutions, all likelihoods are of the other half. “Above its members” is the loss less the mean loss of the
+    held-out solutions, all likelihoods are of the other half. “Above its members” is the NLL less the mean NLL of the
     members: above zero, they do not share a basin. The last columns are about next tokens (how sure, how far from how
     often right) and about problems that all members get wrong and the average right, or the reverse.""",
 )

@@ -78,6 +78,7 @@ class Soups(Workload):
         self.base = base
         self.probe = probe
         self.asked = Asked(settings, exam)
+        self.uses = self.asked.revisions
         self.groups = groups
 
     def tasks(self) -> list[Task]:

@@ -76,6 +76,7 @@ class Wise(Workload):
         self.base = base
         self.probe = probe
         self.asked = Asked(settings, exam)
+        self.uses = self.asked.revisions
 
     def tasks(self) -> list[Task]:
         """One task a run; all cost the same."""

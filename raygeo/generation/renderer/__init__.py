@@ -7,8 +7,9 @@ from raygeo.generation.renderer.base import MARKS, Renderer
 from raygeo.generation.renderer.chat import ChatRenderer, ChatSettings
 from raygeo.generation.renderer.plain import PlainRenderer
 
-__all__ = ["MARKS", "ChatRenderer", "ChatSettings", "PlainRenderer", "Renderer", "renderer_for"]
+__all__ = ["MARKS", "RENDERERS", "ChatRenderer", "ChatSettings", "PlainRenderer", "Renderer", "renderer_for"]
 
+RENDERERS = (PlainRenderer, ChatRenderer)
 _AS_ASKED = ChatSettings()
 
 

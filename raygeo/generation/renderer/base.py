@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,10 +21,12 @@ MARKS = (
 class Renderer(ABC):
     """Turns prompts and completions into the tokens of one tokenizer, and tokens into text.
 
-    ``identity`` is its name and revision, as in ``plain-2``, and a part of every content key that depends on tokens:
-    another one wherever the tokens of some text change.
+    ``identity`` is its ``form`` and ``revision``, as in ``plain-2``, and a part of every content key that depends on
+    tokens: another one wherever the tokens of some text change.
     """
 
+    form: ClassVar[str]
+    revision: ClassVar[int]
     identity: str
 
     def __init__(self, tokenizer: Any):

@@ -67,6 +67,9 @@ class ChatRenderer(PlainRenderer):
     Texts of completions hold whatever was written but the ends: tokens such as ``<think>`` stay, special or not.
     """
 
+    form = "chat"
+    revision = 1
+
     def __init__(self, tokenizer: Any, settings: ChatSettings | None = None):
         """Find out what the template puts around an answer.
 
@@ -81,7 +84,8 @@ class ChatRenderer(PlainRenderer):
         except ValueError as error:
             raise StudentError(f"the tokenizer's chat template cannot be used: {error}") from error
         self._template = f"{_DATED}{template}" if "strftime_now" in template else template
-        self.identity = f"chat-1-{content_key(template, self.settings.system, self.settings.template_kwargs)}"
+        filled_in = content_key(template, self.settings.system, self.settings.template_kwargs)
+        self.identity = f"{self.form}-{self.revision}-{filled_in}"
         self._refusals: dict[tuple[str, ...], str | None] = {}
         roles = ("user",) if self.settings.system is None else ("system", "user")
         if (refusal := self._refusal(roles)) is not None:

@@ -25,7 +25,9 @@ class PlainRenderer(Renderer):
     not added to them (``own_marks`` names them). Special tokens elsewhere in a prompt are its author's, and stay.
     """
 
-    identity = "plain-2"
+    form = "plain"
+    revision = 2
+    identity = f"{form}-{revision}"
     _known: Mapping[str, list[int]] = MappingProxyType({})
     """Tokens of texts that were tokenised together."""
 

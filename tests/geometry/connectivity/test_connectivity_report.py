@@ -146,7 +146,7 @@ def bent():
 def test_a_curve_stands_beside_its_line(bent):
     row = sheet_row("curves", bent, b="dpo")
     assert row["line: barrier"] == ("0.400", "[0.360, 0.440]")
-    assert row["curve: largest loss"] == ("0.080", "[0.070, 0.100]")
+    assert row["curve: largest NLL"] == ("0.080", "[0.070, 0.100]")
     assert row["below the line"] == ("0.380", "[0.330, 0.420]")
     line, curve = axes("curves", bent)[0].lines
     assert (max(line.get_ydata()), max(curve.get_ydata())) == pytest.approx((0.46, 0.08))

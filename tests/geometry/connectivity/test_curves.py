@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from connectivity_cases import EOS, MARK, SEVEN, V, compute_all, noise, save_probe, save_run, save_student
+from connectivity_cases import EOS, MARK, SEVEN, V, compute_all, noise, save_probe, save_run
 from delta_cases import low_rank, save_lora
 from tiny import save_words, ten_words
 from torch import nn
@@ -29,24 +29,8 @@ from raygeo.models.delta import Dense, LowRank
 from raygeo.models.mix import MixedWeights
 from raygeo.models.resident import ResidentStudent
 from raygeo.models.run import Run
-from raygeo.tables import BASE
 
 QUICK = {"steps": 3, "points": 5, "bootstrap": 100, "batch_size": 4}
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    return save_student(tmp_path_factory.mktemp("student"))
-
-
-@pytest.fixture
-def probe_file(tmp_path):
-    return save_probe(tmp_path / "texts.npz")
-
-
-@pytest.fixture
-def runs(student, tmp_path):
-    return [save_run(tmp_path, f"r{s}", noise(student, s)) for s in (1, 2)] + [Run(BASE, "key-base", None)]
 
 
 class Held(nn.Module):

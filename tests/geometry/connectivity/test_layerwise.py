@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from connectivity_cases import compute_all, noise, save_probe, save_run, save_student
+from connectivity_cases import compute_all, noise, save_run, save_student
 from transformers import Qwen3ForCausalLM
 
 from raygeo.analyses.layerwise.workload import ALL, Layerwise, LayerwiseSettings
@@ -16,11 +16,6 @@ from raygeo.tables import BASE
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
     return save_student(tmp_path_factory.mktemp("student"), layers=2)
-
-
-@pytest.fixture
-def probe_file(tmp_path):
-    return save_probe(tmp_path / "texts.npz")
 
 
 @pytest.fixture

@@ -14,9 +14,7 @@ from connectivity_cases import (
     compute_all,
     exam,
     noise,
-    save_probe,
     save_run,
-    save_student,
 )
 from safetensors.torch import save_file
 from tiny import save_words, ten_words
@@ -159,21 +157,6 @@ def test_only_the_first_problems_are_asked_and_none_turns_accuracy_off(bigram, t
     assert compute(Paths(PathsSettings(accuracy_problems=0), runs, bigram, {}, exam(bigram, problems))) == ([], [])
 
 
-@pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    return save_student(tmp_path_factory.mktemp("student"))
-
-
-@pytest.fixture
-def probe_file(tmp_path):
-    return save_probe(tmp_path / "texts.npz")
-
-
-@pytest.fixture
-def runs(student, tmp_path):
-    return [save_run(tmp_path, f"r{s}", noise(student, s)) for s in (1, 2)] + [Run(BASE, "key-base", None)]
-
-
 def test_paths_equal_dense_interpolation(student, probe_file, runs, tmp_path):
     settings = PathsSettings(points=5, batch_size=4)
     workload = Paths(settings, runs, student, {"texts": probe_file})
@@ -265,6 +248,11 @@ def test_pairs_and_keys(student, probe_file, runs):
         assert not set(keys) & {task.key for task in tasks(**{name: value})}
     unasked = [task.key for task in tasks(accuracy_problems=0)]
     assert unasked == [task.key for task in tasks(accuracy_problems=0, **answered)]
+    asked = [
+        Paths(PathsSettings(accuracy_problems=n), runs, student, {}, exam(student, [("a ?", "7")])) for n in (0, 1)
+    ]
+    own = {"paths": Paths.revision}
+    assert [each.revisions for each in asked] == [own, own | {"grading": 2, "renderer plain": 2, "engine local": 1}]
     assert not set(keys) & set(unasked)
     retrained = [runs[0], Run("r2", "other", runs[1].delta), runs[2]]
     again = Paths(PathsSettings(), retrained, student, {"texts": probe_file}, exam(student, [("a ?", "7")])).tasks()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from connectivity_cases import compute_all, noise, save_probe, save_run, save_student
+from connectivity_cases import compute_all, noise, save_probe, save_run
 from delta_cases import gaussian, low_rank, save_lora
 from transformers import Qwen3ForCausalLM
 
@@ -90,11 +90,6 @@ def test_inner_products_of_any_deltas_equal_dense_ones():
     ]
     expected = torch.stack(flat) @ torch.stack(flat).T
     np.testing.assert_allclose(delta_gram(deltas), expected.numpy(), rtol=1e-12, atol=1e-12)
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    return save_student(tmp_path_factory.mktemp("student"))
 
 
 @pytest.fixture

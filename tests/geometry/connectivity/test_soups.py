@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from connectivity_cases import compute_all, exam, noise, save_probe, save_run, save_student
+from connectivity_cases import compute_all, exam, noise, save_run
 from torch import nn
 from transformers import Qwen3ForCausalLM
 
@@ -18,16 +18,6 @@ from raygeo.tables import BASE
 
 QUICK = {"bootstrap": 100, "max_new_tokens": 3}
 PROBLEMS = [(f"{word} ?", gold) for word, gold in zip("abcd", "7778", strict=True)]
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    return save_student(tmp_path_factory.mktemp("student"))
-
-
-@pytest.fixture
-def probe_file(tmp_path):
-    return save_probe(tmp_path / "texts.npz")
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 import torch
-from delta_cases import Q, V, all_rows, gaussian, low_rank, moments_of, save_lora
-from tiny import tiny_qwen
+from delta_cases import Q, V, all_rows, full_run, gaussian, lora_run, low_rank, moments_of
 
 from raygeo.analyses.cosine_baselines.workload import CosineBaselines, CosineBaselineSettings
 from raygeo.analyses.similarity.workload import Similarity, SimilaritySettings
@@ -14,7 +13,7 @@ from raygeo.errors import DataError
 from raygeo.geometry.weights import grouping
 from raygeo.geometry.weights.grouping import open_all
 from raygeo.geometry.weights.moments import whole_moments
-from raygeo.models.delta import LowRank, save_full_delta
+from raygeo.models.delta import LowRank
 from raygeo.models.run import Run
 from raygeo.records import Condition
 from raygeo.tables import BASE
@@ -31,13 +30,6 @@ def baselines(runs, base, conditions, reference):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_qwen().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def study(tmp_path_factory, base):
     """Two losses of two LoRA seeds each, one of another rate, and a full delta; their conditions and dense vectors."""
     folder = tmp_path_factory.mktemp("deltas")
@@ -49,10 +41,9 @@ def study(tmp_path_factory, base):
         q = LowRank(shared.b + 0.5 * noise.b, shared.a, 2.0)
         entries = {Q.format(0): q, V.format(1): low_rank(16, 32, 4, seed=20 + index)}
         name = f"{loss}-{rate}-{seed}"
-        runs.append(Run(name, name, str(save_lora(folder / name, entries))))
+        runs.append(lora_run(folder, name, entries))
         conditions[name] = Condition(loss, rate, seed, 0)
-    save_full_delta(folder / "full", {Q0: 3 * gaussian(32, 32, seed=30)})
-    runs.append(Run("full", "full", str(folder / "full")))
+    runs.append(full_run(folder, "full", {Q0: 3 * gaussian(32, 32, seed=30)}))
     conditions["full"] = Condition("sft", "full", 0, None)
     vectors = {}
     for run in runs:
@@ -147,8 +138,7 @@ def test_random_full_deltas_leave_of_a_span_what_chance_says(tmp_path, base):
     runs, conditions = [], {}
     for index in range(43):
         name = f"r{index}"
-        save_full_delta(tmp_path / name, {V1: gaussian(16, 32, seed=index)})
-        runs.append(Run(name, name, str(tmp_path / name)))
+        runs.append(full_run(tmp_path, name, {V1: gaussian(16, 32, seed=index)}))
         conditions[name] = Condition("a" if index < 3 else f"b{index}", "", index, None)
     workload = baselines(runs, base, conditions, "r0")
     found = workload.compute(workload.setup(), None)["span_residuals"]
@@ -169,8 +159,7 @@ def test_each_setting_has_its_own_test_where_several_have_seeds(tmp_path, base):
     runs, conditions = [], {}
     for index, (rate, loss, seed) in enumerate(itertools.product(("low", "high"), "ab", (0, 1))):
         name = f"{loss}-{rate}-{seed}"
-        save_full_delta(tmp_path / name, {V1: gaussian(16, 32, seed=index)})
-        runs.append(Run(name, name, str(tmp_path / name)))
+        runs.append(full_run(tmp_path, name, {V1: gaussian(16, 32, seed=index)}))
         conditions[name] = Condition(loss, rate, seed, None)
     workload = baselines(runs, base, conditions, "a-low-0")
     found = workload.compute(workload.setup(), None)["permutation_tests"]
@@ -199,8 +188,7 @@ def test_maps_hold_the_base_and_have_the_reference_on_the_right(study, rows):
 def test_a_run_that_did_not_move_has_no_direction(tmp_path, base):
     runs, conditions = [], {}
     for index, name in enumerate(("a", "b", "still")):
-        save_full_delta(tmp_path / name, {V1: gaussian(16, 32, seed=index) * (name != "still")})
-        runs.append(Run(name, name, str(tmp_path / name)))
+        runs.append(full_run(tmp_path, name, {V1: gaussian(16, 32, seed=index) * (name != "still")}))
         conditions[name] = Condition(name, "", 0, None)
     workload = baselines(runs, base, conditions, "still")
     found = workload.compute(workload.setup(), None)
@@ -246,10 +234,9 @@ def test_added_moments_are_those_of_the_deltas_to_the_last_bit(tmp_path, base, s
     runs = []
     for index, name in enumerate(("a", "b", "c")):
         tensors = {n: 10.0**-i * gaussian(*s, seed=10 * index + i) for i, (n, s) in enumerate(shapes.items())}
-        save_full_delta(tmp_path / name, tensors)
-        runs.append(Run(name, name, str(tmp_path / name)))
+        runs.append(full_run(tmp_path, name, tensors))
     entries = {Q.format(1): low_rank(32, 32, 4, seed=50), V.format(1): low_rank(16, 32, 4, seed=51)}
-    runs.append(Run("lora", "lora", str(save_lora(tmp_path / "lora", entries))))
+    runs.append(lora_run(tmp_path, "lora", entries))
     conditions = {run.name: Condition("sft" if run.name < "c" else "dpo", "", i, None) for i, run in enumerate(runs)}
     exact = whole_moments(open_all(runs))
     monkeypatch.setattr(grouping, "GROUP_SIZE", size)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from delta_cases import Q, V, all_rows, gaussian, low_rank, save_lora
+from delta_cases import Q, V, all_rows, gaussian, lora_run, low_rank, save_lora
 from safetensors.torch import load_file, save_file
 from tiny import tiny_qwen
 
@@ -15,13 +15,6 @@ from raygeo.models.run import Run
 from raygeo.tables import BASE
 
 EMBED = "model.embed_tokens.weight"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_qwen().save_pretrained(folder)
-    return folder
 
 
 def rows_of(workload):
@@ -178,7 +171,7 @@ def test_tasks_are_groups_of_one_runs_parameters(tmp_path, base, monkeypatch):
     runs = [Run(BASE, "b", None)]
     for name in ("x", "y"):
         entries = {Q.format(layer): low_rank(32, 32, 4, seed=layer) for layer in (0, 1)}
-        runs.append(Run(name, name, str(save_lora(tmp_path / name, entries))))
+        runs.append(lora_run(tmp_path, name, entries))
     whole = Norms(NormSettings(), runs, base)
     assert [(task.payload[0].name, task.cost) for task in whole.tasks()] == [("x", 512), ("y", 512)]
     elsewhere = Norms(NormSettings(), runs, "/elsewhere").tasks()

@@ -4,12 +4,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from delta_cases import Q, V, gaussian, low_rank, save_lora
+from delta_cases import Q, V, full_run, gaussian, lora_run, low_rank
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from scipy.linalg import subspace_angles
 from scipy.stats import hypergeom
-from tiny import tiny_qwen
 
 from raygeo.analyses.off_principal.workload import OffPrincipal, OffPrincipalSettings, totals
 from raygeo.errors import DeltaError
@@ -17,24 +16,12 @@ from raygeo.geometry.weights import linalg
 from raygeo.geometry.weights.masks import MASKS
 from raygeo.geometry.weights.principal import Principal, gap, shift_norm, turns
 from raygeo.models.checkpoint import Checkpoint
-from raygeo.models.delta import LowRank, save_full_delta
+from raygeo.models.delta import LowRank
 from raygeo.models.run import Run
 from raygeo.tables import BASE, to_arrow
 
 Q0, Q1, V0, NORM = Q.format(0) + ".weight", Q.format(1) + ".weight", V.format(0) + ".weight", "model.norm.weight"
 EMBED = "model.embed_tokens.weight"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_qwen().save_pretrained(folder)
-    return folder
-
-
-def full_run(tmp_path, name, tensors):
-    save_full_delta(tmp_path / name, tensors)
-    return Run(name, name, str(tmp_path / name))
 
 
 def run_all(runs, base, **settings):
@@ -57,9 +44,7 @@ def runs(tmp_path_factory):
         for name, size, seed in (("small", 3e-5, 0), ("large", 1e-3, 10))
     ]
     factors = low_rank(32, 32, 4, 20)
-    made.append(
-        Run("lora", "lora", str(save_lora(folder / "lora", {Q.format(0): LowRank(2e-5 * factors.b, factors.a, 2.0)})))
-    )
+    made.append(lora_run(folder, "lora", {Q.format(0): LowRank(2e-5 * factors.b, factors.a, 2.0)}))
     return [Run(BASE, BASE, None), *made]
 
 

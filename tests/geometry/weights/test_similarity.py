@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from delta_cases import Q, V, all_rows, gaussian, low_rank, save_lora
+from delta_cases import Q, V, all_rows, full_run, gaussian, lora_run, low_rank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_qwen
@@ -14,27 +14,11 @@ from raygeo.errors import DeltaError
 from raygeo.geometry.weights import grouping
 from raygeo.geometry.weights.linalg import participation_rank
 from raygeo.geometry.weights.moments import Moments, cosine, moments, null_variance, whole_moments
-from raygeo.models.delta import Dense, LowRank, save_full_delta
+from raygeo.models.delta import Dense, LowRank
 from raygeo.models.run import Run
 from raygeo.tables import BASE
 
 Q0, V0, V1, NORM = Q.format(0) + ".weight", V.format(0) + ".weight", V.format(1) + ".weight", "model.norm.weight"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_qwen().save_pretrained(folder)
-    return folder
-
-
-def full_run(tmp_path, name, tensors):
-    save_full_delta(tmp_path / name, tensors)
-    return Run(name, name, str(tmp_path / name))
-
-
-def lora_run(tmp_path, name, entries):
-    return Run(name, name, str(save_lora(tmp_path / name, entries)))
 
 
 def rows_of(runs, base):

@@ -4,9 +4,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from delta_cases import Q, V, gaussian, low_rank, save_lora
+from delta_cases import Q, V, gaussian, lora_run, low_rank, save_lora
 from scipy.linalg import subspace_angles
-from tiny import tiny_qwen
 
 from raygeo.analyses.subspaces.workload import Subspaces, SubspaceSettings
 from raygeo.errors import DeltaError
@@ -23,13 +22,6 @@ from raygeo.models.run import Run
 from raygeo.tables import BASE, to_arrow
 
 Q0 = Q.format(0) + ".weight"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_qwen().save_pretrained(folder)
-    return folder
 
 
 def frame(d, k, seed):
@@ -191,8 +183,7 @@ def runs_of(tmp_path):
     second = {name: LowRank(gaussian(*entry.b.shape, seed=50), entry.a, 2.0) for name, entry in first.items()}
     third = {Q.format(0): low_rank(32, 32, 2, 7), V.format(1): low_rank(16, 32, 2, 8)}
     runs = [
-        Run(name, name, str(save_lora(tmp_path / name, entries)))
-        for name, entries in (("first", first), ("second", second), ("third", third))
+        lora_run(tmp_path, name, entries) for name, entries in (("first", first), ("second", second), ("third", third))
     ]
     tensors = {Q0: gaussian(32, 32, seed=9), V.format(0) + ".weight": gaussian(16, 32, seed=10)}
     save_full_delta(tmp_path / "full", tensors | {"model.norm.weight": torch.ones(32)})

@@ -22,13 +22,6 @@ LAST = STEPS[-1]
 SHAPES = {Q.format(0): (32, 32), V.format(1): (16, 32)}
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_qwen().save_pretrained(folder)
-    return folder
-
-
 def lora_deltas(seed):
     """Factors on a way: B grows from zero, A drifts."""
     deltas = {}
