@@ -165,7 +165,7 @@ def test_a_submitted_study_is_stopped_and_resumed_and_says_what_failed(cluster, 
         geometry={name: None for name in analyses() if name != "norms"},
         rollouts={"read": [{"type": "jsonl", "path": str(tmp_path / "rollouts.jsonl")}]},
         student={"model": str(save_tiny_student(tmp_path / "student"))},
-        training={"steps": 200, "batch_size": 8, "log_every": 1, "checkpoint_every": 20, "snapshots": 0,
+        training={"steps": 400, "batch_size": 8, "log_every": 1, "checkpoint_every": 20, "snapshots": 0,
                   "restarts": 0, "cpus": 1.5},
         runs=[{"name": name, "loss": {"type": "sft"}, "seed": seed} for seed, name in enumerate(("first", "second"))],
     )  # fmt: skip
@@ -183,7 +183,6 @@ def test_a_submitted_study_is_stopped_and_resumed_and_says_what_failed(cluster, 
 
     cluster.submit("struck", tmp_path / "study.yaml")
     cluster.wait_for("struck", lambda: seen.steps("second") > 20)
-    assert seen.states() == {"tiny": "RUNNING", "first": "FINISHED", "second": "RUNNING"}
     for worker in cluster.workers():
         worker.kill()
     cluster.wait_for("struck", lambda: not cluster.active("struck"), ended=True)
@@ -195,7 +194,7 @@ def test_a_submitted_study_is_stopped_and_resumed_and_says_what_failed(cluster, 
     store = raygeo.open(str(tmp_path / "store"))
     assert store.table("runs")["status"].to_pylist() == ["finished", "failed"]
     assert "a worker was lost" in Path(store.path("report.html")).read_text()
-    assert sorted(seen.curve("first")) == list(range(1, 201))
+    assert sorted(seen.curve("first")) == list(range(1, 401))
     assert seen.runs()["first"].data.tags["raygeo.ray_job"] == "struck"
 
 
