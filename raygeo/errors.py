@@ -24,6 +24,10 @@ class FullStoreError(StoreError):
     """The disk that the store is written to is full."""
 
 
+class BusyStoreError(StoreError):
+    """Another process is working on the store."""
+
+
 class StudentError(RaygeoError, ValueError):
     """A model or tokenizer cannot be loaded or does not fit the study."""
 
@@ -50,3 +54,7 @@ class TrackingError(RaygeoError, RuntimeError):
 
 class WorkloadError(RaygeoError, RuntimeError):
     """Tasks of a fanned-out workload failed; the message names each one."""
+
+
+class LostProcessError(WorkloadError):
+    """A process that a task had asked others of was lost, or found no place; the task may be tried again."""

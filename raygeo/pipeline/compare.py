@@ -6,6 +6,7 @@ import yaml
 
 from raygeo.analyses.inputs import AnalysisInputs
 from raygeo.cluster.fanout import ActorPool
+from raygeo.cluster.nodes import check_nodes
 from raygeo.cluster.preflight import check_fits
 from raygeo.cluster.session import connect
 from raygeo.cluster.sharded import ShardedOperator
@@ -27,6 +28,8 @@ from raygeo.progress import Progress, StageTime, stage_table
 from raygeo.report.page import PageContext
 from raygeo.settings import content_key
 from raygeo.store import AnyPath, Store
+from raygeo.store.cleaning import COMPARISON as COMPARED_HERE
+from raygeo.store.lease import held
 
 UNKNOWN = (
     "How the models were trained is not known here, neither their losses and learning rates nor their seeds and data, "
@@ -38,11 +41,13 @@ NOT_ASKED = (
 )
 
 
-def compare_models(comparison: Comparison, *, address: str | None = None, progress: Progress | None = None) -> Store:
+def compare_models(
+    comparison: Comparison, *, address: str | None = None, progress: Progress | None = None, wait: bool = False
+) -> Store:
     """Compare models: whatever the store lacks is made, and the rest is taken from there. Returns the store.
 
     ``address`` names a running Ray cluster. An analysis that fails does not keep the page from being written without
-    it.
+    it. Where another process works on the store, this one is refused, or with ``wait`` waits for it.
 
     Raises:
         RaygeoError: what is wrong and what to do about it; everything finished before stays in the store.
@@ -53,15 +58,20 @@ def compare_models(comparison: Comparison, *, address: str | None = None, progre
     if store.read_bytes("study.yaml") is not None:
         raise ConfigError(f"{store.location} holds a study, whose tables would be lost; give another --store.")
     settings = yaml.safe_dump(comparison.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    store.write_bytes(COMPARISON, settings.encode())
     times: list[StageTime] = []
-    with handled():
+    with (
+        handled(),
+        held(store, "a comparison", wait=wait, say=progress.say),
+        store.noting(COMPARED_HERE) as ledger,
+    ):
+        store.write_bytes(COMPARISON, settings.encode())
         try:
             context = _run_stages(comparison, store, settings, address, progress, times)
         except KeyboardInterrupt:
             done = ", ".join(time.stage for time in times) or "nothing"
             progress.say(f"\nstopped; done: {done}. The same command resumes.")
             raise
+        ledger.whole = True
     progress.console.print(stage_table(times))
     context.check_whole()
     return store
@@ -77,8 +87,9 @@ def _run_stages(
 ) -> StageContext:
     with timed_stage("start", times, progress, None):
         connect(address)
-        check_fits("an actor (actors)", {"CPU": comparison.actors.cpus, "GPU": comparison.actors.gpus})
-    with ActorPool(comparison.actors) as pool:
+        check_fits("an actor (actors)", comparison.actors.demand)
+        check_nodes(store, gpus=comparison.actors.gpus > 0, say=progress.say)
+    with ActorPool(comparison.actors, progress.say, "comparison") as pool:
         context = StageContext(store, pool, progress)
         about = PageContext(
             title=f"{len(comparison.models)} models and their base",

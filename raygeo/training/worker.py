@@ -42,7 +42,7 @@ def run_record(spec: RunSpec, key: str, status: str, **known: Any) -> RunRecord:
 
 def delta_folder(store: Store, key: str) -> str:
     """Path or URI of the folder in which a run's delta is kept."""
-    return f"{store.location}/{DELTAS}/{key}"
+    return store.uri(DELTAS, key)
 
 
 def train(
@@ -61,7 +61,7 @@ def train(
     spec, store, inputs = job.spec, job.store, job.inputs
     started = time.perf_counter()
     torch.set_num_threads(max(1, int(spec.training.cpus)))
-    data = open_data(spec.loss, store, inputs)
+    data = open_data(spec.loss, store, inputs, spec.needs)
     engine, adapter_init = build_engine(spec, len(data.examples), inputs.student, base)
     checkpoints = Checkpoints(store, job.key)
     resumed = checkpoints.resume(engine)
