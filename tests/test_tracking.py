@@ -349,6 +349,23 @@ def test_a_wrong_address_is_refused_at_once(serving, store, monkeypatch, uri, to
     assert not Path(store.path(FOLDER)).exists()
 
 
+def test_a_password_in_the_address_is_written_nowhere(serving, store, monkeypatch, capfd):
+    server, study = serving
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri.replace("//", "//user:se%3Acret@"))
+    tracking = Tracking(store, study, {"student": tracking_uri(store)}, say=print)
+    tracking.end(open_run(tracking), "FINISHED")
+    server.tell(signal.SIGSTOP)
+    tracking.text("page", "text")
+    tracking.close("FINISHED")
+    server.tell(signal.SIGCONT)
+    print(send_queued(store))
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "se:cret"
+    assert "were sent" in (said := "".join(capfd.readouterr()))
+    runs = [run.to_dictionary() for run in server.runs(study).values()]
+    kept = [file.read_bytes().decode() for file in Path(store.location).rglob("*") if file.is_file()]
+    assert "cret@" not in said + json.dumps(runs) + "".join(kept)
+
+
 def test_a_study_that_was_logged_before_resumes_without_its_server(serving, store, monkeypatch):
     server, study = serving
     Tracking(store, study, {}).close("FINISHED")

@@ -52,12 +52,14 @@ def open_client(uri: str) -> MlflowClient:
 
     User and password of the address go where MLflow's own are, so that no message of a library holds them.
     """
-    known = urlsplit(uri) if uri.startswith("http") else None
-    user = {} if known is None else {"USERNAME": known.username, "PASSWORD": known.password}
-    given = {f"MLFLOW_TRACKING_{name}": unquote(value) for name, value in user.items() if value}
-    for name, value in (_SETTINGS | given).items():
+    settings, parts = dict(_SETTINGS), urlsplit(uri)
+    if parts.scheme in ("http", "https") and parts.username and parts.password:
+        settings["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+        settings["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+        uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
-    return MlflowClient(without_credentials(uri))
+    return MlflowClient(uri)
 
 
 def is_away(error: BaseException) -> bool:
