@@ -20,6 +20,7 @@ from raygeo.cli import stoppable
 from raygeo.errors import ConfigError, RaygeoError
 from raygeo.pipeline.config import Study, load_study, read_yaml
 from raygeo.pipeline.study import run_study
+from raygeo.store.location import extended
 
 
 def sweep(
@@ -49,7 +50,7 @@ def _studies(study: Path, over: str | None, overrides: list[str], store: str | N
     for value in values:
         given = load_study(study, [*overrides, f"{setting}={json.dumps(value)}"], store)
         location, name = given.store or f"store/{given.name}", json.dumps(value).strip('"').replace("/", "_")
-        studies.append(given.model_copy(update={"store": f"{location}-{name}"}))
+        studies.append(given.model_copy(update={"store": extended(location, f"-{name}")}))
     return studies
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``raygeo run | plan | compare | data | losses | analyses | report | export | ui | doctor``."""
+"""The command line: ``raygeo run | plan | compare | data | losses | analyses | report | export | ui | store | ...``."""
 
 import os
 import sys
@@ -20,6 +20,9 @@ app = typer.Typer(
 
 StoreOption = Annotated[str | None, typer.Option("--store", help="Path or URI of the store; overrides the study's.")]
 SetOption = Annotated[list[str], typer.Option("--set", help="Override a setting, as a.b=c; may be repeated.")]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait while another process works on the store.")]
+YesOption = Annotated[bool, typer.Option("--yes", help="Remove it without asking.")]
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Path or URI of a store.")]
 AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; by default RAY_ADDRESS, else none.")]
 
 
@@ -45,6 +48,7 @@ def run(
     address: AddressOption = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
     memory_check: Annotated[bool, typer.Option(help="Refuse what is not thought to fit, before training.")] = True,
+    wait: WaitOption = False,
     allow_failures: Annotated[bool, typer.Option("--allow-failures", help="End with 0 though a part failed.")] = False,
 ) -> None:
     """Run a study: whatever its store lacks is made, in order; the rest is taken from the store."""
@@ -54,7 +58,14 @@ def run(
         given = load_study(study, overrides, store)  # what is wrong in it is told before Ray is imported
         from raygeo.pipeline.study import run_study
 
-        run_study(given, address=address, until=until, memory_check=memory_check, allow_failures=allow_failures)
+        run_study(
+            given,
+            address=address,
+            until=until,
+            memory_check=memory_check,
+            wait=wait,
+            allow_failures=allow_failures,
+        )
 
 
 @app.command()
@@ -103,6 +114,7 @@ def compare(
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     store: Annotated[str | None, typer.Option(help="Path or URI of the store; by default store/comparison.")] = None,
     address: AddressOption = None,
+    wait: WaitOption = False,
 ) -> None:
     """Compare the weights of models that were fine-tuned from one base, without a study; writes the same page."""
     with stoppable():
@@ -112,7 +124,7 @@ def compare(
         comparison = plan_comparison(
             base, models, names=names, store=store, solutions=solutions, reference=reference, overrides=overrides
         )
-        compare_models(comparison, address=address)
+        compare_models(comparison, address=address, wait=wait)
 
 
 @app.command()
@@ -258,6 +270,66 @@ def ui(
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"])
+
+
+stores = typer.Typer(no_args_is_help=True, help="See what is in a store, and keep it in order.")
+app.add_typer(stores, name="store")
+
+
+@stores.command("ls")
+def list_store(store: StoreArgument) -> None:
+    """Print what a store holds: who writes to it, its studies and runs, and how much of each kind."""
+    from raygeo.store import Store, commands
+
+    commands.list_store(Store(store, create=False))
+
+
+@stores.command("rm")
+def remove(
+    store: StoreArgument,
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Runs, studies, or kinds as `ls` has them.")],
+    yes: YesOption = False,
+    wait: WaitOption = False,
+) -> None:
+    """Remove the weights of runs, what only these studies need, or all of a kind; what is run again is made anew."""
+    from raygeo.store import Store, commands
+
+    with stoppable():
+        if not commands.remove_from(Store(store, create=False), names, yes=yes, wait=wait):
+            raise typer.Exit(1)
+
+
+@stores.command("gc")
+def clean(store: StoreArgument, yes: YesOption = False, wait: WaitOption = False) -> None:
+    """Remove what killed processes left behind and what no study in the store needs, after asking."""
+    from raygeo.store import Store, commands
+
+    with stoppable():
+        if not commands.clean(Store(store, create=False), yes=yes, wait=wait):
+            raise typer.Exit(1)
+
+
+@stores.command()
+def verify(store: StoreArgument) -> None:
+    """Read everything in a store to its end, and name what is broken."""
+    from raygeo.store import Store, commands
+
+    if not commands.verify(Store(store, create=False)):
+        raise typer.Exit(1)
+
+
+@stores.command()
+def copy(
+    store: StoreArgument,
+    to: Annotated[str, typer.Argument(metavar="TO", help="A new path or URI, or a copy that was interrupted.")],
+    wait: WaitOption = False,
+) -> None:
+    """Copy a whole store, MLflow's runs and artifacts too, and verify the copy."""
+    from raygeo.store import Store, commands
+
+    with stoppable():
+        if not commands.copy(Store(store, create=False), Store(to), wait=wait):
+            raise typer.Exit(1)
 
 
 @app.command()

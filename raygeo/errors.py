@@ -24,6 +24,10 @@ class FullStoreError(StoreError):
     """The disk that the store is written to is full."""
 
 
+class BusyStoreError(StoreError):
+    """Another process is working on the store."""
+
+
 class StudentError(RaygeoError, ValueError):
     """A model or tokenizer cannot be loaded or does not fit the study."""
 

@@ -169,6 +169,7 @@ def run_workload(
     progress = progress or Progress()
     if outdated := outdated_units(finished, (t.key for t in todo)):
         progress.say(f"  {workload.name}: {outdated}")
+    store.refer(workload.tables, [t.key for t in tasks])
     result = FanoutResult([t.key for t in tasks], reused=len(tasks) - len(todo))
     if not todo:
         return result

@@ -17,7 +17,7 @@ from raygeo.cluster.fitting import listed
 from raygeo.cluster.preflight import check_fits, count_fitting
 from raygeo.cluster.schedule import Schedule
 from raygeo.cluster.settings import ActorSettings
-from raygeo.errors import RaygeoError, WorkloadError
+from raygeo.errors import FullStoreError, RaygeoError, WorkloadError
 from raygeo.store import Store
 from raygeo.workload import Task, Workload
 
@@ -116,6 +116,8 @@ class ActorPool:
                     outcomes: list[Outcome] = ray.get(ready)
                 except RayTaskError as error:
                     ray.kill(actor)
+                    if isinstance(error.cause, FullStoreError):
+                        raise error.cause from None
                     cause = error.cause if isinstance(error.cause, RaygeoError) else error
                     raise WorkloadError(f"{workload.name} could not be set up on an actor: {cause}") from None
                 except RayActorError as error:

@@ -1,6 +1,5 @@
 """What the base student says of every rollout token, computed once a study for the losses that need it."""
 
-import shutil
 from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -177,10 +176,9 @@ class ReferenceStates(_BasePass):
         states = torch.cat(self.by_row(state, start, end))
         bits = states.view(torch.uint16) if states.dtype == torch.bfloat16 else states.float()
         first = int(state[2].completion_offsets[start])
-        folder = self.store.scratch()
-        np.save(folder / f"{first:015d}.npy", bits.numpy())
-        self.store.add_to_folder(REFERENCE_STATES, self.folder_key, folder)
-        shutil.rmtree(folder)
+        with self.store.scratch_folder() as folder:
+            np.save(folder / f"{first:015d}.npy", bits.numpy())
+            self.store.add_to_folder(REFERENCE_STATES, self.folder_key, folder)
         return {"reference_states": [{"row": start, "rows": end - start, "token": first, "tokens": len(states)}]}
 
 

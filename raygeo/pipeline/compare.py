@@ -27,6 +27,8 @@ from raygeo.progress import Progress, StageTime, stage_table
 from raygeo.report.page import PageContext
 from raygeo.settings import content_key
 from raygeo.store import AnyPath, Store
+from raygeo.store.cleaning import COMPARISON as COMPARED_HERE
+from raygeo.store.lease import held
 
 UNKNOWN = (
     "How the models were trained is not known here, neither their losses and learning rates nor their seeds and data, "
@@ -38,11 +40,13 @@ NOT_ASKED = (
 )
 
 
-def compare_models(comparison: Comparison, *, address: str | None = None, progress: Progress | None = None) -> Store:
+def compare_models(
+    comparison: Comparison, *, address: str | None = None, progress: Progress | None = None, wait: bool = False
+) -> Store:
     """Compare models: whatever the store lacks is made, and the rest is taken from there. Returns the store.
 
     ``address`` names a running Ray cluster. An analysis that fails does not keep the page from being written without
-    it.
+    it. Where another process works on the store, this one is refused, or with ``wait`` waits for it.
 
     Raises:
         RaygeoError: what is wrong and what to do about it; everything finished before stays in the store.
@@ -53,15 +57,20 @@ def compare_models(comparison: Comparison, *, address: str | None = None, progre
     if store.read_bytes("study.yaml") is not None:
         raise ConfigError(f"{store.location} holds a study, whose tables would be lost; give another --store.")
     settings = yaml.safe_dump(comparison.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    store.write_bytes(COMPARISON, settings.encode())
     times: list[StageTime] = []
-    with handled():
+    with (
+        handled(),
+        held(store, "a comparison", wait=wait, say=progress.say),
+        store.noting(COMPARED_HERE) as ledger,
+    ):
+        store.write_bytes(COMPARISON, settings.encode())
         try:
             context = _run_stages(comparison, store, settings, address, progress, times)
         except KeyboardInterrupt:
             done = ", ".join(time.stage for time in times) or "nothing"
             progress.say(f"\nstopped; done: {done}. The same command resumes.")
             raise
+        ledger.whole = True
     progress.console.print(stage_table(times))
     context.check_whole()
     return store

@@ -60,7 +60,6 @@ def _solutions(rollouts: Rollouts) -> list[tuple[str, str, str | None]]:
 
 def save_probes(store: Store, renderer: Renderer, key: str, probes: dict[str, list[tuple[str, str]]]) -> None:
     """Tokenise the (prompt, completion) pairs of each probe and store them."""
-    folder = store.scratch()
-    for name, pairs in probes.items():
-        Probe(name, [renderer.encode(*pair) for pair in pairs]).save(folder / f"{name}.npz")
-    store.save_folder(PROBES, key, folder)
+    with store.making(PROBES, key) as folder:
+        for name, pairs in probes.items():
+            Probe(name, [renderer.encode(*pair) for pair in pairs]).save(folder / f"{name}.npz")

@@ -160,10 +160,8 @@ def _make(
     for found in (dict(sorted(count_marks(parts, rollouts).items())), done):
         rows += [{"stage": "rollouts", "name": name, "value": value} for name, value in found.items()]
     train = rollouts.filter(pc.equal(rollouts["split"], "train"))
-    folder = store.scratch()
-    with store.writing(str(folder)):
+    with store.making(TOKENS, tokens_key) as folder:
         write_tokens(folder, token_lengths(train), train["prompt_tokens"].to_numpy(), token_blocks(parts, train))
-    store.save_folder(TOKENS, tokens_key, folder)
     store.write_unit(key, {"rollouts": assemble(parts, rollouts), "set_aside": valid.set_aside, "counts": rows})
 
 

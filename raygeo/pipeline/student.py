@@ -190,13 +190,12 @@ def link_folder(store: Store, kind: str, key: str, source: Path, model: PreTrain
 
     A local store links them instead of copying gigabytes; a remote one gets a copy.
     """
-    folder = store.scratch()
-    for name in model_files(source):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        os.symlink((source / name).resolve(), folder / name)
-    if is_model(source) and (source / "config.json").is_file():
-        save_index(index_parameters(source, folder, model), folder)
-    store.save_folder(kind, key, folder)
+    with store.making(kind, key) as folder:
+        for name in model_files(source):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.symlink((source / name).resolve(), folder / name)
+        if is_model(source) and (source / "config.json").is_file():
+            save_index(index_parameters(source, folder, model), folder)
 
 
 def _make(context: StudyContext, key: str, what: str, make: Callable[[Path, Any], None]) -> None:
@@ -207,10 +206,9 @@ def _make(context: StudyContext, key: str, what: str, make: Callable[[Path, Any]
         return
 
     def work(tick: Callable[[int, int, str], None]) -> None:
-        folder = store.scratch()
-        make(folder, lambda step, total, loss: tick(step, total, f"loss {loss:.3f}"))
-        save_index(index_parameters(folder, folder, check_student(folder)), folder)
-        store.save_folder(KIND, key, folder)
+        with store.making(KIND, key) as folder:
+            make(folder, lambda step, total, loss: tick(step, total, f"loss {loss:.3f}"))
+            save_index(index_parameters(folder, folder, check_student(folder)), folder)
 
     call(work, what, context.progress, cpus=settings.cpus, gpus=settings.gpus)
     context.count(1, 0)

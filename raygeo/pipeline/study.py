@@ -25,6 +25,7 @@ from raygeo.progress import Progress, StageTime, stage_table
 from raygeo.search.optimizer import import_optuna
 from raygeo.settings import content_key
 from raygeo.store import Store
+from raygeo.store.lease import Lease, held
 from raygeo.tracking import Status, Tracking
 from raygeo.tracking.origin import cluster_tags, code_tags
 
@@ -42,6 +43,7 @@ def run_study(
     until: str | None = None,
     progress: Progress | None = None,
     memory_check: bool = True,
+    wait: bool = False,
     allow_failures: bool = False,
 ) -> Store:
     """Run ``study``: whatever its store lacks is made, and the rest is taken from there. Returns the store.
@@ -49,7 +51,8 @@ def run_study(
     ``address`` names a running Ray cluster; ``until`` is the last stage to run. A run, an analysis or an evaluation
     that fails does not end the study: the page is written without it, and says so; what failed is raised then, unless
     ``allow_failures``. Whatever ends the study, ``rewrite_report`` makes a page of what it left. Without
-    ``memory_check`` a study is begun even if it is not thought to fit.
+    ``memory_check`` a study is begun even if it is not thought to fit. Where another process works on the store, this
+    one is refused, or with ``wait`` waits for it.
 
     Raises:
         RaygeoError: what is wrong and what to do about it; everything finished before stays in the store.
@@ -61,13 +64,17 @@ def run_study(
         import_optuna()  # now rather than after an hour
     progress = progress or Progress()
     store = Store(study.store or f"store/{study.name}")
-    store.write_bytes(STUDY, study_yaml(study).encode())
-    with handled():
+    with (
+        handled(),
+        held(store, f"the study {study.name}", wait=wait, say=progress.say) as lease,
+        store.noting(study.name) as ledger,
+    ):
+        store.write_bytes(STUDY, study_yaml(study).encode())
         tags = code_tags(content_key(study.model_copy(update={"store": None})))
         tracking = Tracking(store, study.name, study_params(study), tags, progress.say)
         times: list[StageTime] = []
         try:
-            context = _run_stages(study, store, tracking, address, until, progress, times, memory_check)
+            context = _run_stages(study, store, tracking, address, until, progress, times, memory_check, lease)
         except KeyboardInterrupt as stop:
             _close(tracking, "KILLED", store, progress)
             progress.say(f"\n{escape(_where(times, stop))}")
@@ -76,6 +83,7 @@ def run_study(
             _close(tracking, "FAILED", store, progress)
             raise
         _close(tracking, "FAILED" if context.missing else "FINISHED", store, progress)
+        ledger.whole = until is None
     progress.console.print(stage_table(times))
     if not allow_failures:
         context.check_whole()
@@ -108,6 +116,7 @@ def _run_stages(
     progress: Progress,
     times: list[StageTime],
     memory_check: bool,
+    lease: Lease,
 ) -> StudyContext:
     with timed_stage("start", times, progress, None):
         connect(address)
@@ -129,6 +138,7 @@ def _run_stages(
 
         @contextmanager
         def stage(name: str) -> Iterator[None]:
+            lease.check()
             with standing.stage(name, context):
                 yield
             if name == until:

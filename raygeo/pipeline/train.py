@@ -129,11 +129,10 @@ def _mismatched(store: Store, student: Student, rollouts: Rollouts) -> tuple[Any
     """Tokens of every prompt with a completion of another one, and their key."""
     key = unit_key(MISMATCH, "mismatched", rollouts.tokens_key)
     if not store.has_folder(MISMATCHED, key):
-        folder = store.scratch()
         prompts = rollouts.train["prompt_id"].to_pylist()
         limit = context_length(read_config(student.folder))
-        save_mismatched(RolloutTokens.open(rollouts.tokens), prompts, limit, folder)
-        store.save_folder(MISMATCHED, key, folder)
+        with store.making(MISMATCHED, key) as folder:
+            save_mismatched(RolloutTokens.open(rollouts.tokens), prompts, limit, folder)
     return store.stored(MISMATCHED, key), key
 
 
@@ -152,10 +151,9 @@ def _reference_logprobs(
     result = context.run(ReferenceLogprobs(settings, student.folder, tokens, source, dtype, loading))
     key = unit_key(ReferenceLogprobs.revision, source)
     if not store.has_folder(REFERENCE, key):
-        folder = store.scratch()
         units = (store.read_unit("reference", unit) for unit in result.keys)
-        save_reference(units, RolloutTokens.open(tokens), folder)
-        store.save_folder(REFERENCE, key, folder)
+        with store.making(REFERENCE, key) as folder:
+            save_reference(units, RolloutTokens.open(tokens), folder)
     if publish:
         store.publish_large("reference", result.keys, {ReferenceLogprobs.name: ReferenceLogprobs.revision})
     return store.stored(REFERENCE, key)

@@ -51,11 +51,10 @@ def keep_selection(store: Store, loss: Loss, rollouts: str, examples: Sequence[E
     key = _key(loss, rollouts)
     if store.has_folder(SELECTIONS, key):
         return
-    folder = store.scratch()
-    np.save(folder / "rows.npy", np.array([*chain.from_iterable(e.rows for e in examples)], dtype=np.int64))
-    np.save(folder / "weights.npy", np.array([*chain.from_iterable(e.weights for e in examples)], dtype=np.float64))
-    np.save(folder / "offsets.npy", np.cumsum([0, *(len(e.rows) for e in examples)], dtype=np.int64))
-    store.save_folder(SELECTIONS, key, folder)
+    with store.making(SELECTIONS, key) as folder:
+        np.save(folder / "rows.npy", np.array([*chain.from_iterable(e.rows for e in examples)], dtype=np.int64))
+        np.save(folder / "weights.npy", np.array([*chain.from_iterable(e.weights for e in examples)], dtype=np.float64))
+        np.save(folder / "offsets.npy", np.cumsum([0, *(len(e.rows) for e in examples)], dtype=np.int64))
 
 
 def open_selection(store: Store, loss: Loss, rollouts: str) -> Examples:
@@ -77,9 +76,8 @@ def open_behaviour(store: Store, rollouts: str, tokens_at: AnyPath, tokens: Roll
         columns = pa.schema([SCHEMAS["rollouts"].field(name) for name in ("prompt_id", "sample", "split", "logprobs")])
         table = store.read_unit("rollouts", rollouts, columns)
         flat = behaviour_logprobs(table.filter(pc.equal(table["split"], "train")), tokens)
-        folder = store.scratch()
-        np.save(folder / "logprobs.npy", flat)
-        store.save_folder(BEHAVIOUR, key, folder)
+        with store.making(BEHAVIOUR, key) as folder:
+            np.save(folder / "logprobs.npy", flat)
     return _mapped(store.stored(BEHAVIOUR, key), "logprobs")
 
 

@@ -142,7 +142,7 @@ def run_sweep(
     at_once = count_at_once([*specs.values(), *examples])
     # It remarks on every half second spent in a callback, and on each state of its own that it could not save.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    storage = store.path("ray") if store.is_local else f"{store.location}/ray"
+    storage = store.uri("ray", name)
     coordinators = Coordinators()
     common = Common(inputs, store, coordinators, None if measure is None else ray.cloudpickle.dumps(measure))
     known = [run_choice(key, spec) for key, spec in specs.items()]
@@ -152,7 +152,7 @@ def run_sweep(
 
     queue = RunQueue(known, search, choice)
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(Trial, common=common, storage=f"{storage}/{name}"), TRIAL_RESOURCES),
+        tune.with_resources(tune.with_parameters(Trial, common=common, storage=storage), TRIAL_RESOURCES),
         tune_config=tune.TuneConfig(
             num_samples=-1,
             search_alg=queue,
@@ -162,7 +162,7 @@ def run_sweep(
         ),
         run_config=tune.RunConfig(
             name=name,
-            storage_path=storage,
+            storage_path=store.uri("ray"),
             callbacks=[*callbacks, Interruption(coordinators, say)],
             verbose=0,
             failure_config=tune.FailureConfig(0),

@@ -42,7 +42,7 @@ def run_record(spec: RunSpec, key: str, status: str, **known: Any) -> RunRecord:
 
 def delta_folder(store: Store, key: str) -> str:
     """Path or URI of the folder in which a run's delta is kept."""
-    return f"{store.location}/{DELTAS}/{key}"
+    return store.uri(DELTAS, key)
 
 
 def train(

@@ -1,0 +1,212 @@
+"""A whole store copied to another place, in steps that can be taken up again, and seen to be what it was."""
+
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from raygeo.errors import BusyStoreError, StoreError
+from raygeo.store.contents import ARTIFACTS, DELTAS, LEASES, MLFLOW, RAY, Contents, Item
+from raygeo.store.files import SCRATCH
+from raygeo.store.lease import find_lease, held
+from raygeo.store.ledger import FOLDER as STUDIES
+from raygeo.store.manifest import COMPLETE, manifest_of
+from raygeo.store.store import Store
+from raygeo.store.verification import Broken, broken
+
+_MARK = "copying.json"
+_LEFT_BEHIND = (SCRATCH, RAY)
+_AFRESH = ("tables", STUDIES, "")
+"""What changes from one study to the next, and is copied anew whenever a copy is taken up again."""
+_RUNS = ("tables", "runs.parquet")
+_DELTA = re.compile(rf"/{DELTAS}/([^/?]+)(\?.*)?$")
+_LOCATIONS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+_LOCAL_ARTIFACTS = re.compile(rf"^(file:/+|/).*?/?{ARTIFACTS}(?=/|$)")
+Tick = Callable[[Item], None]
+
+
+def copy_store(
+    source: Store,
+    target: Store,
+    *,
+    wait: bool = False,
+    say: Callable[[str], None] = print,
+    tick: Tick = lambda item: None,
+) -> list[Broken]:
+    """Copy everything in ``source`` to ``target``, links followed; return what is broken in the copy, if anything is.
+
+    A copy that was interrupted is taken up by the same call. MLflow's artifacts and the paths of deltas in the table
+    ``runs`` lie in the copy.
+
+    Raises:
+        BusyStoreError: another process is at work on one of them.
+        StoreError: ``target`` holds something else, or cannot be written, or ``source`` cannot be read.
+    """
+    if source.location == target.location or _inside(source, target) or _inside(target, source):
+        raise StoreError(f"{target.shown} and {source.shown} are one place or in each other; give another one.")
+    using = find_lease(source)
+    if using is not None and not using.gone:
+        raise BusyStoreError(
+            f"the store {source.shown} is in use: {using.holder}. A copy of what is being written would not be whole; "
+            "copy it when that has ended."
+        )
+    with held(target, f"copy of {source.shown}", wait=wait, say=say):
+        _check_target(source, target)
+        target.write_bytes(_MARK, json.dumps({"from": source.shown}).encode())
+        contents, there = Contents(source), Contents(target)
+        damaged = []
+        for item in _in_order(contents):
+            damaged += _copy(source, target, item, there)
+            tick(item)
+        _copy_database(source, target)
+        _point_runs(source, target)
+        copied = Contents(target)
+        found = [*damaged, *_lacking(contents, copied, {one.path for one in damaged}), *broken(copied)]
+        if not found:
+            target.filesystem.delete_file(target.path(_MARK))
+    return found
+
+
+def _inside(one: Store, other: Store) -> bool:
+    return one.is_local and other.is_local and Path(other.root) in Path(one.root).parents
+
+
+def _check_target(source: Store, target: Store) -> None:
+    """See that ``target`` is empty, or a copy of ``source`` that was begun."""
+    listed = target.filesystem.get_file_info(fs.FileSelector(target.root))
+    if all(info.base_name in (*LEASES, *_LEFT_BEHIND) for info in listed):
+        return
+    mark = target.read_bytes(_MARK)
+    if mark is None:
+        raise StoreError(f"{target.shown} already holds something; give a new place.")
+    begun = json.loads(mark)["from"]
+    if begun != source.shown:
+        raise StoreError(f"{target.shown} holds a copy of {begun} that was begun; take that up, or give a new place.")
+
+
+def _in_order(contents: Contents) -> Iterator[Item]:
+    """What is copied: folders first, then units, and last what says that they are there."""
+    wanted = [
+        item
+        for item in contents.items.values()
+        if item.files and item.kind not in _LEFT_BEHIND and item.path not in (*LEASES, MLFLOW, _MARK)
+        if not item.path.startswith(f"{MLFLOW}-")
+    ]
+    folders = {id(item) for item in contents.folders}
+    yield from sorted(wanted, key=lambda i: (i.kind in _AFRESH, id(i) not in folders, not i.keys, i.path))
+
+
+def _copy(source: Store, target: Store, item: Item, there: Contents) -> list[Broken]:
+    """Copy an item unless it is there; a folder that is not what was once written is left out and returned."""
+    known = there.items.get((item.kind, item.name))
+    if item.complete:
+        return _copy_folder(source, target, item, known is not None)
+    for path, size in item.files.items():
+        fresh = item.kind in _AFRESH and item.name != ARTIFACTS
+        if fresh or known is None or known.files.get(path) != size:
+            _copy_file(source, target, path)
+    return []
+
+
+def _copy_folder(source: Store, target: Store, item: Item, known: bool) -> list[Broken]:
+    manifest = source.manifest(item.kind, item.name)
+    assert manifest is not None
+    if known:
+        if (there := target.manifest(item.kind, item.name)) is not None and there.sizes == manifest.sizes:
+            return []
+        target.delete_folder(item.kind, item.name)
+    version = [manifest.version] if manifest.version else []
+    with target.scratch_folder() as scratch:
+        folder = scratch / "folder"
+        folder.mkdir()
+        with target.writing():
+            fs.copy_files(source.path(item.kind, item.name, *version), str(folder), source_filesystem=source.filesystem)
+        (folder / COMPLETE).unlink(missing_ok=True)
+        made = manifest_of(folder)
+        for name, size in manifest.sizes.items():
+            if made.sizes.get(name) != size or made.digests[name] != manifest.digests.get(name, made.digests[name]):
+                return [Broken(item.path, f"{name} is not what was written, so this folder was not copied")]
+        target.save_folder(item.kind, item.name, folder)
+    return []
+
+
+def _copy_file(source: Store, target: Store, path: str) -> None:
+    with target.scratch_folder() as folder:
+        local = folder / "file"
+        with target.writing():
+            fs.copy_files(source.path(path), str(local), source_filesystem=source.filesystem)
+        target.put_file(local, path)
+
+
+def _lacking(contents: Contents, copied: Contents, but: set[str]) -> Iterator[Broken]:
+    """What of a store a copy of it lacks."""
+    folders = {id(item) for item in contents.folders}
+    for item in _in_order(contents):
+        there = copied.items.get((item.kind, item.name))
+        if item.path in but or (item.kind, item.name) == _RUNS:
+            continue
+        if there is None or (id(item) in folders and item.complete and not there.complete):
+            yield Broken(item.path, "it is missing from the copy")
+        elif not item.complete:
+            for path, size in item.files.items():
+                if there.files.get(path) != size:
+                    yield Broken(path, "it is not what it is in the store that was copied")
+
+
+def _copy_database(source: Store, target: Store) -> None:
+    """Copy MLflow's database; in a local store it names the artifacts and the store beside it."""
+    if source.filesystem.get_file_info(source.path(MLFLOW)).type != fs.FileType.File:
+        return
+    with target.scratch_folder() as folder:
+        file = folder / MLFLOW
+        with target.writing():
+            if source.is_local:
+                with (
+                    closing(sqlite3.connect(f"file:{source.path(MLFLOW)}?mode=ro", uri=True)) as before,
+                    closing(sqlite3.connect(file)) as after,
+                ):
+                    before.backup(after)
+            else:
+                fs.copy_files(source.path(MLFLOW), str(file), source_filesystem=source.filesystem)
+            if target.is_local:
+                with closing(sqlite3.connect(file)) as database:
+                    relocate(database, source.location, target)
+                    database.commit()
+        target.put_file(file, MLFLOW)
+
+
+def relocate(database: sqlite3.Connection, before: str, target: Store) -> None:
+    """Let MLflow's database name the artifacts that lie in ``target``, and its study as the one there."""
+    beside = Path(target.path(ARTIFACTS)).as_uri()
+    for table, column in _LOCATIONS:
+        if column not in [row[1] for row in database.execute(f"PRAGMA table_info({table})")]:
+            continue
+        for row, value in database.execute(f"SELECT rowid, {column} FROM {table}").fetchall():
+            moved = _LOCAL_ARTIFACTS.sub(lambda found: beside, value or "", count=1)
+            if moved != (value or ""):
+                database.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (moved, row))
+    now = (f"study:{target.location}", f"study:{before}")
+    database.execute("UPDATE tags SET value = ? WHERE key = 'raygeo.key' AND value = ?", now)
+
+
+def _point_runs(source: Store, target: Store) -> None:
+    """Let the copied table of runs name the deltas that lie beside it."""
+    if not source.has_table("runs"):
+        return
+    rows = source.table("runs")
+    found = [_DELTA.search(path or "") for path in rows["delta"].to_pylist()]
+    paths = [target.uri(DELTAS, match.group(1)) if match else None for match in found]
+    place = rows.schema.get_field_index("delta")
+    moved = rows.set_column(place, rows.schema.field(place), pa.array(paths, rows.schema.field(place).type))
+    target.publish_rows("runs", moved, source.revisions("runs"))
