@@ -8,9 +8,10 @@ import math
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,26 @@ from safetensors.torch import save_file
 from benchmarks.cases import CASES, prepare
 from raygeo.analyses.inputs import AnalysisInputs, Training
 from raygeo.analyses.registry import analyses, parts, schemas, view
+from raygeo.analyses.similarity.workload import Similarity, SimilaritySettings
 from raygeo.cluster.execution import in_process
 from raygeo.data.exam import Exam
+from raygeo.data.grading import grader
 from raygeo.generation.renderer import renderer_for
 from raygeo.losses.registry import LOSSES
 from raygeo.models.loading import load_student
 from raygeo.models.run import Run
-from raygeo.pipeline.context import StageContext
+from raygeo.pipeline.config import parse_study
+from raygeo.pipeline.context import StageContext, StudyContext
 from raygeo.pipeline.geometry import published
 from raygeo.pipeline.probes import save_probes
+from raygeo.pipeline.rollouts import provide_rollouts
+from raygeo.pipeline.student import Student
 from raygeo.records import RunRecord
 from raygeo.report.page import PageContext, draw_figures, render_page
 from raygeo.store import Store
 from raygeo.tables import BASE, to_arrow
+from raygeo.toy.architecture import build_model
+from raygeo.toy.word_problems import word_tokenizer
 from raygeo.training.settings import TrainingSettings
 
 TRAINED = ("sft", "rft", "dft", "rift", "dpo", "grpo")
@@ -65,6 +73,25 @@ def measure(case: Case, only: Sequence[str] = (), keep: Path | None = None) -> d
         with tempfile.TemporaryDirectory() as folder:
             for what, seconds in _measured(case, size, Path(folder), only, keep):
                 found.setdefault(what, {})[size] = seconds
+    return found
+
+
+def pieces() -> dict[str, dict[int, float]]:
+    """CPU milliseconds a row, unit or pair, by what is done and how many there are.
+
+    Rows have about 1,024 tokens of a word-level tokenizer; the module is 1,024 x 1,024 and its deltas of rank 16.
+    """
+    made: dict[str, tuple[tuple[int, ...], Callable[[int, Path], float]]] = {
+        "rows read, checked, tokenised, graded": ((250, 1000, 4000), _rows),
+        "answers judged by math-verify": ((50, 200, 800), _judged),
+        "units stored, 20 a call, and published": ((250, 1000, 4000), _units),
+        "pairs of runs compared in one module": ((8, 50, 200), _module),
+    }
+    found: dict[str, dict[int, float]] = {}
+    for what, (sizes, measured) in made.items():
+        for size in sizes:
+            with tempfile.TemporaryDirectory() as folder:
+                found.setdefault(what, {})[size] = 1000 * measured(size, Path(folder))
     return found
 
 
@@ -143,7 +170,7 @@ def study(case: Case, size: int, folder: Path) -> AnalysisInputs:
     )
 
 
-def _save_adapter(folder: Path, shapes: dict[str, tuple[int, ...]], rank: int, generator: torch.Generator) -> None:
+def _save_adapter(folder: Path, shapes: Mapping[str, tuple[int, ...]], rank: int, generator: torch.Generator) -> None:
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": rank}))
     factors = {}
@@ -188,6 +215,72 @@ def _publish_results(store: Store, runs: list[str], steps: int) -> None:
         store.publish_rows(table, to_arrow(table, rows))
 
 
+def _rows(rows: int, folder: Path) -> float:
+    """CPU seconds a row from a file of rollouts to the table and tokens of a study, in one process."""
+    tokenizer = word_tokenizer()
+    student = folder / "student"
+    build_model(CASES["tiny"].architecture.model_copy(update={"context": 2048}), tokenizer, 0).save_pretrained(student)
+    tokenizer.save_pretrained(student)
+    words = [word for word in tokenizer.get_vocab() if word.isalpha()]
+    rng = Random(0)
+    with (folder / "rollouts.jsonl").open("w") as file:
+        for row in range(rows):
+            prompt, text = (" ".join(rng.choices(words, k=count)) for count in (70, 950))
+            fields = {"prompt": f"{prompt} {row // 4}", "completion": f"{text} #### {row % 90}"}
+            file.write(json.dumps(fields | {"gold": str(row // 4 % 90)}) + "\n")
+    study = parse_study(
+        {
+            "name": "rows",
+            "student": {"model": str(student)},
+            "rollouts": {"read": [{"type": "jsonl", "path": str(folder / "rollouts.jsonl")}], "grading": "exact"},
+            "runs": [{"loss": {"type": "sft"}}],
+        }
+    )
+    context = StudyContext(Store(folder / "store"), in_process, study=study)  # type: ignore[arg-type]
+    return _cpu(lambda: provide_rollouts(context, Student("student", str(student), None, ""))) / rows
+
+
+def _judged(answers: int, folder: Path) -> float:
+    """CPU seconds an answer of math-verify, in the process that it runs in."""
+    given = [
+        (rf"So it is \boxed{{\frac{{{n + 1}}}{{{n + 3}}}}}", rf"\frac{{{2 * n + 2}}}{{{2 * n + 6}}}")
+        for n in range(answers)
+    ]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with grader("math") as judge:
+        assert all(verdict.correct for verdict in judge.grade_many(given))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / answers
+
+
+def _units(units: int, folder: Path) -> float:
+    """CPU seconds a unit: its rows stored, 20 units a call, then read and published."""
+    store, columns = Store(folder / "store"), schemas()["sharpness"]
+    keys = [f"{number:016x}-r1" for number in range(units)]
+    rows = to_arrow("sharpness", [{"run": "a"}] * 4, columns)
+
+    def work() -> None:
+        for start in range(0, units, 20):
+            store.write_units({key: {"sharpness": rows} for key in keys[start : start + 20]})
+        store.publish("sharpness", keys, columns)
+
+    return _cpu(work) / units
+
+
+def _module(runs: int, folder: Path) -> float:
+    """CPU seconds a pair of runs: inner products of LoRA deltas of one module, and rows of all pairs."""
+    shapes, generator = {"m.weight": (1024, 1024)}, torch.Generator().manual_seed(0)
+    (folder / "base").mkdir()
+    save_file({"m.weight": torch.zeros(1024, 1024)}, folder / "base" / "model.safetensors")
+    found = []
+    for number in range(runs):
+        _save_adapter(folder / str(number), shapes, 16, generator)
+        found.append(Run(str(number), str(number), folder / str(number)))
+    workload = Similarity(SimilaritySettings(), found, folder / "base")
+    state, [task] = workload.setup(), workload.tasks()
+    return _cpu(lambda: workload.compute(state, task.payload)) / (runs * (runs - 1) / 2)
+
+
 def table(found: dict[str, dict[int, float]]) -> Table:
     """What was measured, as a table for people."""
     sizes = sorted({size for seconds in found.values() for size in seconds})
@@ -195,4 +288,13 @@ def table(found: dict[str, dict[int, float]]) -> Table:
     for what, seconds in found.items():
         power = exponent(seconds) if len(seconds) > 1 and min(seconds.values()) > 0 else math.nan
         shown.add_row(what, *(f"{seconds.get(size, math.nan):.2f}" for size in sizes), f"{power:.1f}")
+    return shown
+
+
+def pieces_table(found: dict[str, dict[int, float]]) -> Table:
+    """What pieces of work take, as a table for people; the exponent is that of all of them together."""
+    shown = Table("CPU ms for each", "how many", "ms", "exponent", title="pieces of work")
+    for what, each in found.items():
+        counts = ", ".join(f"{count:,}" for count in each)
+        shown.add_row(what, counts, ", ".join(f"{ms:.3g}" for ms in each.values()), f"{1 + exponent(each):.2f}")
     return shown

@@ -28,27 +28,25 @@ class Replay:
     bound: float
 
 
-def replay(tasks: Sequence[Measured], actors: int, *, call_seconds: float = 0.0) -> Replay:
+def replay(tasks: Sequence[Measured], actors: int, *, call_seconds: float = 0.0, driver_seconds: float = 0.0) -> Replay:
     """Let ``actors`` actors work on ``tasks`` in simulated time, under the policy of ``Schedule``.
 
-    Between two calls an actor idles ``call_seconds``, in which it stores the rows of the first.
+    Between two calls an actor idles ``call_seconds``, in which it stores the rows of the first. Calls are handed out
+    one after the other, each of which takes ``driver_seconds``.
     """
     schedule = Schedule(tasks, actors)
+    schedule.handling = driver_seconds
     ends: list[tuple[float, int, list[Measured]]] = []
-    calls, last = 0, 0.0
-
-    def hand_out(start: float) -> None:
-        nonlocal calls
-        call = schedule.take()
-        calls += 1
-        heapq.heappush(ends, (start + call_seconds + sum(task.seconds for task in call), calls, call))
-
-    for _ in range(min(actors, len(tasks))):
-        hand_out(0.0)
-    while ends:
-        last, _, call = heapq.heappop(ends)
-        schedule.learn(call, sum(task.seconds for task in call))
-        if len(schedule):
-            hand_out(last)
+    idle, calls, now = min(actors, len(tasks)), 0, 0.0
+    while schedule or ends:
+        while ends and (ends[0][0] <= now or not (schedule and idle)):
+            end, _, call = heapq.heappop(ends)
+            now = max(now, end)
+            schedule.learn(call, sum(task.seconds for task in call))
+            idle += 1
+        if schedule:
+            call = schedule.take()
+            idle, calls, now = idle - 1, calls + 1, now + driver_seconds
+            heapq.heappush(ends, (now + call_seconds + sum(task.seconds for task in call), calls, call))
     total = sum(task.seconds for task in tasks)
-    return Replay(last, calls, max(total / actors, max(task.seconds for task in tasks)))
+    return Replay(now, calls, max(total / actors, max(task.seconds for task in tasks)))

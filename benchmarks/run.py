@@ -99,6 +99,7 @@ def growth(
     runs: Annotated[list[int] | None, typer.Option(help="numbers of runs; 8, 25 and 50")] = None,
     analysis: Annotated[list[str] | None, typer.Option(help="analyses measured; all")] = None,
     pages: Annotated[Path | None, typer.Option(help="folder for the page of each number of runs")] = None,
+    pieces: Annotated[bool, typer.Option(help="also rows, answers, units and pairs, of three numbers each")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file for all figures")] = None,
 ) -> None:
     """CPU time of every analysis, of the summaries in MLflow and of the page against the number of runs."""
@@ -109,7 +110,12 @@ def growth(
 
     torch.set_num_threads(1)
     found = grown.measure(grown.Case(sizes=tuple(runs or (8, 25, 50))), analysis or (), pages)
-    Console(width=None if sys.stdout.isatty() else 120).print(grown.table(found))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(grown.table(found))
+    if pieces:
+        each = grown.pieces()
+        console.print(grown.pieces_table(each))
+        found |= each
     if out is not None:
         out.write_text(json.dumps(found, indent=1))
 

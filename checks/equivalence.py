@@ -47,6 +47,7 @@ from raygeo.generation.renderer import PlainRenderer
 from raygeo.losses import OTR
 from raygeo.losses.base import Loss
 from raygeo.losses.registry import LOSSES, variants
+from raygeo.models import compilation
 from raygeo.models.delta import Entry, LowRank, open_delta
 from raygeo.models.likelihood import CHUNK_LOGITS
 from raygeo.models.lora import LoraSettings
@@ -64,7 +65,7 @@ from raygeo.training.loop import Hooks, TrainingState, optimise
 from raygeo.training.settings import RunSpec, TrainingSettings
 
 BOUND, BF16_BOUND = 1e-5, 0.07
-CURVES = ("objective", "grad_norm")
+CURVES = ("objective", "grad_norm", "kl")
 DRAWS_BOUND = 1e-3
 """For OTR with more than ``FEW_DRAWS`` a token: rounding moves a few of its million draws over an edge of the
 cumulative law, to another token, which changes weights by 1e-4. With equal draws it keeps ``BOUND``."""
@@ -88,8 +89,8 @@ def bound(name: str) -> float:
 @dataclass(frozen=True)
 class Case:
     """One sharded run: ``batch`` examples a step, ``micro`` in a forward pass, ``chunk`` logits held at once, layers
-    ``checkpointed``, rows ``packed`` instead of padded, and as many as have so many ``tokens``; ``sharing`` ranks have
-    a part of each row.
+    ``checkpointed`` or ``compiled``, rows ``packed`` instead of padded, and as many as have so many ``tokens``;
+    ``sharing`` ranks have a part of each row.
     """
 
     loss: str
@@ -105,6 +106,7 @@ class Case:
     packed: bool = False
     tokens: int | None = None
     sharing: int = 1
+    compiled: bool = False
 
     @property
     def name(self) -> str:
@@ -117,6 +119,7 @@ class Case:
             + "-packed" * self.packed
             + f"-tokens{self.tokens}" * (self.tokens is not None)
             + f"-sharing{self.sharing}" * (self.sharing > 1)
+            + "-compiled" * self.compiled
         )
         return f"{self.loss}-{kind}-zero{self.stage}-ranks{self.ranks}-{self.batch}by{self.micro}{precision}{held}"
 
@@ -133,6 +136,7 @@ class Case:
             packed=False,
             tokens=None,
             sharing=1,
+            compiled=False,
         )
 
     @property
@@ -156,6 +160,7 @@ class Case:
             precision="bf16" if self.bf16 else "fp32",
             zero_stage=self.stage,
             gradient_checkpointing=self.checkpointed,
+            torch_compile=self.compiled,
             padding_free=self.packed,
             micro_batch_tokens=self.tokens,
             workers=self.ranks,
@@ -181,6 +186,7 @@ def splits(loss: str) -> dict[str, Case]:
         "few logits, ZeRO-2": Case(loss, ranks=2, stage=2, chunk=FEW_LOGITS),
         "few logits, ZeRO-3": Case(loss, ranks=2, stage=3, chunk=FEW_LOGITS),
         "layers again, ZeRO-3": Case(loss, ranks=2, stage=3, checkpointed=True),
+        "compiled, ZeRO-2": Case(loss, ranks=2, stage=2, compiled=True),
         "packed, ZeRO-2": Case(loss, ranks=2, stage=2, packed=True),
         "by tokens, ZeRO-3": Case(loss, ranks=2, stage=3, packed=True, tokens=60),
         "shared rows, ZeRO-2": Case(loss, ranks=2, stage=2, packed=True, sharing=2),
@@ -330,11 +336,11 @@ def _train_cases(rank: int, ranks: int, setting: Setting, cases: list[Case], aft
     disable_progress_bar()
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", timedelta(minutes=5), world_size=ranks, rank=rank)
     import_deepspeed().init_distributed("gloo", verbose=False)
-    sharding.PERSISTENT = 0
+    sharding.PERSISTENT, compilation.BACKEND = 0, "eager"  # kernels of its own take a minute to make
     for case in cases:
         inputs = setting.bf16 if case.bf16 else setting.fp32
         spec = RunSpec(name=case.name, loss=LOSS_CASES[case.loss], training=case.training)
-        data = open_data(spec.loss, setting.store, inputs)
+        data = open_data(spec.loss, setting.store, inputs, spec.needs)
         engine, _ = build_engine(spec, len(data.examples), inputs.student)
         engine.module.head.chunk = case.chunk
         hooks = Hooks(lambda step, metrics: None, lambda progress: None, lambda step, last: None, lambda: None)

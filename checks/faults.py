@@ -128,18 +128,18 @@ def _ended(process: psutil.Process) -> bool:
         return True
 
 
-def worker_processes() -> list[psutil.Process]:
-    """The Ray Train workers this process has started."""
-    return [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+def worker_processes(kind: str = "RayTrainWorker") -> list[psutil.Process]:
+    """The Ray Train workers this process has started, or the actors of another ``kind``."""
+    return [p for p in psutil.Process().children(recursive=True) if kind in " ".join(p.cmdline())]
 
 
-def kill_at(step: int, which: int = -1) -> Callable[[int], bool]:
-    """SIGKILL one worker when ``step`` is reported."""
+def kill_at(step: int, which: int = -1, kind: str = "RayTrainWorker") -> Callable[[int], bool]:
+    """SIGKILL one worker, or an actor of another ``kind``, when ``step`` is reported."""
 
     def strike(reached: int) -> bool:
         if reached < step:
             return False
-        os.kill(worker_processes()[which].pid, signal.SIGKILL)
+        os.kill(worker_processes(kind)[which].pid, signal.SIGKILL)
         return True
 
     return strike
@@ -163,6 +163,7 @@ LORA = LoraSettings(r=4, lora_alpha=8)
 CASES = {
     "kill": Case("the worker killed at step 15", {}, kill_at(15)),
     "kill-early": Case("the worker killed before any checkpoint", {}, kill_at(3)),
+    "kill-coordinator": Case("the coordinator killed at step 15", {}, kill_at(15, kind="ray::Coordinator")),
     "kill-bf16": Case("the worker killed at step 25, bf16", {"precision": "bf16", "zero_stage": 1}, kill_at(25)),
     "kill-zero2": Case("one of two workers killed at step 15, ZeRO-2", {"workers": 2, "zero_stage": 2}, kill_at(15)),
     "kill-zero3-lora": Case(

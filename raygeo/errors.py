@@ -54,3 +54,7 @@ class TrackingError(RaygeoError, RuntimeError):
 
 class WorkloadError(RaygeoError, RuntimeError):
     """Tasks of a fanned-out workload failed; the message names each one."""
+
+
+class LostProcessError(WorkloadError):
+    """A process that a task had asked others of was lost, or found no place; the task may be tried again."""

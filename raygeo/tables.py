@@ -20,6 +20,7 @@ _TYPES = {
     "flag": pa.bool_(),
     "texts": pa.large_list(pa.large_string()),
     "floats": pa.large_list(pa.float32()),
+    "doubles": pa.large_list(pa.float64()),
 }
 _ABOUT = b"about"
 
@@ -28,8 +29,8 @@ def schema(about: str, columns: str) -> pa.Schema:
     """The schema of a table, with a few sentences about it.
 
     ``columns`` are written as in ``"run, module: text; layer: int; norm: float"``; the types are text, int (64 bits),
-    float (64 bits), flag, texts, and floats (lists of 32 bits). Offsets have 64 bits: a column may hold any number of
-    characters or list entries.
+    float (64 bits), flag, texts, floats (lists of 32 bits) and doubles (of 64). Offsets have 64 bits: a column may hold
+    any number of characters or list entries.
     """
     fields = []
     for group in columns.split(";"):

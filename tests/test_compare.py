@@ -28,7 +28,8 @@ def in_this_process():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("raygeo.pipeline.compare.connect", lambda address: None)
         patch.setattr("raygeo.pipeline.compare.check_fits", lambda *asked: None)
-        patch.setattr("raygeo.pipeline.compare.ActorPool", lambda settings: nullcontext(in_process))
+        patch.setattr("raygeo.pipeline.compare.check_nodes", lambda *asked, **also: None)
+        patch.setattr("raygeo.pipeline.compare.ActorPool", lambda *settings: nullcontext(in_process))
         yield
 
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from raygeo.cluster.fitting import Fitting, listed
-from raygeo.errors import FullStoreError, RaygeoError, WorkloadError
+from raygeo.errors import FullStoreError, LostProcessError, RaygeoError, WorkloadError
+from raygeo.logs import about
 from raygeo.memory import free_memory, lacks_memory
 from raygeo.progress import Progress
 from raygeo.store import Store, is_full, outdated_units
@@ -27,14 +28,16 @@ log = logging.getLogger(__name__)
 class Outcome:
     """That the rows of a task are stored, or the text of its ``error``, and the seconds it took.
 
-    ``full`` says that a disk was full, which the next task would find too; ``shrunk`` holds the workload's batch
-    settings where they had to be made smaller for this task or an earlier one of its process.
+    ``full`` says that a disk was full, which the next task would find too; ``lost`` that another process was lost, and
+    the task may be tried again; ``shrunk`` holds the workload's batch settings where they had to be made smaller for
+    this task or an earlier one of its process.
     """
 
     key: str
     error: str | None
     seconds: float
     full: bool = False
+    lost: bool = False
     shrunk: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -69,7 +72,10 @@ class Worker:
         where the task does not fit whatever its batches.
         """
         units: dict[str, dict[str, pa.Table]] = {}
-        outcomes = [self._outcome(task, units) for task in tasks]
+        outcomes = []
+        for task in tasks:
+            with about(self.workload.name, task.label):
+                outcomes.append(self._outcome(task, units))
         try:
             store.write_units(units)
         except Exception as problem:
@@ -87,13 +93,14 @@ class Worker:
         """Put the rows of a task among the ``units``."""
         started, before = time.perf_counter(), self.workload
         while True:
-            error, full, lacking = None, False, False
+            error, full, lost, lacking = None, False, False, False
             try:
                 if not self.is_set_up:
                     self.state, self.is_set_up = self.workload.setup(), True
                 units[task.key] = unit_tables(self.workload, self.workload.compute(self.state, task.payload))
             except Exception as problem:
                 error, full, lacking = _said(problem), is_full(problem), lacks_memory(problem)
+                lost = isinstance(problem, LostProcessError)
             if lacking:
                 if self._shrink():
                     continue
@@ -103,7 +110,7 @@ class Worker:
             if error is not None and self.workload is not before:
                 self._become(before)
             shrunk = self.workload.batches if self.workload.batches != self.asked else {}
-            return Outcome(task.key, error, time.perf_counter() - started, full, shrunk)
+            return Outcome(task.key, error, time.perf_counter() - started, full, lost, shrunk)
 
     def _shrink(self) -> bool:
         """Take smaller batches, or the smallest once a task did not fit into any; False where they are the smallest."""

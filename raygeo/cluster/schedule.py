@@ -25,18 +25,20 @@ CALL_SECONDS = 1.0
 
 
 class Schedule(Generic[T]):
-    """Tasks that wait for one of ``actors`` actors.
+    """Tasks that wait for one of ``actors`` actors, which may become more or fewer.
 
     A call holds the first waiting task and as many of the next as its estimated seconds leave room for: at most
-    ``CALL_SECONDS``, and at most half of an actor's equal share of what waits. Seconds are the estimated costs times
-    the seconds that a unit of cost has taken so far; before any task is finished, calls hold one task.
+    ``CALL_SECONDS``, and at most half of an actor's equal share of what waits; but so many that whoever hands out the
+    calls, which takes ``handling`` seconds each, can keep up with all actors. Seconds are the estimated costs times the
+    seconds that a unit of cost has taken so far; before any task is finished, calls hold one task.
     """
 
-    def __init__(self, tasks: Iterable[T], actors: int):
+    def __init__(self, tasks: Iterable[T], actors: int = 1):
+        self.actors = actors
         self._waiting = deque(sorted(tasks, key=lambda task: -task.cost))
-        self._actors = actors
         self._cost = sum(task.cost for task in self._waiting)
         self._done_cost = self._done_seconds = 0.0
+        self.handling = 0.0
 
     def __len__(self) -> int:
         """Number of waiting tasks."""
@@ -44,12 +46,14 @@ class Schedule(Generic[T]):
 
     def take(self) -> list[T]:
         """Remove the tasks of the next call; there must be one."""
-        share = self._cost / (2 * self._actors)
+        share = self._cost / (2 * self.actors)
         call = [self._waiting.popleft()]
         worth = call[0].cost
         if self._done_cost > 0:
-            most = min(share, CALL_SECONDS * self._done_cost / max(self._done_seconds, 1e-9))
-            while self._waiting and worth + self._waiting[0].cost <= most:
+            second = self._done_cost / max(self._done_seconds, 1e-9)
+            least = self.handling * self.actors * second
+            most = min(share, max(CALL_SECONDS * second, 2 * least))
+            while self._waiting and (worth < least or worth + self._waiting[0].cost <= most):
                 call.append(self._waiting.popleft())
                 worth += call[-1].cost
         self._cost -= worth

@@ -10,9 +10,11 @@ import torch
 from ray.exceptions import RayActorError, RayTaskError
 from torch import Tensor
 
-from raygeo.cluster.settings import ActorSettings
-from raygeo.errors import RaygeoError, WorkloadError
+from raygeo.cluster.settings import ActorSettings, options
+from raygeo.errors import LostProcessError, RaygeoError, WorkloadError
 
+PLACE_SECONDS = 300.0
+"""How long the processes of an operator may wait for a place."""
 _EQUAL = ("n", "tokens", "name", "dtype")
 
 
@@ -42,7 +44,8 @@ class ShardedOperator:
     and one result back from each actor, while the term in this process works. Use as a context, which ends the actors.
 
     Raises:
-        WorkloadError: a term failed, or an actor died.
+        WorkloadError: a term failed.
+        LostProcessError: an actor died, or there is no place for one.
     """
 
     def __init__(
@@ -53,10 +56,16 @@ class ShardedOperator:
     ):
         settings = settings or ActorSettings()
         actor: Any = _Term
-        options = actor.options(num_cpus=settings.cpus, num_gpus=settings.gpus)
+        placed = actor.options(**options(settings.demand))
         self._own = own
-        self._actors = [options.remote(max(1, int(settings.cpus))) for _ in others]
+        self._actors = [placed.remote(max(1, int(settings.cpus))) for _ in others]
         try:
+            there = [actor.__ray_ready__.remote() for actor in self._actors]
+            if len(ray.wait(there, num_returns=len(there), timeout=PLACE_SECONDS)[0] if there else []) < len(there):
+                raise LostProcessError(
+                    f"{len(there)} processes for the terms of an operator have found no place within "
+                    f"{PLACE_SECONDS:g} s: nodes have gone, or others use them."
+                )
             reported = self._get([actor.build.remote(make) for actor, make in zip(self._actors, others, strict=True)])
             if any(each[name] != getattr(own, name) for each in reported for name in _EQUAL):
                 raise WorkloadError("the terms of an operator are of different operators; make all from one recipe.")
@@ -106,7 +115,7 @@ class ShardedOperator:
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, RaygeoError) else error) from None
         except RayActorError as error:
-            raise WorkloadError(
+            raise LostProcessError(
                 f"an actor that held a term of an operator died ({error}). It probably needs more memory: use more "
                 "actors, a smaller batch, or keep_graphs: false."
             ) from None

@@ -117,7 +117,7 @@ class ReferenceStates(_BasePass):
     the base computes in bf16, exactly as they are, in two bytes.
 
     On disk they take completion tokens x d x 4 or 2 bytes: 1 GB for 1,000 rows of 500 tokens of d = 1024 in bf16, and
-    192 GB for 75,000 such rows of d = 2560. With a large student, hold the number of rollouts down.
+    192 GB for 75,000 such rows of d = 2560. Runs with adapters need none of it (``RunSpec.asks_base``).
     """
 
     name = "reference states"
@@ -161,7 +161,8 @@ class ReferenceStates(_BasePass):
             raise DataError(
                 f"the base's final states of {tokens:,} completion tokens take {planned / 2**30:,.1f} GiB ({width:,} x "
                 f"{size} bytes a token), of which {there / 2**30:,.1f} are there; {free / 2**30:,.1f} GiB are free at "
-                f"{self.store.location}. Leave out the losses that need the base's whole logits (`raygeo losses` says "
+                f"{self.store.location}. Train adapters (training.lora), whose runs ask the base in each step and "
+                "store nothing of it; or leave out the losses that need the base's whole logits (`raygeo losses` says "
                 "which), read fewer or shorter rollouts (limit of a reader, rollouts.max_tokens), or put the store on "
                 "a larger disk (store)."
             )

@@ -129,6 +129,11 @@ class DryModel:
         return self.config.get_text_config()
 
     @property
+    def adapted(self) -> bool:
+        """Whether it has adapters beside its weights."""
+        return hasattr(self.model, "peft_config")
+
+    @property
     def layers(self) -> int:
         """Transformer blocks."""
         return int(self.text.num_hidden_layers)
@@ -158,7 +163,9 @@ class DryModel:
             before = counter.live
             micro, baseline = self._micro(loss, rows, tokens)
             with self._head_apart(counter):
-                total = micro_loss(Likelihood(self.model, terms), loss, micro, baseline).total
+                asks_base = self.adapted and "reference_logits" in loss.needs
+                student = Likelihood(self.model, terms, asks_base=asks_base)
+                total = micro_loss(student, loss, micro, baseline).total
                 kept = counter.live - before
                 counter.mark()
                 total.backward()
@@ -293,7 +300,7 @@ class DryModel:
             model_inputs["embedding_mix"] = loss.embedding_mix
         if type(loss).token_terms is not Loss.token_terms:
             model_inputs["keys"] = torch.empty(batch.mask.numel(), dtype=torch.long, device="meta")
-        if "reference_logits" in loss.needs:
+        if "reference_logits" in loss.needs and not self.adapted:
             model_inputs["reference_states"] = _numbers(batch.mask.numel(), self.width).to(self.dtype)
             head = self.model.get_output_embeddings()
             bias = getattr(head, "bias", None)

@@ -197,8 +197,10 @@ class Scale:
         return Need(f"geometry.{name}", units, work, device, rate=rate_name(name), remedies=(*remedies, *LIGHTER))
 
 
-LIGHTER = ("student.dtype=bf16", "student.device_map=auto", "actors.gpus=2", "actors.gpus=4", "actors.gpus=8")
-"""What makes a student smaller wherever analyses load it, or divides it over the GPUs of an actor."""
+DIVIDED = ("student.device_map=auto", "actors.gpus=2", "actors.gpus=4", "actors.gpus=8")
+"""What divides a student over the GPUs of an actor wherever analyses load it."""
+LIGHTER = ("student.dtype=bf16", *DIVIDED)
+"""What makes it smaller there besides; not what is differentiated, which is in fp32."""
 
 
 def rate_name(analysis: str) -> str:

@@ -12,7 +12,7 @@ from raygeo.options import Option, options, written
 
 NEEDS: dict[Need, str] = {
     "reference": "log-probabilities of the base",
-    "reference_logits": "final hidden states of the base, kept on disk",
+    "reference_logits": "the base's logits: in each step with LoRA, else from its final hidden states, kept on disk",
     "behaviour": "log-probabilities recorded with the rollouts",
     "mismatched": "prompts with other prompts' completions",
 }

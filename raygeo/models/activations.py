@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
+SETTING = "gradient_checkpointing"
+
+
 def checkpoint_activations(model: nn.Module) -> None:
     """Have each of the model's layers hold its input alone for the backward pass, in evaluation mode too.
 
@@ -26,15 +29,19 @@ def checkpoint_activations(model: nn.Module) -> None:
     Raises:
         StudentError: the family is not made of layers that can be computed again.
     """
-    for layer in _layers(model):
+    for layer in layers_of(model, SETTING):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 def hold_activations(model: nn.Module) -> None:
-    """Undo ``checkpoint_activations``."""
+    """Undo ``checkpoint_activations``; what layers were before, compiled perhaps, they are again."""
     for layer in model.modules():
-        if getattr(layer.__dict__.get("forward"), "func", None) is checkpoint:
+        again = layer.__dict__.get("forward")
+        if isinstance(again, partial) and again.func is checkpoint:
+            [before] = again.args
             del layer.forward
+            if layer.forward != before:
+                layer.forward = before
 
 
 def check_checkpointing(config: PreTrainedConfig) -> None:
@@ -43,16 +50,21 @@ def check_checkpointing(config: PreTrainedConfig) -> None:
     Raises:
         StudentError: as ``checkpoint_activations``.
     """
-    _layers(model_shape(config))
+    layers_of(model_shape(config), SETTING)
 
 
-def _layers(model: nn.Module) -> list[Any]:
+def layers_of(model: nn.Module, setting: str) -> list[Any]:
+    """The model's layers, as transformers marks them.
+
+    Raises:
+        StudentError: it marks none, so ``setting`` cannot be had.
+    """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     found = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not found:
         raise StudentError(
-            f"gradient_checkpointing: {type(model).__name__} is not made of layers that transformers can compute "
-            "again; leave it out, and give a smaller micro_batch_size or shard with zero_stage."
+            f"{setting}: {type(model).__name__} is not made of layers that transformers can compute one by one; leave "
+            "it out. With a smaller micro_batch_size, or sharded by zero_stage, a run takes less memory."
         )
     return found

@@ -1,9 +1,9 @@
 """Weight deltas on disk and in memory: tuned minus base, fp32, one entry per parameter, opened lazily.
 
 Three formats are read. A PEFT LoRA folder gives ``LowRank`` entries, scale times B A, never multiplied out here. A
-folder with ``delta.safetensors`` (fp32 differences under the base model's parameter names) and a complete Hugging Face
-model beside its base give ``Dense`` entries, whose values are read a block of rows at a time. Names are the base
-model's own parameter names, ``model.layers.0.self_attn.q_proj.weight``.
+folder with ``delta.safetensors``, or shards of it (fp32 differences under the base model's parameter names), and a
+complete Hugging Face model beside its base give ``Dense`` entries, whose values are read a block of rows at a time.
+Names are the base model's own parameter names, ``model.layers.0.self_attn.q_proj.weight``.
 """
 
 import json
@@ -28,6 +28,8 @@ from raygeo.models.tensors import Index, Stored, TensorFiles
 from raygeo.store import AnyPath
 
 FULL_FILE = "delta.safetensors"
+_SHARDS = "delta*.safetensors"
+_SHARD = re.compile(r"delta-\d+-of-(\d+)\.safetensors")
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 _NOT_BA = (
@@ -215,8 +217,8 @@ def open_delta(tuned: AnyPath, base: AnyPath | Checkpoint | None = None) -> Delt
     """
     folder = find_model(tuned)
     try:
-        if (folder / FULL_FILE).is_file():
-            return _open_full(folder)
+        if shards := sorted(folder.glob(_SHARDS)):
+            return _open_full(folder, shards)
         if (folder / ADAPTER_FILE).is_file() and (folder / ADAPTER_CONFIG).is_file():
             return _open_lora(folder)
     except SafetensorError as error:
@@ -233,10 +235,16 @@ def open_delta(tuned: AnyPath, base: AnyPath | Checkpoint | None = None) -> Delt
     )
 
 
-def _open_full(folder: Path) -> Delta:
-    files = TensorFiles.of(folder / FULL_FILE)
+def _open_full(folder: Path, shards: list[Path]) -> Delta:
+    counts = {int(match[1]) if (match := _SHARD.fullmatch(shard.name)) else 1 for shard in shards}
+    if counts != {len(shards)}:
+        raise DeltaError(
+            f"{folder} holds {', '.join(shard.name for shard in shards)}, which are not all parts of one delta; delete "
+            "the folder and train the run again."
+        )
+    files = TensorFiles({name: file for shard in shards for name, file in TensorFiles.of(shard).files.items()})
     if not files.files:
-        raise DeltaError(f"{folder / FULL_FILE} holds no tensor; the run exported nothing. Train it again.")
+        raise DeltaError(f"{shards[0]} holds no tensor; the run exported nothing. Train it again.")
     sizes = {name: math.prod(files.shape(name)) for name in files.files}
     return Delta(folder, {name: partial(_stored, files, name) for name in sizes}, sizes, low_rank=False)
 
@@ -395,11 +403,33 @@ def save_full_delta(folder: str | Path, tensors: Mapping[str, Tensor]) -> None:
     )
 
 
+def shard_file(index: int, count: int) -> str:
+    """What ``delta.safetensors`` is called as the part ``index`` of a delta of ``count`` parts."""
+    return FULL_FILE if count == 1 else f"delta-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
 def check_delta(folder: str | Path) -> None:
     """Read a delta back and refuse one that is empty, not finite, or exactly zero everywhere.
 
     Raises:
         DeltaError: naming the parameter, or the folder when all entries are zero.
+    """
+    refuse_unmoved(read_back(folder), str(folder))
+
+
+def refuse_unmoved(moved: bool, what: str) -> None:
+    """Raise ``DeltaError`` for a delta, ``what``, unless it ``moved``."""
+    if not moved:
+        raise DeltaError(
+            f"{what}: the delta is zero everywhere, the run changed nothing. Check its learning rate and steps."
+        )
+
+
+def read_back(folder: str | Path) -> bool:
+    """Read a delta back: whether any of it is not zero.
+
+    Raises:
+        DeltaError: it is empty, or not finite, naming the parameter.
     """
     delta = open_delta(folder)
     moved = False
@@ -414,10 +444,7 @@ def check_delta(folder: str | Path) -> None:
                 f"{folder}: the delta of {name} holds NaN or infinity; the run diverged. Lower its learning rate."
             )
         moved = moved or own
-    if not moved:
-        raise DeltaError(
-            f"{folder}: the delta is zero everywhere, the run changed nothing. Check its learning rate and steps."
-        )
+    return moved
 
 
 def check_finite(delta: Delta) -> None:

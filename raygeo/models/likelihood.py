@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from raygeo.models.attention import is_flash
 from raygeo.models.batches import Batch
 from raygeo.models.head import chunked, tiled_logprobs
+from raygeo.models.lora import without_adapters
 from raygeo.models.ulysses import SequenceGroup, Share
 
 CHUNK_LOGITS = 2**26
@@ -63,12 +64,15 @@ class Likelihood(nn.Module):
         *,
         padding_free: bool = False,
         group: SequenceGroup | None = None,
+        asks_base: bool = False,
     ):
+        """``asks_base``: ``terms`` take the base's logits, which the student gives without its adapters."""
         super().__init__()
         self.student = student
         self.head = TokenHead(student, terms, chunk)
         self.padding_free = padding_free
         self.group = group
+        self.asks_base = asks_base
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of this module, and leave its student in evaluation mode."""
@@ -89,8 +93,9 @@ class Likelihood(nn.Module):
         """Return ``logprobs`` and, unless ``plain``, every term, [B, T] each, zero where ``batch.mask`` is false.
 
         ``keys`` [N] int64 and ``reference_states`` [N, d] follow the completion tokens in row order;
-        ``reference_head`` turns those states into the base's logits. With ``embedding_mix`` > 0 the input
-        embedding of each completion token is mixed with that of the student's own greedy guess of it.
+        ``reference_head``, or else the student's own without adapters, turns those states into the base's logits. With
+        ``embedding_mix`` > 0 the input embedding of each completion token is mixed with that of the student's own
+        greedy guess of it.
         """
         model = causal_lm(self.student)
         share = Share(batch, self.group) if self.group is not None and self.padding_free else None
@@ -106,12 +111,16 @@ class Likelihood(nn.Module):
                 guesses = greedy_guesses(model, find_states(), self.head.chunk)
                 guesses = guesses if share is None else share.join(guesses)
             embeddings = mixed_embeddings(model, batch, guesses, embedding_mix)
+        if self.asks_base and not plain:
+            with torch.no_grad(), without_adapters(self.student):
+                reference_states = find_states()
+        elif share is not None and reference_states is not None:
+            reference_states = reference_states[share.targets]
         states = find_states(embeddings)
         targets = batch.input_ids[:, 1:][batch.mask]
         if share is not None:
             mine = share.targets
             targets, keys = targets[mine], None if keys is None else keys[mine]
-            reference_states = None if reference_states is None else reference_states[mine]
         columns = self.head(states, targets, keys, reference_states, reference_head, plain=plain)
         if share is not None:
             columns = {name: share.join(column) for name, column in columns.items()}
@@ -162,11 +171,20 @@ class TokenHead(nn.Module):
             scale, tile = _logit_scale(model), self.chunk // _TILES
             return {"logprobs": tiled_logprobs(states, head.weight, targets, scale=scale, tile=tile)}
 
+        @torch.no_grad()
+        def base_logits(base: Tensor) -> Tensor:
+            if reference_head is not None:
+                return _finished(model, F.linear(base, *reference_head))
+            if linear:  # its weights themselves: ZeRO-3 has gathered them for this module, in the backward pass too
+                return _finished(model, F.linear(base, head.weight, head.bias))
+            with without_adapters(head):
+                return apply_head(model, base)
+
         def values(logits: Tensor, targets: Tensor, keys: Tensor | None, base: Tensor | None) -> dict[str, Tensor]:
             found = {"logprobs": -F.cross_entropy(logits, targets, reduction="none")}
             if terms is not None:
-                base_logits = None if base is None or reference_head is None else _wide(F.linear(base, *reference_head))
-                found |= terms(TokenLogits(logits, targets, keys, finish_logits(model, base_logits)))
+                given = None if base is None else base_logits(base)
+                found |= terms(TokenLogits(logits, targets, keys, given))
             return found
 
         if not linear or logits <= self.chunk:
@@ -243,22 +261,18 @@ def copied_head(model: Any) -> Head:
     return head.weight.detach().clone(), None if bias is None else bias.detach().clone()
 
 
-def finish_logits(model: Any, logits: Tensor | None) -> Tensor | None:
+def finish_logits(model: Any, logits: Tensor) -> Tensor:
     """Scale and cap raw logits as the model's family does (Gemma caps; Cohere multiplies; Granite divides).
 
     ``soundness`` holds what this gives to the family's own logits.
     """
-    if logits is None:
-        return None
     scale, cap = _logit_scale(model), _logit_cap(model)
     logits = logits if scale == 1.0 else logits * scale
     return torch.tanh(logits / cap) * cap if cap else logits
 
 
 def _finished(model: Any, logits: Tensor) -> Tensor:
-    finished = finish_logits(model, _wide(logits))
-    assert finished is not None
-    return finished
+    return finish_logits(model, _wide(logits))
 
 
 @torch.no_grad()

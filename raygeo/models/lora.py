@@ -109,6 +109,24 @@ def _as_if_fp32(targets: Iterable[nn.Module]) -> Iterator[None]:
             module.weight = weight.requires_grad_(False)
 
 
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Let ``model`` compute as its base while inside.
+
+    PEFT's own context freezes the adapters meanwhile, and looks at every module for it.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for module in adapted:
+        module._disable_adapters = True
+    try:
+        yield
+    finally:
+        for module in adapted:
+            module._disable_adapters = False
+
+
 def check_lora(config: PreTrainedConfig, settings: LoraSettings) -> None:
     """Refuse adapters that a student of ``config`` cannot be trained with, before it is; no weights are needed.
 

@@ -6,6 +6,7 @@ import yaml
 
 from raygeo.analyses.inputs import AnalysisInputs
 from raygeo.cluster.fanout import ActorPool
+from raygeo.cluster.nodes import check_nodes
 from raygeo.cluster.preflight import check_fits
 from raygeo.cluster.session import connect
 from raygeo.cluster.sharded import ShardedOperator
@@ -86,8 +87,9 @@ def _run_stages(
 ) -> StageContext:
     with timed_stage("start", times, progress, None):
         connect(address)
-        check_fits("an actor (actors)", {"CPU": comparison.actors.cpus, "GPU": comparison.actors.gpus})
-    with ActorPool(comparison.actors) as pool:
+        check_fits("an actor (actors)", comparison.actors.demand)
+        check_nodes(store, gpus=comparison.actors.gpus > 0, say=progress.say)
+    with ActorPool(comparison.actors, progress.say, "comparison") as pool:
         context = StageContext(store, pool, progress)
         about = PageContext(
             title=f"{len(comparison.models)} models and their base",

@@ -17,7 +17,7 @@ from raygeo.models.hub import find_model
 from raygeo.models.run import Run
 from raygeo.pipeline.comparison import Comparison
 from raygeo.pipeline.context import StageContext
-from raygeo.pipeline.student import KIND, hash_folder, link_folder
+from raygeo.pipeline.student import KIND, hash_folder, hold_files, link_folder
 from raygeo.records import FINISHED, RunRecord
 from raygeo.settings import content_key
 from raygeo.store import AnyPath
@@ -96,6 +96,7 @@ def _link(context: StageContext, kind: str, key: str, source: Path) -> AnyPath:
     known = context.store.has_folder(kind, key)
     if not known:
         link_folder(context.store, kind, key, source)
+    hold_files(context.store, kind, key)
     context.count(not known, known)
     return context.store.stored(kind, key)
 

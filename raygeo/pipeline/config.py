@@ -275,7 +275,7 @@ class Study(Settings):
             near = difflib.get_close_matches(self.reference_run, names, 1) or names[:1]
             hint = f"did you mean {near[0]!r}?" if near else "its runs are chosen by the sweep; leave it out."
             raise ValueError(f"reference_run {self.reference_run!r} is not a run of the study; {hint}")
-        compared = [spec.training for spec in self.plan.points() if spec.loss.needs & FROM_BASE]
+        compared = [spec.training for spec in self.plan.points() if spec.needs & FROM_BASE]
         for shared in ("precision", "attn_implementation"):
             if len({getattr(training, shared) for training in compared}) > 1:
                 raise ValueError(f"runs whose loss compares with the base must share one training.{shared}")

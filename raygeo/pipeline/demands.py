@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,11 @@ import numpy as np
 from raygeo.cluster.preflight import check_fits
 from raygeo.data.reference import REFERENCE_STATES
 from raygeo.data.tokens import RolloutTokens
-from raygeo.errors import ClusterError
+from raygeo.errors import ClusterError, DataError
 from raygeo.footprint.need import Texts
+from raygeo.losses.base import Loss
 from raygeo.models.loading import read_config
-from raygeo.pipeline.budget.check import check_memory
+from raygeo.pipeline.budget.check import check_disk, check_memory
 from raygeo.pipeline.budget.cluster import Cluster, cluster_connected
 from raygeo.pipeline.budget.facts import Facts
 from raygeo.pipeline.config import HELDOUT, Study, study_yaml
@@ -26,6 +28,7 @@ from raygeo.pipeline.train import REFERENCE
 from raygeo.settings import split_key
 from raygeo.store import Store
 from raygeo.training.settings import RunSpec
+from raygeo.training.sweep import run_shape
 
 SETTLED = ("finished", "diverged", "stopped")
 LONGEST = 100
@@ -88,6 +91,8 @@ def check_student(study: Study, store: Store, stages: tuple[str, ...], cluster: 
     settled = frozenset(spec.name for spec in study.plan.points() if _named(spec) in trained)
     facts = Facts(read_config(folder), texts, texts, texts, 1.0, benchmarks, (), settled)
     check_memory(study, facts, cluster, lambda said: None, _lacking(store, stages) - {"geometry"})
+    if "train" in stages:
+        check_disk(study, facts, cluster, store.free_bytes(), lambda said: None)
 
 
 def check_rollouts(
@@ -105,7 +110,8 @@ def check_rollouts(
     if not lacking:
         return
     lengths = RolloutTokens.open(rollouts.tokens).lengths
-    whole = lengths[~rollouts.train["truncated"].fill_null(False).to_numpy()]
+    learned = rollouts.train
+    whole = lengths[~learned["truncated"].fill_null(False).to_numpy()]
     rows = Texts(len(lengths), float(np.mean(lengths)), int(np.max(lengths)))
     train = Texts(len(whole), float(np.mean(whole)), int(np.max(whole))) if len(whole) else SHORTEST
     asked = {HELDOUT: heldout_problems(rollouts)}
@@ -123,8 +129,19 @@ def check_rollouts(
     heldout = benchmarks.get(HELDOUT, SHORTEST)
     if not study.evaluation.heldout:
         benchmarks.pop(HELDOUT, None)
-    facts = Facts(read_config(student.folder), rows, train, heldout, 1.0, benchmarks, (), settled)
+
+    @cache
+    def selected(loss: Loss) -> int | None:
+        try:
+            examples = loss.select(learned).examples
+        except DataError:  # said where it is to be trained
+            return None
+        return max(int(lengths[row]) for example in examples for row in example.rows)
+
+    facts = Facts(read_config(student.folder), rows, train, heldout, 1.0, benchmarks, (), settled, selected)
     check_memory(study, facts, cluster, context.progress.say, lacking)
+    if "train" in stages:
+        check_disk(study, facts, cluster, store.free_bytes(), context.progress.say)
 
 
 def _lengths(rollouts: Rollouts, prompts: list[str]) -> Texts:
@@ -163,15 +180,14 @@ def _demands(study: Study, store: Store, stages: tuple[str, ...]) -> list[tuple[
     if made_here and student.gpus > 0 and not store.folders("students"):
         demands.append(("making the student", {"GPU": student.gpus}, 1))  # it takes what CPUs there are
     if set(stages) - {"student", "train", "report"}:
-        demands.append(("an actor (actors)", {"CPU": study.actors.cpus, "GPU": study.actors.gpus}, 1))
+        demands.append(("an actor (actors)", study.actors.demand, 1))
     if "train" in stages:
         settled = _settled(store)
         shapes = defaultdict(list)
         for spec in study.plan.points():
             if _named(spec) not in settled:
-                training = spec.training
-                shapes[training.workers, training.cpus, training.gpus].append(spec.name)
-        for (workers, cpus, gpus), (first, *others) in shapes.items():
+                shapes[run_shape(spec)].append(spec.name)
+        for shape, (first, *others) in shapes.items():
             also = f" (and {len(others)} others)" if others else ""
-            demands.append((f"run {first}{also}", {"CPU": cpus, "GPU": gpus}, workers))
+            demands.append((f"run {first}{also}", shape.resources, shape.workers))
     return demands

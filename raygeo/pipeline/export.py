@@ -224,14 +224,14 @@ def _commands(
     begins = not templated and own is not None and renderer.prompt_ids(next(iter(tasks.values())))[:1] == [own]
     model = f"pretrained={out.resolve()}" if merged else f"pretrained={base},peft={out.resolve()}"
     model += f",tokenizer={out.resolve()},dtype={_dtype(study)}" + (",add_bos_token=True" if begins else "")
-    if templated:
-        model += "".join(f",{name}={value}" for name, value in chat.template_kwargs.items())
+    if templated and chat.template_kwargs:
+        model += f",chat_template_args={chat.template_kwargs!r}"
     names = ",".join(map(task_name, tasks))
     put = " --apply_chat_template" if templated else ""
     put += f" --system_instruction {shlex.quote(chat.system)}" if templated and chat.system is not None else ""
     yield "The same problems, answered through lm-eval and graded by the same rules (`pip install lm_eval raygeo`):"
     yield ""
     yield "```sh"
-    yield f"lm_eval --model hf --model_args {model} \\"
-    yield f"  --include_path {out.resolve() / FOLDER} --tasks {names} --batch_size 1{put}"
+    yield f"lm_eval --model hf --model_args {shlex.quote(model)} \\"
+    yield f"  --include_path {shlex.quote(str(out.resolve() / FOLDER))} --tasks {names} --batch_size 1{put}"
     yield "```"

@@ -157,7 +157,11 @@ def _points(make: Histories, seen: View) -> list[tuple[str, str, int, float]]:
     return [(run, name, int(step), float(value)) for run, name, step, value in make(seen) if value is not None]
 
 
-_LONG = {"rollouts": ("prompt", "completion", "logprobs"), "reference": ("logprobs",)}
+_LONG = {
+    "rollouts": ("prompt", "completion", "logprobs"),
+    "reference": ("logprobs",),
+    "gradients": ("products", "projection"),
+}
 """Columns of tables that no page shows, and that need not fit in memory."""
 
 

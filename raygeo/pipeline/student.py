@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raygeo.cluster.nodes import are_several
 from raygeo.cluster.remote import call
 from raygeo.data.readers import read_prompts
 from raygeo.errors import ConfigError, StudentError
@@ -156,6 +159,7 @@ def provide_model(context: StudyContext, model: str) -> str:
     context.count(0, 1)
     if not context.store.has_folder(KIND, key):
         link_folder(context.store, KIND, key, source, check_student(source))
+    hold_files(context.store, KIND, key)
     return key
 
 
@@ -196,6 +200,24 @@ def link_folder(store: Store, kind: str, key: str, source: Path, model: PreTrain
             os.symlink((source / name).resolve(), folder / name)
         if is_model(source) and (source / "config.json").is_file():
             save_index(index_parameters(source, folder, model), folder)
+
+
+def hold_files(store: Store, kind: str, key: str) -> None:
+    """Replace links in a folder of a local store by files, where there are nodes that may not see what they lead to.
+
+    Files on the store's file system are linked hard, others are copied.
+    """
+    if not store.is_local or not are_several():
+        return
+    for file in Path(store.path(kind, key)).rglob("*"):
+        if file.is_symlink():
+            staged = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}.tmp")
+            with store.writing(str(file)):
+                try:
+                    os.link(file.resolve(), staged)
+                except OSError:
+                    shutil.copyfile(file, staged)
+                os.replace(staged, file)
 
 
 def _make(context: StudyContext, key: str, what: str, make: Callable[[Path, Any], None]) -> None:

@@ -7,9 +7,12 @@ from signal import SIGINT
 from rich.markup import escape
 
 from raygeo.cluster.fanout import ActorPool
+from raygeo.cluster.nodes import check_nodes
 from raygeo.cluster.session import connect
 from raygeo.errors import ConfigError
 from raygeo.interrupts import asked, handled
+from raygeo.logs import about
+from raygeo.pipeline.budget.cluster import wants_gpu
 from raygeo.pipeline.config import Study, study_yaml
 from raygeo.pipeline.context import StudyContext, timed_stage
 from raygeo.pipeline.demands import check_demands, check_rollouts, check_student, cluster_to_check, is_made
@@ -129,10 +132,11 @@ def _run_stages(
         memory_check = memory_check and not is_made(study, store)
         stages = STAGES[: None if until is None else STAGES.index(until) + 1]
         check_demands(study, store, stages)
+        check_nodes(store, gpus=wants_gpu(study), say=progress.say)
         cluster = cluster_to_check(study, progress.say) if memory_check else None
         if cluster is not None:
             check_student(study, store, stages, cluster)
-    with ActorPool(study.actors) as pool:
+    with about(study.name), ActorPool(study.actors, progress.say, study.name) as pool:
         context = StudyContext(store, pool, progress, study=study)
         standing = Standing(store, about_study(study, ("start", *STAGES[:-1])), times, progress)
 

@@ -15,7 +15,7 @@ from raygeo.data.mismatched import save_mismatched
 from raygeo.data.reference import REFERENCE_STATES, ReferenceLogprobs, ReferenceStates, save_reference
 from raygeo.data.tokens import RolloutTokens
 from raygeo.errors import TrainingError
-from raygeo.losses.base import FROM_BASE, Loss, Need
+from raygeo.losses.base import FROM_BASE, Need
 from raygeo.models.loading import Loading, context_length, read_config
 from raygeo.models.run import Run
 from raygeo.pipeline.context import StudyContext, reason
@@ -77,13 +77,13 @@ class References:
     mismatched_logprobs: AnyPath | None = None
     failed: Mapping[Need, str] = field(default_factory=dict)
 
-    def lacking(self, loss: Loss) -> str | None:
-        """Why a run with ``loss`` cannot be trained, or None."""
-        return next((self.failed[need] for need in sorted(loss.needs) if need in self.failed), None)
+    def lacking(self, needs: frozenset[Need]) -> str | None:
+        """Why a run with these needs cannot be trained, or None."""
+        return next((self.failed[need] for need in sorted(needs) if need in self.failed), None)
 
 
 def provide_references(context: StudyContext, student: Student, rollouts: Rollouts) -> References:
-    """Compute, once a study, what its losses need of the base, so that no training worker holds it.
+    """Compute, once a study, what its losses need of the base; for whole logits, runs with adapters ask it themselves.
 
     What fails is left out, and with it the runs whose losses need it.
 
@@ -91,11 +91,11 @@ def provide_references(context: StudyContext, student: Student, rollouts: Rollou
         FullStoreError: the store's disk is full.
     """
     specs = context.study.plan.points()
-    needs = {need for spec in specs for need in spec.loss.needs}
+    needs = {need for spec in specs for need in spec.needs}
     if not needs & FROM_BASE:
         return References()
     [(precision, attention)] = {
-        (spec.training.precision, spec.training.attn_implementation) for spec in specs if spec.loss.needs & FROM_BASE
+        (spec.training.precision, spec.training.attn_implementation) for spec in specs if spec.needs & FROM_BASE
     }
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     loading = _loading(context, attention)
@@ -197,7 +197,7 @@ def train_runs(
     keys = {run.name: run.spec.key(student.key, rollouts.key) for run in planned}
     specs = {keys[run.name]: run.spec for run in planned}
     missing = {key: spec for key, spec in specs.items() if not is_settled(store, key, plan.sweep.scheduler)}
-    failures = {key: why for key, spec in missing.items() if (why := references.lacking(spec.loss))}
+    failures = {key: why for key, spec in missing.items() if (why := references.lacking(spec.needs))}
     missing = {key: spec for key, spec in missing.items() if key not in failures}
     before = store.finished(TABLES)
 
@@ -212,8 +212,9 @@ def train_runs(
     search = measure = None
     if plan.open_entries():
         for index in plan.open_entries():
-            if why := references.lacking(plan.entries[index].loss):
-                raise TrainingError(f"runs {index} ({plan.entries[index].loss.type}) cannot be searched: {why}")
+            spec = _examples_of(plan, index)[0].spec
+            if why := references.lacking(spec.needs):
+                raise TrainingError(f"runs {index} ({spec.loss.type}) cannot be searched: {why}")
 
         def add_planned(run: PlannedRun) -> None:
             planned.append(run)
@@ -251,6 +252,7 @@ def train_runs(
                     search=search,
                     examples=plan.points(),
                     measure=measure,
+                    study=context.study.name,
                     say=context.progress.say,
                 )
             except KeyboardInterrupt:
@@ -285,10 +287,15 @@ def _expected_steps(plan: Plan, rollouts: Rollouts) -> int:
     """How many steps the runs that a search chooses take, if their entries come up equally often."""
     total = 0
     for index in plan.open_entries():
-        runs = plan.runs_of(index, {place: domain.at(0.0) for place, domain in plan.searched(index).items()})
+        runs = _examples_of(plan, index)
         examples = len(runs[0].spec.loss.select(rollouts.train).examples)
         total += plan.sweep.samples * sum(_step_count(run.spec, examples) for run in runs)
     return total
+
+
+def _examples_of(plan: Plan, index: int) -> list[PlannedRun]:
+    """Runs of one of the configurations that a search may choose in an entry."""
+    return plan.runs_of(index, {place: domain.at(0.0) for place, domain in plan.searched(index).items()})
 
 
 def run_params(spec: RunSpec) -> dict[str, Any]:

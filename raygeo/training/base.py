@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from raygeo.models.activations import hold_activations
+from raygeo.models.compilation import interpret_layers
 from raygeo.models.loading import load_student
 from raygeo.store import AnyPath
 
@@ -44,5 +45,6 @@ class ResidentBase:
         if self._model is None:
             return
         hold_activations(self._model)
+        interpret_layers(self._model)
         base = model.unload()
         assert base is self._model

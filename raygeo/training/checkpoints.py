@@ -8,10 +8,8 @@ is kept.
 import shutil
 from typing import Any
 
-import torch.distributed as dist
-
 from raygeo.store import Store
-from raygeo.training.engine import rank
+from raygeo.training.engine import barrier, rank
 
 KIND = "checkpoints"
 
@@ -38,7 +36,7 @@ class Checkpoints:
             self.store.add_to_folder(KIND, name, folder / "state")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        _barrier()
+        barrier()
         if rank() == 0:
             self.store.complete_folder(KIND, name)
             self.clear(keep=name)
@@ -67,8 +65,3 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         return sorted(n for n in self.store.folders(KIND, f"{self.key}-") if self.store.has_folder(KIND, n))
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()

@@ -35,9 +35,8 @@ class Coordinator:
         self.job: dict[str, Any] | None = None
         self.taken_by: str | None = None
         self.attempt = self.losses = self.begun_with = 0
-        self.shrunk = False
+        self.shrunk = self.at_work = self.closed = False
         self.failure = ""
-        self.closed = False
         self.changed = asyncio.Condition()
         self.given: dict[tuple[str, int], asyncio.Future[dict[str, Any] | None]] = {}
         self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -51,7 +50,7 @@ class Coordinator:
         async with self.changed:
             await self.changed.wait_for(lambda: self.job is None)
             self.job, self.attempt, self.losses, self.shrunk, self.failure = dict(job), 0, 0, False, ""
-            self.begun_with = job["micro_batch_size"]
+            self.begun_with, self.at_work = job["micro_batch_size"], False
             self.messages, self.command, self.commanded = asyncio.Queue(), "", asyncio.Event()
             self.changed.notify_all()
 
@@ -76,9 +75,26 @@ class Coordinator:
             self.closed = True
             self.changed.notify_all()
 
-    async def abort(self, reason: str) -> None:
-        """End the job, because no workers are left."""
-        await self._end({"kind": "failed", "reason": reason})
+    async def waits(self) -> bool:
+        """Whether there is a job and no group of workers at it: none has begun it, or the last one is lost."""
+        return self.job is not None and not self.at_work
+
+    async def lost(self) -> None:
+        """Note that the group of workers that was at work has come apart."""
+        self.at_work = False
+
+    async def unstarted(self, reason: str) -> bool:
+        """Note that no group of workers could be started for a ``reason``, and say whether to try again."""
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.closed or self.job is not None)
+        if self.job is None:
+            return False
+        self.losses += 1
+        if self.losses > self.job["restarts"]:
+            await self._end({"kind": "failed", "reason": f"{reason} ({self.losses} times)"})
+            return False
+        self._tell_trial({"kind": "note", "text": f"{reason}; tries again"})
+        return True
 
     # -- the workers' side --------------------------------------------------------------------------------------------
 
@@ -106,7 +122,7 @@ class Coordinator:
                     if again:
                         self._tell_trial({"kind": "note", "text": f"{self.failure}; resumes from its last checkpoint"})
                     self.attempt += 1
-                    self.shrunk, self.taken_by = False, group
+                    self.shrunk, self.at_work, self.taken_by = False, True, group
                     return self.job | {"attempt": self.attempt}
                 else:
                     end = {"kind": "failed", "reason": f"{self.failure} ({self.losses} times)"}

@@ -8,7 +8,7 @@ import numpy as np
 from raygeo.data.probes import Probe
 from raygeo.data.reference import open_reference, open_reference_states
 from raygeo.data.tokens import RolloutTokens
-from raygeo.losses.base import Example, Loss
+from raygeo.losses.base import Example, Loss, Need
 from raygeo.losses.batches import LossData, Scored
 from raygeo.models.checkpoint import Checkpoint
 from raygeo.store import Store
@@ -35,13 +35,13 @@ class Data(LossData):
         return np.array([sum(lengths[r] for r in self.examples[i].rows) for i in indices])
 
 
-def open_data(loss: Loss, store: Store, inputs: RunInputs) -> Data:
-    """Map tokens, the examples that ``loss`` selects of the training split, and whatever else it needs into memory.
+def open_data(loss: Loss, store: Store, inputs: RunInputs, needs: frozenset[Need] | None = None) -> Data:
+    """Map tokens, the examples that ``loss`` selects of the training split, and what else it ``needs`` into memory.
 
-    What is not in the store yet is made by rank 0.
+    ``needs`` are by default all of the loss's. What is not in the store yet is made by rank 0.
     """
     tokens = RolloutTokens.open(inputs.tokens)
-    needs = loss.needs
+    needs = loss.needs if needs is None else needs
 
     def examples() -> Sequence[Example]:
         return open_selection(store, loss, inputs.rollouts)

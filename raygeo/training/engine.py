@@ -14,6 +14,7 @@ from raygeo.losses.base import Loss
 from raygeo.models.activations import checkpoint_activations
 from raygeo.models.attention import check_used
 from raygeo.models.batches import Batch
+from raygeo.models.compilation import check_compiler, compile_layers
 from raygeo.models.likelihood import Likelihood
 from raygeo.models.lora import adapter_fingerprint, attach_lora
 from raygeo.models.packing import check_packed
@@ -62,6 +63,21 @@ def broadcast(value: Any) -> Any:
     if dist.is_initialized():
         dist.broadcast_object_list(box)
     return box[0]
+
+
+def gather(value: Value) -> list[Value]:
+    """Every rank's ``value``, on every rank."""
+    found: list[Any] = [value]
+    if dist.is_initialized():
+        found = [None] * world()
+        dist.all_gather_object(found, value)
+    return found
+
+
+def barrier() -> None:
+    """Wait for all workers."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def rank_0_first(work: Callable[[], Value]) -> Value:
@@ -147,6 +163,8 @@ def build_engine(
     """
     deepspeed = import_deepspeed()
     settings = spec.training
+    if settings.torch_compile:
+        check_compiler(torch.cuda.is_available())
     micro_steps = math.ceil(settings.batch_size / (settings.micro_batch_size * data_rank(settings)[1]))
     config = deepspeed_config(settings, micro_steps)
     torch.manual_seed(settings.seed)
@@ -180,10 +198,12 @@ def build_engine(
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.adam_epsilon, fused=True)
     steps = step_count(examples, settings.batch_size, settings.steps, settings.epochs)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(settings, steps, step))
+    if settings.torch_compile:  # before it is checkpointed: what is compiled then computes again, too
+        compile_layers(model)
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
     terms = spec.loss.token_terms if type(spec.loss).token_terms is not Loss.token_terms else None
-    likelihood = Likelihood(model, terms, padding_free=settings.padding_free, group=group)
+    likelihood = Likelihood(model, terms, padding_free=settings.padding_free, group=group, asks_base=spec.asks_base)
     if settings.zero_stage == 3:
         for parameter in likelihood.head.borrowed:
             deepspeed.zero.register_external_parameter(likelihood.head, parameter)
@@ -213,6 +233,12 @@ def _check_packed(engine: Any) -> None:
     finally:
         likelihood.padding_free = True
         text._attn_implementation = used
+
+
+def delta_bytes(engine: Any) -> int:
+    """What the delta of a run takes on disk, in fp32."""
+    trained = (value for value in engine.module.student.parameters() if value.requires_grad)
+    return 4 * sum(getattr(value, "ds_numel", value.numel()) for value in trained)
 
 
 def whole_gradient_norm(engine: Any) -> float | None:

@@ -1,5 +1,6 @@
-"""What a run leaves behind: its delta in fp32, whole, whatever sharded it."""
+"""What a run leaves behind: its delta in fp32, each parameter whole, whatever sharded it."""
 
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,13 @@ from torch import Tensor, nn
 
 from raygeo.errors import DeltaError
 from raygeo.models.checkpoint import Checkpoint
-from raygeo.models.delta import check_delta, save_full_delta
+from raygeo.models.delta import FULL_FILE, read_back, refuse_unmoved, save_full_delta, shard_file
 from raygeo.store import AnyPath, Store
-from raygeo.training.engine import broadcast, rank
+from raygeo.training.engine import barrier, gather, rank, world
 
 
 def keep_delta(engine: Any, student: AnyPath, store: Store, kind: str, key: str, *, moved: bool = True) -> str | None:
-    """Put the engine's delta into the store as ``<kind>/<key>``; all ranks take part, rank 0 writes.
+    """Put the engine's delta into the store as ``<kind>/<key>``; each rank writes its share.
 
     Where a parameter is not finite nothing is written, and the first such parameter's name is returned on every rank.
 
@@ -22,40 +23,57 @@ def keep_delta(engine: Any, student: AnyPath, store: Store, kind: str, key: str,
         DeltaError: the delta is empty, or zero everywhere although it ought to have ``moved``.
     """
     values = trained_values(engine)
-    broken = broadcast(next((name for name, value in values.items() if not bool(value.isfinite().all())), None))
-    if broken is None and rank() == 0:
-        folder = store.scratch()
+    odd = gather(next((name for name, value in values.items() if not bool(value.isfinite().all())), None))
+    if broken := [name for name in odd if name is not None]:
+        return min(broken, key=[name for name, _ in trained_parameters(engine)].index)
+    folder = store.scratch()
+    if rank() == 0 or not _adapted(engine):
         export(engine, values, student, folder)
-        if moved:
-            check_delta(folder)
+    if moved:
+        refuse_unmoved(any(gather((rank() == 0 or bool(values)) and read_back(folder))), f"{kind}/{key}")
+    if not _adapted(engine):
+        (folder / FULL_FILE).rename(folder / shard_file(rank(), world()))
+    if rank() == 0:
         store.delete_folder(kind, key)  # that of an attempt whose record was never written
-        store.save_folder(kind, key, folder)
-    return broken
+    barrier()
+    store.add_to_folder(kind, key, folder)
+    shutil.rmtree(folder)
+    barrier()
+    if rank() == 0:
+        store.complete_folder(kind, key)
+    return None
+
+
+def trained_parameters(engine: Any) -> list[tuple[str, nn.Parameter]]:
+    """What is trained, in the model's order."""
+    return [(name, value) for name, value in engine.module.student.named_parameters() if value.requires_grad]
 
 
 def trained_values(engine: Any) -> dict[str, Tensor]:
-    """The fp32 values of all trained parameters, whole, on rank 0's CPU; all ranks take part, the others get none.
+    """The fp32 values of this rank's share of the trained parameters, each whole, on the CPU; all ranks take part.
 
-    They are the optimiser's master copies where there are any.
+    Every parameter is in the share of one rank; rank 0 has all adapters. They are the optimiser's master copies where
+    there are any.
     """
     from deepspeed.utils import safe_get_full_fp32_param
 
     values = {}
-    for name, parameter in engine.module.student.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    held = [0] * (1 if _adapted(engine) else world())
+    for name, parameter in trained_parameters(engine):
         value = safe_get_full_fp32_param(parameter)
         if value is None:
             with _gathered([parameter]):
                 value = parameter.detach().clone()
-        if rank() == 0:
+        writer = held.index(min(held))
+        held[writer] += value.numel()
+        if rank() == writer:
             values[name] = value.to("cpu", copy=True).float()
     return values
 
 
 def export(engine: Any, values: dict[str, Tensor], student: AnyPath, folder: Path) -> None:
-    """Write a run's delta into ``folder`` in fp32: a PEFT adapter folder where adapters were trained, else
-    ``delta.safetensors`` with tuned minus base for every parameter.
+    """Write this rank's share of a run's delta into ``folder`` in fp32: a PEFT adapter folder where adapters were
+    trained, else ``delta.safetensors`` with tuned minus base.
 
     A run in bf16 starts from the base rounded to bf16, and that is subtracted: a delta is what training changed,
     without a rounding that all runs would share.
@@ -64,13 +82,17 @@ def export(engine: Any, values: dict[str, Tensor], student: AnyPath, folder: Pat
         DeltaError: the base folder lacks a parameter the model has, or has it in another shape.
     """
     model = engine.module.student
-    if hasattr(model, "peft_config"):
+    if _adapted(engine):
         model.save_pretrained(str(folder), state_dict=values, safe_serialization=True, save_embedding_layers=False)
         return
     base = Checkpoint(student)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     starts = ((name, base.tensor(name).to(dtypes[name]).float()) for name in values)
     save_full_delta(folder, {name: _difference(name, values[name], start) for name, start in starts})
+
+
+def _adapted(engine: Any) -> bool:
+    return hasattr(engine.module.student, "peft_config")
 
 
 def _difference(name: str, value: Tensor, start: Tensor) -> Tensor:

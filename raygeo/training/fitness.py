@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from raygeo.models.activations import check_checkpointing
 from raygeo.models.attention import check_attention
+from raygeo.models.compilation import check_compilation
 from raygeo.models.lora import check_lora
 from raygeo.models.packing import check_packing
 from raygeo.models.ulysses import check_sequence_parallel
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 
 def check_trainable(configuration: Callable[[], PreTrainedConfig], runs: Sequence[TrainingSettings]) -> None:
-    """Refuse adapters, attention, packing, sharing or checkpointing that a student of this configuration cannot have.
+    """Refuse what a student of this configuration cannot have: adapters, attention, packing, sharing, compiled or
+    checkpointed layers.
 
     ``configuration`` is read only if some run asks for one of them.
 
@@ -33,6 +35,7 @@ def check_trainable(configuration: Callable[[], PreTrainedConfig], runs: Sequenc
         *(partial(check_attention, name=name) for name in sorted(attentions)),
         *(partial(check_sequence_parallel, size=size) for size in sorted(sizes)),
         *([check_packing] if any(run.padding_free for run in runs) else []),
+        *([check_compilation] if any(run.torch_compile for run in runs) else []),
         *([check_checkpointing] if any(run.gradient_checkpointing for run in runs) else []),
     ]
     if checks:

@@ -11,7 +11,7 @@ _SHAPE = frozenset(
     {
         "lora", "precision", "batch_size", "micro_batch_size", "zero_stage", "offload", "gradient_checkpointing",
         "padding_free", "micro_batch_tokens", "attn_implementation", "workers", "cpus", "gpus",
-        "sequence_parallel_size",
+        "sequence_parallel_size", "torch_compile",
     }
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from raygeo.losses.counting import units
 from raygeo.models.batches import Batch
 from raygeo.records import FINISHED
 from raygeo.training.data import Data
-from raygeo.training.engine import data_rank, speaks, whole_gradient_norm, world
+from raygeo.training.engine import data_rank, delta_bytes, speaks, whole_gradient_norm, world
 from raygeo.training.order import micro_batches, step_batches, step_count, token_batches
 from raygeo.training.schedule import lr_factor
 from raygeo.training.settings import RunSpec, TrainingSettings
@@ -71,7 +71,7 @@ def optimise(engine: Any, spec: RunSpec, data: Data, state: TrainingState, hooks
     settings = spec.training
     steps = step_count(len(data.examples), settings.batch_size, settings.steps, settings.epochs)
     batches = step_batches(data.examples, len(data.tokens), settings.batch_size, steps, settings.seed)
-    snapshots = set(snapshot_steps(settings.snapshots, steps))
+    snapshots = set(snapshot_steps(settings.kept_snapshots(delta_bytes(engine)), steps))
     saved = time.monotonic()
     engine.train()
     while state.step < steps:

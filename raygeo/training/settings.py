@@ -5,6 +5,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from raygeo.cluster.settings import Gpus
+from raygeo.losses.base import Need
 from raygeo.losses.registry import AnyLoss
 from raygeo.models.attention import check_name, is_flash
 from raygeo.models.lora import LoraSettings
@@ -78,6 +80,8 @@ class Execution(Optimisation):
     gradient_checkpointing: bool = False
     """Keep each layer's input alone for the backward pass, which computes the layer again: the same weights in less
     memory, for about a third more time."""
+    torch_compile: bool = False
+    """Compile the student's layers by ``torch.compile``, one program for all that are alike; ZeRO 0 to 2."""
     padding_free: bool = False
     """Put the rows of a micro-batch one behind the other through the student, without padding; none sees another."""
     attn_implementation: str | None = None
@@ -91,12 +95,14 @@ class Execution(Optimisation):
     (DeepSpeed Ulysses), for rows longer than one device can hold. It divides ``workers``, and the attention heads."""
     cpus: float = Field(1, gt=0)
     """CPUs of each worker; whole CPUs are also its torch threads."""
-    gpus: float = Field(0, ge=0)
+    gpus: Gpus = 0
     """GPUs of each worker."""
     eval_every: int | None = Field(None, ge=1)
     """Measure the NLL of the held-out solutions every so many steps; it is always measured at the end."""
     snapshots: int = Field(8, ge=0)
     """Keep the delta at about so many steps, evenly spaced in log t; each is as large as a delta."""
+    max_snapshot_gib: float | None = Field(None, gt=0)
+    """Keep no more snapshots of a run than fit into so many GiB: fewer, evenly spaced all the same."""
 
     @field_validator("attn_implementation")
     @classmethod
@@ -122,6 +128,12 @@ class Execution(Optimisation):
             raise ValueError("with sequence_parallel_size attention is SDPA, a row at a time; leave out the other one")
         return self
 
+    def kept_snapshots(self, delta: int) -> int:
+        """How many snapshots are kept of a run whose delta takes ``delta`` bytes."""
+        if self.max_snapshot_gib is None:
+            return self.snapshots
+        return min(self.snapshots, int(self.max_snapshot_gib * 2**30 / delta))
+
     def halved(self, micro_batch_size: int) -> Self:
         """With micro-batches of this size, and of as much fewer tokens."""
         tokens = self.micro_batch_tokens
@@ -136,6 +148,16 @@ class Execution(Optimisation):
         return self
 
     @model_validator(mode="after")
+    def _layers_in_one_piece(self) -> Self:
+        if self.torch_compile and self.zero_stage == 3:
+            raise ValueError(
+                "ZeRO-3 gathers weights within a layer, which leaves torch_compile nothing; give zero_stage 2"
+            )
+        if self.torch_compile and self.sequence_parallel_size > 1:
+            raise ValueError("workers that share sequences exchange heads within a layer; leave torch_compile out")
+        return self
+
+    @model_validator(mode="after")
     def _offload_what_is_sharded(self) -> Self:
         if self.offload and self.zero_stage == 0:
             raise ValueError("offload moves what ZeRO shards; give zero_stage 1, 2 or 3 with it")
@@ -143,6 +165,8 @@ class Execution(Optimisation):
 
 
 LATER: Mapping[str, Any] = {
+    "torch_compile": False,
+    "max_snapshot_gib": None,
     "gradient_checkpointing": False,
     "padding_free": False,
     "micro_batch_tokens": None,
@@ -190,6 +214,8 @@ class TrainingSettings(Execution):
     """Report the training curves every so many steps."""
     checkpoint_every: int | None = Field(None, ge=1)
     """Write what is needed to resume every so many steps; by default every ten minutes."""
+    gpu_type: str | None = None
+    """Only on nodes with this kind of GPU, as Ray names it: ``H100``, ``A100-80G``, ``L4``."""
     restarts: int = Field(3, ge=0)
     """How often a run resumes from its last checkpoint after a worker was lost, before it counts as failed."""
 
@@ -209,7 +235,19 @@ class RunSpec(Settings):
         execution = {name: value for name, value in execution.items() if name not in LATER or value != LATER[name]}
         if self.training.lora is not None and self.training.precision == "bf16":
             execution["adapters"] = "fp32"  # once they were in bf16, with masters in fp32
+        if self.asks_base:
+            execution["reference"] = "step"  # once the base's states were stored, which differ by rounding
         return unit_key(self.revisions, "run", self.loss, execution, student_key, rollouts_key)
+
+    @property
+    def asks_base(self) -> bool:
+        """Whether each step asks the base for its logits: with adapters it is there, and nothing need be stored."""
+        return self.training.lora is not None and "reference_logits" in self.loss.needs
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What must be given besides tokens and verdicts."""
+        return self.loss.needs - {"reference_logits"} if self.asks_base else self.loss.needs
 
     @property
     def revisions(self) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from raygeo.cluster.preflight import check_fits, count_fitting
+from raygeo.cluster.preflight import check_fits, count_fitting, is_autoscaled
 from raygeo.errors import FullStoreError
 from raygeo.interrupts import asked, deferred
 from raygeo.search.loop import Search
@@ -124,14 +124,15 @@ def run_sweep(
     search: Search[Any] | None = None,
     examples: Sequence[RunSpec] = (),
     measure: Measure | None = None,
+    study: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, str]:
     """Train every run of ``specs`` (content key to spec), then whatever ``search`` proposes, one Tune trial each.
 
     Finished runs are in the store. Trials reuse their drivers, and a driver its workers as long as runs have one shape.
     ``scheduler`` may stop runs early. ``examples`` show what may be proposed; workers ``measure`` the runs they finish,
-    for the search to go by. Returns why each run that failed did so, in a line, by key; the others are not disturbed by
-    it.
+    for the search to go by. ``study`` is its name in the lines of logs. Returns why each run that failed did so, in a
+    line, by key; the others are not disturbed by it.
 
     Raises:
         ClusterError: the cluster can never hold the workers of one of the runs.
@@ -139,26 +140,28 @@ def run_sweep(
         KeyboardInterrupt: the process was asked to stop; runs in progress have written a checkpoint, if they could in
             ``GRACE_SECONDS``.
     """
-    at_once = count_at_once([*specs.values(), *examples])
+    shapes = [run_shape(spec) for spec in (*specs.values(), *examples)]
+    for spec, shape in zip((*specs.values(), *examples), shapes, strict=True):
+        check_fits(f"run {spec.name}", shape.resources, shape.workers)
     # It remarks on every half second spent in a callback, and on each state of its own that it could not save.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     storage = store.uri("ray", name)
     coordinators = Coordinators()
-    common = Common(inputs, store, coordinators, None if measure is None else ray.cloudpickle.dumps(measure))
+    common = Common(inputs, store, coordinators, None if measure is None else ray.cloudpickle.dumps(measure), study)
     known = [run_choice(key, spec) for key, spec in specs.items()]
 
     def choice(spec: RunSpec) -> dict[str, Any]:
         return run_choice(spec.key(inputs.student_key, inputs.rollouts), spec)
 
-    queue = RunQueue(known, search, choice)
+    queue = RunQueue(known, search, choice, lambda: count_at_once(shapes))
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(Trial, common=common, storage=storage), TRIAL_RESOURCES),
         tune_config=tune.TuneConfig(
             num_samples=-1,
             search_alg=queue,
             scheduler=None if scheduler is None else HalvingByLoss(scheduler, coordinators.stop),
-            max_concurrent_trials=at_once,
             reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["choice"]["run"],
         ),
         run_config=tune.RunConfig(
             name=name,
@@ -188,23 +191,19 @@ def run_sweep(
     return failures
 
 
-def count_at_once(specs: Sequence[RunSpec]) -> int:
-    """How many of the runs the cluster holds at once, whichever they are.
+def count_at_once(shapes: Sequence[Shape]) -> int:
+    """How many runs the cluster holds at once, whichever of the shapes they have; one at least waits for its nodes.
 
-    Raises:
-        ClusterError: it can never hold the workers of one of them.
+    An autoscaler is asked for twice as many.
     """
-    at_once = []
-    for spec in specs:
-        shape = run_shape(spec)
-        check_fits(f"run {spec.name}", shape.resources, shape.workers)
-        at_once.append(count_fitting(shape.resources) // shape.workers)
-    return min(at_once)
+    at_once = min(count_fitting(shape.resources) // shape.workers for shape in shapes)
+    return max(1, 2 * at_once if is_autoscaled() else at_once)
 
 
 def run_shape(spec: RunSpec) -> Shape:
     """Workers of a run."""
-    return Shape(spec.training.workers, spec.training.cpus, spec.training.gpus)
+    training = spec.training
+    return Shape(training.workers, training.cpus, training.gpus, training.gpu_type)
 
 
 def run_choice(key: str, spec: RunSpec) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def train(
     spec, store, inputs = job.spec, job.store, job.inputs
     started = time.perf_counter()
     torch.set_num_threads(max(1, int(spec.training.cpus)))
-    data = open_data(spec.loss, store, inputs)
+    data = open_data(spec.loss, store, inputs, spec.needs)
     engine, adapter_init = build_engine(spec, len(data.examples), inputs.student, base)
     checkpoints = Checkpoints(store, job.key)
     resumed = checkpoints.resume(engine)

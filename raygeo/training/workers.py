@@ -6,6 +6,7 @@ them is lost, Ray Train starts the group again and the run resumes from its last
 
 import gc
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,13 +14,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
+from raygeo.cluster.placement import beside_me
+from raygeo.cluster.settings import demand
+from raygeo.cluster.waiting import Waiting
+from raygeo.logs import about, name_lines
 from raygeo.records import FINISHED
 from raygeo.store import Store
 from raygeo.training.coordinator import Coordinator
 from raygeo.training.inputs import RunInputs
+
+LOOK_SECONDS = 2.0
+"""How often a trial that hears nothing looks whether its run waits for workers."""
+_LONGEST = 500
 
 
 @dataclass(frozen=True)
@@ -29,11 +39,12 @@ class Shape:
     workers: int
     cpus: float
     gpus: float
+    gpu_type: str | None = None
 
     @property
     def resources(self) -> dict[str, float]:
         """Ray resources of one worker."""
-        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus > 0 else {})
+        return demand(self.cpus, self.gpus, self.gpu_type)
 
 
 class Coordinators:
@@ -44,11 +55,13 @@ class Coordinators:
 
     def start(self) -> Any:
         """Start one; it ends with the process that asked for it."""
-        return ray.remote(num_cpus=0)(Coordinator).options(name=self.prefix + uuid.uuid4().hex[:8]).remote()
+        return ray.remote(**beside_me())(Coordinator).options(name=self.prefix + uuid.uuid4().hex[:8]).remote()
 
     def stop(self, key: str) -> None:
         """Stop the run with this key for good; once this returns, no other command can come before."""
-        ray.get([coordinator.stop.remote(key) for coordinator in self._all()])
+        for told in [coordinator.stop.remote(key) for coordinator in self._all()]:
+            with suppress(RayActorError):  # it is being started anew, and its run begins again
+                ray.get(told)
 
     def interrupt(self) -> None:
         """Interrupt all runs."""
@@ -70,35 +83,39 @@ Measure = Callable[[str, str], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Common:
-    """What all runs share: what they read, where they write, their coordinators, and what is measured of those that
-    finish, if anything: a pickled ``Measure``, because whoever unpickles it imports the analyses.
+    """What all runs share: what they read, where they write, their coordinators, what is measured of those that finish,
+    if anything (a pickled ``Measure``, because whoever unpickles it imports the analyses), and the study's name.
     """
 
     inputs: RunInputs
     store: Store
     coordinators: Coordinators
     measure: bytes | None = None
+    study: str = ""
+
+
+class Watch(UserCallback):
+    """Tells the coordinator, from Ray Train's side, that workers were lost."""
+
+    def __init__(self, coordinator: Any):
+        self.coordinator = coordinator
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Some workers have failed, and Ray Train ends the others."""
+        self.coordinator.lost.remote()
 
 
 class Workers:
     """A running group of workers of one shape."""
 
     def __init__(self, shape: Shape, common: Common, storage: str):
-        self.shape = shape
+        self.shape, self.common, self.storage = shape, common, storage
         self.busy = False
+        self.job: dict[str, Any] = {}
+        self.restarts = 0
+        self.answer: Any = None
+        self.waiting = Waiting(shape.resources)
         self.coordinator: Any = common.coordinators.start()
-        self.trainer = TorchTrainer(
-            _serve,
-            train_loop_config={"coordinator": self.coordinator, "common": common},
-            scaling_config=ScalingConfig(
-                num_workers=shape.workers, use_gpu=shape.gpus > 0, resources_per_worker=shape.resources
-            ),
-            run_config=RunConfig(
-                name=f"workers-{uuid.uuid4().hex[:8]}",
-                storage_path=storage,
-                failure_config=FailureConfig(max_failures=-1),  # the coordinator counts, run by run
-            ),
-        )
         self.thread = threading.Thread(target=self._fit, daemon=True)
         self.thread.start()
 
@@ -110,14 +127,44 @@ class Workers:
     def begin(self, job: dict[str, Any]) -> None:
         """Submit the next run; one that has not ended is interrupted."""
         self.interrupt()
-        ray.get(self.coordinator.submit.remote(job))
-        self.busy = True
+        self.job, self.restarts = job, 0
+        self._submit()
 
     def message(self) -> dict[str, Any]:
-        """Wait for the coordinator's next message about the run; one of kind done or failed is the last."""
-        message = ray.get(self.coordinator.message.remote())
+        """Wait for the coordinator's next message about the run; one of kind done or failed is the last.
+
+        A coordinator that was lost is given the run again, which resumes from its last checkpoint.
+        """
+        try:
+            while not ray.wait([self.answer], timeout=LOOK_SECONDS)[0]:
+                if not ray.get(self.coordinator.waits.remote()):
+                    self.waiting.over()
+                elif said := self.waiting.note(self.shape.workers):
+                    return {"kind": "note", "text": said}
+            message = ray.get(self.answer)
+        except RayActorError:
+            self.restarts += 1
+            if self.restarts > self.job["restarts"]:
+                self.busy = False
+                return {"kind": "failed", "reason": f"its coordinator was lost ({self.restarts} times)"}
+            self._submit()
+            return {"kind": "note", "text": "its coordinator was lost; resumes from its last checkpoint"}
         self.busy = message["kind"] not in ("done", "failed")
+        if self.busy:
+            self.answer = self.coordinator.message.remote()
         return message
+
+    def _submit(self) -> None:
+        self._tell("submit", self.job)
+        self.busy, self.answer = True, self.coordinator.message.remote()
+
+    def _tell(self, what: str, *arguments: Any) -> Any:
+        """Tell the coordinator something, as soon as it can be reached, and return its answer."""
+        while True:
+            try:
+                return ray.get(getattr(self.coordinator, what).remote(*arguments))
+            except ActorUnavailableError:
+                time.sleep(1)
 
     def interrupt(self) -> None:
         """Let a run that has not ended write a checkpoint and end at its next step.
@@ -131,14 +178,34 @@ class Workers:
     def close(self) -> None:
         """Let the workers go, and wait until their resources are free."""
         self.interrupt()
-        self.coordinator.close.remote()
+        self._tell("close")
         self.thread.join()
 
+    def _trainer(self) -> TorchTrainer:
+        shape = self.shape
+        return TorchTrainer(
+            _serve,
+            train_loop_config={"coordinator": self.coordinator, "common": self.common},
+            scaling_config=ScalingConfig(
+                num_workers=shape.workers, use_gpu=shape.gpus > 0, resources_per_worker=shape.resources
+            ),
+            run_config=RunConfig(
+                name=f"workers-{uuid.uuid4().hex[:8]}",
+                storage_path=self.storage,
+                failure_config=FailureConfig(max_failures=-1),  # the coordinator counts, run by run
+                callbacks=[Watch(self.coordinator)],  # type: ignore[list-item]
+            ),
+        )
+
     def _fit(self) -> None:
-        try:
-            self.trainer.fit()
-        except Exception as error:
-            self.coordinator.abort.remote(f"Ray Train gave up: {error}")
+        again = True
+        while again:
+            try:
+                self._trainer().fit()
+                again = False
+            except Exception as error:  # of starting the group: those of its runs are counted run by run
+                reason = " ".join(str(error).split())[:_LONGEST]
+                again = self._tell("unstarted", f"workers could not be started: {reason}")
 
 
 def _serve(config: dict[str, Any]) -> None:
@@ -149,6 +216,7 @@ def _serve(config: dict[str, Any]) -> None:
     from raygeo.training.settings import RunSpec
     from raygeo.training.worker import Job, train
 
+    name_lines()
     coordinator, common = config["coordinator"], config["common"]
     base = ResidentBase()
     group, number = broadcast(uuid.uuid4().hex), 0
@@ -157,7 +225,7 @@ def _serve(config: dict[str, Any]) -> None:
         spec = spec.model_copy(update={"training": spec.training.halved(given["micro_batch_size"])})
         command = coordinator.wait_for_command.remote()
         try:
-            with common.store.writing():
+            with about(common.study, spec.name), common.store.writing():
                 record = train(
                     Job(spec, given["key"], common.inputs, common.store),
                     lambda step, metrics: ray.get(coordinator.report.remote(step, metrics)),

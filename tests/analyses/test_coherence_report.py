@@ -7,16 +7,17 @@ ENDS = {"": 0.0, "_low": -0.02, "_high": 0.02}
 RUNS = ("sft", "rft", "dpo")
 
 
-def study():
+def study(pairwise_error=None, cosine_error=None):
     rows = [
-        {"run": run, "at": at, "n": 32, "gradient_norm": 1.3}
+        {"run": run, "at": at, "n": 32, "gradient_norm": 1.3, "pairwise_error": pairwise_error}
         | {f"pairwise{end}": pair + d for end, d in ENDS.items()}
         | {f"coherence{end}": 1 + 31 * (pair + d) for end, d in ENDS.items()}
         for run in RUNS
         for at, pair in (("base", 0.12), ("run", 0.03))
     ]
     cosines = [
-        {"run_a": a, "run_b": b, "n": 32, "expected": expected} | {f"cosine{end}": x + d for end, d in ENDS.items()}
+        {"run_a": a, "run_b": b, "n": 32, "expected": expected, "cosine_error": cosine_error}
+        | {f"cosine{end}": x + d for end, d in ENDS.items()}
         for a, b, x, expected in (("rft", "dpo", 0.3, None), ("rft", "sft", 0.8, 0.9), ("sft", "dpo", 0.5, 0.6))
     ]
     return view_of(runs=finished(*RUNS), coherence=rows, gradient_cosines=cosines)
@@ -57,3 +58,14 @@ def test_cosines_without_noise_are_missing_where_prompts_are_too_few():
 
 def test_the_caveat_names_how_many_prompts_there_were():
     assert report.few_prompts(study())[0].startswith("Coherence is over 32 training prompts with one example each")
+
+
+def test_errors_of_projections_stand_beside_the_intervals_and_are_told():
+    projected = study(0.0012, 0.004)
+    assert row_of(sheet_of(report.estimates, projected), "sft")["a pair at the run"] == (
+        "0.030", "[0.010, 0.050] ± 0.00120 projected"
+    )  # fmt: skip
+    assert sheet_of(report.cosine_pairs, projected).rows[0][2] == ("0.800", "[0.780, 0.820] ± 0.00400 projected")
+    [said] = report.projections(projected)
+    assert "off by at most 0.00120, cosines between losses by 0.00400" in said
+    assert report.projections(study()) == []

@@ -145,10 +145,13 @@ def test_an_expansion_is_the_same_whether_all_vectors_are_held_or_one(tmp_path):
     for i in range(3):
         change = {n: torch.randn(model.get_parameter(n).shape, generator=generator) for n in names}
         save_full_delta(tmp_path / str(i), change)
-    basis = span([open_delta(tmp_path / str(i)) for i in range(3)])
-    operator = Hessian(model, UNEQUAL.batches(0, 3), names)
-    held, one = (expand(operator, operator.matmat, basis, np.zeros(3), 1, held) for held in (1 << 28, 1))
-    np.testing.assert_array_equal(held.hessian, one.hessian)
+    deltas = [open_delta(tmp_path / str(i)) for i in range(3)]
+    basis, operator = span(deltas), Hessian(model, UNEQUAL.batches(0, 3), names)
+    held = expand(operator, operator.matmat, basis, np.zeros(3), 1)
+    for most, together in ((1, 1), (2 * operator.n, 1), (2 * operator.n, 2)):
+        other = expand(operator, operator.matmat, span(deltas, most), np.zeros(3), together)
+        np.testing.assert_allclose(other.hessian, held.hessian, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(other.gradient, held.gradient, rtol=1e-6, atol=1e-9)
     flat = torch.stack([operator.flatten({n: e.dense() for n, e in d.items()}) for d in basis.deltas], 1)
     vectors = flat.double() @ torch.from_numpy(basis.mix)
     expected = vectors.T @ operator.matmat(vectors.float()).double()

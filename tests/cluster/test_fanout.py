@@ -13,7 +13,7 @@ from rich.console import Console
 from raygeo.cluster.execution import in_process, run_workload
 from raygeo.cluster.fanout import ActorPool
 from raygeo.cluster.settings import ActorSettings
-from raygeo.errors import ClusterError, DataError, FullStoreError, WorkloadError
+from raygeo.errors import ClusterError, DataError, FullStoreError, LostProcessError, WorkloadError
 from raygeo.progress import Progress
 from raygeo.settings import Settings
 from raygeo.tables import schema
@@ -54,6 +54,11 @@ class Squares(Workload):
             if not os.path.exists(marker):
                 open(marker, "w").close()
                 os.kill(os.getpid(), signal.SIGKILL)
+        if trouble in ("lose", "always-lose"):
+            marker = os.path.join(self.folder, f"lost-{payload}")
+            if trouble == "always-lose" or not os.path.exists(marker):
+                open(marker, "w").close()
+                raise LostProcessError("another process was lost")
         if trouble == "always-die":
             os.kill(os.getpid(), signal.SIGKILL)
         state["calls"] += 1
@@ -95,6 +100,18 @@ def test_a_failing_task_is_named_and_the_others_are_kept(store, pool, over_actor
 def test_a_lost_actor_is_replaced(store, pool, tmp_path):
     result = run_workload(Squares(range(1, 20), str(tmp_path), {5: "die", 17: "die"}), store, pool)
     assert values(store, result) == {str(n): n**2 for n in range(1, 20)}
+
+
+def test_a_task_that_lost_another_process_begins_again(store, tmp_path, ray_session):
+    said = []
+    with (
+        ActorPool(ActorSettings(max_actors=1), said.append) as pool,
+        pytest.raises(WorkloadError, match=r"1 of 5 tasks failed(.|\n)*square of 2: another process was lost"),
+    ):
+        run_workload(Squares(range(1, 6), str(tmp_path), {4: "lose", 2: "always-lose"}), store, pool)
+    assert len(store.units("squares")) == 4
+    assert said.count("  squares: square of 4 begins again: another process was lost") == 1
+    assert len(said) == 4
 
 
 def test_a_task_that_kills_every_actor_is_named(store, pool):

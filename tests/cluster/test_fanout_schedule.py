@@ -33,3 +33,12 @@ def test_a_lost_call_is_handed_out_again_first():
     schedule.put_back(lost)
     assert costs(schedule.take()) == [4]
     assert len(schedule) == 3
+
+
+def test_calls_are_so_large_that_their_handling_keeps_up_with_all_actors():
+    schedule = Schedule(tasks([1] * 100), actors=10)
+    schedule.learn(schedule.take(), 0.1)
+    schedule.handling = 0.05  # ten actors take a call each in the time that ten are handed out: half a second
+    assert len(schedule.take()) == 5
+    schedule.handling = 0.5
+    assert len(schedule.take()) == 50

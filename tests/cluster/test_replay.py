@@ -29,3 +29,16 @@ def test_schedules_are_near_the_bound_though_estimates_are_wrong(actors):
     found = replay(tasks(estimates, seconds), actors, call_seconds=0.005)
     assert found.bound <= found.makespan <= 1.1 * found.bound
     assert found.calls < len(estimates)
+
+
+@pytest.mark.parametrize(("driver_seconds", "ratio"), [(0.0, 1.02), (5e-4, 1.15), (1e-3, 1.3)])
+def test_one_driver_keeps_a_thousand_actors_at_work(driver_seconds, ratio):
+    found = replay(tasks([1 / 3] * 20_000), 1000, driver_seconds=driver_seconds)
+    assert found.bound <= found.makespan <= ratio * found.bound
+
+
+def test_a_driver_hands_out_one_call_after_the_other():
+    # the first two begin at 1 and 2 s and end at 11 and 12, the others begin a second later and end at 22 and 23
+    found = replay(tasks([10] * 4), 2, driver_seconds=1.0)
+    assert found.calls == 4
+    assert found.makespan == 23.0

@@ -18,7 +18,9 @@ def test_needs_are_those_of_the_settings():
     assert describe(SFT).needs == ()
     assert describe(OfflineGRPO).needs == ("log-probabilities of the base (surrogate: ppo)",)
     assert describe(DPO).needs == ("prompts with right and wrong rollouts", "log-probabilities of the base")
-    assert describe(ASFT).needs == ("final hidden states of the base, kept on disk",)
+    assert describe(ASFT).needs == (
+        "the base's logits: in each step with LoRA, else from its final hidden states, kept on disk",
+    )
     assert any("forward pass more" in need for need in describe(IFT).needs)
 
 

@@ -19,6 +19,7 @@ from raygeo.models.delta import (
     module_name,
     open_delta,
     save_full_delta,
+    shard_file,
 )
 from raygeo.models.lora import LoraSettings, attach_lora
 
@@ -280,3 +281,18 @@ def test_factors_of_modules_that_hold_their_weight_transposed_are_turned(tmp_pat
     assert {entry.shape for entry in delta.values()} == {(32, 96), (32, 32), (32, 48), (48, 32)}
     for name, entry in delta.items():
         torch.testing.assert_close(before[name] + entry.dense(), merged[name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_delta_in_parts_is_one_delta_and_a_lost_part_is_seen(tmp_path):
+    tensors = {f"{module}.weight": gaussian(4, 4, seed=seed) for seed, module in enumerate("abc")}
+    for index, names in enumerate((("c.weight",), ("a.weight", "b.weight"), ())):
+        save_full_delta(tmp_path, {name: tensors[name] for name in names})
+        (tmp_path / FULL_FILE).rename(tmp_path / shard_file(index, 3))
+    delta = open_delta(tmp_path)
+    assert list(delta) == sorted(tensors)
+    assert all(torch.equal(delta[name].dense(), value) for name, value in tensors.items())
+    check_delta(tmp_path)
+    (tmp_path / shard_file(1, 3)).unlink()
+    with pytest.raises(DeltaError, match="not all parts of one delta"):
+        open_delta(tmp_path)
+    assert shard_file(0, 1) == FULL_FILE

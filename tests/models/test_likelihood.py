@@ -1,9 +1,11 @@
 """Log-probabilities of completion tokens against the model's own logits, whole or in chunks, for several families."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
-from tiny import ENDS, SHAPE, decided_qwen
+from tiny import ENDS, SHAPE, decided_qwen, tiny_qwen
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -25,7 +27,7 @@ from raygeo.models.likelihood import (
     mixed_embeddings,
     token_logprobs,
 )
-from raygeo.models.lora import LoraSettings, attach_lora
+from raygeo.models.lora import LoraSettings, attach_lora, without_adapters
 
 FAMILIES = {
     "llama": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": False}),
@@ -111,6 +113,43 @@ def test_terms_see_every_completion_token_once_with_its_key_and_the_bases_logits
         torch.testing.assert_close(out["base"], base_logprobs, rtol=1e-9, atol=1e-12)
         assert out["entropy"].requires_grad
         assert not out["entropy"][~batch.mask].any()
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "up_proj"), ("v_proj", "lm_head")])
+def test_adapters_switched_off_give_the_bases_logits(batch, targets):
+    base = tiny_qwen(24, 5, initializer_range=0.2, tie_word_embeddings=False).double()
+    with torch.no_grad():
+        states, head = completion_states(base, batch), copied_head(base)
+    model = attach_lora(base, LoraSettings(r=2, lora_alpha=4, target_modules=targets), 0).double()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(generator=torch.Generator().manual_seed(1))
+
+    def terms(tokens):
+        gap = tokens.logits.log_softmax(-1) - tokens.reference_logits.log_softmax(-1)
+        assert not tokens.reference_logits.requires_grad
+        return {"gap": gap.square().sum(-1)}
+
+    expected = Likelihood(model, terms)(batch, reference_states=states, reference_head=head)["gap"]
+    assert expected.detach().abs().max() > 1e-3
+    wanted = gradients(model, expected)
+    for chunk in (24 * 3, 10**6):
+        likelihood = Likelihood(model, terms, chunk, asks_base=True)
+        found = likelihood(batch)["gap"]
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        for own, right in zip(gradients(model, found), wanted, strict=True):
+            torch.testing.assert_close(own, right, rtol=1e-9, atol=1e-12)
+        assert likelihood(batch, plain=True).keys() == {"logprobs"}
+
+
+def test_adapters_are_on_again_if_the_base_fails(batch):
+    model = attach_lora(make("qwen3"), LoraSettings(r=2, lora_alpha=4), 0)
+    adapted = [layer for layer in model.modules() if hasattr(layer, "lora_A")]
+    with suppress(KeyError), without_adapters(model):
+        assert all(layer.disable_adapters for layer in adapted)
+        raise KeyError
+    assert not any(layer.disable_adapters for layer in adapted)
 
 
 def test_mixing_moves_completion_embeddings_toward_the_greedy_guess(batch):

@@ -24,7 +24,7 @@ from raygeo.pipeline.budget.command import plan_study
 from raygeo.pipeline.budget.facts import Facts, find_facts
 from raygeo.pipeline.budget.plan import changed_study, fewest, make_plan, misfit
 from raygeo.pipeline.budget.rates import Rate, keep_rate, read_rates
-from raygeo.pipeline.budget.stages import STAGES, training_memory
+from raygeo.pipeline.budget.stages import STAGES, Shapes, training_memory
 from raygeo.pipeline.config import parse_study
 from raygeo.training.settings import TrainingSettings
 
@@ -101,6 +101,20 @@ def test_zero_shards_what_it_says():
         assert shared["gradients"] == (4 * entries if stage == 1 else entries)
         assert shared["weights"] == (entries if stage == 3 else 4 * entries)
     assert "optimizer: moments" not in memory(zero_stage=2, offload=True, workers=4)
+
+
+def test_runs_are_planned_with_the_longest_row_that_their_losses_learn_from():
+    given = study(runs=[{"loss": {"type": "sft"}}, {"loss": {"type": "rft"}}])
+    every = facts(SHAPE, longest=128)
+    short = replace(every, train=replace(every.train, longest=32))
+    shapes = Shapes(every)
+
+    def held(known):
+        [line] = make_plan(given, known, card(64), shapes=shapes, stages=("train",), remedies=False)
+        return line.held
+
+    assert held(replace(every, selected=lambda loss: 32)) == held(short) < held(every)
+    assert held(replace(every, selected=lambda loss: 32 if loss.type == "rft" else None)) == held(every)
 
 
 def test_workers_that_share_rows_are_planned_with_their_part_of_them():

@@ -1,4 +1,5 @@
 import json
+import shlex
 
 import pytest
 import torch
@@ -143,9 +144,18 @@ def test_a_chat_model_stops_where_the_study_stopped(store, tmp_path, merged):
         chat.publish_rows(table, store.table(table))
     chat.write_bytes(
         "study.yaml",
-        study_yaml(parse_study(tiny_study(student={"dtype": "bf16", "model": "builtin:word-problems"}))).encode(),
-    )
-    exported = export_run(chat, "lora", tmp_path / "out", merged=merged)
+        study_yaml(
+            parse_study(
+                tiny_study(
+                    student={
+                        "dtype": "bf16", "model": "builtin:word-problems",
+                        "chat": {"template_kwargs": {"enable_thinking": False}},
+                    }
+                )
+            )
+        ).encode(),
+    )  # fmt: skip
+    exported = export_run(chat, "lora", tmp_path / "my out", merged=merged)
     renderer = renderer_for(load_tokenizer(chat.folder("students", "base")))
     written = json.loads((exported.folder / "generation_config.json").read_text())
     ends = written["eos_token_id"]
@@ -156,7 +166,11 @@ def test_a_chat_model_stops_where_the_study_stopped(store, tmp_path, merged):
     task = (exported.folder / "lm_eval" / "raygeo_heldout.yaml").read_text()
     until = yaml.safe_load(task.partition("process_results")[0])["generation_kwargs"]["until"]
     assert set(until) == set(renderer.tokenizer.convert_ids_to_tokens(ends))
-    assert ",dtype=bfloat16" in (exported.folder / "README.md").read_text()
+    command = (exported.folder / "README.md").read_text().partition("```sh\n")[2].partition("```")[0]
+    asked = shlex.split(command.replace("\\\n", ""))
+    given = asked[asked.index("--model_args") + 1]
+    assert given.endswith(",dtype=bfloat16,chat_template_args={'enable_thinking': False}")
+    assert asked[asked.index("--include_path") + 1] == str(exported.folder / "lm_eval")
 
 
 def test_what_cannot_be_exported_is_refused(store, tmp_path):

@@ -18,8 +18,9 @@ FIGURES = [
     "block-curvature", "expansions", "sharpness", "cka", "layer-cka", "drift", "divergence", "coherence",
     "gradient-cosines",
 ]  # fmt: skip
-INAPPLICABLE = {"no_gold", "unrelated", "rounded", "pairs_left_out"}
-"""Caveats on what is not so in the made-up study: no accuracies, another base, weights stored in 16 bits, many runs."""
+INAPPLICABLE = {"no_gold", "unrelated", "rounded", "pairs_left_out", "projections"}
+"""Caveats on what is not so in the made-up study: no accuracies, another base, weights stored in 16 bits, many runs,
+projected gradients."""
 
 
 def said(view, parts):

@@ -1,13 +1,15 @@
 """A run that resumes from a checkpoint ends with the weights of one that was never stopped, to the last bit."""
 
+import json
 import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
 from process_cases import run_in_group
 from study_cases import draw_rollouts
-from tiny import save_tiny_student
+from tiny import TINY, save_tiny_student
 
 from raygeo.data.tokens import RolloutTokens
 from raygeo.generation.renderer import PlainRenderer
@@ -15,7 +17,10 @@ from raygeo.losses import SFT
 from raygeo.models.delta import LowRank, open_delta
 from raygeo.models.loading import load_tokenizer
 from raygeo.models.lora import LoraSettings
+from raygeo.pipeline.budget.stages import checkpoint_bytes
 from raygeo.store import Store
+from raygeo.toy.architecture import build_model
+from raygeo.toy.word_problems import word_tokenizer
 from raygeo.training.checkpoints import Checkpoints
 from raygeo.training.engine import import_deepspeed
 from raygeo.training.inputs import RunInputs
@@ -29,6 +34,7 @@ SETTINGS = {
     "steps": 9, "batch_size": 8, "micro_batch_size": 2, "lr": 2e-3, "warmup_ratio": 0.3, "weight_decay": 0.01,
     "max_grad_norm": 0.5, "log_every": 1, "checkpoint_every": 3, "snapshots": 3,
 }  # fmt: skip
+DELTA = 4 * sum(value.numel() for value in build_model(TINY, word_tokenizer(), 0).parameters())
 # name -> (ranks, settings, step after which the run breaks off)
 CASES = {
     "plain": (1, {}, 4),
@@ -39,7 +45,7 @@ CASES = {
     "zero2-offload": (2, {"zero_stage": 2, "offload": True}, 4),
     "zero3-offload": (2, {"zero_stage": 3, "offload": True}, 4),
     "zero3-lora": (2, {"zero_stage": 3, "lora": LORA}, 5),
-    "before-the-first": (1, {}, 2),
+    "before-the-first": (1, {"max_snapshot_gib": 2.5 * DELTA / 2**30}, 2),
 }
 
 
@@ -80,6 +86,11 @@ def attempts(rank, world, port, inputs, location, again):
 
         with pytest.raises(BrokenOff):
             train(job(case, f"{case}-broken", inputs, store), lambda step, m: None, break_off)
+        if rank == 0:
+            kept = store.folders("checkpoints", f"{case}-broken-")
+            store.write_bytes(
+                f"kept/{case}", json.dumps([store.folder_bytes("checkpoints", name) for name in kept]).encode()
+            )
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +133,7 @@ def test_a_resumed_run_has_the_same_weights_curves_and_snapshots(store, case):
     assert store.read_unit("training_curves", broken).equals(store.read_unit("training_curves", whole))
     steps = store.folders(f"snapshots/{whole}")
     assert store.folders(f"snapshots/{broken}") == steps
-    assert len(steps) == 3
+    assert len(steps) == (2 if "max_snapshot_gib" in CASES[case][1] else 3)
     for step in steps:
         assert_equal(tensors(store, f"{broken}/{step}", "snapshots"), tensors(store, f"{whole}/{step}", "snapshots"))
 
@@ -132,6 +143,22 @@ def test_offloading_changes_no_more_than_rounding(store, stage):
     offloaded, kept = tensors(store, f"zero{stage}-offload-whole"), tensors(store, f"zero{stage}-whole")
     for name, value in kept.items():
         torch.testing.assert_close(offloaded[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["plain", "bf16", *(f"zero{stage}" for stage in range(4)), "zero2-bf16"])
+def test_one_checkpoint_is_kept_and_takes_what_is_planned(store, case):
+    [taken] = json.loads(store.read_bytes(f"kept/{case}"))
+    training = TrainingSettings(**SETTINGS | CASES[case][1])
+    assert taken == pytest.approx(checkpoint_bytes(DELTA // 4, training), rel=0.2)
+
+
+@pytest.mark.parametrize("case", ["zero0", "zero2-bf16", "zero3", "zero3-lora"])
+def test_each_rank_writes_its_share_of_a_complete_delta(store, case):
+    folder = Path(store.folder("deltas", f"{case}-whole"))
+    sizes = [file.stat().st_size for file in sorted(folder.glob("delta*"))]
+    assert len(sizes) == (0 if "lora" in case else 2)
+    assert sum(sizes) >= ("lora" not in case) * DELTA
+    assert max(sizes, default=0) < 0.75 * DELTA
 
 
 @pytest.mark.parametrize("case", CASES)

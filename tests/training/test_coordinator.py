@@ -162,10 +162,24 @@ async def test_workers_go_when_the_coordinator_closes(coordinator):
 
 
 @coordinator_test
-async def test_losing_all_workers_ends_the_job(coordinator):
+async def test_groups_that_cannot_be_started_are_tried_again_as_often_as_lost_ones(coordinator):
+    await coordinator.submit(JOB | {"restarts": 2})
+    assert [await coordinator.unstarted("no process group") for _ in range(3)] == [True, True, False]
+    again = {"kind": "note", "text": "no process group; tries again"}
+    assert await messages(coordinator) == [again, again, {"kind": "failed", "reason": "no process group (3 times)"}]
+
+
+@coordinator_test
+async def test_a_job_waits_until_a_group_takes_it_and_once_that_is_lost(coordinator):
+    assert not await coordinator.waits()
     await coordinator.submit(JOB)
-    await coordinator.abort("Ray Train gave up")
-    assert await messages(coordinator) == [{"kind": "failed", "reason": "Ray Train gave up"}]
+    assert await coordinator.waits()
+    await coordinator.take("a", 0)
+    assert not await coordinator.waits()
+    await coordinator.lost()
+    assert await coordinator.waits()
+    await coordinator.take("b", 0)
+    assert not await coordinator.waits()
 
 
 def test_the_helper_can_fail():

@@ -75,8 +75,22 @@ SHARED = [  # two ranks have a part of each row: every kind of loss, and some to
     Case("ift", ranks=2, stage=2, packed=True, tokens=70, batch=5, steps=10, sharing=2),
     Case("sft", ranks=2, stage=3, lora=True, chunk=FEW_LOGITS, packed=True, checkpointed=True, sharing=2, **SPLIT),
 ]
+ASKED = [  # with adapters each step asks the base for its logits
+    Case("asft", ranks=1, stage=0, lora=True, checkpointed=True, **SPLIT),
+    Case("asft", ranks=2, stage=1, lora=True, chunk=FEW_LOGITS, **SPLIT),
+    Case("asft", ranks=2, stage=2, lora=True, packed=True, checkpointed=True, sharing=2, **SPLIT),
+    Case("asft", ranks=2, stage=3, lora=True, chunk=FEW_LOGITS, packed=True, checkpointed=True, **SPLIT),
+]
+COMPILED = [
+    Case("asft", ranks=1, stage=0, lora=True, compiled=True, checkpointed=True, **SPLIT),
+    Case("dpo", ranks=2, stage=2, compiled=True, packed=True, **SPLIT),
+]
 SHARED_BOUND = 1e-6
-FP32 = list(dict.fromkeys([*EVERY_LOSS, *EVERY_STAGE, *ADAPTERS, *SPLITS, *PIECES, *CHECKPOINTED, *PACKED, *SHARED]))
+FP32 = list(
+    dict.fromkeys(
+        [*EVERY_LOSS, *EVERY_STAGE, *ADAPTERS, *SPLITS, *PIECES, *CHECKPOINTED, *PACKED, *SHARED, *ASKED, *COMPILED]
+    )
+)
 BF16 = [
     Case("sft", bf16=True, **SPLIT),
     Case("sft", ranks=2, stage=2, bf16=True, **SPLIT),
@@ -126,6 +140,12 @@ def test_shards_and_splits_give_the_weights_of_a_plain_loop(setting, plain, case
 def test_dpo_starts_at_ln_2_on_ranks_that_share_rows(setting):
     [case] = [case for case in SHARED if case.loss == "dpo"]
     assert setting.curves(case)["objective"][0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+@pytest.mark.parametrize("case", ASKED, ids=lambda case: case.name)
+def test_adapters_begin_at_the_base(setting, case):
+    assert setting.curves(case)["kl"][0] == 0
+    assert setting.curves(case)["kl"][-1] > 1e-4
 
 
 @pytest.mark.parametrize("case", CHECKPOINTED, ids=lambda case: case.name)

@@ -5,7 +5,7 @@ import sys
 import pytest
 from ray import cloudpickle
 
-from checks.faults import ask_too_much, break_run, make_store, train
+from checks.faults import CASES, ask_too_much, break_run, make_store, train
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -16,6 +16,15 @@ def test_a_killed_worker_of_a_sharded_run_costs_nothing_but_time(ray_session, tm
     assert result.gap == 0
     assert 1 <= result.redone <= 20
     assert any("resumes from its last checkpoint" in note for note in result.notes)
+    assert_cpus_are_free(ray_session)
+
+
+def test_a_killed_coordinator_costs_nothing_but_time(ray_session, tmp_path):
+    store, inputs = make_store(tmp_path)
+    seen = train(store, inputs, {}, strike=CASES["kill-coordinator"].strike)["run"]
+    assert seen.end["status"] == "finished"
+    assert set(seen.steps) == set(range(1, 51))
+    assert "its coordinator was lost; resumes from its last checkpoint" in seen.notes
     assert_cpus_are_free(ray_session)
 
 

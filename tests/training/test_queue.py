@@ -87,6 +87,18 @@ def test_there_are_no_more_runs_once_the_disk_is_full():
     assert queue.full == "full"
 
 
+def test_as_many_runs_are_given_at_once_as_there_is_room_for():
+    room = [1]
+    queue = RunQueue([{"key": key} for key in "klm"], None, lambda spec: {}, lambda: room[0])
+    assert [queue.suggest("t0"), queue.suggest("t1")] == [{"choice": {"key": "k"}}, None]
+    room[0] = 2  # a node has joined
+    assert [queue.suggest("t1"), queue.suggest("t2")] == [{"choice": {"key": "l"}}, None]
+    queue.on_trial_complete("t0", {"step": 3})
+    assert [queue.suggest("t2"), queue.suggest("t3")] == [{"choice": {"key": "m"}}, None]
+    queue.on_trial_complete("t1", {"step": 3})
+    assert queue.suggest("t3") == Searcher.FINISHED
+
+
 def test_without_a_search_the_known_runs_are_all():
     queue = RunQueue([{"key": "k"}], None, lambda spec: {})
     assert [queue.suggest("t0"), queue.suggest("t1")] == [{"choice": {"key": "k"}}, Searcher.FINISHED]

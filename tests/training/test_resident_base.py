@@ -13,6 +13,7 @@ from tiny import TINY
 
 from checks.equivalence import largest_difference, make_setting
 from raygeo.losses import DPO, SFT
+from raygeo.models import compilation
 from raygeo.models.delta import open_delta
 from raygeo.models.lora import LoraSettings
 from raygeo.training.base import ResidentBase
@@ -24,7 +25,8 @@ pytestmark = pytest.mark.cluster
 
 SETTINGS = {"steps": 4, "batch_size": 6, "micro_batch_size": 3, "lr": 2e-3, "snapshots": 0, "precision": "bf16"}
 RANK = 2
-FIRST = (SFT(), {"lora": LoraSettings(r=4, target_modules="all-linear"), "gradient_checkpointing": True})
+ALL = LoraSettings(r=4, target_modules="all-linear")
+FIRST = (SFT(), {"lora": ALL, "gradient_checkpointing": True, "torch_compile": True})
 SECOND = (DPO(), {"lora": LoraSettings(r=RANK), "padding_free": True})
 THIRD = (SFT(), {"lora": LoraSettings(r=RANK), "zero_stage": 2})
 
@@ -61,6 +63,7 @@ def work(rank, ranks, setting, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", world_size=ranks, rank=rank)
     import_deepspeed().init_distributed("gloo", verbose=False)
+    compilation.BACKEND = "eager"
 
     def run(name, case, base=None):
         loss, training = case

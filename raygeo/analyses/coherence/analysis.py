@@ -4,6 +4,7 @@ from typing import Any
 
 from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.coherence import report
+from raygeo.analyses.coherence.at_base import CoherenceAtBase
 from raygeo.analyses.coherence.cost import cost
 from raygeo.analyses.coherence.workload import Coherence, CoherenceSettings
 from raygeo.analyses.inputs import AnalysisInputs
@@ -21,13 +22,13 @@ ANALYSIS = Analysis(
     order=440,
     question="How much do gradients of training examples agree, within each run's loss and between losses?",
     settings=CoherenceSettings,
-    workloads=(Coherence,),
+    workloads=(CoherenceAtBase, Coherence),
     arguments=_arguments,
     needs=frozenset({"training"}),
     report=Parts(
         figures=(report.coherence, report.cosine_matrix),
         sections=(report.estimates, report.cosine_pairs),
-        caveats=(report.few_prompts,),
+        caveats=(report.few_prompts, report.projections),
         metrics=(report.metrics,),
     ),
     cost=cost,

@@ -22,7 +22,7 @@ from raygeo.report.plots import (
     rows_height,
     run_rows,
 )
-from raygeo.report.sheets import Cell, Sheet, at, section, unordered
+from raygeo.report.sheets import Cell, Sheet, at, known, section, unordered
 from raygeo.report.style import GRID, MUTED
 from raygeo.report.view import View
 
@@ -95,7 +95,8 @@ def cosine_matrix(view: View) -> Figure | None:
     """Of each run's own training loss over training prompts, one example each, at the base and at the run's weights.
     m-coherence is m times the squared mean gradient over the mean squared gradient: 1 for orthogonal gradients, m for
     equal ones. “A pair” does not grow with m. The gradient's length is that of the loss as training divides it. 95 %
-    jackknife intervals over examples.""",
+    jackknife intervals over examples. “±” is the standard error of random projections, where gradients were projected.
+    """,
 )
 def estimates(view: View) -> Sheet:
     """m-coherence, the same a pair, and the gradient's length, at the base and at each run's weights."""
@@ -123,14 +124,17 @@ def _estimate(frame: pd.DataFrame, name: str, column: str, digits: int) -> Cell:
         return typeset.fixed(value, digits)
 
     spread = typeset.interval(row[f"{column}_low"], row[f"{column}_high"], write)
-    return (write(row[column]), spread) if spread else write(row[column])
+    error = row.get(f"{column}_error")
+    detail = " ".join(filter(None, (spread, f"± {typeset.significant(error)} projected" if known(error) else "")))
+    return (write(row[column]), detail) if detail else write(row[column])
 
 
 @section(
     "Gradients of the losses at the base, pair by pair: {rows}",
     """Cosine of mean gradients over the same prompts, and an estimate of that of the expected gradients from pairs of
     different prompts alone, without the noise of prompts; it is missing where the prompts are too few to tell a
-    gradient from noise. 95 % jackknife intervals over prompts.""",
+    gradient from noise. 95 % jackknife intervals over prompts. “±” is the standard error of random projections, where
+    gradients were projected.""",
     folded=True,
 )
 def cosine_pairs(view: View) -> Sheet:
@@ -159,6 +163,19 @@ def few_prompts(view: View) -> list[str]:
         "rollouts a loss uses of them, and prompts that all losses learn from come first: with pairwise losses in the "
         "study these have right and wrong rollouts and do not stand for the whole training set. Gradients are plain "
         "ones; AdamW rescales them entry by entry."
+    ]
+
+
+def projections(view: View) -> list[str]:
+    """What projections of gradients add to the errors."""
+    pairs = view.frame("coherence").pairwise_error.dropna()
+    cosines = view.frame("gradient_cosines").cosine_error.dropna()
+    if pairs.empty:
+        return []
+    between = f", cosines between losses by {typeset.significant(cosines.max())}" if len(cosines) else ""
+    return [
+        "Gradients were compared by random projections: the coherence of a pair of examples is off by at most "
+        f"{typeset.significant(pairs.max())}{between} (standard errors, from parts of the projections; the largest)."
     ]
 
 

@@ -4,8 +4,9 @@ import torch
 
 from raygeo.analyses.curvature.settings import CurvatureSettings
 from raygeo.footprint.model import DryModel
-from raygeo.footprint.need import Need, Scale, Work, halves
+from raygeo.footprint.need import DIVIDED, Need, Scale, Work, halves
 from raygeo.geometry.curvature.spaces import spaces_of_weights
+from raygeo.geometry.curvature.span import HELD
 
 
 def cost(settings: CurvatureSettings, scale: Scale) -> list[Need]:
@@ -54,6 +55,7 @@ def cost(settings: CurvatureSettings, scale: Scale) -> list[Need]:
         f"geometry.curvature.max_basis={2 * (settings.top_k + settings.bottom_k) + 4 * settings.block_size}",
         "geometry.curvature.trace_probes=2",
         "geometry.curvature.vectors_on=cpu",
+        *DIVIDED,
         "geometry.curvature.spaces=['span']",
     )
     if places:
@@ -88,7 +90,9 @@ def cost(settings: CurvatureSettings, scale: Scale) -> list[Need]:
             )
         )
     if "span" in settings.spaces:
-        vectors = 2 * settings.block_size + 1
+        entries = max(1, model.touched)
+        together = max(1, HELD // (entries * settings.block_size)) * settings.block_size
+        vectors = 2 * (scale.trained if scale.trained * entries <= HELD else together) + 1
         needs.append(
             Need(
                 "geometry.curvature, span",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from pydantic import Field
 from raygeo.analyses.between import find_runs
 from raygeo.data.probes import Probe
 from raygeo.errors import DeltaError
+from raygeo.geometry.bootstrap import Array
 from raygeo.geometry.connectivity.measures import ProbeNLL
 from raygeo.geometry.connectivity.mixtures import delta_gram, mixture
 from raygeo.geometry.connectivity.planes import Plane
@@ -23,10 +25,6 @@ from raygeo.tables import schema
 from raygeo.workload import Rows, Task, Workload
 
 Corners = tuple[Run, ...]
-
-_TOGETHER = 12
-"""Runs whose inner products with each other are taken at once: with all of many runs these would grow with the square
-of their number."""
 
 
 class GridSettings(Settings):
@@ -49,12 +47,18 @@ class PlanesSettings(GridSettings):
     """At most so many texts of the probe, the first ones."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _State:
     student: ResidentStudent
+    runs: Sequence[Run]
     texts: int
     nll: Measured[float]
     planes: dict[Corners, Plane] = field(default_factory=dict)
+
+    @cached_property
+    def gram(self) -> Array:
+        """Inner products of all runs' deltas."""
+        return delta_gram([run.open() for run in self.runs])
 
 
 class Planes(Workload):
@@ -125,7 +129,7 @@ class Planes(Workload):
         """Load the base student once and tokenise the probe."""
         student = ResidentStudent.load(self.base, self.runs)
         measured = ProbeNLL(self._texts(), self.settings.batch_size, student.pad_id)
-        return _State(student, len(measured.counts), Measured(student, measured.mean))
+        return _State(student, self.runs, len(measured.counts), Measured(student, measured.mean))
 
     def compute(self, state: _State, payload: tuple[Corners, int | None]) -> dict[str, Rows]:
         """Measure one row of a grid, or project all runs.
@@ -148,13 +152,12 @@ class Planes(Workload):
 
     def _projected(self, state: _State, corners: Corners) -> list[dict[str, Any]]:
         others = [run for run in self.runs if run not in corners]
-        plane = self._plane(state, corners)
-        places = [np.column_stack([plane.corners, np.zeros(3)])]
-        for start in range(0, len(others), _TOGETHER):
-            group = others[start : start + _TOGETHER]
-            places.append(plane.project(delta_gram([run.open() for run in (*corners, *group)])))
+        places_of = {run.name: i for i, run in enumerate(self.runs)}
+        plane, order = self._plane(state, corners), [places_of[run.name] for run in (*corners, *others)]
+        known = np.column_stack([plane.corners, np.zeros(3)])
+        places = np.vstack([known, plane.project(state.gram[np.ix_(order, order)])])
         rows = []
-        for run, (x, y, residual) in zip((*corners, *others), np.vstack(places).tolist(), strict=True):
+        for run, (x, y, residual) in zip((*corners, *others), places.tolist(), strict=True):
             nll = state.nll.at_run(run)
             if not np.isfinite(nll):
                 raise DeltaError(f"the NLL of {run.name} is {nll}; the run has diverged, leave it out.")

@@ -3,7 +3,7 @@
 import torch
 
 from raygeo.analyses.sharpness.workload import SharpnessSettings
-from raygeo.footprint.need import Need, Scale, halves
+from raygeo.footprint.need import DIVIDED, Need, Scale, halves
 
 
 def cost(settings: SharpnessSettings, scale: Scale) -> list[Need]:
@@ -22,5 +22,5 @@ def cost(settings: SharpnessSettings, scale: Scale) -> list[Need]:
         "weights, offset, gradient and sums": 5 * entries * size,
     }
     smaller = tuple(f"geometry.sharpness.batch_size={less}" for less in halves(rows))
-    smaller += ("geometry.sharpness.gradient_checkpointing=true",)
+    smaller += ("geometry.sharpness.gradient_checkpointing=true", *DIVIDED)
     return [Need("geometry.sharpness", scale.runs, work, device, rate="sharpness", remedies=smaller)]

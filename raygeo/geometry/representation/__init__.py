@@ -2,5 +2,5 @@
 
 ``features`` makes vectors of hidden states, ``cka`` compares two models' and ``kernels`` takes out what dominates them;
 ``drift`` follows single tokens, ``predictions`` the distributions over the next one, ``coherence`` the gradients of
-examples.
+examples, which ``projection`` makes short.
 """

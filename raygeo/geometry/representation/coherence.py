@@ -26,16 +26,22 @@ class Estimate(NamedTuple):
     high: float | None
 
 
-def gradient_gram(gradients: Callable[[int, int], Iterator[Tensor]], rows: int, size: int, held: int) -> Array:
-    """Gram matrix [rows, rows] fp64 of gradients of ``size`` entries, cut into as many parts as ``held`` asks for.
+def cut(rows: int, size: int, held: int) -> list[tuple[int, int]]:
+    """Parts of ``size`` entries, from and to, of which about ``held`` are held at once in ``rows`` gradients."""
+    width = max(1, held // rows)
+    return [(start, min(start + width, size)) for start in range(0, size, width)]
+
+
+def gradient_gram(
+    gradients: Callable[[int, int], Iterator[Tensor]], rows: int, parts: Sequence[tuple[int, int]]
+) -> Array:
+    """Gram matrix [rows, rows] fp64 of gradients over ``parts`` of their entries, one part after the other.
 
     ``gradients(start, end)`` computes entries ``start`` to ``end`` of every row's flat gradient, row after row, [end -
-    start] each. At most about ``held`` entries are held at once.
+    start] each; those of one part are held at once.
     """
-    width = max(1, held // rows)
     total = np.zeros((rows, rows))
-    for start in range(0, size, width):
-        end = min(start + width, size)
+    for start, end in parts:
         part = torch.empty(0)
         for row, gradient in enumerate(gradients(start, end)):
             part = part if row else gradient.new_empty(rows, end - start)

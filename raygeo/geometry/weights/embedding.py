@@ -42,16 +42,19 @@ def embed(inner: np.ndarray, origin: int, towards: int) -> Map:
     axes = (vectors * np.sqrt(values))[:, : n - 1]
     flat = np.zeros((n, 2))
     flat[:, : min(2, n - 1)] = axes[:, :2]
-    stress = np.array([_stress(inner, axes[:, :k]) for k in range(1, n)])
-    return Map(_place(flat - flat[origin], towards), values[: n - 1], stress)
+    return Map(_place(flat - flat[origin], towards), values[: n - 1], _stress(inner, axes))
 
 
-def _stress(inner: np.ndarray, points: np.ndarray) -> float:
-    pairs = np.triu_indices(len(inner), 1)
+def _stress(inner: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """What distances of a map of the first 1, 2, ... ``axes`` [N, N - 1] are off: [N - 1]."""
+    i, j = np.triu_indices(len(inner), 1)
     energy = np.diag(inner)
-    given = np.sqrt((energy[:, None] + energy - 2 * inner).clip(min=0))[pairs]
-    shown = np.linalg.norm(points[pairs[0]] - points[pairs[1]], axis=1)
-    return float(np.sqrt(_ratio(np.square(given - shown).sum(), np.square(given).sum())))
+    given = np.sqrt((energy[i] + energy[j] - 2 * inner[i, j]).clip(min=0))
+    squares, off = np.zeros_like(given), []
+    for axis in axes.T:
+        squares += np.square(axis[i] - axis[j])
+        off.append(np.square(given - np.sqrt(squares)).sum())
+    return np.sqrt(_ratio(np.array(off), np.square(given).sum()))
 
 
 def _place(points: np.ndarray, towards: int) -> np.ndarray:

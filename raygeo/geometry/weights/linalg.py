@@ -59,6 +59,18 @@ def gram(entries: Sequence[Entry]) -> Tensor:
     return _finite((out + out.T) / 2)
 
 
+def side_by_side(entries: Sequence[Entry], device: torch.device | None = None) -> Iterator[Tensor]:
+    """N entries of one shape, flat and fp64 on ``device``, at most 4 M values of them at once: [N, values], in order.
+
+    Raises:
+        DeltaError: the shapes differ.
+    """
+    _check_shapes(entries)
+    elements = max(1, _BLOCK // len(entries))
+    for parts in zip(*(_wide_blocks(entry, elements, device) for entry in entries), strict=True):
+        yield torch.stack([part.flatten() for part in parts])
+
+
 def norm(entry: Entry) -> float:
     """Frobenius norm; errors are those of ``inner``."""
     return math.sqrt(max(0.0, inner(entry, entry)))
@@ -152,6 +164,16 @@ def _dense_gram(full: Sequence[Dense], low: Sequence[LowRank]) -> tuple[Tensor, 
     a, owner = torch.cat([entry.a.double() for entry in low]), [len(entry.a) for entry in low]
     sums = torch.stack([(product * a).sum(1) for product in projected], dim=1)
     return own, torch.stack([part.sum(0) for part in sums.split(owner)])
+
+
+def _wide_blocks(entry: Entry, elements: int, device: torch.device | None) -> Iterator[Tensor]:
+    """An entry in fp64 on ``device``, at most so many values of it at once, or one row."""
+    if isinstance(entry, Dense):
+        yield from (block.to(device, torch.float64) for block in entry.blocks(elements))
+        return
+    b, a = entry.b.to(device, torch.float64), entry.a.to(device, torch.float64)
+    for rows in spans(entry.shape, elements):
+        yield entry.scale * (b[rows] @ a)
 
 
 def _core(entry: LowRank) -> tuple[Tensor, Tensor, Tensor]:

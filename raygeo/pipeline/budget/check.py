@@ -7,12 +7,13 @@ from dataclasses import replace
 from math import prod
 
 from raygeo.errors import ClusterError, StudentError
+from raygeo.footprint.devices import GIB
 from raygeo.models.loading import model_shape
 from raygeo.pipeline.budget.cluster import Cluster
 from raygeo.pipeline.budget.facts import Facts
-from raygeo.pipeline.budget.plan import Line, changed_study, fits_with, make_plan, remedy, stage_of
+from raygeo.pipeline.budget.plan import Line, changed_study, fits_with, gib, make_plan, remedy, stage_of
 from raygeo.pipeline.budget.show import advice
-from raygeo.pipeline.budget.stages import STAGES, Shapes
+from raygeo.pipeline.budget.stages import CHECKPOINTS, DELTAS, SNAPSHOTS, STAGES, Shapes, stage_needs
 from raygeo.pipeline.config import Study
 
 ESCAPE = "If you know better, raygeo run --no-memory-check begins all the same."
@@ -49,6 +50,48 @@ def check_memory(
         say(f"  {line.problem}; it will fail, and {advice(line)}")
     if refused := [f"{line.problem}; {advice(line)}." for line in told if line not in analyses]:
         raise ClusterError("\n".join([*refused, ESCAPE]))
+
+
+def check_disk(study: Study, facts: Facts, cluster: Cluster, free: int | None, say: Callable[[str], None]) -> None:
+    """Refuse a study whose runs leave more in the store than is ``free`` there, in bytes; say it where only what they
+    resume from does not fit besides.
+
+    Raises:
+        ClusterError: with figures, and settings with which it fits.
+    """
+    if free is None:
+        return
+    try:
+        if _most_written(study, facts) < free:
+            return
+        needs = stage_needs(study, facts, Shapes(facts), cluster.gpu is not None, stages=("train",))
+    except StudentError:
+        return
+    deltas, snapshots = (sum(need.disk[what] for need in needs) for what in (DELTAS, SNAPSHOTS))
+    passing = max((need.disk[CHECKPOINTS] * cluster.place(study, need)[1] for need in needs), default=0)
+    if deltas + snapshots + passing <= free:
+        return
+    runs = sum(need.units for need in needs)
+    room = (free - deltas - passing) / runs / GIB
+    fewer = (
+        f"--set training.max_snapshot_gib={room:.3g} keeps as many snapshots as there is room for"
+        if room > 0
+        else "there is no room for snapshots (training.snapshots=0); train adapters (training.lora) or fewer runs"
+    )
+    said = (
+        f"{runs} runs leave deltas of {gib(deltas)} and snapshots of {gib(snapshots)}, and take {gib(passing)} for "
+        f"checkpoints while they train; {gib(free)} are free in the store. {fewer}, or give a larger disk (store)."
+    )
+    if deltas + snapshots > free:
+        raise ClusterError(f"{said}\n{ESCAPE}")
+    say(f"  {said}")
+
+
+def _most_written(study: Study, facts: Facts) -> int:
+    """More than all runs could write: as if every weight were trained."""
+    parameters = sum(prod(value.shape) for value in model_shape(facts.config).parameters())
+    runs = [spec.training for spec in study.plan.points() if spec.name not in facts.settled]
+    return 4 * parameters * sum(1 + training.snapshots + 2 * 4 for training in runs)
 
 
 def _fits_alone(study: Study, facts: Facts, cluster: Cluster, shapes: Shapes, line: Line) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from raygeo.data.readers import read_prompts
 from raygeo.errors import ConfigError, RaygeoError, StudentError
 from raygeo.footprint.need import Texts
+from raygeo.losses.base import Loss
 from raygeo.models.loading import context_length, load_tokenizer
 from raygeo.pipeline.config import HELDOUT, TEXT, WORD_PROBLEMS, Benchmark, Study
 from raygeo.toy.architecture import build_model
@@ -28,13 +29,17 @@ CHARACTERS_PER_TOKEN = 3.5
 """Where there is no tokenizer."""
 
 
+def _unknown(loss: Loss) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Facts:
     """The student's configuration, and the texts of the study.
 
     ``rollouts`` are rows, ``train`` those that losses see, ``prompts`` the held-out problems, ``completion`` is the
     share of completion tokens; ``benchmarks`` by name. ``said`` tells how each was found. ``settled`` are names of runs
-    that need not be trained any more.
+    that need not be trained any more; ``selected`` tells the longest row that a loss selects, None if that is unknown.
     """
 
     config: PreTrainedConfig
@@ -45,6 +50,11 @@ class Facts:
     benchmarks: dict[str, Texts]
     said: tuple[str, ...]
     settled: frozenset[str] = frozenset()
+    selected: Callable[[Loss], int | None] = _unknown
+
+    def longest(self, loss: Loss) -> int:
+        """Tokens of the longest row that a loss learns from; of all rows, where it is not known what it selects."""
+        return min(self.train.longest, self.selected(loss) or self.train.longest)
 
     def within(self, limit: int | None) -> Facts:
         """The facts if rows of more than ``limit`` tokens were set aside; how many are left is not known."""

@@ -31,6 +31,8 @@ LIVE = 10**9
 """Most parameters that ZeRO-3 keeps gathered, by DeepSpeed's default."""
 STAGES = ("student", "rollouts", "reference", "train", "evaluate", "geometry")
 """Those that need something."""
+DELTAS, SNAPSHOTS, CHECKPOINTS = "deltas", "snapshots", "checkpoints of a run in progress"
+"""What runs leave in the store, and the two checkpoints that one has there while it writes the second."""
 ROW = 1024
 """Bytes that a row takes of the process that splits rollouts: verdicts, keys and lengths, but no texts."""
 
@@ -116,10 +118,10 @@ def _rollouts(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
 
 def _reference(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
     specs = study.plan.points()
-    needs = {need for spec in specs for need in spec.loss.needs}
+    needs = {need for spec in specs for need in spec.needs}
     if not needs & FROM_BASE:
         return []
-    bf16 = any(spec.training.precision == "bf16" for spec in specs if spec.loss.needs & FROM_BASE)
+    bf16 = any(spec.training.precision == "bf16" for spec in specs if spec.needs & FROM_BASE)
     model = shapes.of(torch.bfloat16 if bf16 else torch.float32)
     texts = facts.train
     rows = min(study.reference.batch_size, texts.count)
@@ -166,26 +168,33 @@ def _runs(study: Study, facts: Facts, shapes: Shapes, specs: Sequence[RunSpec], 
     every = flops * steps * training.batch_size
     every += model.scoring(1, max(2, round(scored.mean))).flops * scored.count * watched
     delta = 4 * model.trainable
-    checkpoint = 12 * model.trainable + (2 * model.trainable if training.precision == "bf16" else 0)
-    snapshots = min(training.snapshots, steps)
+    snapshots = min(training.kept_snapshots(delta), steps)
     names = [run.name for run in specs]
     shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
     return Need(
         f"train {shown}",
         len(specs),
         Work(every * len(specs), "bf16" if training.precision == "bf16" else "fp32"),
-        training_memory(model, spec.loss, training, facts.train.longest, gpu),
+        training_memory(model, spec.loss, training, max(facts.longest(run.loss) for run in specs), gpu),
         {"weights while loading": model.weights} if gpu else {},
         {
-            "deltas": delta * len(specs),
-            "snapshots": delta * snapshots * len(specs),
-            "one checkpoint a run in flight": checkpoint,
+            DELTAS: delta * len(specs),
+            SNAPSHOTS: delta * snapshots * len(specs),
+            CHECKPOINTS: 2 * checkpoint_bytes(model.trainable, training),
         },
         training.workers,
         "training",
         "training",
         _training_remedies(study, spec, training),
     )
+
+
+def checkpoint_bytes(trained: int, training: TrainingSettings) -> int:
+    """What a run resumes from: weights, of which so many are ``trained``, AdamW's moments and, under ZeRO or in bf16,
+    masters in fp32.
+    """
+    half = training.precision == "bf16" and training.lora is None
+    return trained * ((2 if half else 4) + 8 + (4 if half or training.zero_stage else 0))
 
 
 def training_model(shapes: Shapes, training: TrainingSettings) -> DryModel:
@@ -332,7 +341,7 @@ def scale_of(study: Study, facts: Facts, shapes: Shapes) -> Scale:
         curvature=held.first(study.probes.curvature_sequences),
         rollouts=facts.train,
         problems=facts.prompts,
-        snapshots=max(spec.training.snapshots for spec in specs),
+        snapshots=max(spec.training.kept_snapshots(4 * model.trainable) for spec in specs),
         student=partial(shapes.of, lora=lora, merged=True),
         default_pairs=_default_pairs(specs, trained),
         rows_per_example=max(2 if loss.unit == "pair" else 1 for loss in losses),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from raygeo.geometry.representation.coherence import coherence, cross_cosine, gradient_gram
+from raygeo.geometry.representation.coherence import coherence, cross_cosine, cut, gradient_gram
 
 
 def gradients(m: int, size: int, shared: float, seed: int) -> np.ndarray:
@@ -109,6 +109,6 @@ def test_the_gram_matrix_does_not_depend_on_how_gradients_are_cut():
 
     for held, parts in ((10**6, 1), (6 * 400, 3)):
         asked.clear()
-        np.testing.assert_allclose(gradient_gram(part, 6, 1001, held), (g @ g.T).numpy(), rtol=1e-12)
+        np.testing.assert_allclose(gradient_gram(part, 6, cut(6, 1001, held)), (g @ g.T).numpy(), rtol=1e-12)
         assert len(asked) == parts
         assert asked[-1][1] == 1001

@@ -10,6 +10,7 @@ from study_cases import draw_rollouts
 from tiny import save_tiny_student
 from torch.nn.functional import logsigmoid
 
+from raygeo.analyses.coherence.at_base import CoherenceAtBase
 from raygeo.analyses.coherence.examples import draw_examples
 from raygeo.analyses.coherence.workload import Coherence, CoherenceSettings
 from raygeo.data.mismatched import mismatch
@@ -73,8 +74,8 @@ def runs(setting, tmp_path_factory):
     return found
 
 
-def workload(setting, runs, losses=None, rollouts="rollouts", **options):
-    return Coherence(
+def workload(setting, runs, losses=None, rollouts="rollouts", kind=Coherence, **options):
+    return kind(
         CoherenceSettings(**{"examples": 5, "seed": 3, **options}),
         runs,
         setting.student,
@@ -85,11 +86,23 @@ def workload(setting, runs, losses=None, rollouts="rollouts", **options):
     )
 
 
+def at_base(setting, runs, *given, **options):
+    """The tasks at the base, their state, and the tables that they and what follows from them make."""
+    asked = workload(setting, runs, *given, kind=CoherenceAtBase, **options)
+    tasks, state = asked.tasks(), asked.setup()
+    found = [row for task in tasks for row in asked.compute(state, task.payload)["gradients"]]
+    made = asked.aggregate({"gradients": to_arrow("gradients", found, CoherenceAtBase.tables["gradients"])})
+    return tasks, state, made
+
+
 @pytest.fixture(scope="module")
 def measured(setting, runs):
+    """All tasks, the state of those at the base, and the rows of both tables."""
+    tasks, state, made = at_base(setting, runs)
     asked = workload(setting, runs)
-    tasks, state = asked.tasks(), asked.setup()
-    return tasks, state, [asked.compute(state, task.payload) for task in tasks]
+    own, ready = asked.tasks(), asked.setup()
+    rows = [row for task in own for row in asked.compute(ready, task.payload)["coherence"]]
+    return [*tasks, *own], state, {**made, "coherence": [*made["coherence"], *rows]}
 
 
 class Plain:
@@ -138,11 +151,11 @@ class Plain:
 @pytest.mark.parametrize("name", ["sft", "dpo", "kto"])
 def test_coherence_is_that_of_gradients_stacked_one_by_one(setting, runs, measured, name, at):
     _, state, found = measured
-    drawn = state.drawn[LOSSES[name]]
+    drawn = state.examples(LOSSES[name])
     run = next(run for run in runs if run.name == name) if at == "run" else None
     g = Plain(setting, run, state).gradients(drawn)
     whole, pairwise = coherence(g @ g.T)
-    [row] = [r for part in found for r in part["coherence"] if (r["run"], r["at"]) == (name, at)]
+    [row] = [r for r in found["coherence"] if (r["run"], r["at"]) == (name, at)]
     assert (row["n"], row["parameters"]) == (5, g.shape[1])
     for column, estimate in (("coherence", whole), ("pairwise", pairwise)):
         values = [row[column], row[f"{column}_low"], row[f"{column}_high"]]
@@ -154,9 +167,9 @@ def test_coherence_is_that_of_gradients_stacked_one_by_one(setting, runs, measur
 def test_cosines_between_losses_are_those_at_the_base_on_the_same_prompts(setting, measured):
     _, state, found = measured
     plain = Plain(setting, None, state)
-    g = {name: plain.gradients(state.drawn[LOSSES[name]]) for name in ("sft", "dpo", "kto")}
-    assert len({tuple(drawn.prompts) for drawn in state.drawn.values()}) == 1
-    rows = {(row["run_a"], row["run_b"]): row for row in found[0]["gradient_cosines"]}
+    g = {name: plain.gradients(state.examples(LOSSES[name])) for name in ("sft", "dpo", "kto")}
+    assert len({tuple(drawn.prompts) for drawn in state.opened.values()}) == 1
+    rows = {(row["run_a"], row["run_b"]): row for row in found["gradient_cosines"]}
     assert list(rows) == [("sft", "dpo"), ("sft", "kto"), ("dpo", "kto")], "runs of one loss are one"
     for (a, b), row in rows.items():
         cosine, expected = cross_cosine(g[a] @ g[a].T, g[b] @ g[b].T, g[a] @ g[b].T)
@@ -172,9 +185,9 @@ def test_cosines_between_losses_are_those_at_the_base_on_the_same_prompts(settin
 def test_rows_fit_their_tables_and_the_base_comes_back(setting, measured):
     tasks, state, found = measured
     assert [task.label for task in tasks][:2] == ["coherence at the base", "coherence of sft"]
-    rows = [row for part in found for row in part["coherence"]]
+    rows = found["coherence"]
     assert to_arrow("coherence", rows, Coherence.tables["coherence"]).num_rows == 8
-    cosines = to_arrow("gradient_cosines", found[0]["gradient_cosines"], Coherence.tables["gradient_cosines"])
+    cosines = to_arrow("gradient_cosines", found["gradient_cosines"], CoherenceAtBase.tables["gradient_cosines"])
     assert cosines.num_rows == 3
     by = {(row["run"], row["at"]): row for row in rows}
     assert by["again", "base"] == by["sft", "base"] | {"run": "again"}
@@ -184,31 +197,76 @@ def test_rows_fit_their_tables_and_the_base_comes_back(setting, measured):
 
 
 def test_cutting_the_weights_changes_nothing_beyond_rounding(setting, runs, measured):
-    _, _, found = measured
-    asked = workload(setting, runs, held_gradients=15 * 9000)
-    rows = asked.compute(asked.setup(), None)
-    for row, other in zip(rows["coherence"], found[0]["coherence"], strict=True):
+    _, state, found = measured
+    held = 15 * 9000
+    tasks, _, rows = at_base(setting, runs, held_gradients=held)
+    assert len(tasks) == -(-state.size // 9000) > 1
+    for row, other in zip(rows["coherence"], found["coherence"], strict=False):
         assert row["coherence"] == pytest.approx(other["coherence"], rel=1e-5)
+    for row, other in zip(rows["gradient_cosines"], found["gradient_cosines"], strict=True):
+        assert row["cosine"] == pytest.approx(other["cosine"], rel=1e-5)
+    asked = workload(setting, runs, held_gradients=5 * 9000)
+    [row] = asked.compute(asked.setup(), runs[1])["coherence"]
+    [other] = [r for r in found["coherence"] if (r["run"], r["at"]) == ("sft", "run")]
+    assert row["coherence"] == pytest.approx(other["coherence"], rel=1e-5)
+
+
+def test_projections_are_off_by_what_they_say(setting, runs, measured):
+    """At the base and at a run, of every estimate: within a few standard errors of the exact one, which are small."""
+    _, state, found = measured
+    exact = {(row["run"], row["at"]): row for row in found["coherence"]}
+    tasks, projecting, rows = at_base(setting, runs, projections=4096)
+    assert [task.label for task in tasks] == [f"gradients of {name} at the base" for name in ("sft", "dpo", "kto")]
+    asked = workload(setting, runs, projections=4096)
+    rows["coherence"] += asked.compute(projecting, runs[1])["coherence"]
+    assert len(rows["coherence"]) == 5
+    for row in rows["coherence"]:
+        other = exact[row["run"], row["at"]]
+        assert 0 < row["pairwise_error"] < 0.05
+        assert row["pairwise"] == pytest.approx(other["pairwise"], abs=4 * row["pairwise_error"])
+        assert row["pairwise"] != other["pairwise"]
+        assert other["pairwise_error"] is None
+        assert (row["n"], row["parameters"]) == (5, state.size)
+    told = []
+    for row, other in zip(rows["gradient_cosines"], found["gradient_cosines"], strict=True):
+        assert 0 < row["cosine_error"] < 0.05
+        assert row["cosine"] == pytest.approx(other["cosine"], abs=4 * row["cosine_error"])
+        assert (other["cosine_error"], other["expected_error"]) == (None, None)
+        if row["expected_error"] is not None:  # so few prompts may leave a length undefined
+            told.append(row["expected"] == pytest.approx(other["expected"], abs=4 * row["expected_error"]))
+    assert told
+    assert all(told)
 
 
 def test_keys_follow_settings_losses_and_runs(setting, runs, measured):
     keys = [task.key for task in measured[0]]
-    assert keys == [task.key for task in workload(setting, runs).tasks()]
+    assert keys[1:] == [task.key for task in workload(setting, runs).tasks()]
     assert len(set(keys)) == 5
-    for changed in (
-        workload(setting, runs, seed=4).tasks(),
-        workload(setting, runs, LOSSES | {"kto": KTO(beta=0.2)}).tasks(),
-    ):
+    for changed in (workload(setting, runs, seed=4, kind=kind).tasks() for kind in (Coherence, CoherenceAtBase)):
+        assert not set(keys) & {task.key for task in changed}
+    for kind in (Coherence, CoherenceAtBase):
+        changed = workload(setting, runs, LOSSES | {"kto": KTO(beta=0.2)}, kind=kind).tasks()
         assert not set(keys) & {task.key for task in changed}
     fewer = [task.key for task in workload(setting, [run for run in runs if run.name != "again"]).tasks()]
-    assert fewer[1:] == keys[1:4]
-    assert fewer[0] != keys[0], "its rows name the runs"
+    assert fewer == keys[1:4]
+    assert workload(setting, runs, projections=None).tasks()[0].key == keys[1], "exact as before there was a choice"
+
+
+def test_keys_at_the_base_follow_losses_and_not_seeds(setting, runs):
+    def keys(members, **options):
+        return [task.key for task in workload(setting, members, kind=CoherenceAtBase, **options).tasks()]
+
+    few = [run for run in runs if run.name != "again"]
+    assert keys(runs) == keys(few), "what is added has the loss of another run"
+    assert keys(runs, projections=2048) == keys(few, projections=2048)
+    assert keys(few) != keys(few[:-1])
+    assert not set(keys(runs, projections=2048)) & set(keys(runs, projections=4096))
+    assert not keys(runs[:1])
 
 
 def test_sft_and_rft_have_one_gradient_where_all_rollouts_are_right(setting, runs):
     right = setting.write("right", correct=lambda row: True, reward=lambda row: 1.0)
-    asked = workload(setting, [runs[1], runs[2]], {"sft": SFT(), "dpo": RFT()}, right)
-    [row] = asked.compute(asked.setup(), None)["gradient_cosines"]
+    [row] = at_base(setting, [runs[1], runs[2]], {"sft": SFT(), "dpo": RFT()}, right)[2]["gradient_cosines"]
     assert row["cosine"] == pytest.approx(1, abs=1e-12)
     assert row["expected"] in (None, pytest.approx(1, abs=1e-12))
 
@@ -216,17 +274,12 @@ def test_sft_and_rft_have_one_gradient_where_all_rollouts_are_right(setting, run
 def test_what_losses_need_of_the_base_is_there(setting, runs):
     """With a policy equal to the base, ratios are 1 and divergences vanish, however references are stored."""
     ppo, sequence = OfflineGRPO(surrogate="ppo"), OfflineGRPO(surrogate="logp")
-    asked = workload(
-        setting,
-        runs,
-        {"sft": ppo, "dpo": sequence, "kto": ASFT(kl_weight=5.0), "again": OffPolicyGRPO()},
-    )
-    state = asked.setup()
-    rows = asked.compute(state, None)
+    losses = {"sft": ppo, "dpo": sequence, "kto": ASFT(kl_weight=5.0), "again": OffPolicyGRPO()}
+    _, state, rows = at_base(setting, runs, losses)
     cosines = {(row["run_a"], row["run_b"]): row["cosine"] for row in rows["gradient_cosines"]}
     assert cosines["sft", "dpo"] == pytest.approx(1, abs=1e-6), "at the base the ratio's gradient is that of log p"
     assert all(row["coherence"] > 0 for row in rows["coherence"])
-    drawn = state.drawn[asked.losses["again"]]
+    drawn = state.examples(losses["again"])
     table = setting.store.read_unit("rollouts", "rollouts").to_pylist()
     recorded = [value for row in table for value in row["logprobs"]]
     assert set(drawn.data.behaviour.tolist()) <= set(np.array(recorded, dtype=np.float32).tolist())
@@ -278,8 +331,7 @@ def test_weights_are_those_of_the_whole_group(rollouts):
 
 def test_too_few_prompts_give_no_number(setting, runs):
     few = setting.write("few", correct=lambda row: int(row["prompt_id"]) < 2 and row["sample"] == 0)
-    asked = workload(setting, runs[:3], {"sft": SFT(), "dpo": DPO()}, few)
-    rows = asked.compute(asked.setup(), None)
+    _, _, rows = at_base(setting, runs[:3], {"sft": SFT(), "dpo": DPO()}, few)
     by = {row["run"]: row for row in rows["coherence"]}
     assert by["sft"]["n"] == 5
     assert by["dpo"] == {"run": "dpo", "at": "base", "n": 2}
@@ -289,9 +341,8 @@ def test_too_few_prompts_give_no_number(setting, runs):
 def test_random_draws_of_a_loss_are_those_of_the_seed(setting, runs):
     found = []
     for seed in (3, 3, 4):
-        asked = workload(setting, runs[:2], {"sft": OTR(samples=4)}, seed=seed)
-        state = asked.setup()
-        found.append([row["coherence"] for row in asked.compute(state, None)["coherence"]])
+        _, _, rows = at_base(setting, runs[:2], {"sft": OTR(samples=4)}, seed=seed)
+        found.append([row["coherence"] for row in rows["coherence"]])
     assert found[0] == found[1] != found[2]
 
 
@@ -299,7 +350,7 @@ def test_a_diverged_run_is_refused(setting, tmp_path):
     save_full_delta(tmp_path / "bad", {"model.layers.0.mlp.up_proj.weight": torch.full((64, 32), float("inf"))})
     asked = workload(setting, [Run("bad", "k", str(tmp_path / "bad"))], {"bad": SFT()})
     with pytest.raises(DeltaError, match="bad"):
-        asked.compute(asked.setup(), asked.tasks()[1].payload)
+        asked.compute(asked.setup(), asked.tasks()[0].payload)
 
 
 def test_tokens_are_laid_out_as_they_were(setting):

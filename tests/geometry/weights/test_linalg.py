@@ -51,6 +51,16 @@ def test_inner_products_and_norms_equal_dense_fp64(a, b):
     assert linalg.norm(a) == pytest.approx(size(a), rel=1e-13)
 
 
+@pytest.mark.usefixtures("block")
+def test_entries_side_by_side_are_the_dense_ones():
+    for entries in ([low(0), full(1), low(2, rank=7, scale=-0.3)], [*CASES["vectors"]]):
+        found = torch.cat(list(linalg.side_by_side(entries)), 1)
+        expected = torch.stack([entry.dense(torch.float64).flatten() for entry in entries])
+        torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    with pytest.raises(DeltaError, match="shapes"):
+        next(linalg.side_by_side([low(0), CASES["vectors"][0]]))
+
+
 def test_inner_products_are_accumulated_in_fp64():
     n = 1 << 20
     a = Dense(torch.full((n,), 0.1))
