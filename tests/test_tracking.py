@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,6 +19,7 @@ from mlflow.tracking import MlflowClient
 from raygeo.errors import ConfigError
 from raygeo.paths import without_credentials
 from raygeo.store import Store
+from raygeo.store.lease import find_lease, held
 from raygeo.tables import to_arrow
 from raygeo.tracking import Tracking, origin, send_queued, sender, tracking_uri
 from raygeo.tracking.outbox import FOLDER, Outbox
@@ -167,6 +169,22 @@ def test_runs_of_a_driver_that_was_killed_are_marked_by_the_next_one(store):
     again.flush()
     states = [again.remote.client.get_run(killed.run_id(k)).info.status for k in ("k1", "k2", again.parent)]
     assert states == ["KILLED", "RUNNING", "RUNNING"]
+
+
+def test_runs_of_a_driver_that_was_killed_are_marked_by_a_report_unless_another_is_at_work(store):
+    killed = Tracking(store, "study", {})
+    open_run(killed, "k")
+    killed.flush()
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    with held(store, "the study"):
+        holder = find_lease(store).holder
+        assert send_queued(store) is None
+    gone = replace(holder, pid=int(done.stdout))
+    assert send_queued(store) is None
+    store.write_bytes("lease.json", json.dumps(asdict(gone)).encode())
+    assert "marked so" in send_queued(store)
+    states = [killed.remote.client.get_run(killed.run_id(key)).info.status for key in ("k", killed.parent)]
+    assert states == ["KILLED", "KILLED"]
 
 
 def test_a_remote_store_needs_a_server(store, monkeypatch):

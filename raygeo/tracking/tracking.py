@@ -14,6 +14,7 @@ from raygeo.errors import ConfigError, TrackingError
 from raygeo.interrupts import asked
 from raygeo.paths import without_credentials
 from raygeo.store import Store
+from raygeo.store.lease import find_lease
 from raygeo.tracking.outbox import FOLDER, Outbox
 from raygeo.tracking.remote import Point, Remote
 from raygeo.tracking.sender import Sender
@@ -170,11 +171,15 @@ class Tracking:
 
 
 def send_queued(store: Store) -> str | None:
-    """Send what earlier commands could not; says in a line how that went, None if there was nothing."""
-    outbox = Outbox(store)
-    noted = outbox.noted()
-    waiting = len(outbox) if {"study", "identity"} <= noted.keys() else 0
-    if not waiting:
+    """Send what earlier commands could not, and mark the runs that a killed one has left running; says in a line how
+    that went, None if there was nothing. A study that is at work sends by itself.
+    """
+    outbox, lease = Outbox(store), find_lease(store)
+    noted, killed = outbox.noted(), lease is not None
+    if not {"study", "identity"} <= noted.keys() or (lease is not None and not lease.gone):
+        return None
+    waiting = len(outbox)
+    if not waiting and not killed:
         return None
     uri = tracking_uri(store)
     address = without_credentials(uri)
@@ -187,10 +192,13 @@ def send_queued(store: Store) -> str | None:
     except Exception as error:
         return f"MLflow at {address} does not answer ({plain(error)}): {waiting} entries for it wait."
     sender = Sender(remote, outbox, said.append)
+    if killed:
+        sender.put({"call": "close", "status": "KILLED"})
     sender.flush()
     left = sender.close()
     refused = f" It refused some: {'; '.join(dict.fromkeys(sender.refused))}." if sender.refused else ""
-    return f"{waiting - left} entries that waited for MLflow were sent to {address}.{refused}"
+    marked = " The study was killed: its runs that were still running are marked so." if killed and not left else ""
+    return f"{max(waiting - left, 0)} entries that waited for MLflow were sent to {address}.{refused}{marked}"
 
 
 def _texts(params: Mapping[str, Any]) -> dict[str, str]:
