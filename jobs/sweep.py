@@ -1,42 +1,65 @@
 """Run a study once for each of several values of a setting that all its runs share, each in a store of its own:
-``python jobs/sweep.py STUDY.yaml --over 'rollouts.negative_share=[0.05, 0.25, 0.5]'`` (or under ``ray job submit``).
+``ray job submit --working-dir . -- python jobs/sweep.py STUDY --store STORE --over 'rollouts.heldout=[0.1, 0.2]'``.
 
 This is for what cannot differ between the runs of one study: rollouts, student, probes. What can (losses and their
-options, training settings, seeds) is written in the study itself, as lists and ranges. Takes ``--set`` and ``--store``
-as ``raygeo run`` does; without ``--over`` it runs the study as it is.
+options, training settings, seeds) is written in the study itself, as lists and ranges.
 """
+
+from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from raygeo.cli import stoppable
-from raygeo.errors import ConfigError, RaygeoError
-from raygeo.pipeline.config import Study, load_study, read_yaml
-from raygeo.pipeline.study import run_study
+from raygeo.cli import AddressOption, SetOption, stoppable, told
+from raygeo.errors import ConfigError, WorkloadError
+from raygeo.logs import name_lines
 from raygeo.store.location import extended
 
+if TYPE_CHECKING:
+    from raygeo.pipeline.config import Study
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
 def sweep(
     study: Annotated[Path, typer.Argument(help="The study file.")],
     over: Annotated[str | None, typer.Option(help="A setting and its values, as a.b=[1, 2].")] = None,
-    overrides: Annotated[list[str], typer.Option("--set", help="Override a setting, as a.b=c.")] = [],  # noqa: B006
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
     store: Annotated[str | None, typer.Option(help="Store; a dash and the value are added to it.")] = None,
+    address: AddressOption = None,
 ) -> None:
-    """Run the study for every value of --over."""
+    """Run a study for every value of --over, each in a store of its own; without --over, run it as it is.
+
+    A study that fails does not keep the others from running. The same command resumes.
+    """
+    failures = {}
     with stoppable():
-        for given in _studies(study, over, overrides, store):
-            run_study(given)
+        studies = _studies(study, over, overrides, store)  # what is wrong in them is told before Ray is imported
+        from raygeo.pipeline.context import reason
+        from raygeo.pipeline.study import run_study
+
+        for given in studies:
+            try:
+                run_study(given, address=address)
+            except Exception as error:
+                failures[given.store] = error
+                typer.secho(f"{given.store}: {type(error).__name__}: {reason(error)}", fg="red", err=True)
+    if failures:
+        raise WorkloadError(f"{len(failures)} of {len(studies)} studies failed: {', '.join(map(str, failures))}.")
 
 
 def _studies(study: Path, over: str | None, overrides: list[str], store: str | None) -> list[Study]:
     """The study at every value of ``over``, all read before the first is run, so that a wrong value costs nothing."""
+    from raygeo.pipeline.config import load_study, read_yaml
+
     if over is None:
         return [load_study(study, overrides, store)]
     setting, _, text = over.partition("=")
@@ -55,8 +78,6 @@ def _studies(study: Path, over: str | None, overrides: list[str], store: str | N
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(sweep)
-    except RaygeoError as error:
-        typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
-        raise SystemExit(2) from None
+    name_lines()
+    with told():
+        app(prog_name=f"python {sys.argv[0]}")

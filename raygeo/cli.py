@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from raygeo.logs import name_lines
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -333,24 +335,46 @@ def copy(
 
 
 @app.command()
-def doctor(address: AddressOption = None) -> None:
-    """Print what this machine or cluster can hold, the versions in use, and whatever is wrong."""
-    from raygeo.doctor import examine
+def doctor(
+    study: Annotated[Path | None, typer.Argument(help="A study file, to be held against what the cluster has.")] = None,
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    store: Annotated[str | None, typer.Option("--store", help="Path or URI of a store, tried on every node.")] = None,
+    address: AddressOption = None,
+) -> None:
+    """Ask every node of a cluster, or this machine, what it has, and print what is wrong: then the exit code is 1."""
+    with stoppable():
+        from raygeo.pipeline.config import load_study
 
-    if not examine(address):
-        raise typer.Exit(1)
+        given = None if study is None else load_study(study, overrides, store)
+        from raygeo.doctor.command import examine
+
+        if not examine(given, store=store, address=address):
+            raise typer.Exit(1)
 
 
-def main() -> None:
-    """Run the command line; errors meant for the user are printed without a traceback."""
+@contextmanager
+def told() -> Iterator[None]:
+    """Print errors meant for the user without a traceback, and end with exit code 2."""
     from raygeo.errors import RaygeoError
     from raygeo.paths import without_credentials
 
     try:
-        app()
+        yield
     except RaygeoError as error:
         typer.secho(without_credentials(f"{type(error).__name__}: {error}"), fg="red", err=True)
         raise SystemExit(2) from None
+
+
+def main(command: str | None = None) -> None:
+    """Run the command line, or one ``command`` of it as a program of its own."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries, which fill a log
+    name_lines()
+    with told():
+        if command is None:
+            app()
+        else:
+            typer.main.get_group(app).commands[command].main(prog_name=f"python {sys.argv[0]}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Progress on the driver: live bars on a terminal, a line now and then in a log file, and the study's stage table."""
+"""Progress on the driver: live bars on a terminal, a line now and then in a log, and the study's stage table."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +12,9 @@ from rich.table import Table
 
 from raygeo.paths import without_credentials
 
-_LOG_EVERY_SECONDS = 10.0
+_LOG_SECONDS = 10.0
+"""The least between two lines of a log; what has taken long is told of less often, by ``_LOG_SHARE`` of its time."""
+_LOG_SHARE = 0.05
 
 
 @dataclass
@@ -46,16 +48,16 @@ class Progress:
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Bar]:
-        """Show a bar for ``total`` units of work, or a line every ten seconds where there is no terminal."""
+        """Show a bar for ``total`` units of work; where there is no terminal, lines with the time that is left."""
         if not self.console.is_terminal:
             started = last = time.monotonic()
 
             def log(bar: Bar, note: str) -> None:
                 nonlocal last
                 now = time.monotonic()
-                if now - last >= _LOG_EVERY_SECONDS:
+                if now - last >= max(_LOG_SECONDS, _LOG_SHARE * (now - started)):
                     last = now
-                    self.say(f"  {title}: {bar.done}/{bar.total} after {now - started:.0f} s {note}".rstrip())
+                    self.say(f"  {title}: {counted(bar.done, bar.total, now - started)} {note}".rstrip())
 
             yield Bar(total, log)
             return
@@ -70,6 +72,19 @@ class Progress:
         with RichProgress(*columns, console=self.console, transient=True) as rich:
             task = rich.add_task(title, total=total, note="")
             yield Bar(total, lambda bar, note: rich.update(task, completed=bar.done, total=bar.total, note=note))
+
+
+def counted(done: int, total: int, seconds: float) -> str:
+    """How far something has come that ``seconds`` ago was at 0, and how long the rest takes at that speed."""
+    left = f", about {duration(seconds * (total - done) / done)} left" if 0 < done < total else ""
+    return f"{done}/{total} after {duration(seconds)}{left}"
+
+
+def duration(seconds: float) -> str:
+    """A time as one would say it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,11 @@
 """Commands that open a store or ask Ray; those that only tell are in ``test_cli``."""
 
-from io import StringIO
-
 import pytest
 import yaml
-from rich.console import Console
 from study_cases import tiny_study
 from typer.testing import CliRunner
 
 from raygeo.cli import app
-from raygeo.doctor import examine
 from raygeo.errors import ConfigError, StoreError
 
 pytestmark = pytest.mark.cluster
@@ -44,19 +40,3 @@ def test_a_stage_that_does_not_exist_is_refused_before_anything_starts(tmp_path)
     assert isinstance(result.exception, ConfigError)
     assert "the stages are student, rollouts" in str(result.exception)
     assert not (tmp_path / "store").exists()
-
-
-def test_doctor_says_what_fits(ray_session):
-    console = Console(file=StringIO(), width=200)
-    assert examine(console=console)
-    text = console.file.getvalue()
-    assert "nothing is wrong" in text
-    assert "deepspeed" in text
-
-
-def test_doctor_says_what_is_wrong(ray_session, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    console = Console(file=StringIO(), width=200)
-    assert not examine(console=console)
-    assert "does not answer" in console.file.getvalue()

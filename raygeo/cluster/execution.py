@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from raygeo.cluster.fitting import Fitting, listed
 from raygeo.errors import FullStoreError, LostProcessError, RaygeoError, WorkloadError
+from raygeo.logs import about
 from raygeo.memory import free_memory, lacks_memory
 from raygeo.progress import Progress
 from raygeo.store import Store, is_full, outdated_units
@@ -71,7 +72,10 @@ class Worker:
         where the task does not fit whatever its batches.
         """
         units: dict[str, dict[str, pa.Table]] = {}
-        outcomes = [self._outcome(task, units) for task in tasks]
+        outcomes = []
+        for task in tasks:
+            with about(self.workload.name, task.label):
+                outcomes.append(self._outcome(task, units))
         try:
             store.write_units(units)
         except Exception as problem:

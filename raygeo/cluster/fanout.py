@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar, NamedTuple, Self
+from uuid import uuid4
 from weakref import WeakSet
 
 import ray
@@ -24,6 +25,7 @@ from raygeo.cluster.schedule import Schedule
 from raygeo.cluster.settings import ActorSettings, options
 from raygeo.cluster.waiting import Waiting
 from raygeo.errors import FullStoreError, RaygeoError, WorkloadError
+from raygeo.logs import about, name_lines
 from raygeo.store import Store
 from raygeo.workload import Task, Workload
 
@@ -42,8 +44,10 @@ _FIRST_ASKED = 32
 class _Actor:
     """Holds the state of the workload it worked on last."""
 
-    def __init__(self, threads: int):
+    def __init__(self, threads: int, study: str):
         torch.set_num_threads(threads)
+        name_lines()
+        self.study = study
         self.held: ray.ObjectRef | None = None
         self.worker: Worker | None = None
 
@@ -55,7 +59,8 @@ class _Actor:
             self.held = self.worker = None
             self.worker = Worker(ray.get(workload[0]))
             self.held = workload[0]
-        return self.worker.compute(tasks, store)
+        with about(self.study):
+            return self.worker.compute(tasks, store)
 
 
 class _Placed(NamedTuple):
@@ -80,13 +85,17 @@ class _Given:
 class ActorPool:
     """Up to ``settings.max_actors`` actors, started when first needed and kept until ``close``.
 
-    ``say`` is told what is waited for. Whichever pool of a process works, the others give their actors' places to it.
+    ``say`` is told what is waited for; actors are named after the ``study``. Whichever pool of a process works, the
+    others give their actors' places to it.
     """
 
     _all: ClassVar[WeakSet["ActorPool"]] = WeakSet()
 
-    def __init__(self, settings: ActorSettings | None = None, say: Callable[[str], None] = log.warning):
+    def __init__(
+        self, settings: ActorSettings | None = None, say: Callable[[str], None] = log.warning, study: str = "raygeo"
+    ):
         self.settings = settings or ActorSettings()
+        self.study = study
         self.demand = self.settings.demand
         self.say = say
         self.idle: list[_Placed] = []
@@ -113,7 +122,9 @@ class ActorPool:
         """Ask Ray for one more actor."""
         actor: Any = _Actor
         where = {"label_selector": {"ray.io/node-id": f"!in({','.join(sorted(without))})"}} if without else {}
-        return actor.options(**options(self.demand), **where).remote(max(1, int(self.settings.cpus)))
+        name = f"{self.study}: actor {uuid4().hex[:6]}"
+        actor = actor.options(**options(self.demand), **where, name=name)
+        return actor.remote(max(1, int(self.settings.cpus)), self.study)
 
     def muster(self) -> None:
         """Keep those of the idle actors that answer: some may have gone with their nodes."""
@@ -235,7 +246,9 @@ class Fanout:
     def _submit(self, placed: _Placed) -> None:
         batch = self.schedule.take()
         self.calls += 1
-        self.running[placed.actor.compute.remote([self.given.shared], self.store, batch)] = (placed, batch)
+        also = f" and {len(batch) - 1} more" if len(batch) > 1 else ""
+        call = placed.actor.compute.options(name=f"{self.pool.study}: {self.name}: {batch[0].label}{also}")
+        self.running[call.remote([self.given.shared], self.store, batch)] = (placed, batch)
 
     def _arrive(self, ready: ray.ObjectRef) -> None:
         """An actor that was asked for is there, or died before it was, or is of no use as it sees another store."""

@@ -21,7 +21,8 @@ PATIENCE = 60.0
 """Seconds that nodes may take to answer: one that is busy starts processes slowly."""
 _SEEN_SECONDS = 10.0
 """How long a shared file system may take to show what another node has written."""
-_SCRATCH = "scratch"
+SCRATCH = "scratch"
+"""Where marks are kept in a store."""
 _COUNT = "import torch; print(torch.cuda.device_count(), torch.__version__)"
 _SHARE = "Give a file system that all nodes mount at the same place, or a URI, with --store."
 
@@ -58,7 +59,7 @@ def check_nodes(store: Store, *, gpus: bool, say: Callable[[str], None]) -> None
             except (RayError, RaygeoError) as error:
                 wrong.append(f"{name}: {getattr(error, 'cause', None) or error}")
             else:
-                if not (seen and _shows(store, f"{_SCRATCH}/{token}/{node}")):
+                if not (seen and answered(store, token, node)):
                     wrong.append(unseen(node, store))
                 if cards < offered[node]:
                     wrong.append(
@@ -73,19 +74,35 @@ def check_nodes(store: Store, *, gpus: bool, say: Callable[[str], None]) -> None
 def marked(store: Store) -> Iterator[str]:
     """Keep a mark in the store, by whose token other nodes can tell that they see the same one."""
     token = uuid.uuid4().hex
-    store.write_bytes(f"{_SCRATCH}/{token}/here", token.encode())
+    store.write_bytes(f"{SCRATCH}/{token}/here", token.encode())
     try:
         yield token
     finally:
-        store.delete_folder(_SCRATCH, token)
+        store.delete_folder(SCRATCH, token)
 
 
 def sees(location: str, token: str) -> bool:
     """Whether the store at ``location`` is, on this node, the one that is marked with ``token``."""
     try:
-        return _shows(Store(location, create=False), f"{_SCRATCH}/{token}/here")
+        return _shows(Store(location, create=False), f"{SCRATCH}/{token}/here")
     except StoreError:
         return False
+
+
+def answer(location: str, token: str) -> bool:
+    """Whether the store at ``location`` is, on this node, the one marked with ``token``, which is then marked
+    by the node too.
+    """
+    seen = sees(location, token)
+    if seen:
+        node = ray.get_runtime_context().get_node_id()
+        Store(location, create=False).write_bytes(f"{SCRATCH}/{token}/{node}", token.encode())
+    return seen
+
+
+def answered(store: Store, token: str, node: str) -> bool:
+    """Whether the answer of a node, given its id, is seen here."""
+    return _shows(store, f"{SCRATCH}/{token}/{node}")
 
 
 def unseen(node: str, store: Store) -> str:
@@ -105,10 +122,7 @@ def _shows(store: Store, name: str) -> bool:
 
 def _look(location: str, token: str, cards: bool) -> tuple[bool, int, str]:
     """On a node: look for the mark, write an answer, and count the cards that torch finds."""
-    seen = sees(location, token)
-    if seen:
-        node = ray.get_runtime_context().get_node_id()
-        Store(location).write_bytes(f"{_SCRATCH}/{token}/{node}", token.encode())
+    seen = answer(location, token)
     if not cards:
         return seen, 0, ""
     plain = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}  # Ray empties it

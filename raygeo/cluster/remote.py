@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+from uuid import uuid4
 
 import ray
 import torch
@@ -36,7 +37,7 @@ def call(work: Work, what: str, progress: Progress, *, cpus: float, gpus: float)
     cpus = min(cpus, available) if available else cpus
     demand = {"CPU": cpus, "GPU": gpus}
     check_fits(what, demand)
-    queue = Queue(actor_options=beside_me())
+    queue = Queue(actor_options=beside_me() | {"name": f"progress of {what} {uuid4().hex[:6]}"})
 
     @ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)
     def task(queue: Any) -> None:
@@ -56,7 +57,7 @@ def call(work: Work, what: str, progress: Progress, *, cpus: float, gpus: float)
     try:
         for losses in range(MAX_LOSSES + 1):
             try:
-                _follow(task.remote(queue), queue, what, progress, Waiting(demand))
+                _follow(task.options(name=what).remote(queue), queue, what, progress, Waiting(demand))
                 return
             except RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, RaygeoError) else error) from None

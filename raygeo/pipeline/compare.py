@@ -89,7 +89,7 @@ def _run_stages(
         connect(address)
         check_fits("an actor (actors)", comparison.actors.demand)
         check_nodes(store, gpus=comparison.actors.gpus > 0, say=progress.say)
-    with ActorPool(comparison.actors, progress.say) as pool:
+    with ActorPool(comparison.actors, progress.say, "comparison") as pool:
         context = StageContext(store, pool, progress)
         about = PageContext(
             title=f"{len(comparison.models)} models and their base",

@@ -186,7 +186,11 @@ def _spread(context: StudyContext, parts: int) -> Iterator[Callable[[Workload], 
         execute: Executor = in_process
         if parts > 1:
             own = context.study.actors.gpus > 0
-            execute = stack.enter_context(ActorPool(say=context.progress.say)) if own else context.pool
+            execute = (
+                stack.enter_context(ActorPool(say=context.progress.say, study=context.study.name))
+                if own
+                else context.pool
+            )
         yield lambda workload: run_workload(workload, context.store, execute, context.progress).keys
 
 

@@ -11,6 +11,7 @@ from raygeo.cluster.nodes import check_nodes
 from raygeo.cluster.session import connect
 from raygeo.errors import ConfigError
 from raygeo.interrupts import asked, handled
+from raygeo.logs import about
 from raygeo.pipeline.budget.cluster import wants_gpu
 from raygeo.pipeline.config import Study, study_yaml
 from raygeo.pipeline.context import StudyContext, timed_stage
@@ -135,7 +136,7 @@ def _run_stages(
         cluster = cluster_to_check(study, progress.say) if memory_check else None
         if cluster is not None:
             check_student(study, store, stages, cluster)
-    with ActorPool(study.actors, progress.say) as pool:
+    with about(study.name), ActorPool(study.actors, progress.say, study.name) as pool:
         context = StudyContext(store, pool, progress, study=study)
         standing = Standing(store, about_study(study, ("start", *STAGES[:-1])), times, progress)
 

@@ -253,6 +253,7 @@ def train_runs(
                     search=search,
                     examples=plan.points(),
                     measure=measure,
+                    study=context.study.name,
                     say=context.progress.say,
                 )
             except KeyboardInterrupt:

@@ -25,7 +25,7 @@ from typing import NoReturn
 from raygeo.errors import BusyStoreError, StoreError
 from raygeo.store.cleaning import clear_scratch
 from raygeo.store.files import SCRATCH
-from raygeo.store.location import in_job_folder
+from raygeo.store.location import check_outlives_job
 from raygeo.store.process import host, is_alive, machine, ray_job, user
 from raygeo.store.store import Store
 
@@ -255,11 +255,7 @@ def held(
         BusyStoreError: another process holds it (with ``wait``, never at the start), or has taken it.
         StoreError: the store lies where it would be deleted.
     """
-    if store.is_local and in_job_folder(store.root):
-        raise StoreError(
-            f"the store {store.root} lies in the working directory of a Ray job, which Ray makes on the head node and "
-            "deletes after the job: give a path or URI that all nodes share, with --store or as `store` in the study."
-        )
+    check_outlives_job(store.location)
     lease = Lease(store, what)
     try:
         lease.acquire(wait=wait, say=say)

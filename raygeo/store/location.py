@@ -6,6 +6,7 @@ from urllib.parse import unquote, urlparse
 
 from pyarrow import fs
 
+from raygeo.errors import StoreError
 from raygeo.paths import local_path
 
 _JOB_FOLDER = re.compile(r"/runtime_resources/working_dir_files/[^/]+(/|$)")
@@ -29,6 +30,14 @@ def extended(location: str, more: str) -> str:
     return path.rstrip("/") + more + mark + query
 
 
-def in_job_folder(root: str) -> bool:
-    """Whether a path lies in the working directory that Ray unpacked for a job, and deletes when the job is over."""
-    return _JOB_FOLDER.search(root) is not None
+def check_outlives_job(location: str) -> None:
+    """Refuse a store in the working directory that Ray unpacked for a job.
+
+    Raises:
+        StoreError: it is there.
+    """
+    if not is_uri(location) and _JOB_FOLDER.search(str(local_root(location))):
+        raise StoreError(
+            f"the store {location} lies in the working directory of a Ray job, which Ray makes on one node and deletes "
+            "after the job: give a path or URI that all nodes share, with --store or as `store` in the study."
+        )

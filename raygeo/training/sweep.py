@@ -124,14 +124,15 @@ def run_sweep(
     search: Search[Any] | None = None,
     examples: Sequence[RunSpec] = (),
     measure: Measure | None = None,
+    study: str = "",
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, str]:
     """Train every run of ``specs`` (content key to spec), then whatever ``search`` proposes, one Tune trial each.
 
     Finished runs are in the store. Trials reuse their drivers, and a driver its workers as long as runs have one shape.
     ``scheduler`` may stop runs early. ``examples`` show what may be proposed; workers ``measure`` the runs they finish,
-    for the search to go by. Returns why each run that failed did so, in a line, by key; the others are not disturbed by
-    it.
+    for the search to go by. ``study`` is its name in the lines of logs. Returns why each run that failed did so, in a
+    line, by key; the others are not disturbed by it.
 
     Raises:
         ClusterError: the cluster can never hold the workers of one of the runs.
@@ -146,7 +147,7 @@ def run_sweep(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     storage = store.uri("ray", name)
     coordinators = Coordinators()
-    common = Common(inputs, store, coordinators, None if measure is None else ray.cloudpickle.dumps(measure))
+    common = Common(inputs, store, coordinators, None if measure is None else ray.cloudpickle.dumps(measure), study)
     known = [run_choice(key, spec) for key, spec in specs.items()]
 
     def choice(spec: RunSpec) -> dict[str, Any]:
@@ -160,6 +161,7 @@ def run_sweep(
             search_alg=queue,
             scheduler=None if scheduler is None else HalvingByLoss(scheduler, coordinators.stop),
             reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["choice"]["run"],
         ),
         run_config=tune.RunConfig(
             name=name,

@@ -21,6 +21,7 @@ from ray.train.torch import TorchTrainer
 from raygeo.cluster.placement import beside_me
 from raygeo.cluster.settings import demand
 from raygeo.cluster.waiting import Waiting
+from raygeo.logs import about, name_lines
 from raygeo.records import FINISHED
 from raygeo.store import Store
 from raygeo.training.coordinator import Coordinator
@@ -82,14 +83,15 @@ Measure = Callable[[str, str], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Common:
-    """What all runs share: what they read, where they write, their coordinators, and what is measured of those that
-    finish, if anything: a pickled ``Measure``, because whoever unpickles it imports the analyses.
+    """What all runs share: what they read, where they write, their coordinators, what is measured of those that finish,
+    if anything (a pickled ``Measure``, because whoever unpickles it imports the analyses), and the study's name.
     """
 
     inputs: RunInputs
     store: Store
     coordinators: Coordinators
     measure: bytes | None = None
+    study: str = ""
 
 
 class Watch(UserCallback):
@@ -214,6 +216,7 @@ def _serve(config: dict[str, Any]) -> None:
     from raygeo.training.settings import RunSpec
     from raygeo.training.worker import Job, train
 
+    name_lines()
     coordinator, common = config["coordinator"], config["common"]
     base = ResidentBase()
     group, number = broadcast(uuid.uuid4().hex), 0
@@ -222,7 +225,7 @@ def _serve(config: dict[str, Any]) -> None:
         spec = spec.model_copy(update={"training": spec.training.halved(given["micro_batch_size"])})
         command = coordinator.wait_for_command.remote()
         try:
-            with common.store.writing():
+            with about(common.study, spec.name), common.store.writing():
                 record = train(
                     Job(spec, given["key"], common.inputs, common.store),
                     lambda step, metrics: ray.get(coordinator.report.remote(step, metrics)),

@@ -15,7 +15,7 @@ JOB = Path(__file__).parents[2] / "jobs" / "sweep.py"
 def run(monkeypatch, tmp_path):
     """Calls the job on a small study file; returns the studies it ran."""
     studies = []
-    monkeypatch.setattr("raygeo.pipeline.study.run_study", studies.append)
+    monkeypatch.setattr("raygeo.pipeline.study.run_study", lambda study, **options: studies.append(study))
     file = tmp_path / "study.yaml"
     file.write_text(
         yaml.safe_dump({"name": "s", "rollouts": {"sample": {"prompts": 8}}, "runs": [{"loss": {"type": "sft"}}]})

@@ -311,10 +311,10 @@ def test_keys_stay_and_a_new_run_leaves_spectra_alone(student, probe, runs):
     narrower = same(mine, keys(runs=runs[:2]))  # less is touched
     assert not any("delta" in label or "in the span" in label for label in narrower)
     for change, parts in (
-        ({"seed": 1}, ("loss", "Hessian in")), ({"slq_steps": 7}, ("loss", "Hessian in", "extreme")),
-        ({"slq_probes": 5}, ("loss", "Hessian in", "density (0, 1)")),
-        ({"fp64_check": False}, ("loss", "Hessian in", "density")),
-        ({"density_points": 9}, tuple(mine)), ({"batch_size": 4}, ()), ({"keep_graphs": False}, ("loss",)),
+        ({"seed": 1}, ("NLL", "Hessian in")), ({"slq_steps": 7}, ("NLL", "Hessian in", "extreme")),
+        ({"slq_probes": 5}, ("NLL", "Hessian in", "density (0, 1)")),
+        ({"fp64_check": False}, ("NLL", "Hessian in", "density")),
+        ({"density_points": 9}, tuple(mine)), ({"batch_size": 4}, ()), ({"keep_graphs": False}, ("NLL",)),
     ):  # fmt: skip
         kept = same(mine, keys(SETTINGS.model_copy(update=change)))
         assert kept == {label for label in mine if label.startswith(parts)} if parts else not kept

@@ -1,0 +1,13 @@
+"""``raygeo compare`` on the cluster:
+``ray job submit --working-dir . -- python jobs/compare.py BASE MODEL ... --store STORE``.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from raygeo.cli import main
+
+if __name__ == "__main__":
+    main("compare")
