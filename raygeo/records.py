@@ -15,7 +15,7 @@ EXECUTION = frozenset(
     {
         "micro_batch_size", "zero_stage", "offload", "workers", "cpus", "gpus", "eval_every", "snapshots", "log_every",
         "checkpoint_every", "restarts", "gradient_checkpointing", "padding_free", "torch_compile",
-        "micro_batch_tokens", "attn_implementation", "sequence_parallel_size", "max_snapshot_gib",
+        "micro_batch_tokens", "attn_implementation", "sequence_parallel_size", "max_snapshot_gib", "gpu_type",
     }
 )  # fmt: skip
 """Training settings that say how a run is computed and what is kept of it. They change its result by rounding alone, so
