@@ -7,7 +7,6 @@ is kept.
 A checkpoint is read as numbers: DeepSpeed would unpickle it, which runs whatever code whoever wrote it has put there.
 """
 
-import shutil
 from typing import Any
 
 import torch
@@ -28,8 +27,7 @@ class Checkpoints:
     def save(self, engine: Any, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint after ``step`` steps, with ``state`` of the loop, then drop older ones; collective."""
         name = f"{self.key}-{step:08d}"
-        folder = self.store.scratch()
-        try:
+        with self.store.scratch_folder() as folder:
             with self.store.writing(self.store.path(KIND, name)):
                 engine.save_checkpoint(
                     str(folder),
@@ -39,8 +37,6 @@ class Checkpoints:
                     save_latest=False,
                 )
             self.store.add_to_folder(KIND, name, folder / "state")
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         barrier()
         if rank() == 0:
             self.store.complete_folder(KIND, name)

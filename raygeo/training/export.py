@@ -1,6 +1,5 @@
 """What a run leaves behind: its delta in fp32, each parameter whole, whatever sharded it."""
 
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,17 @@ def keep_delta(engine: Any, student: AnyPath, store: Store, kind: str, key: str,
     odd = gather(next((name for name, value in values.items() if not bool(value.isfinite().all())), None))
     if broken := [name for name in odd if name is not None]:
         return min(broken, key=[name for name, _ in trained_parameters(engine)].index)
-    folder = store.scratch()
-    if rank() == 0 or not _adapted(engine):
-        export(engine, values, student, folder)
-    if moved:
-        refuse_unmoved(any(gather((rank() == 0 or bool(values)) and read_back(folder))), f"{kind}/{key}")
-    if not _adapted(engine):
-        (folder / FULL_FILE).rename(folder / shard_file(rank(), world()))
-    if rank() == 0:
-        store.delete_folder(kind, key)  # that of an attempt whose record was never written
-    barrier()
-    store.add_to_folder(kind, key, folder)
-    shutil.rmtree(folder)
+    with store.scratch_folder() as folder:
+        if rank() == 0 or not _adapted(engine):
+            export(engine, values, student, folder)
+        if moved:
+            refuse_unmoved(any(gather((rank() == 0 or bool(values)) and read_back(folder))), f"{kind}/{key}")
+        if not _adapted(engine):
+            (folder / FULL_FILE).rename(folder / shard_file(rank(), world()))
+        if rank() == 0:
+            store.delete_folder(kind, key)  # that of an attempt whose record was never written
+        barrier()
+        store.add_to_folder(kind, key, folder)
     barrier()
     if rank() == 0:
         store.complete_folder(kind, key)
