@@ -9,8 +9,7 @@ from raygeo.report.view import View
 def failures(view: View) -> list[str]:
     """Runs without a result, and why."""
     return [
-        f"{name} has no result: {record.status or 'no status'}, "
-        f"{(record.reason or 'no reason was recorded').rstrip('.')}."
+        f"{name} has no result: {record.status}, {(record.reason or 'no reason was recorded').rstrip('.')}."
         for name, record in view.records.items()
         if name in view.failed
     ]

@@ -12,7 +12,7 @@ from raygeo.data.readers import Prompt
 from raygeo.data.sampling import DecodingSettings, Sampling
 from raygeo.data.tokens import RolloutTokens
 from raygeo.data.validation import Record
-from raygeo.generation.local import LocalEngine
+from raygeo.generation.local import LocalSettings
 from raygeo.generation.renderer import PlainRenderer
 from raygeo.models.loading import load_student, load_tokenizer
 from raygeo.toy.word_problems import ProblemSettings, draw_problem
@@ -65,9 +65,9 @@ def test_greedy_rollouts_have_no_behaviour_logprobs(store, teacher, prompts):
     assert {row["logprobs"] for row in sample(store, teacher, prompts, temperature=0.0)} == {None}
 
 
-@pytest.mark.parametrize("owner", [PlainRenderer, LocalEngine])
-def test_another_renderer_or_engine_samples_anew(teacher, prompts, monkeypatch, owner):
+@pytest.mark.parametrize(("owner", "name"), [(PlainRenderer, "identity"), (LocalSettings, "revision")])
+def test_another_renderer_or_engine_samples_anew(teacher, prompts, monkeypatch, owner, name):
     before = {task.key for task in sampling(teacher, prompts).tasks()}
     assert {task.key for task in sampling(teacher, prompts).tasks()} == before
-    monkeypatch.setattr(owner, "identity", "other-1")
+    monkeypatch.setattr(owner, name, "other")
     assert before.isdisjoint(task.key for task in sampling(teacher, prompts).tasks())

@@ -100,6 +100,7 @@ def _training(rng):
             "status": "diverged",
             "reason": reason,
             "steps": 12,
+            "key": DIVERGED,
         }
     )
     return runs, curves

@@ -66,7 +66,10 @@ def test_seeds_are_counted_within_a_configuration():
 
 
 def test_a_failure_without_a_reason_is_told():
-    runs = [{"run": "a", "key": "a", "status": "failed"}, {"run": "b", "key": "b", "status": None, "reason": "lost."}]
+    runs = [
+        {"run": "a", "key": "a", "status": "failed"},
+        {"run": "b", "key": "b", "status": "failed", "reason": "lost."},
+    ]
     told = said(view_of(runs=runs))
     assert "a has no result: failed, no reason was recorded." in told
-    assert "b has no result: no status, lost." in told
+    assert "b has no result: failed, lost." in told
