@@ -26,7 +26,7 @@ RUNS = [
     {"loss": {"type": "sft"}, "seed": [0, 1]},
     {"loss": {"type": "dpo"}, "batch_size": 4},
     {"loss": {"type": "grpo"}, "lora": {"r": 4, "lora_alpha": 8}, "name": "grpo-lora"},
-    {"loss": {"type": "sft"}, "lr": 1e30, "name": "explodes"},
+    {"loss": {"type": "sft"}, "lr": 1e12, "name": "explodes"},
 ]
 
 
@@ -121,8 +121,7 @@ def test_mlflow_has_one_child_for_each_run_with_curves_and_summaries(finished):
     dpo = children["dpo-lr0.001-s0"]
     assert dpo.data.params["setting.beta"] == "0.1"
     steps = [m.step for m in client.get_metric_history(dpo.info.run_id, "nll")]
-    assert steps == sorted(set(steps))
-    assert steps[-1] == 4
+    assert sorted(steps) == [1, 2, 3, 4]  # each once; those that no report brought in time are filled in at the end
     assert {
         "accuracy.heldout",
         "delta_norm",
