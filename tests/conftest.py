@@ -5,6 +5,7 @@ import os
 import signal
 import sqlite3
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -55,9 +56,15 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session")
 def ray_session():
-    """An embedded Ray with two CPUs, started at most once."""
+    """An embedded Ray with two CPUs."""
+    _start_ray()
     import ray
 
+    yield ray
+    ray.shutdown()
+
+
+def _start_ray():
     from raygeo.cluster.session import connect
     from raygeo.errors import ClusterError
 
@@ -65,8 +72,21 @@ def ray_session():
         connect(cpus=2)
     except ClusterError:  # Ray gives its node 30 seconds to start, which are few on a machine that is busy
         connect(cpus=2)
-    yield ray
-    ray.shutdown()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_cpu_taken():
+    """Modules find all CPUs free: what an earlier one has left running ends, so that none waits for it for ever."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        until = time.monotonic() + 30
+        while ray.available_resources().get("CPU", 0) < ray.cluster_resources().get("CPU", 0):
+            if time.monotonic() > until:
+                print("\nCPUs are held by what an earlier module has left: Ray is started anew", file=sys.stderr)
+                ray.shutdown()
+                _start_ray()
+                break
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -73,6 +73,14 @@ class Server:
         return {name: run.info.status for name, run in self.runs(study).items()}
 
 
+@pytest.fixture(autouse=True)
+def nobody_logged_in(monkeypatch):
+    """What MLflow's client is given from an address does not last beyond the test."""
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     running = Server(tmp_path_factory.mktemp("server"))

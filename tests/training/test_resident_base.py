@@ -32,9 +32,9 @@ THIRD = (SFT(), {"lora": LoraSettings(r=RANK), "zero_stage": 2})
 
 
 def held():
-    """Bytes of all tensors' storages by address, with their dtype."""
+    """Bytes of all tensors' storages by address, with their dtype; those that compilers make up have no storage."""
     gc.collect()
-    tensors = [o for o in gc.get_objects() if isinstance(o, torch.Tensor)]
+    tensors = [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter)]
     return {t.untyped_storage().data_ptr(): (t.dtype, t.untyped_storage().nbytes()) for t in tensors}
 
 
