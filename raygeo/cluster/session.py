@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ def _connect(address: str | None, cpus: int | None) -> None:
     for name, value in _EMBEDDED.items():
         os.environ.setdefault(name, value)
     try:
-        with _alone():
+        with _alone(), _addressed():
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -100,6 +101,29 @@ def _alone() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _addressed() -> Iterator[None]:
+    """Let the processes of the cluster that is started meanwhile find its address in their environment.
+
+    Ray looks for it among all that run on the machine, and gives up where there are several: what frees the CPUs of
+    workers whose steering actor died then never does.
+    """
+    with socket.socket() as free:
+        free.bind((_LOOPBACK, 0))
+        port = str(free.getsockname()[1])
+    known = {"RAY_ADDRESS": f"{_LOOPBACK}:{port}", ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE: port}
+    before = {name: os.environ.get(name) for name in known}
+    os.environ.update(known)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _check_answers(address: str) -> None:

@@ -96,3 +96,29 @@ def test_an_embedded_cluster_listens_on_this_machine_alone():
         "127.0.0.1",
         "::ffff:127.0.0.1",
     }
+
+
+def test_processes_of_an_embedded_cluster_know_it_among_several(ray_session):
+    """Ray Train's own process asks for the state of actors so, to free what the workers of a dead one hold."""
+
+    def state() -> tuple[str | None, str]:
+        from ray.util.state import get_actor
+
+        return os.environ.get("RAY_ADDRESS"), get_actor(actor._ray_actor_id.hex()).state
+
+    class Idle:
+        pass
+
+    actor = ray_session.remote(num_cpus=0)(Idle).remote()
+    ray_session.get(actor.__ray_ready__.remote())
+    there = subprocess.Popen(
+        [sys.executable, "-c", "from raygeo.cluster.session import connect; connect(cpus=1); print('up'); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"RAY_ADDRESS": ""},
+    )  # fmt: skip
+    with there:
+        assert there.stdout.readline() == "up\n"
+        address, found = ray_session.get(ray_session.remote(state).remote())
+        there.communicate("\n")
+    assert address == ray_session.get_runtime_context().gcs_address
+    assert found == "ALIVE"
+    assert not os.environ.get("RAY_ADDRESS")
