@@ -6,6 +6,7 @@ subfolder of their own, which ``_COMPLETE``, written last, names.
 
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -72,17 +73,24 @@ class Folders(Files):
                 except OSError:  # something is there
                     if not target.is_dir():
                         raise
-                    self._clear_incomplete(target, folder / "before")
+                    self._clear_incomplete(target)
 
     @staticmethod
-    def _clear_incomplete(target: Path, aside: Path) -> None:
-        """Move what is at ``target`` aside; a folder that another process has just put there is moved back."""
+    def _clear_incomplete(target: Path) -> None:
+        """Empty an incomplete folder, onto which one can be moved; one that is moved there meanwhile is not touched."""
         with suppress(FileNotFoundError):
-            os.rename(target, aside)
-            if (aside / COMPLETE).exists():
-                with suppress(OSError):  # there is yet another one
-                    os.rename(aside, target)
-            shutil.rmtree(aside, ignore_errors=True)
+            opened = os.open(target, os.O_RDONLY | os.O_DIRECTORY)  # stays the same folder, whatever its place holds
+            try:
+                if COMPLETE in (names := os.listdir(opened)):
+                    return
+                for name in names:
+                    with suppress(FileNotFoundError):
+                        if stat.S_ISDIR(os.stat(name, dir_fd=opened, follow_symlinks=False).st_mode):
+                            shutil.rmtree(name, dir_fd=opened)
+                        else:
+                            os.unlink(name, dir_fd=opened)
+            finally:
+                os.close(opened)
 
     def _upload_folder(self, source: Path, kind: str, key: str) -> None:
         version = uuid.uuid4().hex[:8]
