@@ -26,6 +26,8 @@ class _State:
     deferred = False
     previous: dict[signal.Signals, Any] | None = None
     limit: threading.Timer | None = None
+    dropped = False
+    unraisable: Any = None
 
 
 def asked() -> signal.Signals | None:
@@ -45,9 +47,11 @@ def handled() -> Iterator[None]:
         return
     _State.previous = {s: signal.getsignal(s) for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
     install()
+    _State.unraisable, sys.unraisablehook = sys.unraisablehook, _raise_again
     try:
         yield
     finally:
+        sys.unraisablehook = _State.unraisable
         for number, handler in _State.previous.items():
             signal.signal(number, handler)
         if _State.limit is not None:
@@ -77,6 +81,11 @@ def deferred() -> Iterator[None]:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
+    if _State.dropped:
+        _State.dropped = False
+        if not _State.deferred:
+            raise KeyboardInterrupt
+        return
     if _State.asked is not None:
         if now - _State.at > _ONE_PRESS_SECONDS:
             _end(number)
@@ -87,6 +96,15 @@ def _handle(number: int, frame: FrameType | None) -> None:
     _State.limit.start()
     if not _State.deferred:
         raise KeyboardInterrupt
+
+
+def _raise_again(dropped: Any) -> None:
+    """Send the signal anew where Python has dropped its KeyboardInterrupt, as it does in destructors."""
+    if not isinstance(dropped.exc_value, KeyboardInterrupt) or _State.asked is None:
+        _State.unraisable(dropped)
+        return
+    _State.dropped = True
+    threading.Timer(0.01, os.kill, (os.getpid(), _State.asked)).start()
 
 
 def _end(number: int) -> None:
