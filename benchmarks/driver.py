@@ -7,6 +7,7 @@ their tasks would take and store nothing. The measured cost is then put into the
 import asyncio
 import time
 from collections.abc import Collection
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import ray
@@ -81,10 +82,11 @@ def measure(actors: int, tasks_an_actor: int) -> dict[str, float]:
     """Run tasks over stand-ins for ``actors`` actors: seconds of wall time, its bound, calls, driver seconds a call."""
     connect(cpus=PROCESSES)
     pool, workload = _Pool(actors), _Sleep(actors * tasks_an_actor)
-    fanout = Fanout(pool, workload, Store("/tmp/raygeo-driver"), workload.tasks(), lambda outcomes: None)
-    began, busy = time.perf_counter(), time.thread_time()
-    fanout.run()
-    wall, busy = time.perf_counter() - began, time.thread_time() - busy
+    with TemporaryDirectory() as folder:
+        fanout = Fanout(pool, workload, Store(folder), workload.tasks(), lambda outcomes: None)
+        began, busy = time.perf_counter(), time.thread_time()
+        fanout.run()
+        wall, busy = time.perf_counter() - began, time.thread_time() - busy
     bound = tasks_an_actor * TASK_SECONDS
     handling = busy / fanout.calls
     found = replay([Measured(1.0, TASK_SECONDS)] * (actors * tasks_an_actor), actors, driver_seconds=handling)
