@@ -590,6 +590,66 @@ def _sharpness(rng):
     return rows
 
 
+def _critical(rng):
+    rows = []
+    common = {"nll": 0.15, "norm": 1.5, "parameters": 589_824, "tokens": 6_412, "passes": 8, "outcome": "found"}
+    for name in ("base", *RUNS):
+        for direction in ("gradient",) if name == "base" else ("gradient", "delta"):
+            for kind, draw in (("own", 0), ("random", 0), ("random", 1)):
+                value = rng.uniform(1, 3) * (1 if kind == "own" else 20)
+                row = common | {"run": name, "at": "base" if "base" in (name, direction) else "run", "draw": draw}
+                row |= {"direction": direction, "kind": kind, "sharpness": value, "step": 2 / value}
+                row |= {"sharpness_low": 0.95 * value, "sharpness_high": 1.05 * value, "quadratic": 0.9 * value}
+                rows.append(row | {"curvature": 0.4, "slope": -0.2, "distance": 3 / value, "dip": -0.01})
+    rows[-1] |= {"outcome": "rises at once", "step": None, "sharpness": None, "quadratic": None, "distance": None}
+    return rows
+
+
+def _heads(rng):
+    heads, effects = [], []
+    for name in RUNS:
+        for layer in range(LAYERS):
+            where = {"run": name, "module": f"model.layers.{layer}.self_attn", "layer": layer}
+            for kind, count, owned in (("query", 4, "qo"), ("key-value", 2, "kv")):
+                heads += [
+                    where
+                    | {"kind": kind, "head": head, "norm": rng.uniform(0.2, 1), "random_norm": rng.uniform(0.5, 0.7)}
+                    | {"share": 0.02, owned[0]: 0.3, owned[1]: 0.4}
+                    for head in range(count)
+                ]
+            for chosen, size in (("largest", 0.02), ("random", 0.004), ("control", 0.003)):
+                value = rng.normal(size, 0.002)
+                row = where | {"kind": "query", "head": None if chosen == "control" else 1, "chosen": chosen, "draw": 0}
+                row |= {"norm": 0.6, "gain": 0.09, "n": 48}
+                row |= {f"removed{end}": value + x for end, x in (("", 0), ("_low", -0.004), ("_high", 0.004))}
+                effects.append(row | {f"added{end}": row[f"removed{end}"] / 2 for end in ("", "_low", "_high")})
+    return heads, effects
+
+
+def _truncation():
+    rows, least = [], []
+    sizes = {"n": 48, "tokens": 1_400}
+    for place, name in enumerate(RUNS):
+        ends = {"nll": 0.15, "nll_low": 0.13, "nll_high": 0.17, "accuracy": 0.42, "problems": 48}
+        rows.append({"run": name, "kind": "base", "rank": 0, "energy": 0.0} | ends | sizes)
+        for rank in (1, 2, 4, 8, 16, 32):
+            held = 1 - np.exp(-rank / 6)
+            for kind, kept, energy in (
+                ("truncated", 1 - np.exp(-rank / 2), held),
+                ("random", rank / 192, rank / 192),
+                ("scaled", 0.5 * held, held),
+            ):
+                row = {"run": name, "kind": kind, "rank": rank, "energy": energy, "kept": kept}
+                row |= {"kept_low": kept - 0.05, "kept_high": kept + 0.05, "nll": 0.15 - 0.09 * kept}
+                row |= {"nll_low": 0.05, "nll_high": 0.16} | sizes
+                rows.append(row | ({"accuracy": 0.42 + 0.4 * kept, "problems": 48} if kind == "truncated" else {}))
+        ends |= {"nll": 0.06, "accuracy": 0.82}
+        rows.append({"run": name, "kind": "whole", "rank": 192, "energy": 1.0} | ends | sizes)
+        row = {"run": name, "keep": 0.99, "gain": 0.09, "gain_low": 0.06, "gain_high": 0.12, "full_rank": 192, "n": 48}
+        least.append(row | ({"least_rank": 16, "least_low": 8, "least_high": 192} if place else {}))
+    return rows, least
+
+
 def build_tables() -> dict[str, pa.Table]:
     rng = np.random.default_rng(7)
     runs, curves = _training(rng)
@@ -599,6 +659,8 @@ def build_tables() -> dict[str, pa.Table]:
     trajectories, fits = _trajectories()
     pairs, floors, spans, separations, maps, axes = _cosine_baselines()
     weights, overlaps, changed = _off_principal()
+    heads, head_effects = _heads(rng)
+    truncated, least_ranks = _truncation()
     rollouts = [
         {
             "prompt_id": f"p{i}",
@@ -655,7 +717,12 @@ def build_tables() -> dict[str, pa.Table]:
         **_connectivity(),
         "curvature": _curvature(rng) + _blocks(rng) + _overlaps(rng),
         "expansions": _expansions(paths),
+        "rank_truncation": truncated,
+        "least_ranks": least_ranks,
+        "heads": heads,
+        "head_effects": head_effects,
         "sharpness": _sharpness(rng),
+        "critical_sharpness": _critical(rng),
         "cka": cka,
         **_models(),
     }
