@@ -1,6 +1,7 @@
 """What is shown of attention heads."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from raygeo.report.plots import figure, integer_x, interval, legend, make_panels
 from raygeo.report.sheets import Cell, Sheet, section, share, with_interval
 from raygeo.report.view import View
 
-_LOOKS = {LARGEST: {"marker": "o"}, RANDOM: {"marker": "s"}, CONTROL: {"marker": "x"}}
+_LOOKS: dict[str, Any] = {LARGEST: {"marker": "o"}, RANDOM: {"marker": "s"}, CONTROL: {"marker": "x"}}
 _TITLES = {"removed": "rise of the run's NLL without it", "added": "fall of the base's NLL by it alone"}
 
 

@@ -152,7 +152,7 @@ class Heads(Workload):
         for name, group in ((LARGEST, largest), (RANDOM, others)):
             for head in group:
                 yield Measurement(head, name, 0, layout.places(head))
-        for head in dict.fromkeys(head._replace(index=0) for head in (*largest, *others)):
+        for head in dict.fromkeys(head._replace(number=0) for head in (*largest, *others)):
             for draw in range(settings.controls):
                 generator = named_generator("head control", settings.head_seed, draw, head.module, head.kind)
                 yield Measurement(head, CONTROL, draw, layout.random_places(head, generator))
@@ -176,7 +176,7 @@ class Heads(Workload):
 
 
 def _named(head: Head) -> dict[str, Any]:
-    return {"module": head.module, "layer": head.layer, "kind": head.kind, "head": head.index}
+    return {"module": head.module, "layer": head.layer, "kind": head.kind, "head": head.number}
 
 
 def _together(norms: Mapping[str, float]) -> float:

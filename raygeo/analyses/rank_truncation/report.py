@@ -1,6 +1,7 @@
 """What is shown of runs cut to few singular directions."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,7 +14,7 @@ from raygeo.report.plots import figure, legend, lines, log, make_panels
 from raygeo.report.sheets import Cell, Sheet, at, known, nats, section, share
 from raygeo.report.view import View
 
-_NULLS = {RANDOM: ":", SCALED: "--"}
+_NULLS: dict[str, Any] = {RANDOM: ":", SCALED: "--"}
 
 
 @figure(

@@ -3,7 +3,7 @@
 A delta maps names of parameters to entries, low-rank or dense (``raygeo.models.delta.open_delta``); none is multiplied
 out. ``linalg`` has inner products, norms, singular values and ranks of entries, ``moments`` cosines of whole deltas
 beside their null, ``subspaces`` principal angles, ``trajectory`` the way of one run, ``difference`` what moved between
-two of its deltas, ``growth`` laws of growth. What cosines are judged by follows from them alone: ``inner_products``,
-``noise_floors``, ``separation`` (the permutation test), ``embedding`` (a map of runs). ``principal`` and ``masks`` look
-at the weights themselves, ``base`` and ``grouping`` read them.
+two of its deltas, ``growth`` laws of growth, ``heads`` the part of each attention head. What cosines are judged by
+follows from them alone: ``inner_products``, ``noise_floors``, ``separation`` (the permutation test), ``embedding`` (a
+map of runs). ``principal`` and ``masks`` look at the weights themselves, ``base`` and ``grouping`` read them.
 """

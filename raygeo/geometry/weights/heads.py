@@ -34,7 +34,7 @@ class Head(NamedTuple):
     module: str
     layer: int | None
     kind: Kind
-    index: int
+    number: int
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ class Layout:
             for kind, owned in self.kinds.items():
                 if touched & {name for what, name in names.items() if what.startswith(owned)}:
                     count = self.owners(owned[0])
-                    found += [Head(module, layer_index(f"{module}."), kind, index) for index in range(count)]
+                    found += [Head(module, layer_index(f"{module}."), kind, number) for number in range(count)]
         return found
 
     def places(self, head: Head) -> dict[str, Tensor]:
         """Where the head's weights are: rows or columns by parameter, as indices [D]."""
-        start = head.index * self.size
+        start = head.number * self.size
         return {name: torch.arange(start, start + self.size) for name, _ in self._owned(head)}
 
     def random_places(self, head: Head, generator: torch.Generator) -> dict[str, Tensor]:
@@ -165,7 +165,7 @@ def head_norms(
             norms = dealt.view(-1, layout.size).sum(1).sqrt().tolist()
             for head in found:
                 if head.module == module and matrix in layout.kinds[head.kind]:
-                    found[head][matrix] = norms[head.index]
+                    found[head][matrix] = norms[head.number]
     return found
 
 

@@ -62,7 +62,7 @@ def test_norms_are_those_of_dense_slices_and_every_weight_is_of_one_head():
     q, k, v, o = (dense[f"{stem}.{what}_proj.weight"] for what in "qkvo")
     bias = dense[f"{stem}.k_proj.bias"]
     for head, found in norms.items():
-        rows = slice(8 * head.index, 8 * head.index + 8)
+        rows = slice(8 * head.number, 8 * head.number + 8)
         expected = {"q_proj": q[rows].norm(), "o_proj": o[:, rows].norm()}
         if head.kind == "key-value":
             keys = (k[rows].square().sum() + bias[rows].square().sum()).sqrt()
