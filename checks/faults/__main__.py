@@ -94,10 +94,7 @@ def main() -> None:
         prepared = Prepared(arguments.keep or Path(temporary))
         prepared.make(lambda said: console.print(said, highlight=False))
         ray.shutdown()
-        expected = {}
-        for stage in arguments.stage:
-            prepared.reset(stage)
-            expected[stage] = prepared.expected(stage)
+        expected = {stage: prepared.expected(stage) for stage in arguments.stage}
         outcomes: list[Outcome] = []
         for kind in FAULTS:
             if kind.name not in arguments.fault:

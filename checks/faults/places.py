@@ -22,6 +22,7 @@ from checks.faults.study import STRUCK
 from checks.machines import HEAD, Machines, why_not
 
 ROOT = Path(__file__).resolve().parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
 PYTHON = (sys.executable, "-m", "raygeo", "run")
 SOON = {"RAY_health_check_period_ms": "500", "RAY_health_check_timeout_ms": "1000",
         "RAY_health_check_failure_threshold": "3", "RAY_health_check_initial_delay_ms": "1000"}  # fmt: skip
@@ -339,7 +340,7 @@ class KilledSupervisor(Fault):
         with tempfile.TemporaryDirectory(prefix="rg", ignore_cleanup_errors=True) as folder:
             self.token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
             self.head = Popen(
-                [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}",
+                [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}",
                  f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={client}",
                  f"--dashboard-agent-listen-port={agent}", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}",
                  "--disable-usage-stats"],
@@ -357,7 +358,7 @@ class KilledSupervisor(Fault):
 
     def start(self, arguments: Sequence[str], log: IO[str]) -> "Popen[str]":
         """Submit the job, and follow it."""
-        command = [str(Path(sys.executable).parent / "ray"), "job", "submit",
+        command = [RAY, "job", "submit",
                    f"--address=http://127.0.0.1:{self.dashboard}", f"--working-dir={ROOT / 'jobs'}", "--",
                    sys.executable, "study.py", *arguments]  # fmt: skip
         return Popen(command, env=self.environment, cwd=ROOT, stdout=log, stderr=log, text=True)

@@ -42,16 +42,18 @@ def settings(store: Path) -> dict[str, Any]:
         "store": str(store),
         "student": {
             "word_problems": {
+                "problems": {"steps": [1, 1], "start": [3, 6], "operand": [1, 2], "multiply": 0},
+                "carelessness": {"carry": 0.1, "gets": 0.3, "gives": 0.2, "skip": 0},
                 "architecture": {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8,
                                  "intermediate": 64, "context": 128},
-                "corpus": 2000, "training": {"steps": 150, "batch_size": 16},
+                "corpus": 2000, "training": {"steps": 200, "batch_size": 16},
                 "teacher": {"corpus": 400, "training": {"steps": 30, "batch_size": 16}},
             },
             "cpus": 1,
         },
         "rollouts": {
-            "sample": {"prompts": 60, "decoding": {"samples": 4, "temperature": 1.0, "max_new_tokens": 40,
-                                                   "prompts_per_task": 6}},
+            "sample": {"prompts": 40, "decoding": {"samples": 4, "temperature": 1.0, "max_new_tokens": 40,
+                                                   "prompts_per_task": 4}},
             "heldout": 0.3,
         },
         "reference": {"rows_per_task": 16},
@@ -61,7 +63,7 @@ def settings(store: Path) -> dict[str, Any]:
         "probes": {"sequences": 12, "curvature_sequences": 4},
         "evaluation": {"answers": {"max_new_tokens": 40, "problems_per_task": 4}},
         "geometry": dict.fromkeys(analyses()) | {
-            name: {} for name in ASKED} | {"paths": {"points": 5, "accuracy_points": 0, "bootstrap": 100}},
+            name: {} for name in ASKED} | {"paths": {"points": 5, "accuracy_problems": 0, "bootstrap": 100}},
     }  # fmt: skip
 
 
@@ -78,7 +80,9 @@ class Left:
         store = Store(folder)
         tables = {name: store.table(name) for name in sorted(path.stem for path in folder.glob("tables/*.parquet"))}
         runs = tables["runs"].to_pylist() if "runs" in tables else []
-        deltas = {row["run"]: open_delta(row["delta"]) for row in runs if row.get("delta")}
+        deltas = {
+            row["run"]: open_delta(folder / "deltas" / Path(row["delta"]).name) for row in runs if row.get("delta")
+        }
         return cls(
             {name: table.drop_columns([c for c in TIMES if c in table.column_names]) for name, table in tables.items()},
             {run: {name: entry.dense() for name, entry in delta.items()} for run, delta in deltas.items()},
@@ -148,7 +152,7 @@ class Prepared:
         shutil.copytree(self.folder / "before" / stage, self.store, symlinks=True, dirs_exist_ok=True)
 
     def expected(self, stage: str) -> Left:
-        """What is there if nobody disturbs it. Paths in tables lead into the store, so it is put there for that."""
+        """What is there if nobody disturbs it."""
         return Left.of(self.folder / "after" / stage)
 
 
