@@ -5,7 +5,7 @@ from view_cases import axes_of, finished, row_of, sheet_of, titles, view_of
 
 from raygeo.analyses.intruders import report as intruders
 from raygeo.analyses.layer_alpha import report as layer_alpha
-from raygeo.analyses.objective_classifier import report as classifier
+from raygeo.analyses.loss_classifier import report as classifier
 from raygeo.analyses.rank_one import report as rank_one
 from raygeo.analyses.sign_interference import report as signs
 from raygeo.analyses.subspace_locking import report as locking
@@ -59,7 +59,7 @@ def test_recognition_stands_beside_chance_and_mistakes_are_counted():
     row |= {"chance": 0.5, "null_mean": 0.48, "null_high": 0.75, "p": 0.21, "draws": 999, "reason": ""}
     said = [("sft", "sft"), ("dpo", "sft")]
     predictions = [{"features": "spectra", "run": run, "loss": run, "predicted": other} for run, other in said]
-    view = study(objective_classifier=[row], objective_predictions=predictions)
+    view = study(loss_classifier=[row], loss_predictions=predictions)
     cells = row_of(sheet_of(classifier.accuracies, view), "spectra")
     assert cells["accuracy"] == ("75 %", "3 of 4")
     assert (cells["most frequent"], cells["permuted"], cells["p"]) == ("50 %", ("48 %", "95 %: 75 %"), "0.210")
@@ -70,7 +70,7 @@ def test_recognition_stands_beside_chance_and_mistakes_are_counted():
 
 
 def test_losses_that_cannot_be_recognised_are_told_with_the_reason():
-    view = study(objective_classifier=[{"features": "", "runs": 0, "losses": 0, "reason": "no loss has two seeds"}])
+    view = study(loss_classifier=[{"features": "", "runs": 0, "losses": 0, "reason": "no loss has two seeds"}])
     assert sheet_of(classifier.accuracies, view).rows[0][-1] == "no loss has two seeds"
     assert classifier.confounded(view) == ["Losses could not be recognised by their deltas: no loss has two seeds."]
 

@@ -400,12 +400,12 @@ def _weights():
         for j, b in enumerate(names)
         if i < j
     ]
-    rows["objective_classifier"] = [
+    rows["loss_classifier"] = [
         {"features": features, "runs": 4, "losses": 2, "seeds": 2, "dimension": number, "correct": 3, "accuracy": 0.75}
         | {"chance": 0.5, "null_mean": 0.48, "null_high": 0.75, "p": 0.21, "draws": 999, "reason": ""}
         for features, number in (("norms", 4), ("spectra", 12), ("both", 16))
     ]
-    rows["objective_predictions"] = [
+    rows["loss_predictions"] = [
         {"features": features, "run": name, "loss": RUNS[name][0], "predicted": "sft"}
         for features in ("norms", "spectra", "both")
         for name in (REFERENCE, "sft-lr5e-05-s1", "rft-lr5e-05-s0")

@@ -7,7 +7,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from raygeo.analyses.norms.workload import Norms
-from raygeo.analyses.objective_classifier.workload import ObjectiveClassifier, ObjectiveClassifierSettings
+from raygeo.analyses.loss_classifier.workload import LossClassifier, LossClassifierSettings
 from raygeo.geometry.weights.recognition import chance, permuted_accuracies, recognise
 from raygeo.models.run import Run
 from raygeo.records import RunRecord
@@ -98,12 +98,12 @@ def study(apart, losses=("sft", "dpo"), seeds=(0, 1, 2), missing=()):
 
 
 def tables_of(*given):
-    return all_rows(ObjectiveClassifier(ObjectiveClassifierSettings(permutations=99), *given))
+    return all_rows(LossClassifier(LossClassifierSettings(permutations=99), *given))
 
 
 def test_losses_that_differ_in_ranks_are_recognised_by_spectra_beside_chance():
     found = tables_of(*study(1.0))
-    rows = {row["features"]: row for row in found["objective_classifier"]}
+    rows = {row["features"]: row for row in found["loss_classifier"]}
     assert list(rows) == ["norms", "spectra", "both"]
     row = rows["spectra"]
     assert (row["runs"], row["losses"], row["seeds"], row["dimension"]) == (6, 2, 3, 2 * 3)
@@ -111,7 +111,7 @@ def test_losses_that_differ_in_ranks_are_recognised_by_spectra_beside_chance():
     assert row["null_mean"] == pytest.approx(0.5, abs=0.15)
     assert 1 / 100 < row["p"] < 0.5, "two losses and three seeds can be labeled alike by chance"
     assert rows["norms"]["accuracy"] < 1
-    assert all(row["loss"] == row["predicted"] for row in found["objective_predictions"] if row["features"] != "norms")
+    assert all(row["loss"] == row["predicted"] for row in found["loss_predictions"] if row["features"] != "norms")
 
 
 def test_without_two_losses_of_two_seeds_the_reason_is_said():
@@ -120,15 +120,15 @@ def test_without_two_losses_of_two_seeds_the_reason_is_said():
         (study(1.0, missing=("dpo-s1", "dpo-s2")), "one loss has runs of two seeds"),
     ):
         found = tables_of(*given)
-        (row,) = found["objective_classifier"]
+        (row,) = found["loss_classifier"]
         assert row["reason"].startswith(reason)
         assert row.get("accuracy") is None
-        assert found["objective_predictions"] == []
+        assert found["loss_predictions"] == []
 
 
 def test_a_loss_of_one_seed_and_runs_of_unknown_training_take_no_part():
     runs, deltas, records = study(1.0, losses=("sft", "dpo", "kto"), missing=("kto-s1", "kto-s2"))
-    assert {row["loss"] for row in tables_of(runs, deltas, records)["objective_predictions"]} == {"sft", "dpo"}
+    assert {row["loss"] for row in tables_of(runs, deltas, records)["loss_predictions"]} == {"sft", "dpo"}
     known = {name: record for name, record in records.items() if name != "sft-s0"}
-    assert "sft-s0" not in {row["run"] for row in tables_of(runs, deltas, known)["objective_predictions"]}
-    assert ObjectiveClassifier(ObjectiveClassifierSettings(), runs, deltas, {}).tasks() == []
+    assert "sft-s0" not in {row["run"] for row in tables_of(runs, deltas, known)["loss_predictions"]}
+    assert LossClassifier(LossClassifierSettings(), runs, deltas, {}).tasks() == []

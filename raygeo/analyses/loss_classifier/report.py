@@ -17,7 +17,7 @@ from raygeo.report.view import View
 def accuracies(view: View) -> Sheet:
     """Accuracy beside chance and the permutation null, by features."""
     rows: list[list[Cell]] = []
-    for row in view.rows("objective_classifier"):
+    for row in view.rows("loss_classifier"):
         if row["reason"]:
             rows.append([typeset.MISSING, *[typeset.MISSING] * 5, row["reason"]])
             continue
@@ -39,7 +39,7 @@ def accuracies(view: View) -> Sheet:
 def confusion(view: View) -> dict[str, Sheet]:
     """The confusion table of each kind of features."""
     sheets = {}
-    frame = view.frame("objective_predictions")
+    frame = view.frame("loss_predictions")
     for features, of in frame.groupby("features", sort=False):
         losses = list(view.by_loss(of.run)) if set(of.loss) <= set(view.losses.values()) else sorted(set(of.loss))
         counts = Counter(zip(of.loss, of.predicted, strict=True))
@@ -50,7 +50,7 @@ def confusion(view: View) -> dict[str, Sheet]:
 
 def confounded(view: View) -> list[str]:
     """What recognition does not show."""
-    rows = view.rows("objective_classifier")
+    rows = view.rows("loss_classifier")
     if not rows:
         return []
     if rows[0]["reason"]:
@@ -65,6 +65,6 @@ def confounded(view: View) -> list[str]:
 
 def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     """Whether each run's loss is recognised (1) or not (0), by spectra and by norms and spectra together."""
-    for row in view.rows("objective_predictions"):
+    for row in view.rows("loss_predictions"):
         if row["features"] in ("spectra", "both"):
             yield row["run"], f"loss_recognised.{row['features']}", float(row["loss"] == row["predicted"])

@@ -23,7 +23,7 @@ FEATURES = {"norms": NORMS, "spectra": RANKS, "both": NORMS + RANKS}
 """What is told apart by: how far each module type moved, in how many directions, or both; columns of ``deltas``."""
 
 
-class ObjectiveClassifierSettings(Settings):
+class LossClassifierSettings(Settings):
     """Options of the permutation null."""
 
     permutations: int = Field(999, ge=99)
@@ -32,7 +32,7 @@ class ObjectiveClassifierSettings(Settings):
     """Seed of the labelings drawn."""
 
 
-class ObjectiveClassifier(Workload):
+class LossClassifier(Workload):
     """Nearest-centroid recognition of losses, leave-one-seed-out; one task over all runs.
 
     Features are, by module type that all runs trained, the means over its matrices of the logarithms of columns of
@@ -45,23 +45,23 @@ class ObjectiveClassifier(Workload):
     the ``reason``. A loss goes by its type, whatever its options.
     """
 
-    name = "objective-classifier"
+    name = "loss-classifier"
     tables: ClassVar = {
-        "objective_classifier": schema(
+        "loss_classifier": schema(
             """How often the loss of a run is recognised by its delta, by `features`: "norms" of module types, "spectra"
             (ranks), or "both". `null_*` are accuracies with losses permuted within seeds; `reason` says why there is
             none.""",
             "features: text; runs, losses, seeds, dimension, correct: int; accuracy, chance, null_mean, null_high, p: "
             "float; draws: int; reason: text",
         ),
-        "objective_predictions": schema(
+        "loss_predictions": schema(
             "What each run was taken for, by the runs of other seeds.", "features, run, loss, predicted: text"
         ),
     }
 
     def __init__(
         self,
-        settings: ObjectiveClassifierSettings,
+        settings: LossClassifierSettings,
         runs: Sequence[Run],
         deltas: pa.Table,
         records: Mapping[str, RunRecord],
@@ -97,7 +97,7 @@ class ObjectiveClassifier(Workload):
         taken = [row for row in self.known if row[1] in losses]
         common = sorted(set.intersection(*(set(self.features[run]) for run, *_ in taken))) if taken else []
         if len(losses) < 2 or not common:
-            return {"objective_classifier": [_without(losses, taken)], "objective_predictions": []}
+            return {"loss_classifier": [_without(losses, taken)], "loss_predictions": []}
         labels = np.array([losses.index(loss) for _, loss, _ in taken])
         places = {seed: i for i, seed in enumerate(dict.fromkeys(seed for *_, seed in taken))}
         folds = np.array([places[seed] for *_, seed in taken])
@@ -120,7 +120,7 @@ class ObjectiveClassifier(Workload):
                 {"features": name, "run": run, "loss": loss, "predicted": losses[label]}
                 for (run, loss, _), label in zip(taken, predicted, strict=True)
             ]
-        return {"objective_classifier": rows, "objective_predictions": predictions}
+        return {"loss_classifier": rows, "loss_predictions": predictions}
 
 
 def _features(deltas: pa.Table) -> dict[str, dict[str, float]]:
