@@ -6,8 +6,8 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from raygeo.analyses.norms.workload import Norms
 from raygeo.analyses.loss_classifier.workload import LossClassifier, LossClassifierSettings
+from raygeo.analyses.norms.workload import Norms
 from raygeo.geometry.weights.recognition import chance, permuted_accuracies, recognise
 from raygeo.models.run import Run
 from raygeo.records import RunRecord
