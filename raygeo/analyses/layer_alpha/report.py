@@ -66,9 +66,7 @@ def laws(view: View) -> list[str]:
         "eigenvalues follow a power law at all is assumed and not tested."
     ]
     if without:
-        sentences.append(
-            f"{typeset.count(without)} matrices have too few eigenvalues for a power law, and are left out."
-        )
+        sentences.append(f"Matrices with too few eigenvalues for a power law are left out: {typeset.count(without)}.")
     return sentences
 
 
