@@ -13,10 +13,10 @@ from raygeo.report.results import results
 from raygeo.tables import SCHEMAS
 
 FIGURES = [
-    "accuracy", "nll", "objective", "norms", "trajectories", "cosine", "map", "angles", "off-principal", "paths",
-    "base-paths", "matched-paths", "curves", "layerwise", "wise", "planes", "rank-truncation", "heads",
-    "head-effects", "spectra", "eigenvalues", "directional", "block-curvature", "expansions", "sharpness",
-    "critical-sharpness", "cka", "layer-cka", "drift", "divergence", "coherence",
+    "accuracy", "nll", "objective", "norms", "trajectories", "cosine", "map", "angles", "off-principal",
+    "layer-alpha", "locking", "paths", "base-paths", "matched-paths", "curves", "layerwise", "wise", "planes",
+    "rank-truncation", "heads", "head-effects", "spectra", "eigenvalues", "directional", "block-curvature",
+    "expansions", "sharpness", "critical-sharpness", "cka", "layer-cka", "drift", "divergence", "coherence",
     "gradient-cosines",
 ]  # fmt: skip
 INAPPLICABLE = {"no_gold", "unrelated", "rounded", "pairs_left_out", "projections"}
