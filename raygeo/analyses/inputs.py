@@ -19,12 +19,15 @@ from raygeo.store import AnyPath, Store
 
 @dataclass(frozen=True)
 class Training:
-    """The loss of every run by name, the store with the rollouts, their unit key, and the folder of their tokens."""
+    """The loss of every run by name, the store with the rollouts, their unit key, the folder of their tokens, and that
+    of a teacher's likeliest tokens, if there is one.
+    """
 
     losses: Mapping[str, Loss]
     store: Store
     rollouts: str
     tokens: AnyPath
+    teacher: AnyPath | None = None
 
 
 @dataclass(frozen=True)

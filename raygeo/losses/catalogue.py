@@ -15,6 +15,7 @@ NEEDS: dict[Need, str] = {
     "reference_logits": "the base's logits: in each step with LoRA, else from its final hidden states, kept on disk",
     "behaviour": "log-probabilities recorded with the rollouts",
     "mismatched": "prompts with other prompts' completions",
+    "teacher": "a teacher's likeliest tokens: asked once of a model named in `teacher`, or recorded with the rollouts",
 }
 """In words; what is of the base is computed once a study."""
 

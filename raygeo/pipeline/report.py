@@ -11,6 +11,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 
 from raygeo.analyses.registry import parts, schemas, view
+from raygeo.data.teacher import TOP_COLUMNS
 from raygeo.pipeline.config import RolloutsSettings, Study, study_yaml
 from raygeo.pipeline.context import StudyContext, reason
 from raygeo.pipeline.geometry import run_records
@@ -158,7 +159,7 @@ def _points(make: Histories, seen: View) -> list[tuple[str, str, int, float]]:
 
 
 _LONG = {
-    "rollouts": ("prompt", "completion", "logprobs"),
+    "rollouts": ("prompt", "completion", "logprobs", *TOP_COLUMNS),
     "reference": ("logprobs",),
     "gradients": ("products", "projection"),
 }

@@ -16,13 +16,18 @@ from raygeo.losses import (
     IFT,
     IPO,
     IWSFT,
+    KDJSD,
     KTO,
     OTR,
     RFT,
     RIFT,
+    S3FT,
     SFT,
     ConservativeDPO,
     DPOWithNLL,
+    KDForward,
+    KDReverse,
+    LabelSmoothedSFT,
     NormalizedDPO,
     OfflineGRPO,
     OffPolicyGRPO,
@@ -123,7 +128,11 @@ def closed_form(loss, inputs):
             a = w * token_ratio.exp().clamp(max=loss.cap)
         case OffPolicyGRPO(ratio="sequence"):
             a = w * clipped((log_ratio / length).exp(), w, loss.epsilon, loss.epsilon_high)
-        case SFT() | RFT() | AWR() | IFT() | FSFT() | RIFT() | OfflineGRPO():
+        case KDForward() | KDReverse() | KDJSD():
+            a = torch.zeros_like(p)
+        case LabelSmoothedSFT():
+            a = (1 - loss.label_smoothing) * torch.ones_like(p)
+        case SFT() | RFT() | S3FT() | AWR() | IFT() | FSFT() | RIFT() | OfflineGRPO():
             a = w * torch.ones_like(p)
         case _:
             pytest.skip(f"the coefficients of {loss.type} are not written here")
