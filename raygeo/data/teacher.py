@@ -30,7 +30,8 @@ TOP_COLUMNS = ("top_ids", "top_logprobs", "top_tail")
 """The columns of rollouts that hold a teacher's likeliest tokens."""
 BATCH_ROWS = 64
 """Rollouts whose likeliest tokens are held at once."""
-_PROBE = "Ann has 12 apples, buys 7 more\nand gives 3.5 away: (12 + 7) - 3.5 = 15.5. Grüße, 你好!"
+_PROBED = 512
+"""Tokens that the text is made of by which tokenizers are compared."""
 _NAMED = 3
 
 
@@ -238,7 +239,8 @@ def refuse_other_tokens(student: Any, teacher: Any, name: str) -> None:
             f"student's, {other.get(token)} in the teacher's), so its probabilities cannot stand beside the student's. "
             "Choose a teacher of the student's family."
         )
-    if student(_PROBE, add_special_tokens=False).input_ids != teacher(_PROBE, add_special_tokens=False).input_ids:
+    text = student.decode(sorted(own.values())[:: max(1, len(own) // _PROBED)], skip_special_tokens=True)
+    if student(text, add_special_tokens=False).input_ids != teacher(text, add_special_tokens=False).input_ids:
         raise StudentError(
             f"the teacher {name} has the student's vocabulary, but cuts texts into other tokens. Choose a teacher of "
             "the student's family."
