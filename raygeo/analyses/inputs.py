@@ -19,8 +19,8 @@ from raygeo.store import AnyPath, Store
 
 @dataclass(frozen=True)
 class Training:
-    """The loss of every run by name, the store with the rollouts, their unit key, the folder of their tokens, and that
-    of a teacher's likeliest tokens, if there is one.
+    """The loss of every run by name, the store with the rollouts, their unit key, and the folder of their tokens; that
+    of a teacher's likeliest tokens, if there is one, and the teacher's key, if these did not come with the rollouts.
     """
 
     losses: Mapping[str, Loss]
@@ -28,6 +28,7 @@ class Training:
     rollouts: str
     tokens: AnyPath
     teacher: AnyPath | None = None
+    teacher_key: str | None = None
 
 
 @dataclass(frozen=True)

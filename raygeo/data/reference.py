@@ -203,12 +203,21 @@ class TokenFiles:
         )
 
 
-def open_parts(folder: AnyPath) -> list[np.ndarray] | None:
-    """Map the files in a folder, each named after its first completion token; None if they do not follow each other."""
+def open_parts(folder: AnyPath, what: str, units: str) -> list[np.ndarray]:
+    """Map the files in a folder, each named after its first completion token; of ``what``, noted in the ``units``.
+
+    Raises:
+        DataError: there is none, or one is missing between them.
+    """
     files = sorted(Path(folder).glob("*.npy"))
     parts = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
     starts = np.cumsum([0, *(len(part) for part in parts)])[:-1]
-    return parts if files and [int(file.stem) for file in files] == starts.tolist() else None
+    if not files or [int(file.stem) for file in files] != starts.tolist():
+        raise DataError(
+            f"{folder} holds {len(files)} files of {what} that do not follow each other; delete it and the store's "
+            f"units/{units} folder and run the study again."
+        )
+    return parts
 
 
 class ReferenceStatesFile(TokenFiles):
@@ -237,12 +246,7 @@ def open_reference_states(folder: AnyPath) -> ReferenceStatesFile:
     Raises:
         DataError: there is none, or one is missing between them.
     """
-    if (parts := open_parts(folder)) is None:
-        raise DataError(
-            f"{folder} holds files of states that do not follow each other; delete it and the store's "
-            "units/reference_states folder and run the study again."
-        )
-    return ReferenceStatesFile(parts)
+    return ReferenceStatesFile(open_parts(folder, "states", REFERENCE_STATES))
 
 
 def save_reference(tables: Iterable[pa.Table], tokens: RolloutTokens, folder: Path) -> None:

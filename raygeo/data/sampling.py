@@ -190,7 +190,7 @@ class Sampling(Workload):
                 continue
             steps = c.top_logprobs or ()
             ids = tuple(self.renderer.completion_ids(text, ended))
-            whole = len(steps) == len(ids) and c.ids in ((), ids)
+            whole = len(steps) == len(ids) > 0 and c.ids in ((), ids)
             if not whole or any(len(step) < count for step in steps):
                 found.append({})
                 continue

@@ -162,12 +162,7 @@ def open_teacher_top(folder: AnyPath) -> TeacherTopFile:
     Raises:
         DataError: there is none, or one is missing between them.
     """
-    if (parts := open_parts(folder)) is None:
-        raise DataError(
-            f"{folder} holds files of a teacher's likeliest tokens that do not follow each other; delete it and the "
-            f"store's units/{TEACHER_TOP} folder and run the study again."
-        )
-    return TeacherTopFile(parts)
+    return TeacherTopFile(open_parts(folder, "a teacher's likeliest tokens", TEACHER_TOP))
 
 
 def save_teacher_top(tables: Iterable[pa.Table], tokens: RolloutTokens, width: int, folder: Path) -> float:

@@ -41,7 +41,7 @@ def analyse_runs(
         exam=heldout_exam(rollouts, study.evaluation.engine),
         journals=partial(StoreJournal, store),
         gather=partial(ShardedOperator, settings=study.actors),
-        training=Training(losses, store, rollouts.key, rollouts.tokens, teacher),
+        training=Training(losses, store, rollouts.key, rollouts.tokens, teacher, rollouts.teacher),
     )
     analyse(context, study.geometry if len(runs) > 1 else None, inputs)
 

@@ -183,7 +183,7 @@ def test_masked_positions_may_hold_anything(loss):
 def test_long_unlikely_completions_stay_finite_in_fp32(loss):
     inputs = make_inputs(loss, seed=6, lengths=[400, 399], width=400, scale=40.0)
     logprobs = inputs.logprobs.detach().float().requires_grad_()
-    given = ("reference_logprobs", "behaviour_logprobs", "kl_baseline")
+    given = ("reference_logprobs", "behaviour_logprobs", "kl_baseline", "prompt_logprobs")
     floats = {key: value.float() for key in given if (value := getattr(inputs, key)) is not None}
     single = replace(
         inputs,

@@ -1,10 +1,8 @@
 """Coherence of every run's own training loss, from per-example gradients made as training makes them."""
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -113,6 +111,7 @@ class GradientWorkload(Workload):
         rollouts: unit key of the rollout table.
         tokens: folder of the tokens of its training split.
         teacher: folder of a teacher's likeliest tokens at these, None where no loss learns from one.
+        teacher_key: key of the teacher, None where its likeliest tokens came with the rollouts.
     """
 
     def __init__(
@@ -125,6 +124,7 @@ class GradientWorkload(Workload):
         rollouts: str,
         tokens: AnyPath,
         teacher: AnyPath | None = None,
+        teacher_key: str | None = None,
     ):
         self.settings = settings
         self.runs = [run for run in runs if run.delta is not None]
@@ -133,7 +133,7 @@ class GradientWorkload(Workload):
         self.store = store
         self.rollouts = rollouts
         self.tokens = tokens
-        self.teacher = teacher
+        self.teacher, self.teacher_key = teacher, teacher_key
 
     def setup(self) -> State:
         """Load the base student once, and draw every loss's examples."""
@@ -165,8 +165,8 @@ class GradientWorkload(Workload):
     def inputs(self) -> tuple[Any, ...]:
         """What all numbers depend on; a new loss may change the prompts."""
         losses = [[loss.revision, loss.model_dump(mode="json")] for loss in self.distinct()]
-        taught = any("teacher" in loss.needs for loss in self.distinct()) and self.teacher is not None
-        teacher = [Path(os.fspath(self.teacher)).name] if taught and self.teacher is not None else []
+        taught = any("teacher" in loss.needs for loss in self.distinct())
+        teacher = [self.teacher_key] if taught and self.teacher_key is not None else []
         return self.settings, self.rollouts, losses, self.touched(), *teacher
 
     def gram(self, state: State, every: Sequence[Drawn], parts: Sequence[tuple[int, int]], name: str) -> Array:
