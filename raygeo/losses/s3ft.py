@@ -46,10 +46,10 @@ class S3FT(Imitation):
         """
         sources = rollouts.column("source").to_pylist()
         if self.own not in sources:
-            found = ", ".join(sorted({repr(source) for source in sources})[:5])
+            found = ", ".join(sorted({repr(source) for source in sources})[:5]) or "none"
             raise DataError(
-                f"{self.title} finds no rollout that the student wrote: none of {len(sources)} has the source "
-                f"{self.own!r}; there are {found}. Name the field that says who wrote a rollout (rollouts.read, "
+                f"{self.title} finds nothing to learn from: the student wrote none of {len(sources)} rollouts. Their source "
+                f"would be {self.own!r}, and is {found}. Name the field that says who wrote a rollout (rollouts.read, "
                 "fields: source), or give what it says of the student's as the loss's option own."
             )
         selection = super().select(rollouts)
