@@ -5,9 +5,11 @@ data and the names of tokens, and nothing else.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
@@ -103,7 +105,8 @@ class PlainLoop:
         )
         examples = self.loss.select(self.rollouts).examples
         order = step_batches(examples, len(self.rows), settings.batch_size, settings.steps, settings.seed)
-        for step, batch in enumerate(order):
+        for step, drawn in enumerate(order):
+            batch = self._chosen(examples, drawn) if self.loss.kept_share < 1 else drawn
             self.objective.append(self._backward([examples[i] for i in batch], step))
             self.grad_norm.append(float(nn.utils.clip_grad_norm_(self.trained.values(), settings.max_grad_norm)))
             for group in optimizer.param_groups:
@@ -132,6 +135,16 @@ class PlainLoop:
             )
             for module in modules
         }
+
+    @torch.no_grad()
+    def _chosen(self, examples: Sequence[Example], drawn: np.ndarray) -> np.ndarray:
+        """The examples of a step that its loss chooses."""
+        sketches = []
+        for i in drawn:
+            row = self.rows[examples[i].rows[0]]
+            logprobs = completion_logprobs(completion_logits(self.model, row), row)[None]
+            sketches.append(self.loss.sketches(torch.tensor([row.completion]), logprobs, torch.ones_like(logprobs) > 0))
+        return drawn[self.loss.choose(torch.cat(sketches), math.ceil(self.loss.kept_share * len(drawn)))]
 
     def _backward(self, examples: list[Example], step: int) -> float:
         """Add up the gradient of the step's loss, an example at a time, and return the loss."""

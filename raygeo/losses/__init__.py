@@ -31,3 +31,4 @@ from raygeo.losses.robust_dpo import RobustDPO as RobustDPO
 from raygeo.losses.s3ft import S3FT as S3FT
 from raygeo.losses.sft import SFT as SFT
 from raygeo.losses.simpo import SimPO as SimPO
+from raygeo.losses.uds_sft import UDSSFT as UDSSFT

@@ -114,6 +114,19 @@ class Loss(Settings):
         return 0.0
 
     @property
+    def kept_share(self) -> float:
+        """Share of each step's examples, all single rows, that is learned from; below 1 ``choose`` says which."""
+        return 1.0
+
+    def sketches(self, targets: Tensor, logprobs: Tensor, mask: Tensor) -> Tensor:
+        """What ``choose`` is told of each row: [B, D] fp64, made of its targets and their log-probabilities, [B, T]."""
+        raise NotImplementedError
+
+    def choose(self, sketches: Tensor, count: int) -> list[int]:
+        """Choose ``count`` of a step's rows by their ``sketches`` [N, D]: their places, in order."""
+        raise NotImplementedError
+
+    @property
     def reads_prompts(self) -> bool:
         """Whether ``prompt_logprobs`` are asked for, which no loss with ``token_terms`` can."""
         return False

@@ -55,6 +55,8 @@ def _needs(default: Loss) -> Iterator[str]:
         yield "prompts with right and wrong rollouts"
     if default.embedding_mix > 0:
         yield "a forward pass more, for the student's guesses"
+    if default.kept_share < 1:
+        yield "a forward pass more, for the choice of rollouts"
     yield from (text for need, text in NEEDS.items() if need in default.needs)
     for name, field in type(default).model_fields.items():
         for choice in get_args(field.annotation) if get_origin(field.annotation) is Literal else ():

@@ -48,9 +48,9 @@ class S3FT(Imitation):
         if self.own not in sources:
             found = ", ".join(sorted({repr(source) for source in sources})[:5]) or "none"
             raise DataError(
-                f"{self.title} finds nothing to learn from: the student wrote none of {len(sources)} rollouts. Their source "
-                f"would be {self.own!r}, and is {found}. Name the field that says who wrote a rollout (rollouts.read, "
-                "fields: source), or give what it says of the student's as the loss's option own."
+                f"{self.title} finds nothing to learn from: the student wrote none of {len(sources)} rollouts. Their "
+                f"source would be {self.own!r}, and is {found}. Name the field that says who wrote a rollout "
+                "(rollouts.read, fields: source), or give what it says of the student's as the loss's option own."
             )
         selection = super().select(rollouts)
         own = sum(sources[row] == self.own for example in selection.examples for row in example.rows)

@@ -71,7 +71,7 @@ def test_s3ft_takes_the_students_own_right_answer_and_anothers_where_it_has_none
 
 def test_s3ft_says_that_nothing_is_the_students_own():
     with pytest.raises(
-        DataError, match="none of 2 rollouts. Their source would be 'self', and is 'student', 'teacher'"
+        DataError, match=r"none of 2 rollouts\. Their source would be 'self', and is 'student', 'teacher'"
     ):
         S3FT(own="self").select(rollouts(a="cc"))
 

@@ -23,6 +23,7 @@ from raygeo.losses import (
     RIFT,
     S3FT,
     SFT,
+    UDSSFT,
     ConservativeDPO,
     DPOWithNLL,
     KDForward,
@@ -132,7 +133,7 @@ def closed_form(loss, inputs):
             a = torch.zeros_like(p)
         case LabelSmoothedSFT():
             a = (1 - loss.label_smoothing) * torch.ones_like(p)
-        case SFT() | RFT() | S3FT() | AWR() | IFT() | FSFT() | RIFT() | OfflineGRPO():
+        case SFT() | RFT() | S3FT() | UDSSFT() | AWR() | IFT() | FSFT() | RIFT() | OfflineGRPO():
             a = w * torch.ones_like(p)
         case _:
             pytest.skip(f"the coefficients of {loss.type} are not written here")
