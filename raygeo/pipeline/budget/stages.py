@@ -182,7 +182,7 @@ def _runs(study: Study, facts: Facts, shapes: Shapes, specs: Sequence[RunSpec], 
     steps = step_count(examples, training.batch_size, training.steps, training.epochs)
     flops = model.training(spec.loss, 1, max(2, round(facts.train.mean)), accumulating=False).flops
     if spec.loss.kept_share < 1:  # all rows are read, some are learned from
-        flops = spec.loss.kept_share * flops + model.scoring(1, max(2, round(facts.train.mean))).flops
+        flops = int(spec.loss.kept_share * flops) + model.scoring(1, max(2, round(facts.train.mean))).flops
     scored = Texts(min(HELDOUT_SEQUENCES, facts.prompts.count), facts.train.mean, facts.train.longest)
     watched = 1 + (steps // training.eval_every if training.eval_every else 0)
     every = flops * steps * training.batch_size
