@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 
 from raygeo.analyses.registry import parts, schemas, view
+from raygeo.data.teacher import TOP_COLUMNS
 from raygeo.errors import StoreError
 from raygeo.pipeline.config import RolloutsSettings, Study, study_yaml
 from raygeo.pipeline.context import StudyContext, reason
@@ -171,7 +172,7 @@ def _points(make: Histories, seen: View) -> list[tuple[str, str, int, float]]:
 
 
 _LONG = {
-    "rollouts": ("prompt", "completion", "logprobs"),
+    "rollouts": ("prompt", "completion", "logprobs", *TOP_COLUMNS),
     "reference": ("logprobs",),
     "gradients": ("products", "projection"),
 }
