@@ -65,7 +65,9 @@ def gym_version() -> str:
     try:
         return version(PACKAGE)
     except PackageNotFoundError as error:
-        raise ConfigError(f"the version of {PACKAGE} is not known here; install it: pip install 'raygeo[gym]'.") from error
+        raise ConfigError(
+            f"the version of {PACKAGE} is not known here; install it: pip install 'raygeo[gym]'."
+        ) from error
 
 
 def draw(family: Family, level: LevelName, seed: str) -> Iterator[GymProblem]:
@@ -88,6 +90,18 @@ def draw(family: Family, level: LevelName, seed: str) -> Iterator[GymProblem]:
     for index in range(_ENDLESS):
         entry = dataset[index]
         yield GymProblem(family, level, f"{entry['question'].strip()}\n", entry["answer"], entry["metadata"])
+
+
+def check_levels(families: Sequence[Family]) -> None:
+    """Draw a problem of each family and level.
+
+    Raises:
+        ConfigError: reasoning-gym is missing or refuses one.
+    """
+    levels: tuple[LevelName, ...] = ("usual", "harder")
+    for family in families:
+        for level in levels:
+            next(draw(family, level, "check"))
 
 
 def distinct_problems(families: Sequence[Family], level: LevelName, count: int, seed: int) -> list[GymProblem]:

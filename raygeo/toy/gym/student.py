@@ -42,7 +42,7 @@ Role = Literal["trained", "heldout", "retained"]
 Levels: type[Settings] = create_model(
     "Levels",
     __base__=Settings,
-    **{name: (family, Field(family(), description=(family.__doc__ or ""))) for name, family in FAMILIES.items()},  # type: ignore[call-overload]
+    **{name: (family, Field(family(), description=(family.__doc__ or ""))) for name, family in FAMILIES.items()},  # type: ignore[call-overload, call-arg]
 )
 """How hard the problems of each family are; one field a family."""
 
@@ -69,7 +69,7 @@ class GymStudent(Settings):
     """Families in which the base slips like in the others, and that are never in rollouts."""
     retained: tuple[FamilyName, ...] = ("count_bits", "letter_counting")
     """Families that the base has learned without slips, and that are never in rollouts."""
-    levels: Levels = Levels()  # type: ignore[valid-type]
+    levels: Levels = Levels()
     """How hard the problems are."""
     architecture: Architecture = Architecture(
         hidden=160, layers=4, heads=4, kv_heads=2, head_dim=40, intermediate=480, context=384
@@ -92,16 +92,26 @@ class GymStudent(Settings):
 
     @model_validator(mode="after")
     def _one_role(self) -> "GymStudent":
-        names = [*self.trained, *self.heldout, *self.retained]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted({name for name in self.names if self.names.count(name) > 1})
         if twice:
             raise ValueError(f"{twice[0]!r} stands twice in trained, heldout and retained; a family has one role")
         return self
 
-    def families(self, asked: Role | Sequence[str]) -> list[Family]:
-        """The families of a role, or of these names."""
-        names = getattr(self, asked) if isinstance(asked, str) else asked
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The families that the base learns."""
+        return (*self.trained, *self.heldout, *self.retained)
+
+    def families(self, asked: Role | Sequence[str] | None = None) -> list[Family]:
+        """The families of a role, of these names, or all that the base learns."""
+        names = self.names if asked is None else getattr(self, asked) if isinstance(asked, str) else asked
         return [getattr(self.levels, name) for name in names]
+
+    @property
+    def keyed(self) -> dict[str, Any]:
+        """What the base's content key holds: nothing of the teacher, or of families that the base does not learn."""
+        dumped = self.model_dump(mode="json", exclude={"teacher"})
+        return dumped | {"levels": {name: dumped["levels"][name] for name in self.names}}
 
 
 def gym_problems(
@@ -117,7 +127,7 @@ def gym_problems(
 
 def make_gym_base(settings: GymStudent, folder: AnyPath, progress: OnStep | None = None) -> None:
     """Train the base from scratch and save it as a Hugging Face folder."""
-    tokenizer = gym_tokenizer()
+    tokenizer = gym_tokenizer(settings.families())
     model: Any = build_model(settings.architecture, tokenizer, settings.model_seed).to(default_device())  # type: ignore[arg-type]
     pretrain(model, tokenizer, base_corpus(settings), settings.training, progress)
     model.save_pretrained(folder)
@@ -136,7 +146,7 @@ def make_gym_teacher(
 
 def base_corpus(settings: GymStudent) -> list[tuple[str, str]]:
     """(prompt, solution) pairs of all families, which take turns."""
-    families = [*settings.trained, *settings.heldout, *settings.retained]
+    families = settings.names
     rng = Random(f"corpus {settings.corpus_seed}")
     drawn = _streams(settings, families, settings.corpus_seed)
     corpus = []

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from raygeo.toy.gym.families import FAMILIES
+from raygeo.toy.gym.family import Family
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -18,18 +19,20 @@ CHARACTERS = "\n" + "".join(map(chr, range(0x20, 0x7F))) + "".join(map(chr, rang
 """Printable ASCII, and the letters of Latin-1."""
 
 
-def gym_tokenizer() -> PreTrainedTokenizerFast:
-    """Build the tokenizer: one token a character, a phrase or noun of a family, or ``#### ``; prompts begin ``<bos>``.
+def gym_tokenizer(families: Iterable[Family]) -> PreTrainedTokenizerFast:
+    """One token a character, a phrase or noun of ``families``, or ``#### ``; prompts begin with ``<bos>``.
 
     Text and tokens map onto each other exactly. A character that is not in ``CHARACTERS`` raises ``Exception``.
     """
     from transformers import PreTrainedTokenizerFast
 
-    phrases = _longest_first(ANSWER, *(phrase for family in FAMILIES.values() for phrase in family.phrases))
-    nouns = _longest_first(*(noun for family in FAMILIES.values() for noun in family.nouns))
+    families = list(families)
+    phrases = _longest_first([ANSWER, *(phrase for family in families for phrase in family.phrases)])
+    nouns = _longest_first(noun for family in families for noun in family.nouns)
     known = dict.fromkeys([*SPECIAL, *CHARACTERS, *phrases, *nouns])
     vocabulary = {token: number for number, token in enumerate(known)}
-    patterns = [*map(_literal, phrases), f"(?<=[0-9] )(?:{'|'.join(map(_literal, nouns))})", r"[\s\S]"]
+    behind_numbers = [f"(?<=[0-9] )(?:{'|'.join(map(re.escape, nouns))})"] if nouns else []
+    patterns = [*map(re.escape, phrases), *behind_numbers, r"[\s\S]"]
     backend = Tokenizer(models.WordLevel(vocabulary))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(patterns)), "isolated")
     backend.decoder = decoders.Fuse()
@@ -43,9 +46,5 @@ def gym_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def _longest_first(*texts: str) -> list[str]:
+def _longest_first(texts: Iterable[str]) -> list[str]:
     return sorted(set(texts), key=lambda text: (-len(text), text))
-
-
-def _literal(text: str) -> str:
-    return re.escape(text)
