@@ -113,6 +113,12 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         "run, benchmark, problem_id, completion, extracted: text; correct, truncated: flag; tokens: int; "
         "undecided: flag; sample: int",
     ),
+    "benchmarks": schema(
+        """What was answered. `shift` says how the problems differ from those of the rollouts: `none`, not in kind;
+        `ood`, harder or of another kind; `retention`, what the base could do before. `problems` are those not trained
+        on.""",
+        "benchmark, shift: text; problems: int",
+    ),
     "accuracy": schema(
         """Over all `n` answers to `problems`, `samples` each: those cut off, without an answer, and undecided are not
         correct. Low and high are ends of a 95 % interval clustered by problem.""",
@@ -123,6 +129,11 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         """Where problems were answered several times: the probability that one of `k` answers is right (unbiased, Chen
         et al., arXiv:2107.03374), with a 95 % interval clustered by problem.""",
         "run, benchmark: text; k: int; pass_at_k, low, high: float; problems, samples: int",
+    ),
+    "drops": schema(
+        """How much lower a run's accuracy is out of distribution, on a `benchmark` of shift `ood`, than within it, on
+        the benchmark `within`: `drop` is the difference, with a 95 % interval (Newcombe's hybrid score).""",
+        "run, benchmark, within: text; accuracy_within, accuracy, drop, low, high: float",
     ),
     "mcnemar": schema(
         """Exact paired tests between all pairs of runs on a benchmark: McNemar's, or where problems were answered

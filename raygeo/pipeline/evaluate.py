@@ -1,29 +1,31 @@
 """Stage 5: answers of the base and every run, their accuracy, pass@k, and exact paired tests between all pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 
 from raygeo.errors import FullStoreError
 from raygeo.evaluation.answers import Answers
-from raygeo.evaluation.statistics import FEW, accuracy_rows, mcnemar_rows, pass_rows
+from raygeo.evaluation.statistics import FEW, accuracy_rows, drop_rows, mcnemar_rows, pass_rows
 from raygeo.models.run import Run
 from raygeo.pipeline.config import HELDOUT
 from raygeo.pipeline.context import StudyContext
-from raygeo.pipeline.rollouts import Rollouts, benchmark_problems, heldout_problems
+from raygeo.pipeline.problems import benchmark_problems
+from raygeo.pipeline.rollouts import Rollouts, heldout_problems
 from raygeo.pipeline.student import Student
+from raygeo.report.results import shifted
 from raygeo.store import Store
 from raygeo.tables import to_arrow
 from raygeo.workload import Task
 
 
 def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, runs: list[Run]) -> None:
-    """Publish ``answers``, ``accuracy``, ``pass_at_k`` and ``mcnemar``.
+    """Publish ``answers``, ``benchmarks``, ``accuracy``, ``drops``, ``pass_at_k`` and ``mcnemar``.
 
     Problems whose prompt is trained on are left out, and reported; so are answers that could not be judged.
     """
     settings, store = context.study.evaluation, context.store
-    for table in ("answers", "accuracy", "pass_at_k", "mcnemar"):
+    for table in ("answers", "benchmarks", "accuracy", "drops", "pass_at_k", "mcnemar"):
         store.publish(table, [])  # an earlier study's are not this one's, whatever becomes of these
     benchmarks = {HELDOUT: heldout_problems(rollouts)} if settings.heldout else {}
     benchmarks |= {b.name: benchmark_problems(context.study, b) for b in settings.benchmarks}
@@ -33,6 +35,13 @@ def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, r
         if len(benchmarks[name]) < len(problems):
             context.progress.say(f"  {name}: {len(problems) - len(benchmarks[name])} problems are trained on; left out")
     benchmarks = {name: problems for name, problems in benchmarks.items() if problems}
+    shifts = {HELDOUT: "none"} | {b.name: b.shift for b in settings.benchmarks}
+    shifts = {name: shifts[name] for name in benchmarks}
+    rows = [{"benchmark": name, "shift": shift, "problems": len(benchmarks[name])} for name, shift in shifts.items()]
+    store.publish_rows("benchmarks", to_arrow("benchmarks", rows))
+    for name, shift in shifts.items():
+        if shift != "none":
+            context.progress.say(f"  {escape(shifted(name, shift))}: {len(benchmarks[name])} problems")
     if not benchmarks:
         context.progress.say("  accuracy is not measured: there is no problem with a gold answer to grade against")
     workload = Answers(
@@ -50,9 +59,9 @@ def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, r
     except FullStoreError:
         raise
     except Exception:
-        _publish(context, workload, _complete(workload, store))
+        _publish(context, workload, _complete(workload, store), shifts)
         raise
-    _publish(context, workload, keys)
+    _publish(context, workload, keys, shifts)
 
 
 def _complete(workload: Answers, store: Store) -> list[str]:
@@ -67,13 +76,14 @@ def _asked(task: Task) -> tuple[str, str]:
     return run.name, benchmark
 
 
-def _publish(context: StudyContext, workload: Answers, keys: Sequence[str]) -> None:
+def _publish(context: StudyContext, workload: Answers, keys: Sequence[str], shifts: Mapping[str, str]) -> None:
     """Publish the answers with these keys, which ``workload`` has made, and what follows from them."""
     store = context.store
     answers = store.publish("answers", keys, revisions=workload.revisions)
     store.publish_rows("mcnemar", to_arrow("mcnemar", mcnemar_rows(answers)))
     store.publish_rows("pass_at_k", to_arrow("pass_at_k", pass_rows(answers)))
     accuracy = accuracy_rows(answers)
+    store.publish_rows("drops", to_arrow("drops", drop_rows(accuracy, shifts)))
     store.publish_rows("accuracy", to_arrow("accuracy", accuracy))
     for name, problems in {row["benchmark"]: row["problems"] for row in accuracy if row["samples"] > 1}.items():
         if problems < FEW:

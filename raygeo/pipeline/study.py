@@ -19,6 +19,7 @@ from raygeo.pipeline.demands import check_demands, check_rollouts, check_student
 from raygeo.pipeline.evaluate import evaluate_runs
 from raygeo.pipeline.geometry import analyse_runs
 from raygeo.pipeline.objectives import publish_trials
+from raygeo.pipeline.problems import check_builtin
 from raygeo.pipeline.report import about_study, study_params, write_report
 from raygeo.pipeline.rollouts import provide_rollouts
 from raygeo.pipeline.standing import STUDY, Standing
@@ -65,6 +66,7 @@ def run_study(
         raise ConfigError(f"--until {until!r} is not a stage; the stages are {', '.join(STAGES)}.")
     if study.plan.open_entries():
         import_optuna()  # now rather than after an hour
+    check_builtin(study)
     progress = progress or Progress()
     store = Store(study.store or f"store/{study.name}")
     with (

@@ -6,9 +6,9 @@ from raygeo.report.parts import Parts
 STUDY = Parts(
     verdicts=(verdict.against_base, verdict.between_runs),
     figures=(training.accuracy, training.nll_curves, training.objective_curves),
-    sections=(passes.passes, results.mcnemar),
+    sections=(results.drops, passes.passes, results.mcnemar),
     caveats=(limits.failures, limits.selection, limits.seeds, limits.problems, limits.no_gold, limits.tests),
-    metrics=(results.accuracies, passes.metrics),
+    metrics=(results.accuracies, results.drop_metrics, passes.metrics),
 )
 
 CLOSING = Parts(verdicts=(verdict.visible, verdict.next_runs))

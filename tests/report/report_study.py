@@ -762,6 +762,15 @@ def build_tables() -> dict[str, pa.Table]:
             for row in accuracy
             for k in (1, 2, 4)
         ],
+        "benchmarks": [
+            {"benchmark": "word-problems", "shift": "none", "problems": PROBLEMS},
+            {"benchmark": "harder", "shift": "ood", "problems": PROBLEMS},
+        ],
+        "drops": [
+            {"run": row["run"], "benchmark": "harder", "within": "word-problems", "accuracy_within": row["accuracy"]}
+            | {"accuracy": row["accuracy"] - 0.125, "drop": 0.125, "low": 0.0625, "high": 0.1875}
+            for row in accuracy
+        ],
         "mcnemar": mcnemar,
         "deltas": deltas,
         "trajectories": trajectories,
