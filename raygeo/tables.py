@@ -109,6 +109,11 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         "run, benchmark: text; n, correct: int; accuracy, low, high: float; truncated, no_answer, undecided, problems, "
         "samples: int",
     ),
+    "benchmarks": schema(
+        """The benchmarks that were answered: `shift` is none, of what is trained for, ood, near it but not of it, or
+        retention, of what the base could do before.""",
+        "benchmark: text; shift: text; problems: int",
+    ),
     "pass_at_k": schema(
         """Where problems were answered several times: the probability that one of `k` answers is right (unbiased, Chen
         et al., arXiv:2107.03374), with a 95 % interval clustered by problem.""",
