@@ -63,10 +63,14 @@ def passage_tokens(tokenizer: Any, passages: Sequence[str], most: int) -> list[T
     Where the tokenizer has a beginning-of-text token, that is the first. Passages of a single token are left out.
 
     Raises:
-        DataError: no passage has two tokens.
+        DataError: no passage has two tokens, or the tokenizer has none for one.
     """
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    rows = [[*start, *tokenizer(passage, add_special_tokens=False)["input_ids"]][:most] for passage in passages]
+    try:
+        rows = [[*start, *tokenizer(passage, add_special_tokens=False)["input_ids"]][:most] for passage in passages]
+    except Exception as error:  # the tokenizers library raises no narrower class
+        why = f"the student's tokenizer has no tokens for some passage ({error}); give other texts."
+        raise DataError(why) from error
     found = [TokenSequence(np.asarray(row, dtype=np.int64), 1) for row in rows if len(row) > 1]
     if not found:
         raise DataError("no passage has two tokens, so there is nothing to predict; give longer ones.")

@@ -73,18 +73,19 @@ def recipe(view: View) -> list[str]:
     frame = view.frame("tunability")
     if frame.empty:
         return []
+    steps, texts = (typeset.count(frame[column].max()) for column in ("steps", "n"))
     return [
-        f"Tunability is after {typeset.count(frame.steps.max())} steps at one learning rate, the same from all weights, "
-        f"on half of the texts; the other {typeset.count(frame.n.max())} are measured. A run that would do better at "
-        "another rate, or after more steps, is not given them. Intervals are over texts, not over fine-tunes: the "
-        "spread over seeds says what the order of texts and the adapters do."
+        f"Tunability is after {steps} steps at one learning rate, the same from all weights, on half of the texts; the "
+        f"other {texts} are measured. A run that would do better at another rate, or after more steps, is not given "
+        "them. Intervals are over texts, not over fine-tunes: the spread over seeds says what the order of texts and "
+        "the adapters do."
     ]
 
 
 def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     """How well a run can be tuned further, `tunability`: how far below that of the base, tuned in the same way, its NLL
-    of new texts ends, nats a token; higher is better, below zero it is a worse start than the base. `tunability_gain` is
-    by how much its own NLL fell.
+    of new texts ends, nats a token; higher is better, below zero it is a worse start than the base. `tunability_gain`
+    is by how much its own NLL fell.
     """
     for row in view.rows("tunability"):
         yield row["run"], "tunability", row["over_base"]
