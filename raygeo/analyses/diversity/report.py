@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
-from raygeo.analyses.shifts import ood_accuracy
+from raygeo.analyses.diversity.shifted import ood_accuracy
 from raygeo.evaluation.diversity import ACROSS, ENTROPY, EQUATIONS, FINALS, PER_INPUT
 from raygeo.report import typeset
 from raygeo.report.plots import figure, interval, legend, lines, make_panels, name_rows, rows_height, run_rows

@@ -8,7 +8,6 @@ import pyarrow.compute as pc
 
 from raygeo.analyses.forgetting.workload import KL, Known
 from raygeo.analyses.inputs import AnalysisInputs
-from raygeo.analyses.shifts import RETENTION, shifted
 from raygeo.geometry.bootstrap import Array
 from raygeo.tables import BASE
 
@@ -21,7 +20,7 @@ def known(of: AnalysisInputs) -> Known:
 
 def _right(of: AnalysisInputs) -> dict[str, dict[str, Array]]:
     """By retention benchmark and run, the share of right answers to each problem, of runs that answered as many."""
-    names = shifted(of.table("benchmarks").to_pandas(), RETENTION)
+    names = [row["benchmark"] for row in of.table("benchmarks").to_pylist() if row["shift"] == "retention"]
     answers = of.table("answers").select(["run", "benchmark", "problem_id", "correct"])
     answers = answers.filter(pc.is_in(answers["benchmark"], pa.array(names, answers["benchmark"].type)))
     frame = answers.to_pandas()
