@@ -123,7 +123,8 @@ def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     for target in _TARGETS:
         frame = view.frame("compressibility", target=target)
         judged = _levels(frame)
-        points = frame[[(m, v) in judged for m, v in zip(frame.method, frame.level, strict=True)]].dropna(subset="rise")
+        points = pd.concat([frame[(frame.method == m) & (frame.level == level)] for m, level in judged] or [frame])
+        points = points.dropna(subset=["rise"])
         for run, rows in points.groupby("run", sort=False):
             if len(rows) == len(judged):
                 found.setdefault(str(run), {})[target] = -float(rows.rise.mean())
