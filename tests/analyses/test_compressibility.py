@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from connectivity_cases import compute_all, exam, noise, save_probe, save_run, save_student
+from peft import LoraConfig, get_peft_model
 from tiny import tiny_gpt2
 from transformers import Qwen3ForCausalLM
 from view_cases import axes_of, finished, row_of, sheet_of, view_of
@@ -10,6 +11,8 @@ from raygeo.analyses.compressibility import report
 from raygeo.analyses.compressibility.compressed import Compressed, Whole, compressible
 from raygeo.analyses.compressibility.workload import Compressibility, CompressibilitySettings
 from raygeo.data.probes import Probe
+from raygeo.geometry.connectivity.measures import ProbeNLL
+from raygeo.models.loading import Loading
 from raygeo.models.run import Run
 from raygeo.tables import BASE
 
@@ -125,6 +128,33 @@ def test_layers_that_are_held_transposed_are_compressed_by_output_channel():
     [change] = [Compressed(whole, keep, alone=False)[name].dense()]
     torch.testing.assert_close(seen[name], weight.T)
     torch.testing.assert_close(change, weight)
+
+
+def test_adapters_beside_layers_of_sixteen_bits_are_merged_before_they_are_compressed(student, probe_file, tmp_path):
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"])
+    tuned = get_peft_model(Qwen3ForCausalLM.from_pretrained(student, dtype=torch.bfloat16), config)
+    for name, value in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.2)
+    tuned.save_pretrained(tmp_path / "lora")
+    run = Run("lora", "key-lora", str(tmp_path / "lora"), loading=Loading(dtype="bf16"))
+    settings = CompressibilitySettings(sparsities=(0.5,), bits=(), bootstrap=100)
+    rows = compute_all(Compressibility(settings, [run], student, probe_file, None))["compressibility"]
+    model = Qwen3ForCausalLM.from_pretrained(student, dtype=torch.bfloat16).eval()
+    own, delta = dict(model.named_parameters()), run.open()
+    weights = {n: v.detach().float() for n, v in own.items() if ".layers." in n and v.ndim == 2}
+    weights = {n: v + delta[n].dense() if n in delta else v for n, v in weights.items()}
+    probe = ProbeNLL(Probe.load(probe_file), 16, 0)
+    for row, compress in zip(rows, (dict, pruned(0.5, "global")), strict=False):
+        with torch.no_grad():
+            for name, value in compress(weights).items():
+                own[name].copy_(value)
+        assert row["nll"] == pytest.approx(probe.mean(model), rel=1e-3)
+    assert [(row["target"], row["method"]) for row in rows] == [
+        ("model", "none"), ("model", "pruned"), ("delta", "none"), ("delta", "pruned"),
+    ]  # fmt: skip
+    assert rows[1]["zeros"] == pytest.approx(0.5, abs=0.01)
 
 
 def rows_of(run, target="model", half=0.3, four=0.1):

@@ -7,13 +7,14 @@ from matplotlib.figure import Figure
 
 from raygeo.analyses.compressibility.workload import DELTA, MODEL, NONE, PRUNED, ROUNDED
 from raygeo.report import typeset
-from raygeo.report.plots import figure, legend, lines, make_panels
+from raygeo.report.plots import PLAIN, WIDE, figure, legend, lines, make_panels
 from raygeo.report.sheets import Cell, Sheet, nats, section, with_interval
 from raygeo.report.view import View
 from raygeo.tables import BASE
 
 HALF = 0.5
 """The share pruned that is judged by, or of those measured the nearest."""
+_LINEAR = 0.01
 _TARGETS = {MODEL: "all weights", DELTA: "the delta alone"}
 
 
@@ -23,7 +24,7 @@ _TARGETS = {MODEL: "all weights", DELTA: "the delta alone"}
     """Rise of the NLL on held-out solutions over that of the same run uncompressed, nats a token, when the entries of
     smallest absolute value are set to zero and when all are rounded to few bits. Above, all weights of the blocks,
     base and delta together: the base's own curve is what any run starts from. Below, what was learned alone, added to
-    the exact base. The axis is linear below 0.01 and logarithmic above.""",
+    the exact base. An axis that reaches further is linear below 0.01 and logarithmic above.""",
 )
 def compressibility(view: View) -> Figure | None:
     """Draw the rise of the NLL against the share pruned and the bits kept, for both targets."""
@@ -38,7 +39,9 @@ def compressibility(view: View) -> Figure | None:
             start = frame[(frame.target == target) & (frame.method == NONE)].assign(level=0.0)
             rows = pd.concat([start, rows]).assign(level=lambda found: 100 * found.level)
         lines(ax, view, rows, "level", "rise", markersize=3.2)
-        ax.set_yscale("symlog", linthresh=0.01)
+        if rows.rise.max() > WIDE * _LINEAR:
+            ax.set_yscale("symlog", linthresh=_LINEAR)
+            ax.yaxis.set_major_formatter(PLAIN)
         ax.set_title(f"{_TARGETS[target]}, {method}")
         ax.set_xlabel("pruned, %" if method == PRUNED else "bits")
         if method == ROUNDED:

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-import torch
+from torch import nn
 
 from raygeo.analyses.tunability.workload import TunabilitySettings
 from raygeo.footprint.need import DIVIDED, LIGHTER, Need, Scale, halves
+from raygeo.models.loading import model_shape
 
 
 def cost(settings: TunabilitySettings, scale: Scale) -> list[Need]:
@@ -30,14 +31,12 @@ def cost(settings: TunabilitySettings, scale: Scale) -> list[Need]:
     else:
         device["adapters, gradients and moments"] = 16 * _adapters(scale, settings.rank or 0)
     remedies = tuple(f"geometry.tunability.micro_batch_size={smaller}" for smaller in halves(rows))
-    remedies += ("geometry.tunability.gradient_checkpointing=true",)
+    remedies += () if settings.gradient_checkpointing else ("geometry.tunability.gradient_checkpointing=true",)
     remedies += ("geometry.tunability.rank=16", *DIVIDED) if full else LIGHTER
     return [Need("geometry.tunability", units, work, device, rate="tunability", remedies=remedies)]
 
 
 def _adapters(scale: Scale, rank: int) -> int:
     """Numbers of adapters of this rank on all linear layers."""
-    from raygeo.models.loading import model_shape
-
-    linear = (m for m in model_shape(scale.model.config).modules() if isinstance(m, torch.nn.Linear))
+    linear = (m for m in model_shape(scale.model.config).modules() if isinstance(m, nn.Linear))
     return rank * sum(layer.in_features + layer.out_features for layer in linear)

@@ -44,7 +44,7 @@ class RecipeSettings(Settings):
     """Learning rate; that of all weights is usually ten times smaller than that of adapters."""
     batch_size: int = Field(8, ge=1)
     """Texts a step."""
-    micro_batch_size: int = Field(8, ge=1)
+    micro_batch_size: int = Field(2, ge=1)
     """Texts whose graph is held at once, and texts measured together; has no effect beyond rounding."""
     rank: int | None = Field(16, ge=1)
     """Rank of fresh adapters on all linear layers, which alone are trained; null trains all weights, in fp32."""
