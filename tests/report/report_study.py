@@ -33,7 +33,7 @@ COSINES = np.array(
         [0.871, 0.669, 0.599, 0.644, -0.084, 0.004, 0.026, 1.000],
     ]
 )
-UNSEEN = {"reference", "reference_states", "answers", "gradients", "usage", "moments"}
+UNSEEN = {"reference", "reference_states", "answers", "gradients", "usage", "moments", "retained", "tuned"}
 """Tables that others are made of and the page does not read."""
 PROBLEMS, STEPS, LAYERS, PROMPTS, SAMPLES = 300, 150, 3, 40, 8
 KEPT = (1, 2, 4, 7, 14, 26, 48, 85, STEPS)
@@ -715,6 +715,66 @@ def _truncation():
     return rows, least
 
 
+def _outcomes():
+    """What becomes of runs: forgotten, compressed, tuned further, and how diverse their answers are."""
+    moved = {"base": 0.0, **{name: row[3] for name, row in RUNS.items()}}
+    forgotten = [
+        {"run": name, "source": source, "measure": measure, "base": base, "value": base + sign * rise, "drop": rise}
+        | {"low": 0.8 * rise, "high": 1.2 * rise, "kl": 0.022 * norm**2, "n": 200}
+        for name, norm in moved.items()
+        if name != "base"
+        for source, measure, base, sign, rise in (
+            ("old-problems", "accuracy", 0.8, -1, 0.01 * norm**2),
+            ("texts", "nll", 2.1, 1, 0.02 * norm**2),
+        )
+    ]
+    laws = [
+        {"source": source, "predictor": predictor, "runs": 8, "configurations": 7, "reason": ""}
+        | {f"{column}{end}": value + d for column, value in values.items() for end, d in _ENDS.items()}
+        for source in ("old-problems", "texts")
+        for predictor, values in (
+            ("KL(base ‖ run)", {"a": 0.4, "b": 0.1, "r2": 0.9, "held_out_r2": 0.8}),
+            ("norm of the delta", {"a": 0.02, "b": 0.03, "r2": 0.5, "held_out_r2": 0.2, "behind": 0.6}),
+        )
+    ]
+    compressed = [
+        {"run": name, "target": target, "method": method, "level": level, "nll": 0.2 + rise, "rise": rise}
+        | {"nll_low": 0.18 + rise, "nll_high": 0.22 + rise, "rise_low": 0.9 * rise, "rise_high": 1.1 * rise}
+        | {"zeros": level if method == "pruned" else 0.02, "lost": rise, "n": 128, "tokens": 6412}
+        for name, norm in moved.items()
+        for target, ease in (("model", 1.0), ("delta", 0.1))
+        if (name, target) != ("base", "delta")
+        for method, level, rise in (
+            ("none", None, 0.0),
+            *(("pruned", share, ease * (0.1 + 0.01 * norm) * share**3) for share in (0.1, 0.3, 0.5, 0.7, 0.9)),
+            *(("rounded", bits, ease * (1 + 0.1 * norm) * 2.0**-bits) for bits in (8.0, 4.0)),
+        )
+    ]
+    tuned = [
+        {"run": name, "steps": 20, "seeds": 1, "n": 64, "tokens": 3200}
+        | {f"{column}{end}": value + d for column, value in values.items() for end, d in _ENDS.items()}
+        for name, norm in moved.items()
+        for values in ({"before": 0.9, "after": 0.5 + 0.01 * norm, "gain": 0.4, "over_base": -0.01 * norm},)
+    ]
+    diverse = [
+        {"run": name, "benchmark": "heldout", "drawn": "here", "quantity": quantity, "value": value}
+        | {"low": 0.9 * value, "high": 1.1 * value, "problems": 64, "samples": 16}
+        for name, norm in moved.items()
+        for quantity, value in (
+            ("ead_per_input", 0.8 - 0.05 * norm), ("ead_across_input", 0.9 - 0.03 * norm),
+            ("distinct_answers", 5 - 0.3 * norm), ("distinct_equations", 6 - 0.4 * norm),
+            ("answer_entropy", 1.1 - 0.1 * norm), ("pass@1", 0.4), ("pass@16", 0.8),
+        )
+    ]  # fmt: skip
+    return {
+        "forgetting": forgotten,
+        "forgetting_laws": laws,
+        "compressibility": compressed,
+        "tunability": tuned,
+        "diversity": diverse,
+    }
+
+
 def build_tables() -> dict[str, pa.Table]:
     rng = np.random.default_rng(7)
     runs, curves = _training(rng)
@@ -755,6 +815,7 @@ def build_tables() -> dict[str, pa.Table]:
         "runs": runs,
         "trials": _trials(),
         "training_curves": curves,
+        "benchmarks": [{"benchmark": "word-problems", "shift": "none", "problems": PROBLEMS}],
         "accuracy": accuracy,
         "pass_at_k": [
             {"run": row["run"], "benchmark": "word-problems", "k": k, "problems": PROBLEMS, "samples": 4}
@@ -800,6 +861,7 @@ def build_tables() -> dict[str, pa.Table]:
         "critical_sharpness": _critical(rng),
         "cka": cka,
         **_models(),
+        **_outcomes(),
     }
     columns = schemas()
     return {name: to_arrow(name, content, columns[name]) for name, content in rows.items()}

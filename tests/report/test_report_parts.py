@@ -17,7 +17,8 @@ FIGURES = [
     "layer-alpha", "locking", "paths", "base-paths", "matched-paths", "curves", "layerwise", "wise", "planes",
     "rank-truncation", "heads", "head-effects", "spectra", "eigenvalues", "directional", "block-curvature",
     "expansions", "sharpness", "critical-sharpness", "cka", "layer-cka", "drift", "divergence", "coherence",
-    "gradient-cosines",
+    "gradient-cosines", "forgetting", "compressibility", "tunability",
+    "diversity",
 ]  # fmt: skip
 INAPPLICABLE = {"no_gold", "unrelated", "rounded", "pairs_left_out", "projections"}
 """Caveats on what is not so in the made-up study: no accuracies, another base, weights stored in 16 bits, many runs,
