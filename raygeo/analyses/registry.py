@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -16,12 +17,20 @@ import raygeo.analyses as package
 from raygeo.analyses.analysis import Analysis
 from raygeo.errors import ConfigError
 from raygeo.plugins import installed
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 from raygeo.report.study import STUDY
 from raygeo.report.view import View
 from raygeo.tables import SCHEMAS
 
 GROUP = "raygeo.analyses"
+
+
+class Known(NamedTuple):
+    """A metric, and the analysis that makes it; None for the study's own."""
+
+    metric: Metric
+    analysis: Analysis | None
 
 
 @cache
@@ -62,6 +71,23 @@ def schemas() -> dict[str, pa.Schema]:
 def parts() -> Parts:
     """All that pages and the tracker show: of the study itself, then of each analysis."""
     return Parts.joined([STUDY, *(analysis.report for analysis in analyses().values())])
+
+
+def metrics() -> dict[str, Known]:
+    """Every metric that is declared, by its name there, with its analysis.
+
+    Raises:
+        ConfigError: two analyses declare one.
+    """
+    found: dict[str, Known] = {}
+    for analysis, report in ((None, STUDY), *((one, one.report) for one in analyses().values())):
+        for metric in report.declared:
+            if metric.name in found:
+                raise ConfigError(
+                    f"two analyses bring the metric {metric.name!r}; uninstall the package of one of them."
+                )
+            found[metric.name] = Known(metric, analysis)
+    return found
 
 
 def view(tables: Mapping[str, pa.Table], reference_run: str) -> View:

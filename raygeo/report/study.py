@@ -1,6 +1,7 @@
 """What is shown of every study, whatever is analysed: training, accuracy, and their limits."""
 
 from raygeo.report import limits, passes, results, training
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 STUDY = Parts(
@@ -8,4 +9,12 @@ STUDY = Parts(
     sections=(passes.passes, results.mcnemar),
     caveats=(limits.failures, limits.selection, limits.seeds, limits.problems, limits.no_gold, limits.tests),
     metrics=(results.accuracies, passes.metrics),
+    declared=(
+        Metric("accuracy.*", "itself", "max", role="outcome"),
+        Metric("accuracy_low.*", "itself", "max", role=None),
+        Metric("accuracy_high.*", "itself", "max", role=None),
+        Metric("pass_at_*.*", "itself", "max", role=None),
+        Metric("heldout_nll", "training", "min", role=None),
+        Metric("nll", "training", "min", role=None),
+    ),
 )
