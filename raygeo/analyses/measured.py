@@ -45,9 +45,14 @@ class Measures:
         names = self._names(known)
         if metric.covers(name) and (names is None or name in names):
             return Measured(name, metric, analysis)
-        if not names:
-            made = "evaluation" if analysis is None else f"geometry.{analysis.name}"
-            raise ValueError(f"{name} is not measured with these settings of {made}")
+        if analysis is None and not names:
+            raise ValueError(
+                f"{name} needs problems: hold prompts out (rollouts.heldout) and let them be answered "
+                "(evaluation.heldout), or give evaluation.benchmarks"
+            )
+        if analysis is not None and not names:
+            raise ValueError(f"{name} is not measured of single runs with these settings of geometry.{analysis.name}")
+        assert names
         if metric.covers(name):
             raise ValueError(f"{name} is not measured; of its kind are {', '.join(names)}")
         return Measured(names[0], metric, analysis)

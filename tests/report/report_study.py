@@ -110,8 +110,12 @@ def _trials():
     found = {REFERENCE: (0.833, 0.05, 8.9, 1), "dpo-lr5e-05-s0": (0.677, 0.1234, 7.5, 1), DIVERGED: (None,) * 4}
     return [
         {"run": name, "entry": entry, "values": json.dumps({"lr": 5e-5}), "seed": 0, "init_seed": 0}
-        | {"status": "finished" if rank else "stopped", "rank": rank}
-        | {"accuracy": accuracy, "heldout_nll": nll, "top_eigenvalue": top}
+        | {"status": "finished" if rank else "stopped", "rank": rank, "keeps": None if rank is None else True}
+        | {
+            "measured": json.dumps(
+                {"accuracy.word-problems": accuracy, "heldout_nll": nll, "top_eigenvalue.hessian": top}
+            )
+        }
         for entry, (name, (accuracy, nll, top, rank)) in enumerate(found.items())
     ]
 
@@ -627,6 +631,11 @@ def build_tables() -> dict[str, pa.Table]:
         ],
         "runs": runs,
         "trials": _trials(),
+        "objectives": [
+            {"metric": "accuracy.word-problems", "mode": "max"},
+            {"metric": "heldout_nll", "mode": "min"},
+            {"metric": "top_eigenvalue.hessian", "at_most": 10.0},
+        ],
         "training_curves": curves,
         "accuracy": accuracy,
         "pass_at_k": [
