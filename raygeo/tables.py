@@ -108,6 +108,12 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         "run, benchmark, problem_id, completion, extracted: text; correct, truncated: flag; tokens: int; "
         "undecided: flag; sample: int",
     ),
+    "benchmarks": schema(
+        """What was answered. `shift` says how the problems differ from those of the rollouts: `none`, not in kind;
+        `ood`, harder or of another kind; `retention`, what the base could do before. `problems` are those not trained
+        on.""",
+        "benchmark, shift: text; problems: int",
+    ),
     "accuracy": schema(
         """Over all `n` answers to `problems`, `samples` each: those cut off, without an answer, and undecided are not
         correct. Low and high are ends of a 95 % interval clustered by problem.""",

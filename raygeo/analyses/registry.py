@@ -5,7 +5,7 @@ A folder has a module ``analysis`` with an ``ANALYSIS``. Another package names o
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -94,6 +94,29 @@ def view(tables: Mapping[str, pa.Table], reference_run: str) -> View:
     """A view of ``tables``, those that are missing being empty."""
     empty = {name: columns.empty_table() for name, columns in schemas().items()}
     return View({**empty, **tables}, reference_run)
+
+
+def published_view(table: Callable[[str], pa.Table], reference_run: str) -> View:
+    """A view of tables that are read when they are first looked at, by name."""
+    return View(_Read(table), reference_run)
+
+
+class _Read(Mapping[str, pa.Table]):
+    """Tables by name, each read once."""
+
+    def __init__(self, table: Callable[[str], pa.Table]):
+        self._table = cache(table)
+
+    def __getitem__(self, name: str) -> pa.Table:
+        if name not in schemas():
+            raise KeyError(name)
+        return self._table(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(schemas())
+
+    def __len__(self) -> int:
+        return len(schemas())
 
 
 def _found() -> Iterator[tuple[Analysis, str]]:

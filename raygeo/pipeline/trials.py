@@ -3,19 +3,19 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from raygeo.analyses.measured import Measured
-from raygeo.analyses.registry import view
+from raygeo.analyses.registry import published_view
 from raygeo.errors import DataError
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.geometry import published
 from raygeo.pipeline.judged import Judged
 from raygeo.pipeline.plan import SEEDS, PlannedRun
 from raygeo.records import FINISHED
-from raygeo.report.parts import Parts
 from raygeo.report.study import STUDY
 from raygeo.search.ranking import ranked
 from raygeo.store import Store
@@ -71,14 +71,10 @@ def published_metrics(store: Store, wanted: Sequence[Measured], reference: str) 
         for row in store.table("training_curves").sort_by("step").to_pylist():
             if row["metric"] in curves:
                 found[row["run"]][row["metric"]] = row["value"]
-    answered = {"accuracy": None, "pass_at_k": None} if len(curves) < len(wanted) else {}
     makers = {one.analysis.name: one.analysis for one in wanted if one.analysis is not None}
-    bundles: list[tuple[Parts, Mapping[str, Any]]] = [(STUDY, answered)]
-    bundles += [(analysis.report, analysis.tables) for analysis in makers.values()]
-    runs = store.table("runs")
-    first = next((name for name in runs["run"].to_pylist()), "")
-    for report, tables in bundles:
-        seen = view({"runs": runs, **{name: published(store, name) for name in tables}}, reference or first)
+    first = next((name for name in store.table("runs")["run"].to_pylist()), "")
+    seen = published_view(partial(published, store), reference or first)
+    for report in (STUDY, *(analysis.report for analysis in makers.values())):
         for run, name, value in (row for metrics in report.metrics for row in metrics(seen)):
             if name in names and value is not None:
                 found[run][name] = float(value)
