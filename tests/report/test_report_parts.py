@@ -13,10 +13,10 @@ from raygeo.report.results import results
 from raygeo.tables import SCHEMAS
 
 FIGURES = [
-    "accuracy", "nll", "objective", "norms", "trajectories", "cosine", "map", "angles", "off-principal", "paths",
+    "front", "accuracy", "nll", "objective", "norms", "trajectories", "cosine", "map", "angles", "off-principal", "paths",
     "base-paths", "matched-paths", "curves", "layerwise", "wise", "planes", "spectra", "eigenvalues", "directional",
     "block-curvature", "expansions", "sharpness", "cka", "layer-cka", "drift", "divergence", "coherence",
-    "gradient-cosines",
+    "gradient-cosines", "prescreen",
 ]  # fmt: skip
 INAPPLICABLE = {"no_gold", "unrelated", "rounded", "pairs_left_out", "projections"}
 """Caveats on what is not so in the made-up study: no accuracies, another base, weights stored in 16 bits, many runs,
