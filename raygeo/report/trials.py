@@ -100,7 +100,12 @@ def front(view: View) -> Figure | None:
         if y in aims and len(aims) == 2:
             _join(ax, shown[shown["rank"].eq(1) & shown["keeps"].eq(True)], x, y)
         _name_axes(ax, {x: goals[x], y: goals[y]})
-    legend(fig, view, points.run, [Line2D([], [], color=INK, linewidth=1, label="front")] if len(aims) == 2 else [])
+    legend(
+        fig,
+        view,
+        points.dropna(subset=aims).run,
+        [Line2D([], [], color=INK, linewidth=1, label="front")] if len(aims) == 2 else [],
+    )
     return fig
 
 

@@ -13,7 +13,8 @@ from raygeo.report.results import results
 from raygeo.tables import SCHEMAS
 
 FIGURES = [
-    "front", "accuracy", "nll", "objective", "norms", "trajectories", "cosine", "map", "angles", "off-principal", "paths",
+    "front",
+    "accuracy", "nll", "objective", "norms", "trajectories", "cosine", "map", "angles", "off-principal", "paths",
     "base-paths", "matched-paths", "curves", "layerwise", "wise", "planes", "spectra", "eigenvalues", "directional",
     "block-curvature", "expansions", "sharpness", "cka", "layer-cka", "drift", "divergence", "coherence",
     "gradient-cosines", "prescreen",
@@ -101,7 +102,7 @@ def test_a_study_in_which_nothing_is_analysed_says_nothing_of_analyses(tables):
     for analysis in registry.analyses().values():
         assert said(bare, analysis.report) == []
     page = render_page(bare, CONTEXT, draw_figures(bare, registry.parts()), registry.parts())
-    assert page.count("<figure ") == 3
+    assert page.count("<figure ") == 4
     assert registry.analyses()["norms"].report.figures[0].title in page.split("Not drawn, for want of data")[1]
 
 

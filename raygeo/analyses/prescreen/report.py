@@ -38,7 +38,7 @@ def heatmap(view: View) -> Figure | None:
     plots.heatmap(ax, cells, Normalize(-1, 1), matplotlib.colormaps["RdBu"], typeset.fixed)
     for row in held[held.metric.isin(cells.index)].itertuples():
         place = cells.columns.get_loc(row.outcome) + 0.86, cells.index.get_loc(row.metric) + 0.5
-        ax.text(*place, "★", ha="center", va="center", size=8)
+        ax.text(*place, "★", ha="center", va="center", size=11, color="#fdfdfd" if abs(row.rho) > 0.55 else "#0a0a0a")
     return fig
 
 
