@@ -11,7 +11,8 @@ from raygeo.pipeline.objectives import computed, numbers
 
 pytestmark = pytest.mark.cluster
 
-MADE = [name for name, analysis in analyses().items() if analysis.report.metrics]
+MADE = [name for name, analysis in analyses().items() if analysis.report.metrics and name != "curves"]
+"""The tiny study has no barrier that a curve is trained round: its metric is held by the made-up study of the page."""
 
 
 def settings(analysis):
