@@ -168,7 +168,7 @@ def _run_stages(
                     publish_trials(context, planned, analysed=False)
             with stage("geometry"):
                 with context.surviving("geometry"):
-                    analyse_runs(context, student, rollouts, runs)
+                    analyse_runs(context, student, rollouts, runs, references.teacher)
                 if study.sweep is not None:
                     with context.surviving("the ranks of the sweep"):
                         publish_trials(context, planned, analysed=True)

@@ -1,10 +1,11 @@
 """What is shown of every study, whatever is analysed: training, accuracy, and their limits."""
 
-from raygeo.report import limits, passes, results, training, trials
+from raygeo.report import limits, passes, results, training, trials, verdict
 from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 STUDY = Parts(
+    verdicts=(verdict.against_base, verdict.between_runs),
     figures=(trials.front, training.accuracy, training.nll_curves, training.objective_curves),
     sections=(passes.passes, results.mcnemar),
     caveats=(limits.failures, limits.selection, limits.seeds, limits.problems, limits.no_gold, limits.tests),
@@ -18,3 +19,6 @@ STUDY = Parts(
         Metric("nll", "training", "min", role=None),
     ),
 )
+
+CLOSING = Parts(verdicts=(verdict.visible, verdict.next_runs))
+"""What is said when all has been said: what cannot be told, and what would tell it."""

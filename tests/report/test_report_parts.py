@@ -14,7 +14,8 @@ from raygeo.tables import SCHEMAS
 
 FIGURES = [
     "front",
-    "accuracy", "nll", "objective", "norms", "trajectories", "cosine", "map", "angles", "off-principal", "paths",
+    "accuracy", "nll", "objective", "norms", "trajectories", "cosine", "map", "angles", "off-principal",
+    "layer-alpha", "locking", "paths",
     "base-paths", "matched-paths", "curves", "layerwise", "wise", "planes", "spectra", "eigenvalues", "directional",
     "block-curvature", "expansions", "sharpness", "cka", "layer-cka", "drift", "divergence", "coherence",
     "gradient-cosines", "prescreen",
