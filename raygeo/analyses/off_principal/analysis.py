@@ -22,6 +22,8 @@ ANALYSIS = Analysis(
         metrics=(report.metrics,),
         declared=(
             Metric("update_sparsity"),
+            Metric("absolute_sparsity"),
+            Metric("gaussian_sparsity", role=None),
             Metric("spectral_shift"),
             *(Metric(f"{mask.replace('-', '_')}_overlap") for mask in report.MEASURED),
         ),
