@@ -96,11 +96,16 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         "seconds: float; delta, params, student, mlflow_run_id, key: text",
     ),
     "trials": schema(
-        """The runs of a sweep: `entry` of the study's `runs`, what was chosen (JSON, without seeds), what was measured.
-        `rank` is that of the configuration's means over seeds: 1 if none dominates it, 2 if only those of rank 1 do,
-        and so on.""",
-        "run: text; entry: int; values: text; seed, init_seed: int; status: text; accuracy, heldout_nll, "
-        "top_eigenvalue: float; rank: int",
+        """The runs of a sweep: `entry` of the study's `runs`, what was chosen (JSON, without seeds), and the metrics
+        they are judged by (`measured`, JSON). `rank` is that of the configuration's means over seeds: 1 if none
+        dominates it, 2 if only those of rank 1 do, and so on; those that do not keep all bounds (`keeps`) come
+        last.""",
+        "run: text; entry: int; values: text; seed, init_seed: int; status, measured: text; keeps: flag; rank: int",
+    ),
+    "objectives": schema(
+        """What the runs of a sweep are judged by: objectives, each with its mode, "max" or "min", and constraints, with
+        bounds instead.""",
+        "metric, mode: text; at_most, at_least: float",
     ),
     "training_curves": schema(
         """Metrics while training: `objective` in the loss's own unit, `nll` the plain token mean, so that losses can be

@@ -25,6 +25,7 @@ from raygeo.losses.base import FROM_BASE
 from raygeo.models.attention import is_flash
 from raygeo.models.loading import Loading
 from raygeo.paths import local_path, without_credentials
+from raygeo.pipeline.judged import Judged, find_judged
 from raygeo.pipeline.plan import MOST_RUNS, Plan, RunEntries, TrainingDefaults
 from raygeo.search.settings import SweepSettings
 from raygeo.search.space import Range, Varied, models_in, refusal, tag
@@ -336,8 +337,12 @@ class Study(Settings):
             if stems.count(stems[index]) > 1:
                 said = "a search names its runs after their entry: give each entry of this loss a name"
                 raise refusal(("runs", index, "name"), self.runs[index].name, said)
-        if self.sweep is not None and self.rollouts.heldout == 0:
-            raise ValueError("a sweep judges its runs on held-out prompts; give rollouts.heldout")
+        if self.sweep is not None:
+            find_judged(self, self.benchmarks)
+            watched = self.sweep.scheduler.metric if self.sweep.scheduler is not None else ""
+            if watched == "heldout_nll" and self.rollouts.heldout == 0:
+                said = "heldout_nll is measured on held-out prompts; give rollouts.heldout"
+                raise refusal(("sweep", "scheduler", "metric"), watched, said)
         if self.rollouts.heldout == 0:
             why = "is measured on held-out prompts; give rollouts.heldout, or set it to null"
             self.geometry.refuse_lacking({"solutions": why})
@@ -414,6 +419,17 @@ class Study(Settings):
     def plan(self) -> Plan:
         """The runs, known and to be found."""
         return Plan(self.runs, self.training, self.sweep or SweepSettings())
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The names of the benchmarks that are answered, the held-out prompts first."""
+        heldout = self.evaluation.heldout and self.rollouts.heldout > 0
+        return [HELDOUT] * heldout + [benchmark.name for benchmark in self.evaluation.benchmarks]
+
+    @property
+    def judged(self) -> Judged:
+        """What the runs of its sweep are judged by."""
+        return find_judged(self, self.benchmarks)
 
     def specs(self) -> list[RunSpec]:
         """Every run known before training starts, resolved, in the order of the file."""

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 
+from raygeo.data.readers import Prompt
 from raygeo.errors import FullStoreError
 from raygeo.evaluation.answers import Answers
 from raygeo.evaluation.statistics import FEW, accuracy_rows, drop_rows, mcnemar_rows, pass_rows
 from raygeo.models.run import Run
-from raygeo.pipeline.config import HELDOUT
+from raygeo.pipeline.config import HELDOUT, Study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.problems import benchmark_problems
 from raygeo.pipeline.rollouts import Rollouts, heldout_problems
@@ -27,14 +28,9 @@ def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, r
     settings, store = context.study.evaluation, context.store
     for table in ("answers", "benchmarks", "accuracy", "drops", "pass_at_k", "mcnemar"):
         store.publish(table, [])  # an earlier study's are not this one's, whatever becomes of these
-    benchmarks = {HELDOUT: heldout_problems(rollouts)} if settings.heldout else {}
-    benchmarks |= {b.name: benchmark_problems(context.study, b) for b in settings.benchmarks}
-    trained = rollouts.train_prompts
-    for name, problems in benchmarks.items():
-        benchmarks[name] = [p for p in problems if p.prompt not in trained]
-        if len(benchmarks[name]) < len(problems):
-            context.progress.say(f"  {name}: {len(problems) - len(benchmarks[name])} problems are trained on; left out")
-    benchmarks = {name: problems for name, problems in benchmarks.items() if problems}
+    benchmarks, left_out = asked_problems(context.study, rollouts)
+    for name, count in left_out.items():
+        context.progress.say(f"  {name}: {count} problems are trained on; left out")
     shifts = {HELDOUT: "none"} | {b.name: b.shift for b in settings.benchmarks}
     shifts = {name: shifts[name] for name in benchmarks}
     rows = [{"benchmark": name, "shift": shift, "problems": len(benchmarks[name])} for name, shift in shifts.items()]
@@ -62,6 +58,16 @@ def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, r
         _publish(context, workload, _complete(workload, store), shifts)
         raise
     _publish(context, workload, keys, shifts)
+
+
+def asked_problems(study: Study, rollouts: Rollouts) -> tuple[dict[str, list[Prompt]], dict[str, int]]:
+    """The problems of each benchmark that has any, and how many of each are left out as their prompt is trained on."""
+    settings, trained = study.evaluation, rollouts.train_prompts
+    every = {HELDOUT: heldout_problems(rollouts)} if settings.heldout else {}
+    every |= {benchmark.name: benchmark_problems(study, benchmark) for benchmark in settings.benchmarks}
+    kept = {name: [p for p in problems if p.prompt not in trained] for name, problems in every.items()}
+    left_out = {name: len(problems) - len(kept[name]) for name, problems in every.items()}
+    return {name: problems for name, problems in kept.items() if problems}, {n: c for n, c in left_out.items() if c}
 
 
 def _complete(workload: Answers, store: Store) -> list[str]:

@@ -1,6 +1,5 @@
-"""Every run in one row, the trials of a sweep, and tests between runs."""
+"""Every run in one row, and tests between runs."""
 
-import json
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
@@ -60,36 +59,8 @@ def configurations(view: View) -> Sheet:
     return Sheet(columns, shown, frozenset({"configuration", "loss"}))
 
 
-def trials(view: View) -> Sheet:
-    """The runs of a sweep, the best configurations first: what was chosen, the objectives, and the rank."""
-    frame = view.frame("trials").sort_values("rank", kind="stable", na_position="last")
-    measured = [name for name in _OBJECTIVES if frame[name].notna().any()]
-    rows = [
-        [
-            row.run,
-            ", ".join(f"{name} {_chosen(value)}" for name, value in json.loads(row.values_).items()),
-            *(_OBJECTIVES[name][1](getattr(row, name)) for name in measured),
-            typeset.count(row.rank),
-            str(row.status or typeset.MISSING),
-        ]
-        for row in frame.rename(columns={"values": "values_"}).itertuples()
-    ]
-    columns = ["run", "chosen", *(_OBJECTIVES[name][0] for name in measured), "rank", "status"]
-    return Sheet(columns, rows, frozenset({"run", "chosen", "status"}))
-
-
 SHIFTS = {"ood": "out of distribution", "retention": "retention"}
 """What a page says of each shift."""
-
-_OBJECTIVES = {
-    "accuracy": ("accuracy", typeset.percent),
-    "heldout_nll": ("held-out NLL", lambda value: typeset.fixed(value, 3)),
-    "top_eigenvalue": ("top eigenvalue", typeset.significant),
-}
-
-
-def _chosen(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
 @section(

@@ -33,7 +33,9 @@ COSINES = np.array(
         [0.871, 0.669, 0.599, 0.644, -0.084, 0.004, 0.026, 1.000],
     ]
 )
-UNSEEN = {"reference", "reference_states", "answers", "gradients", "usage", "moments", "retained", "tuned"}
+UNSEEN = {
+    "teacher_top", "reference", "reference_states", "answers", "gradients", "usage", "moments", "retained", "tuned",
+}  # fmt: skip
 """Tables that others are made of and the page does not read."""
 PROBLEMS, STEPS, LAYERS, PROMPTS, SAMPLES = 300, 150, 3, 40, 8
 KEPT = (1, 2, 4, 7, 14, 26, 48, 85, STEPS)
@@ -107,13 +109,39 @@ def _training(rng):
 
 
 def _trials():
-    found = {REFERENCE: (0.833, 0.05, 8.9, 1), "dpo-lr5e-05-s0": (0.677, 0.1234, 7.5, 1), DIVERGED: (None,) * 4}
+    found = {REFERENCE: (0.833, 0.05, 8.9, 1), "dpo-lr5e-05-s0": (0.677, 0.1234, 7.5, 2), DIVERGED: None}
+    metrics = ("accuracy.word-problems", "heldout_nll", "top_eigenvalue.hessian")
     return [
         {"run": name, "entry": entry, "values": json.dumps({"lr": 5e-5}), "seed": 0, "init_seed": 0}
-        | {"status": "finished" if rank else "stopped", "rank": rank}
-        | {"accuracy": accuracy, "heldout_nll": nll, "top_eigenvalue": top}
-        for entry, (name, (accuracy, nll, top, rank)) in enumerate(found.items())
+        | {"status": "finished" if known else "stopped", "rank": known and known[3], "keeps": known and True}
+        | {"measured": json.dumps(dict(zip(metrics, known or (), strict=False)))}
+        for entry, (name, known) in enumerate(found.items())
     ]
+
+
+def _prescreen():
+    known = {"runs": 24, "configurations": 12, "controls": "delta_norm, log lr", "detectable": 0.88, "needed": 55}
+    spread = {"low": -0.9, "high": 0.95, "partial_low": -0.9, "partial_high": 0.9}
+    tested = [
+        ("delta_norm", -0.81, 0.001, None),
+        ("kl_to_base", -0.86, 0.0004, 0.01),
+        ("top_eigenvalue.hessian", 0.2, 0.6, 0.5),
+    ]
+    rows = [
+        {
+            "outcome": "in-distribution accuracy",
+            "metric": metric,
+            "rho": rho,
+            "p": p,
+            "p_holm": min(1.0, 3 * p),
+            **known,
+            **spread,
+        }
+        | {"partial_rho": left and 0.5, "partial_p": left, "partial_p_holm": left and 2 * left}
+        for metric, rho, p, left in tested
+    ]
+    few = {"runs": 4, "configurations": 4, "rho": 0.4, "detectable": 1.0, "needed": 55}
+    return [*rows, *({"outcome": "forgetting", "metric": metric, **few} for metric, *_ in tested)]
 
 
 def _evaluation():
@@ -814,8 +842,13 @@ def build_tables() -> dict[str, pa.Table]:
         ],
         "runs": runs,
         "trials": _trials(),
+        "objectives": [
+            {"metric": "accuracy.word-problems", "mode": "max"},
+            {"metric": "heldout_nll", "mode": "min"},
+            {"metric": "top_eigenvalue.hessian", "at_most": 10.0},
+        ],
         "training_curves": curves,
-        "benchmarks": [{"benchmark": "word-problems", "shift": "none", "problems": PROBLEMS}],
+        "prescreen": _prescreen(),
         "accuracy": accuracy,
         "pass_at_k": [
             {"run": row["run"], "benchmark": "word-problems", "k": k, "problems": PROBLEMS, "samples": 4}
