@@ -35,7 +35,7 @@ from raygeo.search.ranking import fronts
 from raygeo.search.settings import Metric, Objective
 from raygeo.store import AnyPath, Store
 from raygeo.tables import to_arrow
-from raygeo.training.settings import RunSpec
+from raygeo.training.settings import REVISION, RunSpec
 from raygeo.workload import Workload
 
 _RowsOf = Callable[[Workload], list[dict[str, Any]]]
@@ -172,7 +172,13 @@ def publish_trials(
     objectives = provide_objectives(context, student, rollouts)
     keys = {trial.spec.name: trial.spec.key(student.key, rollouts.key) for trial in trials}
     finished = {keys[run.name]: run for run in runs if run.name in keys}
-    measured = objectives.measure(finished, store, context.run)
+    made_by = {"training": REVISION}
+
+    def run_and_note(workload: Workload) -> FanoutResult:
+        made_by.update(workload.revisions)
+        return context.run(workload)
+
+    measured = objectives.measure(finished, store, run_and_note)
     status = {row["run"]: row["status"] for row in store.table("runs").to_pylist()}
     rows: list[dict[str, Any]] = []
     for trial in trials:
@@ -190,7 +196,7 @@ def publish_trials(
         )
     for row, rank in zip(rows, _ranks(rows, objectives.objectives), strict=True):
         row["rank"] = rank
-    store.publish_rows("trials", to_arrow("trials", rows))
+    store.publish_rows("trials", to_arrow("trials", rows), made_by)
 
 
 def _ranks(rows: Sequence[Mapping[str, Any]], objectives: Sequence[Objective]) -> list[int | None]:
