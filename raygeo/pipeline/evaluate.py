@@ -72,7 +72,8 @@ def _publish(context: StudyContext, workload: Answers, keys: Sequence[str]) -> N
     store = context.store
     answers = store.publish("answers", keys, revisions=workload.revisions)
     accuracy = accuracy_rows(answers)
-    for table, rows in {"mcnemar": mcnemar_rows(answers), "pass_at_k": pass_rows(answers), "accuracy": accuracy}.items():
+    made = {"mcnemar": mcnemar_rows(answers), "pass_at_k": pass_rows(answers), "accuracy": accuracy}
+    for table, rows in made.items():
         store.publish_rows(table, to_arrow(table, rows), workload.revisions)
     for name, problems in {row["benchmark"]: row["problems"] for row in accuracy if row["samples"] > 1}.items():
         if problems < FEW:
