@@ -124,7 +124,9 @@ def check_rollouts(
     }
     scheduler = study.plan.sweep.scheduler
     settled = frozenset(
-        spec.name for spec in study.plan.points() if is_settled(store, spec.key(student.key, rollouts.key), scheduler)
+        spec.name
+        for spec in study.plan.points()
+        if is_settled(store, spec.key(student.key, rollouts.key, rollouts.teacher), scheduler)
     )
     heldout = benchmarks.get(HELDOUT, SHORTEST)
     if not study.evaluation.heldout:

@@ -170,7 +170,7 @@ def publish_trials(
     """
     store = context.store
     objectives = provide_objectives(context, student, rollouts)
-    keys = {trial.spec.name: trial.spec.key(student.key, rollouts.key) for trial in trials}
+    keys = {trial.spec.name: trial.spec.key(student.key, rollouts.key, rollouts.teacher) for trial in trials}
     finished = {keys[run.name]: run for run in runs if run.name in keys}
     made_by = {"training": REVISION}
 

@@ -166,7 +166,7 @@ def _run_stages(
                 if study.sweep is not None:
                     publish_trials(context, student, rollouts, planned, runs)
             with stage("geometry"), context.surviving("geometry"):
-                analyse_runs(context, student, rollouts, runs)
+                analyse_runs(context, student, rollouts, runs, references.teacher)
             with stage("report"):
                 page = write_report(context, student, tracking, standing)
             progress.say(f"\nreport:  {page}\ncompare: raygeo ui {store.location}")

@@ -7,12 +7,14 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from rich.markup import escape
 
 from raygeo.data.mismatched import REVISION as MISMATCH
 from raygeo.data.mismatched import save_mismatched
 from raygeo.data.reference import REFERENCE_STATES, ReferenceLogprobs, ReferenceStates, save_reference
+from raygeo.data.teacher import BATCH_ROWS, TEACHER_TOP, TOP_COLUMNS, TeacherTop, save_teacher_top
 from raygeo.data.tokens import RolloutTokens
 from raygeo.errors import TrainingError
 from raygeo.losses.base import FROM_BASE, Need
@@ -25,7 +27,7 @@ from raygeo.pipeline.plan import Plan, PlannedRun
 from raygeo.pipeline.probes import provide_heldout
 from raygeo.pipeline.rollouts import Rollouts
 from raygeo.pipeline.search import is_settled, measure_run, start_search
-from raygeo.pipeline.student import Student
+from raygeo.pipeline.student import KIND, Student
 from raygeo.records import FINISHED, RunRecord
 from raygeo.settings import content_key, unit_key
 from raygeo.store import AnyPath, Store, outdated_units
@@ -66,8 +68,8 @@ def select_examples(context: StudyContext, rollouts: Rollouts, specs: Sequence[R
 
 @dataclass(frozen=True)
 class References:
-    """What the base says of the rollouts, in the precision and with the attention of the runs that need it; None where
-    no loss does.
+    """What the base says of the rollouts, in the precision and with the attention of the runs that need it, and what a
+    ``teacher`` does; None where no loss needs it.
 
     ``failed`` holds, for each need that could not be met, the reason; the runs whose losses have it cannot be trained.
     """
@@ -76,6 +78,7 @@ class References:
     states: AnyPath | None = None
     mismatched: AnyPath | None = None
     mismatched_logprobs: AnyPath | None = None
+    teacher: AnyPath | None = None
     failed: Mapping[Need, str] = field(default_factory=dict)
 
     def lacking(self, needs: frozenset[Need]) -> str | None:
@@ -85,6 +88,7 @@ class References:
 
 def provide_references(context: StudyContext, student: Student, rollouts: Rollouts) -> References:
     """Compute, once a study, what its losses need of the base; for whole logits, runs with adapters ask it themselves.
+    Ask the teacher, too, or lay out what it left with the rollouts.
 
     What fails is left out, and with it the runs whose losses need it.
 
@@ -93,11 +97,8 @@ def provide_references(context: StudyContext, student: Student, rollouts: Rollou
     """
     specs = context.study.plan.points()
     needs = {need for spec in specs for need in spec.needs}
-    if not needs & FROM_BASE:
-        return References()
-    [(precision, attention)] = {
-        (spec.training.precision, spec.training.attn_implementation) for spec in specs if spec.needs & FROM_BASE
-    }
+    held = {(spec.training.precision, spec.training.attn_implementation) for spec in specs if spec.needs & FROM_BASE}
+    [(precision, attention)] = held or {("fp32", None)}
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     loading = _loading(context, attention)
     found: dict[str, AnyPath] = {}
@@ -123,7 +124,42 @@ def provide_references(context: StudyContext, student: Student, rollouts: Rollou
             mismatched, key = _mismatched(context.store, student, rollouts)
             found["mismatched"] = mismatched
             found["mismatched_logprobs"] = _reference_logprobs(context, student, mismatched, key, dtype, loading)
+    if "teacher" in needs:
+        with meeting("teacher", "the teacher's likeliest tokens"):
+            found["teacher"] = _teacher_top(context, student, rollouts)
     return References(**found, failed=failed)
+
+
+def _teacher_top(context: StudyContext, student: Student, rollouts: Rollouts) -> AnyPath:
+    """The folder of the likeliest tokens: of the model that the study names, or of what came with the rollouts."""
+    store, settings = context.store, context.study.teacher
+    width = read_config(student.folder).get_text_config().vocab_size
+    if settings is not None and student.taught_by is not None:
+        source, loading = content_key("teacher-top", rollouts.tokens_key, rollouts.teacher, width), Loading.of(settings)
+        model = store.stored(KIND, student.taught_by)
+        workload = TeacherTop(
+            context.study.reference, model, rollouts.tokens, source, store, settings.top_k, width, loading
+        )
+        keys, key = context.run(workload).keys, workload.folder_key
+        if not store.has_folder(TEACHER_TOP, key):
+            store.complete_folder(TEACHER_TOP, key)
+        parts = pa.concat_tables(store.read_units("teacher_top", keys))
+        tail, count = pc.sum(parts["tail"]).as_py(), pc.sum(parts["tokens"]).as_py()
+        context.progress.say(
+            f"  teacher: its {settings.top_k} likeliest tokens hold {1 - tail / max(1, count):.2%} of its law"
+        )
+        return store.stored(TEACHER_TOP, key)
+    key = content_key("teacher-top", rollouts.key, rollouts.tokens_key, width)
+    if not store.has_folder(TEACHER_TOP, key):
+        batches = store.row_batches("rollouts", rollouts.key, TOP_COLUMNS, {"split": "train"}, BATCH_ROWS)
+        tokens = RolloutTokens.open(rollouts.tokens)
+        with store.making(TEACHER_TOP, key) as folder:
+            tail = save_teacher_top(batches, tokens, width, folder)
+        context.progress.say(
+            f"  teacher: the tokens that came with the rollouts hold {1 - tail / tokens.completion_offsets[-1]:.2%} of "
+            "its law"
+        )
+    return store.stored(TEACHER_TOP, key)
 
 
 def _mismatched(store: Store, student: Student, rollouts: Rollouts) -> tuple[AnyPath, str]:
@@ -195,7 +231,7 @@ def train_runs(
     store, plan = context.store, context.study.plan
     planned = plan.trials()
     examples = select_examples(context, rollouts, [run.spec for run in planned])
-    keys = {run.name: run.spec.key(student.key, rollouts.key) for run in planned}
+    keys = {run.name: run.spec.key(student.key, rollouts.key, rollouts.teacher) for run in planned}
     specs = {keys[run.name]: run.spec for run in planned}
     missing = {key: spec for key, spec in specs.items() if not is_settled(store, key, plan.sweep.scheduler)}
     failures = {key: why for key, spec in missing.items() if (why := references.lacking(spec.needs))}
@@ -219,7 +255,7 @@ def train_runs(
 
         def add_planned(run: PlannedRun) -> None:
             planned.append(run)
-            keys[run.name] = run.spec.key(student.key, rollouts.key)
+            keys[run.name] = run.spec.key(student.key, rollouts.key, rollouts.teacher)
             params[keys[run.name]] = run_params(run.spec)
             say_outdated([keys[run.name]])
 
@@ -239,6 +275,8 @@ def train_runs(
             mismatched=references.mismatched,
             mismatched_reference=references.mismatched_logprobs,
             heldout=provide_heldout(context, student, rollouts),
+            teacher=references.teacher,
+            teacher_key=rollouts.teacher,
         )
         context.pool.close()  # its CPUs are the workers' now
         with context.progress.bar("training steps", steps) as bar:

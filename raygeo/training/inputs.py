@@ -11,7 +11,9 @@ class RunInputs:
 
     ``student_key`` is the student's content key; ``reference`` and ``reference_states`` hold what the base says of the
     rollouts; ``mismatched`` the tokens of prompts with other prompts' completions, ``mismatched_reference`` what the
-    base says of those; ``heldout`` is the probe whose NLL is measured while training.
+    base says of those; ``heldout`` is the probe whose NLL is measured while training; ``teacher`` holds a teacher's
+    likeliest tokens, and ``teacher_key`` is the key of the model that they were asked of, None where they came with the
+    rollouts.
     """
 
     rollouts: str
@@ -24,3 +26,5 @@ class RunInputs:
     mismatched: AnyPath | None = None
     mismatched_reference: AnyPath | None = None
     heldout: AnyPath | None = None
+    teacher: AnyPath | None = None
+    teacher_key: str | None = None

@@ -227,9 +227,9 @@ class RunSpec(Settings):
     loss: AnyLoss
     training: TrainingSettings
 
-    def key(self, student_key: str, rollouts_key: str) -> str:
+    def key(self, student_key: str, rollouts_key: str, teacher_key: str | None = None) -> str:
         """Key of the run: of its loss, every setting that can change a bit of the result, the inputs' keys; not of its
-        name.
+        name. A teacher matters to losses that learn from one.
         """
         execution = self.training.model_dump(mode="json", include=set(Execution.model_fields))
         execution = {name: value for name, value in execution.items() if name not in LATER or value != LATER[name]}
@@ -237,6 +237,8 @@ class RunSpec(Settings):
             execution["adapters"] = "fp32"  # once they were in bf16, with masters in fp32
         if self.asks_base:
             execution["reference"] = "step"  # once the base's states were stored, which differ by rounding
+        if teacher_key is not None and "teacher" in self.loss.needs:
+            execution["teacher"] = teacher_key
         return unit_key(self.revisions, "run", self.loss, execution, student_key, rollouts_key)
 
     @property

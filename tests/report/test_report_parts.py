@@ -13,7 +13,8 @@ from raygeo.report.results import results
 from raygeo.tables import SCHEMAS
 
 FIGURES = [
-    "accuracy", "nll", "objective", "norms", "trajectories", "cosine", "map", "angles", "off-principal", "paths",
+    "accuracy", "nll", "objective", "norms", "trajectories", "cosine", "map", "angles", "off-principal",
+    "layer-alpha", "locking", "paths",
     "base-paths", "matched-paths", "curves", "layerwise", "wise", "planes", "spectra", "eigenvalues", "directional",
     "block-curvature", "expansions", "sharpness", "cka", "layer-cka", "drift", "divergence", "coherence",
     "gradient-cosines",
