@@ -21,6 +21,8 @@ from raygeo.training.settings import REVISION
 from raygeo.workload import Workload
 
 _AGAIN = "Run the study again to make it anew."
+_FOLLOWING = ("accuracy", "mcnemar", "pass_at_k")
+"""What follows from answers."""
 _RENAMED = {
     "curves": "training_curves",
     "rejected": "set_aside",
@@ -40,7 +42,7 @@ def outdated_tables(store: Store) -> list[str]:
     Nothing is said of tables that cannot be read.
     """
     makers: dict[str, list[type[Workload]]] = {"rollouts": [], "trials": []}
-    makers |= {table: [Answers] for table in (*Answers.tables, "accuracy", "mcnemar", "pass_at_k")}
+    makers |= {table: [Answers] for table in (*Answers.tables, *_FOLLOWING)}
     known = {"training": REVISION, **text_revisions(RENDERERS, ENGINES, READERS)}
     known |= {kind.name: kind.revision for kind in (Sampling, Answers)}
     for analysis in analyses().values():
@@ -53,7 +55,8 @@ def outdated_tables(store: Store) -> list[str]:
         made = store.revisions(table)
         now = {kind.name: kind.revision for kind in kinds} | {name: known[name] for name in made or () if name in known}
         if not made:
-            before += [table] * _has_rows(store, table)
+            of_old = made is None and store.has_table(table)
+            before += [table] * (of_old or (table in (*_FOLLOWING, "trials") and _has_rows(store, table)))
         elif made != now:
             changed.append(_changed(table, made, now))
     for table, columns in schemas().items():
