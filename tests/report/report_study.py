@@ -812,7 +812,7 @@ def build_tables() -> dict[str, pa.Table]:
     trajectories, fits = _trajectories()
     pairs, floors, spans, separations, maps, axes = _cosine_baselines()
     weights, overlaps, changed = _off_principal()
-    heads, head_effects = _heads(rng)
+    heads, head_effects = _heads(np.random.default_rng(8))
     truncated, least_ranks = _truncation()
     rollouts = [
         {
@@ -891,7 +891,7 @@ def build_tables() -> dict[str, pa.Table]:
         "heads": heads,
         "head_effects": head_effects,
         "sharpness": _sharpness(rng),
-        "critical_sharpness": _critical(rng),
+        "critical_sharpness": _critical(np.random.default_rng(9)),
         "cka": cka,
         **_models(),
         **_outcomes(),
