@@ -10,6 +10,7 @@ from raygeo.evaluation.statistics import FEW, accuracy_rows, mcnemar_rows, pass_
 from raygeo.models.run import Run
 from raygeo.pipeline.config import HELDOUT
 from raygeo.pipeline.context import StudyContext
+from raygeo.pipeline.monitor import monitor_runs
 from raygeo.pipeline.rollouts import Rollouts, benchmark_problems, heldout_problems
 from raygeo.pipeline.student import Student
 from raygeo.store import Store
@@ -18,12 +19,12 @@ from raygeo.workload import Task
 
 
 def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, runs: list[Run]) -> None:
-    """Publish ``answers``, ``accuracy``, ``pass_at_k`` and ``mcnemar``.
+    """Publish ``answers``, ``accuracy``, ``pass_at_k`` and ``mcnemar``, and what is measured on the way.
 
     Problems whose prompt is trained on are left out, and reported; so are answers that could not be judged.
     """
     settings, store = context.study.evaluation, context.store
-    for table in ("answers", "accuracy", "pass_at_k", "mcnemar"):
+    for table in ("answers", "accuracy", "pass_at_k", "mcnemar", "monitor", "partings"):
         store.publish(table, [])  # an earlier study's are not this one's, whatever becomes of these
     benchmarks = {HELDOUT: heldout_problems(rollouts)} if settings.heldout else {}
     benchmarks |= {b.name: benchmark_problems(context.study, b) for b in settings.benchmarks}
@@ -37,7 +38,7 @@ def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, r
         context.progress.say("  accuracy is not measured: there is no problem with a gold answer to grade against")
     workload = Answers(
         settings.answers,
-        runs,
+        [run for run in runs if not run.leg],
         student.folder,
         student.key,
         benchmarks,
@@ -53,6 +54,8 @@ def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, r
         _publish(context, workload, _complete(workload, store))
         raise
     _publish(context, workload, keys)
+    with context.surviving("accuracy while training"):
+        monitor_runs(context, student, rollouts, runs, benchmarks)
 
 
 def _complete(workload: Answers, store: Store) -> list[str]:

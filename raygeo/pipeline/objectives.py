@@ -162,15 +162,21 @@ def provide_objectives(context: StudyContext, student: Student, rollouts: Rollou
 
 
 def publish_trials(
-    context: StudyContext, student: Student, rollouts: Rollouts, trials: Sequence[PlannedRun], runs: Sequence[Run]
+    context: StudyContext,
+    student: Student,
+    rollouts: Rollouts,
+    trials: Sequence[PlannedRun],
+    runs: Sequence[Run],
+    keys: Mapping[str, str],
 ) -> None:
     """Publish the table ``trials``: what was chosen for every run, its objectives, and the rank of its configuration.
+
+    ``keys`` are those of the training that each run ended with, by name.
 
     A configuration is judged by the means over its seeds; it has a rank once all of them are finished.
     """
     store = context.store
     objectives = provide_objectives(context, student, rollouts)
-    keys = {trial.spec.name: trial.spec.key(student.key, rollouts.key) for trial in trials}
     finished = {keys[run.name]: run for run in runs if run.name in keys}
     measured = objectives.measure(finished, store, context.run)
     status = {row["run"]: row["status"] for row in store.table("runs").to_pylist()}

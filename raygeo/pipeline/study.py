@@ -159,14 +159,14 @@ def _run_stages(
             with stage("reference"):
                 references = provide_references(context, student, rollouts)
             with stage("train"):
-                runs, planned = train_runs(context, student, rollouts, references, tracking)
+                trained = train_runs(context, student, rollouts, references, tracking)
             with stage("evaluate"), context.surviving("evaluation"):
                 store.publish("trials", [])
-                evaluate_runs(context, student, rollouts, runs)
+                evaluate_runs(context, student, rollouts, trained.runs)
                 if study.sweep is not None:
-                    publish_trials(context, student, rollouts, planned, runs)
+                    publish_trials(context, student, rollouts, trained.planned, trained.runs, trained.keys)
             with stage("geometry"), context.surviving("geometry"):
-                analyse_runs(context, student, rollouts, runs)
+                analyse_runs(context, student, rollouts, trained.runs)
             with stage("report"):
                 page = write_report(context, student, tracking, standing)
             progress.say(f"\nreport:  {page}\ncompare: raygeo ui {store.location}")

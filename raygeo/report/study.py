@@ -1,11 +1,20 @@
 """What is shown of every study, whatever is analysed: training, accuracy, and their limits."""
 
-from raygeo.report import limits, passes, results, training
+from raygeo.report import limits, monitor, passes, results, stages, training
 from raygeo.report.parts import Parts
 
 STUDY = Parts(
-    figures=(training.accuracy, training.nll_curves, training.objective_curves),
-    sections=(passes.passes, results.mcnemar),
-    caveats=(limits.failures, limits.selection, limits.seeds, limits.problems, limits.no_gold, limits.tests),
+    figures=(training.accuracy, training.nll_curves, training.objective_curves, monitor.curves),
+    sections=(stages.trainings, monitor.partings, passes.passes, results.mcnemar),
+    caveats=(
+        limits.failures,
+        limits.selection,
+        limits.seeds,
+        limits.problems,
+        limits.no_gold,
+        limits.tests,
+        stages.legs,
+    ),
     metrics=(results.accuracies, passes.metrics),
+    histories=(monitor.histories,),
 )

@@ -61,7 +61,7 @@ def open_data(loss: Loss, store: Store, inputs: RunInputs, needs: frozenset[Need
         pad_id=inputs.pad_id,
         behaviour=rank_0_first(behaviour),
         states=None if states is None else open_reference_states(states),
-        head=None if states is None else Checkpoint(inputs.student).head(),
+        head=None if states is None else Checkpoint(inputs.referred or inputs.student).head(),
         mismatched=mismatched,
         heldout=None if inputs.heldout is None else Probe.load(inputs.heldout),
     )
