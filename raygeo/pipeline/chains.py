@@ -11,11 +11,11 @@ import pyarrow as pa
 from raygeo.cluster.remote import call
 from raygeo.models.sum import REVISION, save_sum
 from raygeo.pipeline.context import StudyContext
-from raygeo.pipeline.plan import PlannedRun, PlannedStage
+from raygeo.pipeline.plan import PlannedRun, described
 from raygeo.pipeline.rollouts import Rollouts, Round, plan_round
 from raygeo.pipeline.student import KIND, Student, continued_key
 from raygeo.records import FINISHED, RunRecord
-from raygeo.settings import unit_key
+from raygeo.settings import content_key, unit_key
 from raygeo.store import Store
 from raygeo.tables import to_arrow
 from raygeo.training.settings import RunSpec
@@ -65,15 +65,6 @@ class Chain:
         return [described(stage) for stage in self.run.stages] if self.run.is_chain else None
 
 
-def described(stage: PlannedStage) -> dict[str, Any]:
-    """A stage as plain data."""
-    loss, training = (settings.model_dump(mode="json") for settings in (stage.spec.loss, stage.spec.training))
-    plain = {"label": stage.label, "loss": loss, "training": training, "reference": stage.spec.reference}
-    if stage.rounds is None:
-        return plain
-    return plain | {"rounds": stage.rounds, "sampling": stage.sampling.model_dump(mode="json")}
-
-
 def _sum_key(links: Sequence[Link]) -> str:
     if len(links) == 1:
         return links[0].key
@@ -88,12 +79,22 @@ def chain_of(context: StudyContext, student: Student, rollouts: Rollouts, run: P
             start = student if not links else _after(context.store, links[-1])
             if start is student:  # which is the base
                 spec = spec.model_copy(update={"reference": "start"})
+            if links and spec.training.lora is not None:
+                spec = _with_new_adapter(spec, len(links))
             sampled = None
             if stage.rounds is not None:
                 sampled = plan_round(context, rollouts, student, start, stage.sampling, number)
             key = spec.key(start.key, rollouts.key if sampled is None else sampled.key, student.key)
             links.append(Link(spec, key, start, tuple(links), index, None if sampled is None else number, sampled))
     return Chain(run, tuple(links))
+
+
+def _with_new_adapter(spec: RunSpec, number: int) -> RunSpec:
+    """The training with an adapter of its own: drawn again from ``init_seed`` alone, those of all stages and rounds
+    would begin in the same input directions, and what they changed would be alike for that.
+    """
+    seed = int(content_key("init_seed", spec.training.init_seed, number), 16) % 2**31
+    return spec.model_copy(update={"training": spec.training.model_copy(update={"init_seed": seed})})
 
 
 def _after(store: Store, link: Link) -> Student:

@@ -288,7 +288,7 @@ class Study(Settings):
         if (count := self.plan.count()) > MOST_RUNS:
             raise ValueError(f"its runs are {count:,} with all that varies; a study has at most {MOST_RUNS:,}")
         names = [name for trial in self.plan.trials() for name in trial.shown]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted({name for name in names if names.count(name) > 1} & {run.name for run in self.plan.trials()})
         if twice:
             raise ValueError(f"runs {twice} appear more than once; give them different settings, or a name each")
         if "base" in names:
@@ -306,7 +306,8 @@ class Study(Settings):
                 "the base is asked with the attention of the runs that are compared with it, and flash attention "
                 "computes on GPUs; give actors.gpus: 1 with it"
             )
-        for lora in {spec.training.lora for spec in self.plan.points()}:
+        adapters = {spec.training.lora for spec in self.plan.points()} | {run.adapters for run in self.plan.trials()}
+        for lora in adapters:
             if (why := self.evaluation.engine.unfit(lora)) is not None:
                 raise ValueError(f"evaluation.engine: {why}")
         for index in self.plan.open_entries():

@@ -16,7 +16,7 @@ from raygeo.evaluation.statistics import accuracy_rows
 from raygeo.models.run import Run
 from raygeo.pipeline.config import HELDOUT, TRAIN
 from raygeo.pipeline.context import StudyContext
-from raygeo.pipeline.rollouts import Rollouts, training_problems
+from raygeo.pipeline.rollouts import Rollouts
 from raygeo.pipeline.student import Student
 from raygeo.records import RunRecord
 from raygeo.settings import content_key
@@ -52,7 +52,7 @@ def monitor_runs(
     asked: dict[str, list[Prompt]] = {}
     if settings is not None:
         asked = {name: _some(problems, settings.problems, settings.seed) for name, problems in benchmarks.items()}
-        asked = {TRAIN: _some(training_problems(rollouts), settings.problems, settings.seed), **asked}
+        asked = {TRAIN: _some(rollouts.training_problems, settings.problems, settings.seed), **asked}
         asked = {name: problems for name, problems in asked.items() if problems}
     elif HELDOUT in benchmarks:
         asked, models = {HELDOUT: list(benchmarks[HELDOUT])}, chains

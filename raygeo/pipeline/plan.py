@@ -20,6 +20,7 @@ from pydantic import (
 from raygeo.data.sampling import DecodingSettings
 from raygeo.losses.base import Loss
 from raygeo.losses.registry import LOSSES, AnyLoss, unknown
+from raygeo.models.lora import LoraSettings
 from raygeo.search.configurations import Configuration, grid, sample
 from raygeo.search.naming import describe
 from raygeo.search.settings import SweepSettings
@@ -289,9 +290,25 @@ class PlannedRun:
         return [spec for stage in self.stages for spec in stage.specs]
 
     @property
+    def adapters(self) -> LoraSettings | None:
+        """The adapters that all stages and rounds together are; None where one trains all weights."""
+        trained = [spec.training.lora for spec in self.trainings]
+        known = [lora for lora in trained if lora is not None]
+        return known[-1].model_copy(update={"r": sum(lora.r for lora in known)}) if len(known) == len(trained) else None
+
+    @property
     def shown(self) -> list[str]:
         """Names under which it is measured: its own, and those of its stages if it has several."""
         return [self.name, *([stage.spec.name for stage in self.stages] if len(self.stages) > 1 else [])]
+
+
+def described(stage: PlannedStage) -> dict[str, Any]:
+    """A stage as plain data, as ``RunRecord.stages`` hold it."""
+    loss, training = (settings.model_dump(mode="json") for settings in (stage.spec.loss, stage.spec.training))
+    plain = {"label": stage.label, "loss": loss, "training": training, "reference": stage.spec.reference}
+    if stage.rounds is None:
+        return plain
+    return plain | {"rounds": stage.rounds, "sampling": stage.sampling.model_dump(mode="json")}
 
 
 def stage_label(loss: str, rounds: int | None) -> str:

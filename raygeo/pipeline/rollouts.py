@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -83,6 +83,11 @@ class Rollouts:
         """Rows of the prompts kept out of training."""
         return self._read("heldout", SCHEMAS["rollouts"].names)
 
+    @cached_property
+    def training_problems(self) -> list[Prompt]:
+        """Training prompts with a gold answer that can be graded against, each once, in the order of the table."""
+        return _problems(self._read("train", ["prompt_id", "prompt", "gold"]), self)
+
     def _read(self, split: str, columns: Sequence[str]) -> pa.Table:
         return self.store.read_rows("rollouts", self.key, columns, {"split": split})
 
@@ -120,7 +125,20 @@ def provide_rollouts(context: StudyContext, student: Student) -> Rollouts:
     rollouts = Rollouts(key, store, tokens_key, tokens, renderer, recorded_grading(counted), counted)
     for line in _findings(context.study, rollouts, set_aside, counted):
         context.progress.say(f"  {escape(line)}")
+    _check_rounds(context.study, rollouts)
     return rollouts
+
+
+def _check_rounds(study: Study, rollouts: Rollouts) -> None:
+    """Raise ``DataError`` where runs are trained in rounds and nothing that they write could be graded."""
+    rounds = next((run.name for run in study.plan.trials() if any(s.rounds is not None for s in run.stages)), None)
+    if rounds is not None and not rollouts.training_problems:
+        raise DataError(
+            f"run {rounds!r} is trained in rounds, whose rollouts are graded against the gold answers of training "
+            "prompts, and none has one"
+            + (" that is a number" if rollouts.grading == "exact" else "")
+            + "; name the field that holds it (rollouts.read, fields: gold), or leave rounds out."
+        )
 
 
 def _with_reason(counted: pa.Table, asked: "_Asked") -> pa.Table:
@@ -274,7 +292,7 @@ def plan_round(
         current.folder,
         current.key,
         rollouts.renderer,
-        _drawn(training_problems(rollouts), sampling, number),
+        _drawn(rollouts.training_problems, sampling, number),
         rollouts.grading,
         rollouts.renderer.end_texts,
         Loading.of(study.student),
@@ -314,12 +332,6 @@ def provide_round(context: StudyContext, rollouts: Rollouts, student: Student, r
     values = dict(zip(counted["name"].to_pylist(), counted["value"].to_pylist(), strict=True))
     context.progress.say(f"  {escape(name)}: {values['rows']} rollouts sampled, {values['correct']} right")
     return found
-
-
-def training_problems(rollouts: Rollouts) -> list[Prompt]:
-    """The training prompts with a gold answer that can be graded against, each once, in the order of the table."""
-    table = rollouts.store.read_rows("rollouts", rollouts.key, ["prompt_id", "prompt", "gold"], {"split": "train"})
-    return _problems(table, rollouts)
 
 
 def _drawn(problems: Sequence[Prompt], sampling: RoundSampling, number: int) -> list[Prompt]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -272,8 +272,9 @@ class _Training:
     def _train_level(self, level: int, examples: Mapping[str, int]) -> None:
         """Train the stage or round number ``level`` of every run that has it and has come so far."""
         scheduler, store = self.plan.sweep.scheduler, self.store
-        links = {chain.links[level].key: chain.links[level] for chain in self._reaching(level)}
+        links = self._links(level)
         missing = {key: link for key, link in links.items() if not is_settled(store, key, scheduler)}
+        self._provide_starts(missing.values())
         inputs = {key: made for key, link in missing.items() if (made := self._inputs(link)) is not None}
         missing = {key: link for key, link in missing.items() if key in inputs}
         self._say_outdated(missing)
@@ -311,18 +312,39 @@ class _Training:
         for start in {link.start.key for link in links.values()} - {self.student.key}:
             store.delete_folder(KIND, start)  # as large as the student; whoever needs it makes it again
 
-    def _reaching(self, level: int) -> list[Chain]:
-        """The runs whose stage or round before ``level`` is finished; of others that have it, the failure is noted."""
-        found = []
+    def _links(self, level: int) -> dict[str, Link]:
+        """The trainings number ``level`` of all runs that have come so far, by key; one that several share is named
+        after the run that it is all of, or else the first.
+        """
+        found: dict[str, Link] = {}
         for chain in self.chains.values():
             if len(chain.links) <= level:
                 continue
-            if level == 0 or finished_record(self.store, chain.links[level - 1].key) is not None:
-                found.append(chain)
+            link = chain.links[level]
+            if level and finished_record(self.store, chain.links[level - 1].key) is None:
+                continue
+            if link.key not in found or not chain.run.is_chain:
+                found[link.key] = link
         return found
+
+    def _provide_starts(self, links: Collection[Link]) -> None:
+        """Make the students that trainings start from; where that fails, it is noted."""
+        later = {link.start.key: link for link in links if link.before}
+        if later:
+            self.context.pool.close()  # one may need its CPUs
+        for link in later.values():
+            try:
+                trained = [earlier.key for earlier in link.before]
+                provide_continued(self.context, self.student, trained, link.before[-1].spec.name)
+            except FullStoreError:
+                raise
+            except Exception as error:
+                self.failures |= {each.key: reason(error) for each in links if each.start.key == link.start.key}
 
     def _inputs(self, link: Link) -> RunInputs | None:
         """What a training reads, made if need be; None where that fails, which is noted."""
+        if link.key in self.failures:
+            return None
         if link.sampled is None and link.start.key == self.student.key:
             if why := self.references.lacking(link.spec.needs):
                 self.failures[link.key] = why
@@ -339,9 +361,6 @@ class _Training:
     def _own_inputs(self, link: Link) -> RunInputs:
         """What a training reads that starts from another student, or learns from other rollouts, than the study's."""
         context, start, rollouts = self.context, link.start, self.rollouts
-        if link.before:
-            trained = [earlier.key for earlier in link.before]
-            start = provide_continued(context, self.student, trained, link.before[-1].spec.name)
         if link.sampled is not None:
             rollouts = provide_round(context, rollouts, self.student, link.sampled, link.spec.name)
             selection = link.spec.loss.select(rollouts.train)
