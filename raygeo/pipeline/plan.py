@@ -184,7 +184,7 @@ class RunEntry(_Entry):
 
     def resolve(self, defaults: TrainingDefaults, values: Configuration) -> tuple["PlannedStage", ...]:
         """The stages of the run with ``values`` for all that varies, named after the entry."""
-        training = defaults.at({place: value for place, value in values.items() if place[0] not in self.given})
+        training = defaults.at({place: value for place, value in values.items() if place[0] not in self.own})
         own = self.at({place: value for place, value in values.items() if place[0] in self.own})
         training |= dict.fromkeys(self.given) | {name: own[name] for name in own.keys() & self.given}
         found = []
