@@ -43,7 +43,8 @@ def test_what_readers_look_for_has_columns_of_its_own():
 def test_runs_are_of_one_condition_but_for_what_training_gave():
     again = replace(FULL, run="again", key="k", steps=9, seconds=3.0, adapter_init="another")
     assert again.condition == FULL.condition
-    assert replace(FULL, training=TRAINING | {"lr": 1e-3}).condition != FULL.condition
+    alone = replace(FULL, stages=None, leg=None)
+    assert replace(alone, training=TRAINING | {"lr": 1e-3}).condition != alone.condition
     staged = replace(FULL, **STAGED).condition
     assert (staged.seed, staged.init_seed) == ((3, 3), (7, 7))
     assert (

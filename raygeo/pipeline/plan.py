@@ -338,9 +338,17 @@ class Plan:
 
     def points(self) -> list[RunSpec]:
         """Runs that together need whatever a run may need: the known ones and, in entries whose runs are yet to be
-        chosen, one for each value of a list and each end of a range.
+        chosen, one for each value of a list and each end of a range. Stages that runs share are there once.
         """
-        points = [spec for trial in self.trials() for spec in trial.trainings]
+        shared: dict[tuple[str, ...], RunSpec] = {}
+        for trial in self.trials():
+            so_far: tuple[str, ...] = ()
+            for stage in trial.stages:
+                for spec in stage.specs:
+                    what = [spec.model_dump_json(exclude={"name"}), str(stage.rounds), stage.sampling.model_dump_json()]
+                    so_far = (*so_far, "".join(what))
+                    shared.setdefault(so_far, spec)
+        points = list(shared.values())
         for index in self.open_entries():
             space = self.searched(index)
             first = {place: _extremes(domain)[0] for place, domain in space.items()}

@@ -35,6 +35,8 @@ STAGES = ("student", "rollouts", "reference", "train", "evaluate", "geometry")
 """Those that need something."""
 DELTAS, SNAPSHOTS, CHECKPOINTS = "deltas", "snapshots", "checkpoints of a run in progress"
 """What runs leave in the store, and the two checkpoints that one has there while it writes the second."""
+STARTS = "students where a stage begins"
+"""What lies in the store while runs in stages or rounds are trained."""
 ROW = 1024
 """Bytes that a row takes of the process that splits rollouts: verdicts, keys and lengths, but no texts."""
 
@@ -171,15 +173,16 @@ def _between(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
     model = shapes.of(torch.float32)
     later = {spec.name for run in chains for spec in run.trainings[1:]}
     deltas = [4 * training_model(shapes, run.spec.training).trainable for run in chains]
-    sums = sum(delta * len(run.trainings) for run, delta in zip(chains, deltas, strict=True) if len(run.trainings) > 1)
+    several = [(len(run.trainings), delta) for run, delta in zip(chains, deltas, strict=True) if len(run.trainings) > 1]
     needs = [
         Need(
             "train, stages joined",
             len(later),
             host={"weights of a student, fp32": model.weights},
             disk={
-                "sums of deltas": sums,
-                "students where stages begin, one level at a time": model.weights * len(chains),
+                DELTAS: sum(delta for _, delta in several),
+                SNAPSHOTS: sum((count - 1) * delta for count, delta in several),
+                STARTS: model.weights * len(several),
             },
             on="cpu",
         )
@@ -342,7 +345,7 @@ def _training_remedies(study: Study, spec: RunSpec, training: TrainingSettings) 
 
 
 def _evaluation(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
-    answers = study.evaluation.answers
+    answers, monitor = study.evaluation.answers, study.evaluation.monitor
     scale = scale_of(study, facts, shapes)
     samples, engine = answers.samples, study.evaluation.engine.type
     needs = []
@@ -370,7 +373,33 @@ def _evaluation(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
                 remedies=(*remedies, *LIGHTER),
             )
         )
+    if monitor is not None and engine == LOCAL.type:
+        needs.append(_monitor(study, facts, scale, monitor.problems))
     return needs
+
+
+def _monitor(study: Study, facts: Facts, scale: Scale, most: int) -> Need:
+    """Accuracy at kept steps, on training problems and on few of each benchmark."""
+    answers, points = study.evaluation.answers, scale.trained * (scale.snapshots + 1) + 1
+    asked = [facts.prompts, *facts.benchmarks.values()]
+    sets = [texts.first(most) for texts in asked if texts.count]
+    work = sum(
+        (
+            decoding_work(scale.model, texts, answers.max_new_tokens, answers.batch_size, answers.samples)
+            for texts in sets
+        ),
+        Work(),
+    )
+    longest = max((texts.longest for texts in sets), default=1)
+    rows = min(answers.batch_size, most * answers.samples)
+    peak = decoding_peak(scale.model, rows, longest, answers.max_new_tokens)
+    units = points * sum(-(-texts.count // answers.problems_per_task) for texts in sets)
+    disk = {"answers": int(4 * sum(texts.count for texts in sets) * answers.samples * answers.max_new_tokens * points)}
+    held = scale.resident() | {"cache and logits": peak}
+    remedies = tuple(f"evaluation.answers.batch_size={less}" for less in halves(rows))
+    return Need(
+        "evaluate on the way", units, work * points, held, disk=disk, rate="answers", remedies=(*remedies, *LIGHTER)
+    )
 
 
 def _analysis(study: Study, facts: Facts, shapes: Shapes, name: str, settings: Settings) -> list[Need]:
