@@ -166,8 +166,9 @@ def _between(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
     """What runs in stages or rounds need besides their trainings: the student that each later one starts from, rollouts
     of rounds, what losses need of those students, and the sums of what was changed.
     """
+    lacking = {spec.name for spec in study.plan.points()} - facts.settled
     chains = [run for run in study.plan.trials() if run.is_chain]
-    chains = [run for run in chains if any(spec.name not in facts.settled for spec in run.trainings)]
+    chains = [run for run in chains if any(spec.name in lacking for spec in run.trainings)]
     if not chains:
         return []
     model = shapes.of(torch.float32)
