@@ -110,10 +110,11 @@ def join(context: StudyContext, student: Student, chains: Iterable[Chain]) -> No
     """
     for chain in chains:
         if len(chain.links) > 1:
-            _join(context, student, chain, chain.links, whole=True)
-            for stage in range(len(chain.run.stages)):
-                if len(links := chain.of_stage(stage)) > 1 and len(links) < len(chain.links):
-                    _join(context, links[0].start, chain, links, whole=False)
+            with context.surviving(f"the sum of the stages of {chain.run.name}"):
+                _join(context, student, chain, chain.links, whole=True)
+                for stage in range(len(chain.run.stages)):
+                    if len(links := chain.of_stage(stage)) > 1 and len(links) < len(chain.links):
+                        _join(context, links[0].start, chain, links, whole=False)
 
 
 def _join(context: StudyContext, student: Student, chain: Chain, links: Sequence[Link], *, whole: bool) -> None:

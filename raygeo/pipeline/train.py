@@ -233,7 +233,6 @@ class _Training:
         self.chains: dict[str, Chain] = {}
         self.failures: dict[str, str] = {}
         self.params: dict[str, dict[str, Any]] = {}
-        self.sampled: dict[str, Rollouts] = {}
         self.counted: list[pa.Table] = []
 
     def run(self) -> Trained:
