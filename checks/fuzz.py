@@ -597,7 +597,9 @@ def _odd_tensors(rng: random.Random, tensors: dict[str, torch.Tensor]) -> dict[s
             )
         elif how == 4:
             changed_value = value.clone()
-            changed_value.view(-1)[:1] = rng.choice((float("nan"), float("inf"), -float("inf"), 1e38))
+            odd_number = rng.choice((float("nan"), float("inf"), -float("inf"), 1e38))
+            if value.is_floating_point():
+                changed_value.view(-1)[:1] = odd_number
             tensors[name] = changed_value
         elif how == 5:
             tensors[name] = value.t().contiguous() if value.ndim == 2 else value

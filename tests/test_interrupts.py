@@ -14,7 +14,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 from study_cases import save_parts, tiny_study
 
-from checks.faults import await_end
+from checks.faults.processes import await_end
 from raygeo.interrupts import asked, deferred, handled
 from raygeo.models.delta import open_delta
 from raygeo.pipeline.config import parse_study

@@ -21,6 +21,8 @@ _SETTINGS_BYTES = 64 << 20
 _LAYERS = frozenset({"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "decoder_layers"})
 _MOST_LAYERS = 4096
 _MOST_COUNTED = 1 << 20
+_MOST_LABELS = 1 << 16
+"""A name is made of each label of a classifier, whether it is used as one or not."""
 
 
 def check_files(folder: Path) -> None:
@@ -158,7 +160,7 @@ def check_config(folder: Path) -> None:
             )
         if not isinstance(value, int):
             continue
-        most = min(tensors, _MOST_LAYERS) if key in _LAYERS else _MOST_COUNTED
+        most = min(tensors, _MOST_LAYERS) if key in _LAYERS else _MOST_LABELS if key == "num_labels" else _MOST_COUNTED
         if key.startswith(("num_", "n_")) and value > most:
             has = f"its weights are {tensors} tensors" if key in _LAYERS else "no model has so many"
             raise StudentError(f"{folder / CONFIG}: {key} is {value}, and {has}; fetch or save the model again.")

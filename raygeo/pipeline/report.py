@@ -11,6 +11,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 
 from raygeo.analyses.registry import parts, schemas, view
+from raygeo.errors import StoreError
 from raygeo.pipeline.config import RolloutsSettings, Study, study_yaml
 from raygeo.pipeline.context import StudyContext, reason
 from raygeo.pipeline.geometry import run_records
@@ -181,7 +182,12 @@ def published_tables(store: Store, failures: Failures | None = None) -> dict[str
 
 
 def _published(store: Store, name: str, columns: pa.Schema, kept: pa.Schema) -> pa.Table:
-    return kept.empty_table() if renamed_columns(store, name, columns) else store.table(name, kept)
+    if renamed_columns(store, name, columns):
+        return kept.empty_table()
+    table = store.table(name, kept)
+    if "run" in table.column_names and table["run"].null_count:
+        raise StoreError(f"{table['run'].null_count} of its {table.num_rows} rows name no run; make it again.")
+    return table
 
 
 def save_page(store: Store, context: PageContext) -> Page:

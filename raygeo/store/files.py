@@ -23,6 +23,8 @@ from raygeo.store.ledger import Ledger
 from raygeo.store.process import machine
 
 SCRATCH = "scratch"
+_LONGEST = 255
+"""Bytes that a name may have on file systems."""
 
 
 class Files:
@@ -50,6 +52,8 @@ class Files:
                 self.location = self.root
             else:
                 self.filesystem, self.root = places.open_uri(text)
+                if not self.root:
+                    raise ValueError("it names no bucket")
                 if create:
                     self.filesystem.create_dir(self.root, recursive=True)
                 self.location = places.extended(text, "")
@@ -82,6 +86,8 @@ class Files:
         for part in parts:
             if not is_inside(part):
                 raise StoreError(f"{part!r} leads out of {self.shown}; what names it is damaged, or not to be trusted.")
+            if any(len(os.fsencode(name)) > _LONGEST for name in part.split("/")):
+                raise StoreError(f"{part[:40]!r}... in {self.shown} is too long for a name; what gives it is damaged.")
         return "/".join((self.root, *parts))
 
     def uri(self, *parts: str) -> str:

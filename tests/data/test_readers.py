@@ -302,6 +302,12 @@ def test_datasets_folders(tmp_path, monkeypatch):
     datasets.DatasetDict(test=saved).save_to_disk(tmp_path / "splits")
     assert essentials(DatasetsReader(name=str(tmp_path / "splits"), split="test", fields=FIELDS)) == EXPECTED
 
+    column = pa.array([b"fine", b"\xeb\xff", b"good"]).view(pa.string())
+    texts = pa.table({"prompt": column, "completion": ["a", "b", "c"]})
+    datasets.Dataset(texts).save_to_disk(tmp_path / "torn")
+    read = list(DatasetsReader(name=str(tmp_path / "torn")).rollouts())
+    assert [row.error for row in read] == [None, "not UTF-8", None]
+
     for name, split in (("files", "validation"), ("splits", "validation")):
         with pytest.raises(DataError, match="split 'validation'"):
             list(DatasetsReader(name=str(tmp_path / name), split=split).rollouts())

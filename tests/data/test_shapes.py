@@ -469,6 +469,15 @@ def test_steps_that_were_given_up_or_point_nowhere(reads):
     assert [row["correct"] for row in reads(ended(1), ended(-1), ended(1, "solution"))] == [None, False, True]
     assert reads(ended(1, chosen=1), ended(1, chosen=-1), ended(1, chosen="x")) == ["a step has no completion"] * 3
     assert reads(ended("good")) == ["a rating is not a number"]
+    unsure = {**record, "question": {**record["question"], "pre_generated_steps": 3}}
+    assert reads(unsure)[0]["completion"] == reads(record)[0]["completion"]
+
+
+@pytest.mark.parametrize("chosen", [float("nan"), 5, True])
+def test_sides_of_a_preference_are_texts(reads, chosen):
+    assert reads({"prompt": "q", "chosen": chosen, "rejected": "b"}) == [
+        "chosen and rejected are neither texts nor messages"
+    ]
 
 
 def test_transcripts_are_cut_at_the_assistants_last_turn(reads):

@@ -135,7 +135,9 @@ def test_a_tokenizer_is_read_from_its_own_folder(student, tmp_path):
     assert load_student(student)[1]("2 + 3")["input_ids"] == expected
 
 
-@pytest.mark.parametrize("changes", [{"transformers_weights": "w.safetensors"}, {"num_hidden_layers": 10**9}])
+@pytest.mark.parametrize(
+    "changes", [{"transformers_weights": "w.safetensors"}, {"num_hidden_layers": 10**9}, {"num_labels": 10**6}]
+)
 def test_a_configuration_asks_for_what_its_weights_have(student, changes):
     rewrite(student / "config.json", **changes)
     with pytest.raises(StudentError, match=next(iter(changes))):

@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 from nodes.drive import TABLE
-from nodes.namespaces import HEAD, Machines, why_not
 from study_cases import draw_rollouts, tiny_study
 from tiny import save_tiny_student
 
 import raygeo
+from checks.machines import HEAD, Machines, why_not
 from raygeo.analyses.registry import analyses
 from raygeo.models.delta import open_delta
 from raygeo.pipeline.config import parse_study

@@ -132,6 +132,8 @@ def test_runs_that_cannot_be_read_leave_the_rest(store):
     Call(store).run(*SHOWN)
     Path(store.path("tables", "runs.parquet")).write_bytes(b"PAR1")
     assert "the table runs failed and was left out" in page(store)
+    store.publish_rows("runs", to_arrow("runs", [{**finished("sft")[0], "run": None}]))
+    assert "1 of its 1 rows name no run" in page(store)
 
 
 @pytest.mark.parametrize("written", [None, b"{", b"[]", b'{"title": "half"}'])

@@ -310,3 +310,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be opened"):
         Store(tmp_path / "file" / "store")
+    with pytest.raises(StoreError, match="it names no bucket"):
+        Store("s3://")
+    with pytest.raises(StoreError, match="too long for a name"):
+        Store(tmp_path).has_folder("deltas", "x" * 300)

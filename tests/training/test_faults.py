@@ -1,11 +1,11 @@
-"""Real faults on real Ray: the cases of ``checks/faults.py`` that no other test covers."""
+"""Real faults on real Ray: the cases of ``checks/faults/training.py`` that no other test covers."""
 
 import sys
 
 import pytest
 from ray import cloudpickle
 
-from checks.faults import CASES, ask_too_much, break_run, make_store, train
+from checks.faults.training import CASES, ask_too_much, break_run, make_store, train
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -4,9 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from raygeo.data.readers.arrow import rows_of
 from raygeo.data.readers.base import MappedReader
 from raygeo.data.validation import Record
 from raygeo.errors import DataError
+
+_ROWS = 256
+"""Rows held at once."""
 
 
 class DatasetsReader(MappedReader):
@@ -28,8 +32,9 @@ class DatasetsReader(MappedReader):
     def _raw(self) -> Iterator[Record]:
         dataset = self._load()
         dataset = dataset.select_columns([column for column in dataset.column_names if self.wants(column)])
-        for line, values in enumerate(dataset, 1):
-            yield Record(self.name, line, values)
+        tables = dataset.with_format("arrow").iter(_ROWS)
+        for line, found in enumerate((row for table in tables for row in rows_of(table)), 1):
+            yield Record(self.name, line, **found)
 
     def _load(self) -> Any:
         import datasets

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from raygeo.data.readers.arrow import rows_of
 from raygeo.data.readers.base import MappedReader
 from raygeo.data.readers.files import as_paths, hash_files, locate
 from raygeo.data.validation import Record
@@ -69,7 +70,7 @@ class _ParquetFile:
         try:
             with self.filesystem.open_input_file(self.path) as stream:
                 for batch in pq.ParquetFile(stream).iter_batches(_BATCH_ROWS, columns=columns):
-                    for values in _rows(batch):
+                    for values in rows_of(batch):
                         line += 1
                         yield Record(self.path, line, **values)
         except (OSError, pa.ArrowException) as error:
@@ -87,20 +88,6 @@ class _ParquetFile:
             else:
                 found = found.value_type if _is_list(found) and part.isdecimal() else pa.null()
         return found
-
-
-def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """The rows of a batch as ``values``, or as the ``error`` of one that Python cannot hold (invalid Unicode)."""
-    try:
-        yield from ({"values": values} for values in batch.to_pylist())
-    except (ValueError, OverflowError):
-        for row in range(batch.num_rows):
-            try:
-                yield {"values": batch.slice(row, 1).to_pylist()[0]}
-            except UnicodeDecodeError:
-                yield {"error": "not UTF-8"}
-            except (ValueError, OverflowError) as error:
-                yield {"error": f"a value cannot be read ({type(error).__name__})"}
 
 
 def _refuse_conflict(field: str, key: str, files: Sequence[_ParquetFile]) -> None:

@@ -171,6 +171,8 @@ def _preference(raw: Mapping[str, Any], fields: Fields) -> Iterator[dict[str, An
         chosen, rejected = chosen.removeprefix(prompt), rejected.removeprefix(prompt)
     else:
         raise SetAside("chosen and rejected are neither texts nor messages")
+    if not (isinstance(chosen, str) and isinstance(rejected, str)):
+        raise SetAside("chosen and rejected are neither texts nor messages")
     if chosen == rejected:
         raise SetAside("chosen and rejected are equal")
     if not isinstance(prompt, str) or not prompt.strip():
@@ -232,7 +234,7 @@ def _steps(steps: Any, raw: Mapping[str, Any], rule: StepRule) -> dict[str, Any]
     if isinstance(label, Mapping) and label.get("finish_reason") == "bad_problem":
         raise SetAside("its problem was labelled as bad")
     whole = question.get("pre_generated_steps") if isinstance(question, Mapping) else None
-    if whole and len(whole) >= len(texts) and all(isinstance(text, str) for text in whole):
+    if isinstance(whole, list) and len(whole) >= len(texts) and all(isinstance(text, str) for text in whole):
         texts = list(whole)
     if rule == "all":
         correct = None if None in ratings else min(ratings) >= 0

@@ -1,11 +1,9 @@
-"""What faults in training cost: ``python -m checks.faults`` breaks real runs on this machine and prints the table.
+"""Faults inside training, and what they cost in steps.
 
 Every case trains one run on an embedded Ray with two CPUs, breaks it, and compares its weights with those of the same
-run left alone. It takes some minutes.
+run left alone.
 """
 
-import argparse
-import json
 import os
 import resource
 import signal
@@ -15,20 +13,19 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import psutil
+import ray
 import torch
 from ray import tune
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from checks.faults.processes import kill_family
 from raygeo.cluster.session import connect
 from raygeo.data.tokens import RolloutTokens
 from raygeo.errors import ClusterError
@@ -106,26 +103,6 @@ class Witness(tune.Callback):
         if "status" in result:
             seen.end = {"status": result["status"], "reason": result["reason"], "step": result["step"]}
             seen.seconds = time.perf_counter() - seen.began
-
-
-def await_end(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Wait until they have ended, at most so long, and return those that have not.
-
-    A process that nobody has reaped has ended: one whose parent is gone waits for a parent that may never look.
-    """
-    deadline = time.monotonic() + seconds
-    while left := [process for process in processes if process.is_running() and not _ended(process)]:
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.02)
-    return left
-
-
-def _ended(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 def worker_processes(kind: str = "RayTrainWorker") -> list[psutil.Process]:
@@ -291,18 +268,14 @@ def break_driver(root: Path) -> Result:
     train(store, inputs, {})
     expected = weights(store.path("deltas", "run"))
     store, inputs = make_store(root / "disturbed")
-    command = [sys.executable, __file__, "--train", str(root / "disturbed")]
+    command = [sys.executable, "-m", "checks.faults.training", str(root / "disturbed")]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not any(store.has_folder("checkpoints", name) for name in store.folders("checkpoints")):
         if driver.poll() is not None:
             raise RuntimeError("the driver ended before it wrote a checkpoint")
         time.sleep(0.02)
-    family = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
-    for process in family:
-        process.kill()
+    kill_family(driver.pid)
     driver.wait()
-    if left := await_end(family, 60):
-        raise RuntimeError(f"processes of the killed driver still run after a minute: {left}")
     started = time.perf_counter()
     seen = train(store, inputs, {})["run"]
     gap = difference(expected, weights(store.path("deltas", "run")))
@@ -330,31 +303,27 @@ def ask_too_much(root: Path) -> Result:
     raise RuntimeError("a run that cannot be placed was not refused")
 
 
-def main() -> None:
-    """Print the table, ``--out FILE`` as JSON too; ``--train FOLDER`` is the run whose driver is killed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--out", type=Path, help="write the table as JSON")
-    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.train:
-        root = arguments.train
-        inputs = RunInputs("rollouts", str(root / "student"), "student", str(root / "tokens"), PAD)
-        connect(cpus=CPUS)
-        train(Store(root / "store"), inputs, {})
-        return
+def break_training() -> list[Result]:
+    """Every case, on this machine."""
     connect(cpus=CPUS)
-    table = Table("fault", "at step", "steps redone", "ended", "weights", "seconds more", title="Faults in training")
     with tempfile.TemporaryDirectory() as folder:
         results = [break_run(name, Path(folder) / name) for name in CASES]
         results += [other(Path(folder) / other.__name__) for other in (break_driver, diverge, ask_too_much)]
-    if arguments.out:
-        arguments.out.write_text(json.dumps([asdict(result) for result in results], indent=1))
+    ray.shutdown()
+    return results
+
+
+def table_of(results: list[Result]) -> Table:
+    """The table that is printed."""
+    table = Table("fault", "at step", "steps redone", "ended", "weights", "seconds more", title="Faults in training")
     for r in results:
         equal = "none kept" if r.gap is None else "equal to the last bit" if r.gap == 0 else f"within {r.gap:.1e}"
         shown = ["" if value is None else str(value) for value in (r.struck, r.redone)]
         table.add_row(escape("\n".join([r.fault, *r.notes])), *shown, r.status, equal, f"{r.seconds:.0f}")
-    Console().print(table)
+    return table
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # the run whose driver is killed, in a process of its own
+    root = Path(sys.argv[1])
+    connect(cpus=CPUS)
+    train(Store(root / "store"), RunInputs("rollouts", str(root / "student"), "student", str(root / "tokens"), PAD), {})

@@ -1,4 +1,4 @@
-"""Machines for tests: namespaces of Linux with addresses, mounts and processes of their own, on one bridge."""
+"""Machines on one machine: namespaces of Linux with addresses, mounts and processes of their own, on one bridge."""
 
 import os
 import shutil
@@ -9,11 +9,11 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 HEAD = "10.77.0.1:6379"
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 _SHORT = "/media"
 """Where each machine has a file system of its own: short, as Ray's sockets lie there."""
@@ -76,14 +76,14 @@ class Machine(Holder):
         yield
         self.run("umount", "--lazy", str(folder))
 
-    def python(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Start this Python inside, with its output in a pipe."""
+    def python(self, *arguments: str, output: Any = subprocess.PIPE, **environment: str) -> subprocess.Popen[str]:
+        """Start this Python inside, with its output in a pipe or a file."""
         plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         plain |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "eth0",
                   "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": _SHORT, **TOKEN}  # fmt: skip
         return subprocess.Popen(
             self.command(sys.executable, *arguments), env=plain | environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     def start_ray(self, *options: str, **environment: str) -> None:
@@ -134,3 +134,12 @@ class Machines:
     def lose(self, number: int) -> None:
         """End a machine without a word."""
         self.made[number - 1].end()
+
+    @contextmanager
+    def cut(self, number: int) -> Iterator[None]:
+        """Pull the plug of a machine's link, and put it back."""
+        self.switch.run("ip", "link", "set", f"port{number}", "down")
+        try:
+            yield
+        finally:
+            self.switch.run("ip", "link", "set", f"port{number}", "up")

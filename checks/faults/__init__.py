@@ -1,0 +1,1 @@
+"""What faults cost, tried on purpose: inside training, and in every stage of a study."""
