@@ -16,7 +16,8 @@ from raygeo.store import AnyPath
 
 REVISION = 1
 """Part of the key of every sum."""
-_SHARD_BYTES = 4 << 30
+SHARD_BYTES = 4 << 30
+"""About how large the files of a full sum are."""
 
 
 def save_sum(deltas: Sequence[AnyPath], folder: Path, count: int | None = None) -> None:
@@ -94,7 +95,7 @@ def _save_full(deltas: Sequence[Delta], folder: Path, count: int) -> None:
     held = 0
     for name in sorted(shapes):
         size = 4 * math.prod(shapes[name])
-        if held and held + size > _SHARD_BYTES:
+        if held and held + size > SHARD_BYTES:
             shards.append([])
             held = 0
         shards[-1].append(name)

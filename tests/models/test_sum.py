@@ -53,7 +53,7 @@ def test_adapters_add_up_to_an_adapter(stages):
 
 
 def test_with_a_full_delta_the_sum_is_full(stages, monkeypatch):
-    monkeypatch.setattr(summing, "_SHARD_BYTES", 200)
+    monkeypatch.setattr(summing, "SHARD_BYTES", 200)
     found, expected = summed(stages.all, stages.out / "sum"), dense(stages.all)
     assert len([*(stages.out / "sum").glob("delta-*-of-*.safetensors")]) > 1
     assert not found.low_rank
