@@ -59,15 +59,14 @@ def _on_the_way():
     for run in [*RUNS][:2]:
         for place, step in enumerate((0, *KEPT)):
             for name, correct in (
-                ("train", 20 + 5 * place),
+                ("train", 20 + 4 * place),
                 ("heldout", 18 + place**2 // 3),
                 ("hard", 10 + place // 5),
             ):
                 low, high = wilson(correct, 64)
                 row = {"run": run, "step": step, "benchmark": name, "n": 64, "problems": 64, "accuracy": correct / 64}
-                monitor.append(
-                    row | {"low": low, "high": high, "truncated": 1, "shift": "ood" if name == "hard" else None}
-                )
+                row |= {"low": low, "high": high, "truncated": 1, "shift": "ood" if name == "hard" else None}
+                monitor.append(row)
     partings = [
         {"run": run, "benchmark": name, "part": 4, "meet": meet, "largest_gap": 0.25, "largest_at": 26, "steps": 10}
         for run in [*RUNS][:2]

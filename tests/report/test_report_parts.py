@@ -13,14 +13,14 @@ from raygeo.report.results import results
 from raygeo.tables import SCHEMAS
 
 FIGURES = [
-    "accuracy", "nll", "objective", "norms", "trajectories", "cosine", "map", "angles", "off-principal", "paths",
-    "base-paths", "matched-paths", "curves", "layerwise", "wise", "planes", "spectra", "eigenvalues", "directional",
+    "accuracy", "nll", "objective", "monitor", "norms", "trajectories", "cosine", "map", "angles", "off-principal",
+    "paths", "base-paths", "matched-paths", "curves", "layerwise", "wise", "planes", "spectra", "eigenvalues", "directional",
     "block-curvature", "expansions", "sharpness", "cka", "layer-cka", "drift", "divergence", "coherence",
     "gradient-cosines",
 ]  # fmt: skip
-INAPPLICABLE = {"no_gold", "unrelated", "rounded", "pairs_left_out", "projections"}
-"""Caveats on what is not so in the made-up study: no accuracies, another base, weights stored in 16 bits, many runs,
-projected gradients."""
+INAPPLICABLE = {"no_gold", "legs", "unrelated", "rounded", "pairs_left_out", "projections"}
+"""Caveats on what is not so in the made-up study: no accuracies, stages, another base, weights stored in 16 bits, many
+runs, projected gradients."""
 
 
 def said(view, parts):
@@ -101,7 +101,7 @@ def test_a_study_in_which_nothing_is_analysed_says_nothing_of_analyses(tables):
     for analysis in registry.analyses().values():
         assert said(bare, analysis.report) == []
     page = render_page(bare, CONTEXT, draw_figures(bare, registry.parts()), registry.parts())
-    assert page.count("<figure ") == 3
+    assert page.count("<figure ") == 4
     assert registry.analyses()["norms"].report.figures[0].title in page.split("Not drawn, for want of data")[1]
 
 
