@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raygeo.errors import DeltaError
 from raygeo.models.adapter_config import ADAPTER_CONFIG, AdapterConfig
-from raygeo.models.delta import ADAPTER_FILE, Delta, Entry, LowRank, module_name, open_delta, shard_file
+from raygeo.models.delta import ADAPTER_FILE, Delta, LowRank, module_name, open_delta, shard_file
 from raygeo.store import AnyPath
 
 REVISION = 1
@@ -22,7 +22,7 @@ SHARD_BYTES = 4 << 30
 
 def save_sum(deltas: Sequence[AnyPath], folder: Path, count: int | None = None) -> None:
     """Write the sum of the ``deltas``, each relative to where the one before it ended, as a delta of its own; or of the
-    first ``count`` of them, in the format and with the parameters of the whole sum, zero where these did not move.
+    first ``count`` of them, with the parameters and ranks of the whole sum, zero where these did not move.
 
     The sum of low-rank deltas is low-rank: the factors of each module stand side by side, ``[s_1 B_1, s_2 B_2]`` and
     ``[A_1; A_2]``, in a PEFT adapter of scale 1 whose rank is the sum of the ranks. With a full delta among them it is
@@ -44,9 +44,7 @@ def _save_adapter(deltas: Sequence[Delta], folder: Path, count: int) -> None:
         raise DeltaError(f"{deltas[-1].folder} holds its factors another way than {deltas[0].folder}; they do not add.")
     tensors, ranks = {}, {}
     for name in sorted(set().union(*deltas)):
-        factors = [*_factors(deltas[:count], name)] or [
-            _nothing(next(delta[name] for delta in deltas if name in delta))
-        ]
+        factors = [*_factors(deltas, name, count)]
         b, a = torch.cat([b for b, _ in factors], 1), torch.cat([a for _, a in factors], 0)
         left, right = (a.T, b.T) if configs[0].transposed else (b, a)
         module = module_name(name)
@@ -67,18 +65,13 @@ def _save_adapter(deltas: Sequence[Delta], folder: Path, count: int) -> None:
     (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True))
 
 
-def _factors(deltas: Sequence[Delta], name: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """B times its scale, and A, of every delta that has the parameter."""
-    for delta in deltas:
+def _factors(deltas: Sequence[Delta], name: str, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """B times its scale, or zero beyond the first ``count``, and A, of every delta that has the parameter."""
+    for place, delta in enumerate(deltas):
         if name in delta:
             entry = delta[name]
             assert isinstance(entry, LowRank)
-            yield entry.scale * entry.b, entry.a
-
-
-def _nothing(like: Entry) -> tuple[Tensor, Tensor]:
-    """Factors of rank 1 whose product is zero."""
-    return torch.zeros(like.shape[0], 1), torch.zeros(1, like.shape[1])
+            yield (entry.scale if place < count else 0.0) * entry.b, entry.a
 
 
 def _save_full(deltas: Sequence[Delta], folder: Path, count: int) -> None:

@@ -70,6 +70,10 @@ def test_sums_of_the_first_have_the_parameters_of_all(stages, which):
     )  # fmt: skip
     assert set(found) == set(whole)
     assert {type(entry) for entry in found.values()} == {LowRank if which == "adapters" else Dense}
+    if found.low_rank:
+        assert {name: (e.a.shape, e.scale) for name, e in found.items()} == {
+            name: (e.a.shape, e.scale) for name, e in whole.items()
+        }
     for name, entry in found.items():
         value = expected.get(name, torch.zeros(entry.shape, dtype=torch.float64))
         torch.testing.assert_close(entry.dense(torch.float64), value, rtol=1e-6, atol=1e-6)

@@ -17,6 +17,7 @@ from study_cases import save_parts, tiny_study
 
 from raygeo.cluster.execution import in_process
 from raygeo.generation.renderer import PlainRenderer
+from raygeo.geometry.weights.trajectory import trajectory
 from raygeo.models.batches import collate
 from raygeo.models.delta import open_delta
 from raygeo.models.likelihood import token_logprobs
@@ -178,7 +179,14 @@ def test_the_whole_is_the_sum_of_its_stages(made, whole, legs):
 def test_the_way_of_the_whole_goes_through_the_end_of_every_stage(made):
     snapshots = Path(made.store.folder("snapshots", made.records["adapters"].key))
     assert sorted(path.name for path in snapshots.glob("step-*")) == ["step-000004", "step-000008"]
-    after = open_delta(snapshots / "step-000008")
+    kept = [open_delta(snapshots / f"step-{step:06d}") for step in (4, 8)]
+    way = trajectory([*kept, delta(made, "adapters")])
+    norms = [
+        sum(float(e.dense(torch.float64).square().sum()) for e in delta(made, f"adapters-leg{n}").values()) ** 0.5
+        for n in (1, 2, 3)
+    ]
+    assert way.distance == pytest.approx(norms, rel=1e-4)
+    after = kept[1]
     for name, entry in after.items():
         expected = sum(delta(made, f"adapters-leg{n}")[name].dense(torch.float64) for n in (1, 2))
         torch.testing.assert_close(entry.dense(torch.float64), expected, rtol=1e-6, atol=1e-8)
