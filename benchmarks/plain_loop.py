@@ -5,9 +5,11 @@ data and the names of tokens, and nothing else.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from raygeo.generation.renderer import PlainRenderer
 from raygeo.losses.base import Example, Loss, LossInputs
 from raygeo.losses.batches import token_keys
 from raygeo.models.delta import Dense, Entry, LowRank
-from raygeo.models.likelihood import TokenLogits
+from raygeo.models.likelihood import TokenLogits, TopLogprobs
 from raygeo.models.lora import attach_lora
 from raygeo.training.order import step_batches
 from raygeo.training.settings import TrainingSettings
@@ -54,6 +56,12 @@ def completion_logits(model: Any, row: Row, mix: float = 0.0) -> Tensor:
 def completion_logprobs(logits: Tensor, row: Row) -> Tensor:
     """Log-probabilities of the completion's tokens: [n]."""
     return logits.log_softmax(-1).gather(-1, torch.tensor(row.completion)[:, None])[:, 0]
+
+
+def prompt_logprobs(model: Any, row: Row) -> Tensor:
+    """Log-probabilities of the prompt's tokens but the first: [n]."""
+    logits = model(torch.tensor([row.prompt])).logits[0, :-1].float()
+    return logits.log_softmax(-1).gather(-1, torch.tensor(row.prompt)[1:, None])[:, 0]
 
 
 class PlainLoop:
@@ -97,7 +105,8 @@ class PlainLoop:
         )
         examples = self.loss.select(self.rollouts).examples
         order = step_batches(examples, len(self.rows), settings.batch_size, settings.steps, settings.seed)
-        for step, batch in enumerate(order):
+        for step, drawn in enumerate(order):
+            batch = self._chosen(examples, drawn) if self.loss.kept_share < 1 else drawn
             self.objective.append(self._backward([examples[i] for i in batch], step))
             self.grad_norm.append(float(nn.utils.clip_grad_norm_(self.trained.values(), settings.max_grad_norm)))
             for group in optimizer.param_groups:
@@ -126,6 +135,16 @@ class PlainLoop:
             )
             for module in modules
         }
+
+    @torch.no_grad()
+    def _chosen(self, examples: Sequence[Example], drawn: np.ndarray) -> np.ndarray:
+        """The examples of a step that its loss chooses."""
+        sketches = []
+        for i in drawn:
+            row = self.rows[examples[i].rows[0]]
+            logprobs = completion_logprobs(completion_logits(self.model, row), row)[None]
+            sketches.append(self.loss.sketches(torch.tensor([row.completion]), logprobs, torch.ones_like(logprobs) > 0))
+        return drawn[self.loss.choose(torch.cat(sketches), math.ceil(self.loss.kept_share * len(drawn)))]
 
     def _backward(self, examples: list[Example], step: int) -> float:
         """Add up the gradient of the step's loss, an example at a time, and return the loss."""
@@ -174,8 +193,18 @@ class PlainLoop:
             known["reference_logprobs"] = completion_logprobs(base, row)
         if "behaviour" in needs:
             known["behaviour_logprobs"] = torch.tensor(self.rollouts["logprobs"][number].as_py())
+        if self.loss.reads_prompts:
+            known["prompt_logprobs"] = prompt_logprobs(self.model, row)
+        teacher = self._teacher(number) if "teacher" in needs else None
         keys = torch.from_numpy(token_keys(self.names, [number], self.settings.seed, step))
-        return known | self.loss.token_terms(TokenLogits(logits, torch.tensor(row.completion), keys, base))
+        return known | self.loss.token_terms(TokenLogits(logits, torch.tensor(row.completion), keys, base, teacher))
+
+    def _teacher(self, number: int) -> TopLogprobs:
+        """The teacher's likeliest tokens that came with a row."""
+        ids, top, tail = (self.rollouts[name][number].as_py() for name in ("top_ids", "top_logprobs", "top_tail"))
+        return TopLogprobs(
+            torch.tensor(ids).view(len(tail), -1), torch.tensor(top).view(len(tail), -1), torch.tensor(tail)
+        )
 
     @torch.no_grad()
     def _kl_baseline(self, rows: list[int]) -> Tensor:

@@ -42,6 +42,7 @@ from raygeo.data.reference import (
     ReferenceStates,
     save_reference,
 )
+from raygeo.data.teacher import TOP_COLUMNS, save_teacher_top
 from raygeo.data.tokens import RolloutTokens
 from raygeo.generation.renderer import PlainRenderer
 from raygeo.losses import OTR
@@ -75,6 +76,7 @@ FEW_LOGITS = 200
 SHAPE = Architecture(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=64, context=128)
 LORA = LoraSettings(r=4, lora_alpha=8)
 STEPS = 20
+TOP = 8
 
 LOSS_CASES: dict[str, Loss] = {name: loss for kind in LOSSES.values() for name, loss in variants(kind).items()}
 """Every loss in all its variants."""
@@ -235,7 +237,8 @@ class Setting:
 def make_setting(root: Path, shape: Architecture = SHAPE, prompts: int = 24, samples: int = 4) -> Setting:
     """Make student, rollouts, and all that the base says of them, under ``root``.
 
-    Rollouts are written by the student with noise on its weights, whose log-probabilities they hold.
+    Rollouts are written by the student with noise on its weights, whose log-probabilities they hold, those of its
+    ``TOP`` likeliest tokens too.
     """
     rng, careless = Random(0), Carelessness(carry=0.4, gets=0.4, gives=0.2, skip=0.1)
     problems = [draw_problem(ProblemSettings(), rng) for _ in range(prompts)]
@@ -253,11 +256,14 @@ def make_setting(root: Path, shape: Architecture = SHAPE, prompts: int = 24, sam
         for number, (prompt, completion) in enumerate(texts):
             gold = problems[number // samples].gold
             row, correct = read_row(tokenizer, prompt, completion), completion.endswith(f" {gold}")
+            logits = completion_logits(student, row)
+            top, ids = logits.log_softmax(-1).topk(TOP)
             rows.append(
                 {"prompt_id": str(number // samples), "prompt": prompt, "gold": gold, "sample": number % samples,
                  "completion": completion, "reward": float(correct), "correct": correct, "truncated": False,
-                 "source": "equivalence", "split": "train",
-                 "logprobs": completion_logprobs(completion_logits(student, row), row).tolist()}
+                 "source": "student" if number % 2 else "teacher", "split": "train",
+                 "logprobs": completion_logprobs(logits, row).tolist(), "top_ids": ids.flatten().tolist(),
+                 "top_logprobs": top.flatten().tolist(), "top_tail": (1 - top.exp().sum(-1)).tolist()}
             )  # fmt: skip
     store = Store(root / "store")
     store.write_unit("rollouts", {"rollouts": to_arrow("rollouts", rows)})
@@ -286,6 +292,9 @@ def _inputs(root: Path, store: Store, pad_id: int, dtype: torch.dtype) -> RunInp
         save_reference([to_arrow("reference", found)], tokens, folder)
         return str(folder)
 
+    (root / f"teacher-{dtype}").mkdir()
+    batches = store.row_batches("rollouts", "rollouts", TOP_COLUMNS, {"split": "train"}, 7)
+    save_teacher_top(batches, RolloutTokens.open(root / "tokens"), len(word_tokenizer()), root / f"teacher-{dtype}")
     states = ReferenceStates(settings, student, str(root / "tokens"), "states", store, dtype)
     states.compute(states.setup(), (0, len(RolloutTokens.open(root / "tokens"))))
     store.complete_folder(REFERENCE_STATES, states.folder_key)
@@ -299,6 +308,7 @@ def _inputs(root: Path, store: Store, pad_id: int, dtype: torch.dtype) -> RunInp
         reference_states=store.folder(REFERENCE_STATES, states.folder_key),
         mismatched=str(root / "mismatched"),
         mismatched_reference=reference("mismatched"),
+        teacher=str(root / f"teacher-{dtype}"),
     )
 
 

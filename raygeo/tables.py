@@ -21,6 +21,7 @@ _TYPES = {
     "texts": pa.large_list(pa.large_string()),
     "floats": pa.large_list(pa.float32()),
     "doubles": pa.large_list(pa.float64()),
+    "ints": pa.large_list(pa.int32()),
 }
 _ABOUT = b"about"
 
@@ -29,8 +30,8 @@ def schema(about: str, columns: str) -> pa.Schema:
     """The schema of a table, with a few sentences about it.
 
     ``columns`` are written as in ``"run, module: text; layer: int; norm: float"``; the types are text, int (64 bits),
-    float (64 bits), flag, texts, floats (lists of 32 bits) and doubles (of 64). Offsets have 64 bits: a column may hold
-    any number of characters or list entries.
+    float (64 bits), flag, texts, floats (lists of 32 bits), doubles (of 64) and ints (of 32). Offsets have 64 bits: a
+    column may hold any number of characters or list entries.
     """
     fields = []
     for group in columns.split(";"):
@@ -48,9 +49,13 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     "rollouts": schema(
         """What is learned from. `split` is "train" or "heldout", whole prompts; `correct` is the verdict on `reward`;
         `logprobs` are those of the model that wrote the completion, one a token (end-of-text included), null if
-        unknown; `pair` is common to the two rollouts of a pair that was given as one, and null for all others.""",
+        unknown; `pair` is common to the two rollouts of a pair that was given as one, and null for all others.
+        `weight` is what the row counts, null for 1. `top_ids` and `top_logprobs` hold a teacher's likeliest tokens and
+        their log-probabilities, equally many for each completion token, one token after the other, and `top_tail` the
+        probability of all other tokens, one number a completion token; null if unknown.""",
         "prompt_id, prompt, gold: text; sample: int; completion: text; reward: float; correct, truncated: flag; "
-        "source, split: text; logprobs: floats; pair: text",
+        "source, split: text; logprobs: floats; pair: text; weight: float; top_ids: ints; "
+        "top_logprobs, top_tail: floats",
     ),
     "usage": schema(
         """What sampling from a server took, one row a slice of the prompts: requests answered, tokens as the server
@@ -78,6 +83,11 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         """Files of final hidden states of the base: the first rollout row and completion token in each, and how
         many.""",
         "row, rows, token, tokens: int",
+    ),
+    "teacher_top": schema(
+        """Files of a teacher's likeliest tokens: the first rollout row and completion token in each, and how many;
+        `tail` is the probability that the teacher gives to all other tokens, summed over the completion tokens.""",
+        "row, rows, token, tokens: int; tail: float",
     ),
     "runs": schema(
         """The runs: `loss` is the type of the loss, `params` the settings of loss and training as JSON, `delta` the

@@ -230,3 +230,37 @@ def test_the_key_of_a_run_follows_its_settings_not_its_name():
         keys.append(spec.key("student", "rollouts"))
     assert keys[0] == keys[1] == keys[2]
     assert len({keys[0], keys[3], keys[4]}) == 3
+
+
+TAUGHT = {"name": "x", "runs": [{"loss": {"type": "kd-forward"}}]}
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"rollouts": {"sample": {}}}, "learns from a teacher's next-token.*rollouts.sample.decoding.top_logprobs"),
+        ({"rollouts": {"read": [{"type": "jsonl", "path": "x"}]}}, "name the fields top_ids and top_logprobs"),
+        (
+            {"student": {"model": "org/m"}, "rollouts": {"read": [{"type": "jsonl", "path": "x"}]}, "teacher": {}},
+            "teacher.model 'builtin' goes with builtin:word-problems",
+        ),
+    ],
+)
+def test_losses_on_a_teacher_are_refused_where_there_is_none(raw, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_study(TAUGHT | raw)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"rollouts": {"sample": {"decoding": {"top_logprobs": 4}}}},
+        {"rollouts": {"read": [{"type": "jsonl", "path": "x", "fields": {"top_ids": "a", "top_logprobs": "b"}}]}},
+        {"rollouts": {"sample": {}}, "teacher": {}},
+    ],
+)
+def test_a_teacher_matters_to_the_keys_of_the_losses_that_learn_from_one(raw):
+    study = parse_study(TAUGHT | raw | {"runs": [{"loss": {"type": "kd-forward"}}, {"loss": {"type": "sft"}}]})
+    taught, alone = ([spec.key("s", "r", teacher) for teacher in (None, "t", "u")] for spec in study.specs())
+    assert len(set(taught)) == 3
+    assert len(set(alone)) == 1

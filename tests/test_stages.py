@@ -63,16 +63,25 @@ def test_what_a_round_draws_follows_the_study_and_its_own_number():
 
 def test_the_key_of_a_stage_holds_what_it_starts_from_and_what_it_compares_with():
     spec = trainings({"stages": [SFT, DPO]})[1]
-    key = spec.key("start", "rollouts", "base")
-    assert key != spec.key("elsewhere", "rollouts", "base")
-    assert key == spec.key("start", "rollouts", "another base")
+    key = spec.key("start", "rollouts", base_key="base")
+    assert key != spec.key("elsewhere", "rollouts", base_key="base")
+    assert key == spec.key("start", "rollouts", base_key="another base")
     on_base = spec.model_copy(update={"reference": "base"})
-    assert len({key, on_base.key("start", "rollouts", "base"), on_base.key("start", "rollouts", "another")}) == 3
+    assert (
+        len(
+            {
+                key,
+                on_base.key("start", "rollouts", base_key="base"),
+                on_base.key("start", "rollouts", base_key="another"),
+            }
+        )
+        == 3
+    )
 
 
 def test_a_stage_that_compares_with_nothing_has_one_key_whatever_the_reference():
     spec = trainings({"stages": [SFT, SFT | {"lr": 1e-6}]})[1]
-    assert spec.key("s", "r", "b") == spec.model_copy(update={"reference": "base"}).key("s", "r", "b")
+    assert spec.key("s", "r", base_key="b") == spec.model_copy(update={"reference": "base"}).key("s", "r", base_key="b")
 
 
 def test_a_first_stage_is_the_run_of_that_loss_alone():

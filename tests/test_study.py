@@ -64,7 +64,10 @@ def finished(ray_session, tmp_path_factory):
 def test_every_table_is_there(finished):
     _, store = finished
     tables = {name: table.num_rows for name, table in store.tables().items()}
-    optional = {"matched_paths", "matched_barriers", "curve_paths", "curve_barriers", "planes", "plane_runs"}
+    optional = {
+        "matched_paths", "matched_barriers", "curve_paths", "curve_barriers", "planes", "plane_runs", "intruders",
+        "layer_alpha", "loss_predictions",
+    }  # fmt: skip
     assert {name for name, rows in tables.items() if rows == 0} <= {
         "missing",
         "pass_at_k",

@@ -19,12 +19,16 @@ from raygeo.store import AnyPath, Store
 
 @dataclass(frozen=True)
 class Training:
-    """The loss of every run by name, the store with the rollouts, their unit key, and the folder of their tokens."""
+    """The loss of every run by name, the store with the rollouts, their unit key, and the folder of their tokens; that
+    of a teacher's likeliest tokens, if there is one, and the teacher's key, if these did not come with the rollouts.
+    """
 
     losses: Mapping[str, Loss]
     store: Store
     rollouts: str
     tokens: AnyPath
+    teacher: AnyPath | None = None
+    teacher_key: str | None = None
 
 
 @dataclass(frozen=True)

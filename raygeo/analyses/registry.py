@@ -17,7 +17,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.errors import ConfigError
 from raygeo.plugins import installed
 from raygeo.report.parts import Parts
-from raygeo.report.study import STUDY
+from raygeo.report.study import CLOSING, STUDY
 from raygeo.report.view import View
 from raygeo.tables import SCHEMAS
 
@@ -61,7 +61,7 @@ def schemas() -> dict[str, pa.Schema]:
 
 def parts() -> Parts:
     """All that pages and the tracker show: of the study itself, then of each analysis."""
-    return Parts.joined([STUDY, *(analysis.report for analysis in analyses().values())])
+    return Parts.joined([STUDY, *(analysis.report for analysis in analyses().values()), CLOSING])
 
 
 def view(tables: Mapping[str, pa.Table], reference_run: str) -> View:

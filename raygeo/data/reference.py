@@ -35,8 +35,8 @@ class ReferenceSettings(Settings):
     """Rows per unit of work."""
 
 
-class _BasePass(Workload):
-    """One task a slice of rollout rows through the base, which computes in ``dtype``.
+class TokenPass(Workload):
+    """One task a slice of rollout rows through a model, the base, which computes in ``dtype``.
 
     ``dtype`` and the attention of ``loading`` are those of the runs which use the result: otherwise a policy equal to
     the base would differ from it by rounding, a margin that no training made. ``source`` is the content key of the
@@ -92,7 +92,7 @@ class _BasePass(Workload):
         return [found[row] for row in range(start, end)]
 
 
-class ReferenceLogprobs(_BasePass):
+class ReferenceLogprobs(TokenPass):
     """One task a slice of rows -> table ``reference``: ``logprobs`` [completion tokens] fp32 for each row."""
 
     name = "reference log-probabilities"
@@ -108,7 +108,7 @@ class ReferenceLogprobs(_BasePass):
         return {"reference": [{"row": payload[0] + i, "logprobs": row.numpy()} for i, row in enumerate(values)]}
 
 
-class ReferenceStates(_BasePass):
+class ReferenceStates(TokenPass):
     """One task a slice of rows -> a file of final hidden states [completion tokens, d] of the base.
 
     The base's head turns them into its logits over the vocabulary, without its body in the training worker. All files
@@ -183,8 +183,8 @@ class ReferenceStates(_BasePass):
         return {"reference_states": [{"row": start, "rows": end - start, "token": first, "tokens": len(states)}]}
 
 
-class ReferenceStatesFile:
-    """The states of all completion tokens, in row order, memory-mapped from the files of ``ReferenceStates``."""
+class TokenFiles:
+    """An array with an entry for each completion token, in row order, in ``parts`` that are memory-mapped."""
 
     def __init__(self, parts: list[np.ndarray]):
         self.parts = parts
@@ -192,6 +192,36 @@ class ReferenceStatesFile:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def entries(self, start: int, end: int) -> np.ndarray:
+        """A copy of the entries of completion tokens ``start`` to ``end`` (``tokens.completion_offsets``)."""
+        return np.concatenate(
+            [
+                part[max(start - first, 0) : max(end - first, 0)]
+                for part, first in zip(self.parts, self.starts, strict=False)
+            ]
+        )
+
+
+def open_parts(folder: AnyPath, what: str, units: str) -> list[np.ndarray]:
+    """Map the files in a folder, each named after its first completion token; of ``what``, noted in the ``units``.
+
+    Raises:
+        DataError: there is none, or one is missing between them.
+    """
+    files = sorted(Path(folder).glob("*.npy"))
+    parts = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
+    starts = np.cumsum([0, *(len(part) for part in parts)])[:-1]
+    if not files or [int(file.stem) for file in files] != starts.tolist():
+        raise DataError(
+            f"{folder} holds {len(files)} files of {what} that do not follow each other; delete it and the store's "
+            f"units/{units} folder and run the study again."
+        )
+    return parts
+
+
+class ReferenceStatesFile(TokenFiles):
+    """The states of all completion tokens, in row order, memory-mapped from the files of ``ReferenceStates``."""
 
     def rows(self, start: int, end: int) -> Tensor:
         """States of completion tokens ``start`` to ``end`` (``tokens.completion_offsets``): [end - start, d].
@@ -206,11 +236,7 @@ class ReferenceStatesFile:
                 f"states of completion tokens {start} to {end} were asked for, but the store's reference_states folder "
                 f"holds {len(self)}; delete that folder and units/reference_states and run the study again."
             )
-        pieces = [
-            part[max(start - first, 0) : max(end - first, 0)]
-            for part, first in zip(self.parts, self.starts, strict=False)
-        ]
-        states = torch.from_numpy(np.concatenate(pieces))
+        states = torch.from_numpy(self.entries(start, end))
         return states.view(torch.bfloat16) if states.dtype == torch.uint16 else states
 
 
@@ -220,14 +246,7 @@ def open_reference_states(folder: AnyPath) -> ReferenceStatesFile:
     Raises:
         DataError: there is none, or one is missing between them.
     """
-    files = sorted(Path(folder).glob("*.npy"))
-    found = ReferenceStatesFile([np.load(file, mmap_mode="r", allow_pickle=False) for file in files])
-    if not files or [int(file.stem) for file in files] != found.starts[:-1].tolist():
-        raise DataError(
-            f"{folder} holds {len(files)} files of states that do not follow each other; delete it and the store's "
-            "units/reference_states folder and run the study again."
-        )
-    return found
+    return ReferenceStatesFile(open_parts(folder, "states", REFERENCE_STATES))
 
 
 def save_reference(tables: Iterable[pa.Table], tokens: RolloutTokens, folder: Path) -> None:

@@ -28,6 +28,12 @@ SNIPPET_CHARACTERS = 200
 LOGPROB_ROUNDING = 1e-3
 """How far above 0 a log-probability may be; it is then taken as 0."""
 
+LEAST_TAIL = 2.0**-24
+"""What is left at least of a law whose other probabilities add up to 1 in fp32: half of the rounding of 1."""
+
+MASS_ROUNDING = 1e-3
+"""How far the probabilities of a teacher's likeliest tokens and of all others may add up to another number than 1."""
+
 GRADED = "graded by "
 """What begins the name of the count that says how rollouts were graded, and of how many had no verdict before."""
 NOTED = "grading: "
@@ -93,6 +99,8 @@ def checked(record: Record) -> dict[str, Any]:
         "split": "train",
         "logprobs": _logprobs(values.get("logprobs")),
         "pair": optional_text(values, "pair"),
+        "weight": _weight(values.get("weight")),
+        **_likeliest(*(values.get(name) for name in ("top_ids", "top_logprobs", "top_tail"))),
     }
     if row["correct"] is None and row["gold"] is None:
         if row["reward"] is None:
@@ -200,6 +208,63 @@ def _logprobs(value: Any) -> np.ndarray | None:
     if numbers.max() > LOGPROB_ROUNDING:
         raise SetAside("logprobs above 0")
     return np.minimum(numbers, 0)
+
+
+def _weight(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+        raise SetAside("weight is not a number")
+    weight = float(value)
+    if not math.isfinite(weight) or weight < 0:
+        raise SetAside("weight is not a number from 0")
+    return weight
+
+
+def _likeliest(ids: Any, logprobs: Any, tail: Any) -> dict[str, np.ndarray | None]:
+    """The columns of a teacher's likeliest tokens: a list for each completion token, or flat lists beside a tail."""
+    if ids is None and logprobs is None and tail is None:
+        return {"top_ids": None, "top_logprobs": None, "top_tail": None}
+    if ids is None or logprobs is None:
+        raise SetAside("top_ids and top_logprobs do not come together")
+    tokens, scores = _table("top_ids", ids, "iu"), _table("top_logprobs", logprobs, "fiu")
+    rest = None if tail is None else _table("top_tail", tail, "fiu").astype(np.float32)
+    if rest is not None and tokens.ndim == 1 and rest.ndim == 1 and len(rest) and len(tokens) % len(rest) == 0:
+        tokens, scores = (
+            part.reshape(len(rest), -1) if part.size == tokens.size else part for part in (tokens, scores)
+        )
+    if tokens.ndim != 2 or tokens.shape != scores.shape or (rest is not None and rest.shape != tokens.shape[:1]):
+        raise SetAside("top_ids, top_logprobs and top_tail are not of the same tokens")
+    scores = scores.astype(np.float32)
+    if not np.isfinite(scores).all() or scores.max() > LOGPROB_ROUNDING:
+        raise SetAside("top_logprobs are not finite log-probabilities")
+    scores = np.minimum(scores, 0)
+    if tokens.min() < 0 or tokens.max() >= 1 << 31 or (np.diff(np.sort(tokens, axis=1), axis=1) == 0).any():
+        raise SetAside("top_ids are not different token ids at each token")
+    mass = np.exp(scores.astype(np.float64)).sum(1)
+    if rest is None:
+        rest = tail_left(scores)
+    elif not np.isfinite(rest).all() or rest.min() < 0 or (np.abs(mass + rest - 1) > MASS_ROUNDING).any():
+        raise SetAside("top_logprobs and top_tail do not add up to 1")
+    if (mass > 1 + MASS_ROUNDING).any():
+        raise SetAside("top_logprobs add up to more than 1")
+    return {"top_ids": tokens.astype(np.int32).ravel(), "top_logprobs": scores.ravel(), "top_tail": rest}
+
+
+def tail_left(logprobs: np.ndarray) -> np.ndarray:
+    """What probabilities [N, k], given as logarithms, leave of 1, at least ``LEAST_TAIL``: [N] fp32."""
+    left = 1 - np.exp(logprobs.astype(np.float64)).sum(1)
+    return np.maximum(left, LEAST_TAIL).astype(np.float32)
+
+
+def _table(name: str, value: Any, kinds: str) -> np.ndarray:
+    try:
+        numbers = np.asarray(value)
+    except (TypeError, ValueError):  # lists of unequal length
+        raise SetAside(f"{name} are not equally many numbers at each token") from None
+    if numbers.dtype.kind not in kinds or numbers.size == 0:
+        raise SetAside(f"{name} are not equally many numbers at each token")
+    return numbers
 
 
 def prompt_digest(prompt: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from raygeo.footprint.need import Need, Scale, Work, rate_name
 
@@ -38,3 +39,15 @@ def weights_needed(name: str, scale: Scale, units: int, *, decompositions: int =
     flops = scale.trained * (decompositions * one + products * both)
     host = {"a matrix and its decomposition": 4 * 8 * largest}
     return Need(f"geometry.{name}", units, Work(flops, "fp64"), host=host, on="cpu", rate=rate_name(name))
+
+
+def weights_decomposed(name: str, scale: Scale, chosen: Callable[[str], bool], times: int, *, copies: int) -> Need:
+    """An analysis that decomposes every matrix of the model that is ``chosen`` so often, one task a matrix.
+
+    ``copies`` are how many matrices in fp64 a task holds.
+    """
+    shapes = [shape for parameter, shape in matrices(scale).items() if chosen(parameter)]
+    largest = max((rows * columns for rows, columns in shapes), default=0)
+    work = Work(sum(map(decomposition, shapes)) * times, "fp64")
+    host = {"a matrix and its decompositions": copies * largest * 8}
+    return Need(f"geometry.{name}", len(shapes), work, host=host, on="cpu", rate=rate_name(name))

@@ -21,7 +21,7 @@ from raygeo.models.activations import checkpoint_activations
 from raygeo.models.batches import Batch
 from raygeo.models.cached import next_logits
 from raygeo.models.delta import layer_index
-from raygeo.models.likelihood import Likelihood, causal_lm, decoder, token_logprobs
+from raygeo.models.likelihood import Likelihood, TopLogprobs, causal_lm, decoder, token_logprobs
 from raygeo.models.loading import model_shape
 from raygeo.models.lora import LoraSettings, attach_lora
 
@@ -55,6 +55,8 @@ class Pass(NamedTuple):
         return Pass(along(self.kept, other.kept), peaks, along(self.flops, other.flops))
 
 
+TOP = 64
+"""A teacher's likeliest tokens at each token, where a loss learns from them: what is asked for by default."""
 DEPTHS = (3, 5)
 """Blocks of the models that a deeper one is extrapolated from."""
 P = ParamSpec("P")
@@ -300,6 +302,9 @@ class DryModel:
             model_inputs["embedding_mix"] = loss.embedding_mix
         if type(loss).token_terms is not Loss.token_terms:
             model_inputs["keys"] = torch.empty(batch.mask.numel(), dtype=torch.long, device="meta")
+        if "teacher" in loss.needs:
+            ids = torch.empty(batch.mask.numel(), TOP, dtype=torch.long, device="meta")
+            model_inputs["teacher"] = TopLogprobs(ids, _numbers(*ids.shape), _numbers(len(ids)))
         if "reference_logits" in loss.needs and not self.adapted:
             model_inputs["reference_states"] = _numbers(batch.mask.numel(), self.width).to(self.dtype)
             head = self.model.get_output_embeddings()

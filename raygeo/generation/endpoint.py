@@ -38,6 +38,8 @@ _ENDED = frozenset({"stop", "eos", "eos_token", "end_turn", "stop_sequence", "to
 _CUT = frozenset({"length", "max_tokens", "max_length"})
 _BUSY = ("ratelimit", "overloaded", "exhausted", "servererror", "timeout", "unavailable")
 """What is in the names of errors that another attempt may be spared."""
+_TOKEN_ID = "token_id:"
+"""What stands before a token's id where a server names tokens by it (vLLM's ``return_tokens_as_token_ids``)."""
 _OWN = frozenset(
     {"model", "messages", "prompt", "temperature", "seed", "n", "best_of", "logprobs", "top_logprobs", "echo"}
     | {"max_tokens", "max_completion_tokens", "max_new_tokens", "stream", "stream_options"}
@@ -222,6 +224,7 @@ class EndpointEngine(Engine):
         self.settings, self.renderer = settings, renderer
         self.usage = Usage()
         self._unknown: set[str] = set()
+        self._ids: dict[str, int | None] | None = None
 
     def generate(self, request: Request) -> list[list[Completion]]:
         """Complete every prompt; see ``Engine.generate``.
@@ -336,12 +339,32 @@ class EndpointEngine(Engine):
             self._unknown.add(str(why))
             log.warning("%s ends answers with finish_reason %r: no end, no length", self.settings.model, why)
         tokens = _tokens(choice.get("logprobs"))
-        top = tuple(likeliest for _, _, likeliest in tokens) if tokens and request.top_logprobs else None
         if counted is None:
             counted = len(tokens) or len(self.renderer.completion_ids(text, stop == "end"))
-        known = self.settings.logprobs and request.temperature == 1
-        ids, logprobs = self._aligned(text, stop == "end", tokens) if known else ((), None)
+        ids: tuple[int, ...] = ()
+        logprobs = top = None
+        if self.settings.logprobs and request.temperature == 1:
+            ids, logprobs = self._aligned(text, stop == "end", tokens)
+        if request.top_logprobs and request.temperature in (0, 1) and self._aligned(text, stop == "end", tokens)[0]:
+            top = self._by_id([likeliest for _, _, likeliest in tokens])
         return Completion(text, ids, stop, "", logprobs, counted, top)
+
+    def _by_id(self, likeliest: Sequence[Mapping[str, float]]) -> tuple[Mapping[int, float], ...] | None:
+        """The likeliest tokens by the student's ids; None where a text is that of no token, or of several."""
+        found = [{self._id_of(text): score for text, score in step.items()} for step in likeliest]
+        return None if any(None in step for step in found) else tuple(found)  # type: ignore[arg-type]
+
+    def _id_of(self, text: str) -> int | None:
+        """The student's token with this text, if it is one alone; ``token_id:7`` is token 7."""
+        if text.startswith(_TOKEN_ID):
+            return int(text.removeprefix(_TOKEN_ID))
+        if self._ids is None:
+            self._ids = {}
+            decode = self.renderer.tokenizer.decode
+            for i in range(len(self.renderer.tokenizer)):
+                said = decode([i])
+                self._ids[said] = None if said in self._ids else i
+        return self._ids.get(text)
 
     def _aligned(
         self, text: str, ended: bool, tokens: Sequence[tuple[str, float, Mapping[str, float]]]
@@ -349,7 +372,9 @@ class EndpointEngine(Engine):
         """The student's tokens of a text with their log-probabilities, where the server's tokens are the same."""
         ids = tuple(self.renderer.completion_ids(text, ended))
         decode = self.renderer.tokenizer.decode
-        if len(ids) != len(tokens) or any(decode([i]) != token for i, (token, _, _) in zip(ids, tokens, strict=True)):
+        if len(ids) != len(tokens) or any(
+            token not in (decode([i]), f"{_TOKEN_ID}{i}") for i, (token, _, _) in zip(ids, tokens, strict=True)
+        ):
             return (), None
         return ids, tuple(logprob for _, logprob, _ in tokens)
 
@@ -369,8 +394,12 @@ class _Answer:
         raw = json.loads(text)
         for each in raw["completions"]:
             each["ids"] = tuple(each["ids"])
-            for name in ("logprobs", "top_logprobs"):
-                each[name] = None if each[name] is None else tuple(each[name])
+            if each["logprobs"] is not None:
+                each["logprobs"] = tuple(each["logprobs"])
+            if each["top_logprobs"] is not None:
+                each["top_logprobs"] = tuple(
+                    {int(i): score for i, score in step.items()} for step in each["top_logprobs"]
+                )
         return cls([Completion(**each) for each in raw["completions"]], Usage(**raw["usage"]))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from raygeo.errors import StudentError
 from raygeo.generation.renderer import Renderer
+from raygeo.models.likelihood import TopLogprobs
 from raygeo.models.lora import LoraSettings
 from raygeo.models.mix import Mixture
 from raygeo.models.run import Run
@@ -58,7 +59,7 @@ class Completion:
     greedy completions, and where they are not known.
 
     An engine that hears texts alone gives no ``ids``, but how many tokens were ``counted``. ``top_logprobs`` are
-    log-probabilities by the text of the token, one mapping a token, from engines that give them.
+    log-probabilities of the likeliest tokens by their ids, one mapping a token, from engines that give them.
     """
 
     text: str
@@ -67,7 +68,7 @@ class Completion:
     end: str = ""
     logprobs: tuple[float, ...] | None = None
     counted: int | None = None
-    top_logprobs: tuple[Mapping[str, float], ...] | None = None
+    top_logprobs: tuple[Mapping[int, float], ...] | None = None
 
     @property
     def truncated(self) -> bool:
@@ -107,6 +108,14 @@ class Engine(ABC):
         """Log-probabilities of the completion tokens of (prompt, completion, ended) ``texts``; None if not known.
 
         Tokens are those that training reads; probabilities are softmax(logits / ``temperature``).
+        """
+        return [None] * len(texts)
+
+    def score_top(
+        self, texts: Sequence[tuple[str, str, bool]], count: int, *, temperature: float
+    ) -> list[TopLogprobs | None]:
+        """The ``count`` likeliest tokens at each completion token of ``texts``, as ``score`` takes them; None if not
+        known.
         """
         return [None] * len(texts)
 

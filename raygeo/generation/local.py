@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from raygeo.generation.decoding import decode
 from raygeo.generation.engine import Completion, Engine, EngineSettings, Request, Students, check_lengths
 from raygeo.generation.renderer import Renderer
-from raygeo.models.batches import collate, length_buckets
+from raygeo.models.batches import Batch, collate, length_buckets
 from raygeo.models.fitting import in_batches
-from raygeo.models.likelihood import Likelihood, TokenLogits
+from raygeo.models.likelihood import Likelihood, TokenLogits, TopLogprobs, completion_states, top_logprobs
 from raygeo.models.loading import context_length
 from raygeo.models.resident import ResidentStudent
 from raygeo.models.run import Run
@@ -22,6 +22,8 @@ from raygeo.store import AnyPath
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Scored = TypeVar("Scored")
 
 
 class LocalEngine(Engine):
@@ -94,21 +96,43 @@ class LocalEngine(Engine):
         def tempered(tokens: TokenLogits) -> dict[str, Tensor]:
             return {"tempered": -F.cross_entropy(tokens.logits / temperature, tokens.targets, reduction="none")}
 
-        likelihood, device = Likelihood(self.model, tempered), self.model.device
+        likelihood = Likelihood(self.model, tempered)
+
+        def read(batch: Batch) -> list[tuple[float, ...] | None]:
+            logprobs = likelihood(batch)["tempered"]
+            return [tuple(row[mask].tolist()) for row, mask in zip(logprobs, batch.mask, strict=True)]
+
+        return [() if scored is None else scored for scored in self._forced(texts, read)]
+
+    def score_top(
+        self, texts: Sequence[tuple[str, str, bool]], count: int, *, temperature: float
+    ) -> list[TopLogprobs | None]:
+        """The ``count`` likeliest tokens at each completion token, teacher-forced; None where a text has none."""
+
+        def read(batch: Batch) -> list[TopLogprobs | None]:
+            top = top_logprobs(self.model, completion_states(self.model, batch), count, temperature=temperature)
+            parts = (part.cpu().split(batch.mask.sum(1).tolist()) for part in top)
+            return [TopLogprobs(*row) for row in zip(*parts, strict=True)]
+
+        return self._forced(texts, read)
+
+    def _forced(
+        self, texts: Sequence[tuple[str, str, bool]], read: Callable[[Batch], list[Scored | None]]
+    ) -> list[Scored | None]:
+        """What ``read`` says of each row of batches of ``texts``; None of those without a completion token."""
         sequences = [self.renderer.encode(prompt, completion, ended=ended) for prompt, completion, ended in texts]
-        scores: list[tuple[float, ...] | None] = [()] * len(sequences)
+        scores: list[Scored | None] = [None] * len(sequences)
         filled = [i for i, sequence in enumerate(sequences) if sequence.completion_length > 0]
 
-        def read(rows: Sequence[int]) -> list[tuple[float, ...]]:
-            batch = collate([sequences[i] for i in rows], self.renderer.pad_id).to(device)
+        def read_rows(rows: Sequence[int]) -> list[Scored | None]:
+            batch = collate([sequences[i] for i in rows], self.renderer.pad_id).to(self.model.device)
             with torch.inference_mode():
-                logprobs = likelihood(batch)["tempered"]
-            return [tuple(row[mask].tolist()) for row, mask in zip(logprobs, batch.mask, strict=True)]
+                return read(batch)
 
         for bucket in length_buckets([len(sequences[i]) for i in filled], self.batch_size):
             rows = [filled[place] for place in bucket]
             key = ("scoring", self.model.name_or_path)
-            found = in_batches(read, rows, self.batch_size, what="scoring completions", key=key)
+            found = in_batches(read_rows, rows, self.batch_size, what="scoring completions", key=key)
             for i, scored in zip(rows, found, strict=True):
                 scores[i] = scored
         return scores

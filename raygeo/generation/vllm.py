@@ -126,6 +126,7 @@ class _Resident:
             max_loras=1,
             max_lora_rank=settings.max_lora_rank,
             logprobs_mode="processed_logprobs",
+            max_logprobs=-1,
             enable_prefix_caching=True,
             trust_remote_code=False,
             seed=0,
@@ -208,8 +209,7 @@ class VllmEngine(Engine):
             if request.temperature > 0:
                 drawn = tuple(step[i].logprob for i, step in zip(ids, given.logprobs, strict=True))
             if request.top_logprobs:
-                decode = self.renderer.tokenizer.decode
-                top = tuple({decode([i]): each.logprob for i, each in step.items()} for step in given.logprobs)
+                top = tuple({i: each.logprob for i, each in step.items()} for step in given.logprobs)
         return Completion(
             self.renderer.text_behind(ids[:-1] if ended else ids),
             ids,

@@ -16,7 +16,7 @@ from raygeo.models.likelihood import TokenLogits
 from raygeo.settings import Settings
 
 Unit = Literal["token", "sequence", "pair"]
-Need = Literal["reference", "reference_logits", "behaviour", "mismatched"]
+Need = Literal["reference", "reference_logits", "behaviour", "mismatched", "teacher"]
 FROM_BASE: frozenset[Need] = frozenset({"reference", "reference_logits", "mismatched"})
 """Needs that the base model meets, so in the precision of the runs."""
 
@@ -25,7 +25,8 @@ FROM_BASE: frozenset[Need] = frozenset({"reference", "reference_logits", "mismat
 class Example:
     """What one step of the loss indivisibly consumes: one rollout row, or two for a pair (chosen first).
 
-    ``rows`` index the rollout table; ``weights`` hold one number per row (1, a reward, a group advantage).
+    ``rows`` index the rollout table; ``weights`` hold one number per row: what the loss makes of it (1, a reward, a
+    group advantage) times what it was given to count.
     """
 
     rows: tuple[int, ...]
@@ -48,7 +49,8 @@ class LossInputs:
     the batch, chosen first. Present when the loss needs them, fp32 and without gradient: ``reference_logprobs`` [B, T]
     of the base, ``behaviour_logprobs`` [B, T] of the model that wrote the rollouts, ``kl_baseline`` [], the mean over
     the whole step's examples of log p / p_base of their mismatched completions. ``terms`` hold what the loss's own
-    ``token_terms`` made of the logits, [B, T] each, with gradient.
+    ``token_terms`` made of the logits, [B, T] each, with gradient; ``prompt_logprobs`` [B, T] fp32, with gradient,
+    those of prompt tokens, 0 elsewhere, where the loss reads prompts.
     """
 
     logprobs: Tensor
@@ -59,6 +61,7 @@ class LossInputs:
     behaviour_logprobs: Tensor | None = None
     kl_baseline: Tensor | None = None
     terms: Mapping[str, Tensor] = field(default_factory=dict)
+    prompt_logprobs: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class Loss(Settings):
     """Where the loss stands among all: those with smaller numbers come first, then by type."""
     revision: ClassVar[int] = 1
     """Part of the key of every run with the loss: raise it with any change to what the loss computes or selects."""
+    in_groups: ClassVar[bool] = True
+    """Whether ``loss: all`` and its like hold it; not where it needs what most studies have not."""
     variants: ClassVar[Sequence[Mapping[str, Any]]] = ()
     """Options, besides the defaults, that tests should go through."""
 
@@ -98,7 +103,8 @@ class Loss(Settings):
 
         ``reference``: log-probabilities of the base; ``reference_logits``: the base's logits over the vocabulary, for
         ``token_terms``; ``behaviour``: log-probabilities of the model that wrote the rollouts, recorded with them;
-        ``mismatched``: the KL baseline, from each prompt with a completion of another prompt (with ``reference``).
+        ``mismatched``: the KL baseline, from each prompt with a completion of another prompt (with ``reference``);
+        ``teacher``: what is kept of a teacher's next-token laws at completion tokens, for ``token_terms``.
         """
         return frozenset()
 
@@ -106,6 +112,24 @@ class Loss(Settings):
     def embedding_mix(self) -> float:
         """Share of the model's own greedy guess in the input embedding of each completion token; 0 leaves inputs be."""
         return 0.0
+
+    @property
+    def kept_share(self) -> float:
+        """Share of each step's examples, all single rows, that is learned from; below 1 ``choose`` says which."""
+        return 1.0
+
+    def sketches(self, targets: Tensor, logprobs: Tensor, mask: Tensor) -> Tensor:
+        """What ``choose`` is told of each row: [B, D] fp64, made of its targets and their log-probabilities, [B, T]."""
+        raise NotImplementedError
+
+    def choose(self, sketches: Tensor, count: int) -> list[int]:
+        """Choose ``count`` of a step's rows by their ``sketches`` [N, D]: their places, in order."""
+        raise NotImplementedError
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether ``prompt_logprobs`` are asked for, which no loss with ``token_terms`` can."""
+        return False
 
     def token_terms(self, tokens: TokenLogits) -> dict[str, Tensor]:
         """Compute per-token quantities that need whole logits: name -> [N], with gradient; none by default.

@@ -1,7 +1,7 @@
 """From examples to their loss: what a loss needs of their rows, and the inputs of one forward pass and the loss."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from raygeo.data.reference import ReferenceStatesFile
+from raygeo.data.teacher import TeacherTopFile
 from raygeo.data.tokens import RolloutTokens
 from raygeo.losses.base import Example, Loss, LossInputs, LossOutput
 from raygeo.models.batches import Batch, collate
+from raygeo.models.likelihood import TopLogprobs
 
 _TOKEN_BITS = 40
 
@@ -34,7 +36,8 @@ class LossData:
     """The examples of one loss and all that it needs of their rows; what it does not need is None.
 
     ``behaviour`` are log-probabilities of the model that wrote the completions, flat; ``states`` the base's final
-    hidden states and ``head`` its head, which make its logits; ``mismatched`` the prompts with completions of others.
+    hidden states and ``head`` its head, which make its logits; ``mismatched`` the prompts with completions of others;
+    ``teacher`` a teacher's likeliest tokens.
     """
 
     rollouts: Scored
@@ -44,6 +47,7 @@ class LossData:
     states: ReferenceStatesFile | None = None
     head: tuple[Tensor, Tensor | None] | None = None
     mismatched: Scored | None = None
+    teacher: TeacherTopFile | None = None
 
     @property
     def tokens(self) -> RolloutTokens:
@@ -83,19 +87,36 @@ def micro_batch(data: LossData, loss: Loss, examples: np.ndarray, seed: int, ste
         model_inputs["embedding_mix"] = loss.embedding_mix
     if type(loss).token_terms is not Loss.token_terms:
         model_inputs["keys"] = torch.from_numpy(token_keys(data.tokens, rows, seed, step)).to(device)
+    spans = [data.tokens.completion_offsets[row : row + 2] for row in rows]
+    if data.teacher is not None:
+        parts = zip(*(data.teacher.rows(*span) for span in spans), strict=True)
+        model_inputs["teacher"] = TopLogprobs(*(torch.cat(part).to(device) for part in parts))
     if data.states is not None and data.head is not None:
-        spans = [data.tokens.completion_offsets[row : row + 2] for row in rows]
         model_inputs["reference_states"] = torch.cat([data.states.rows(*span) for span in spans]).to(device)
         dtype = model_inputs["reference_states"].dtype
         model_inputs["reference_head"] = tuple(x if x is None else x.to(device, dtype) for x in data.head)
-    return MicroBatch(padded.to(device), model_inputs, loss_inputs)
+    given = with_prompts(padded) if loss.reads_prompts else padded
+    return MicroBatch(given.to(device), model_inputs, loss_inputs)
+
+
+def with_prompts(batch: Batch) -> Batch:
+    """The batch with every target marked that is no padding, those of prompts too."""
+    return replace(batch, mask=batch.attention_mask[:, 1:].bool())
+
+
+def apart(logprobs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Log-probabilities [B, T] of the completions that ``mask`` marks, and those of the prompts before them."""
+    return {"logprobs": logprobs.masked_fill(~mask, 0.0), "prompt_logprobs": logprobs.masked_fill(mask, 0.0)}
 
 
 def micro_loss(student: Any, loss: Loss, micro: MicroBatch, kl_baseline: Tensor | None) -> LossOutput:
     """The loss of one micro-batch; ``student`` is a ``Likelihood``, or an engine around one."""
     outputs = student(micro.batch, **micro.model_inputs)
     terms = {name: value for name, value in outputs.items() if name != "logprobs"}
-    return loss(LossInputs(logprobs=outputs["logprobs"], terms=terms, kl_baseline=kl_baseline, **micro.loss_inputs))
+    known: dict[str, Any] = {"logprobs": outputs["logprobs"]}
+    if loss.reads_prompts:
+        known = apart(outputs["logprobs"], micro.loss_inputs["mask"])
+    return loss(LossInputs(terms=terms, kl_baseline=kl_baseline, **known, **micro.loss_inputs))
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ NEEDS: dict[Need, str] = {
     "reference_logits": "the base's logits: in each step with LoRA, else from its final hidden states, kept on disk",
     "behaviour": "log-probabilities recorded with the rollouts",
     "mismatched": "prompts with other prompts' completions",
+    "teacher": "a teacher's likeliest tokens: asked once of a model named in `teacher`, or recorded with the rollouts",
 }
 """In words; what is of the base is computed once a study."""
 
@@ -54,6 +55,8 @@ def _needs(default: Loss) -> Iterator[str]:
         yield "prompts with right and wrong rollouts"
     if default.embedding_mix > 0:
         yield "a forward pass more, for the student's guesses"
+    if default.kept_share < 1:
+        yield "a forward pass more, for the choice of rollouts"
     yield from (text for need, text in NEEDS.items() if need in default.needs)
     for name, field in type(default).model_fields.items():
         for choice in get_args(field.annotation) if get_origin(field.annotation) is Literal else ():

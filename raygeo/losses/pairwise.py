@@ -68,7 +68,7 @@ class Pairwise(Loss):
         return Selection(selection.examples, selection.counts | {"pairs": len(examples)})
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
-        """Compute the loss of one micro-batch of pairs.
+        """Compute the loss of one micro-batch of pairs, each times its weight, that of its rows.
 
         Metrics: ``nll`` over the tokens of both rollouts of every pair; per pair ``margin``, ``rewards/accuracies``
         (whether the margin is positive; TRL's name, because it says nothing of the accuracy of answers),
@@ -78,7 +78,7 @@ class Pairwise(Loss):
         Raises:
             TrainingError: pairs are missing, or log-probabilities of the base that the loss needs.
         """
-        total = self.pair_losses(inputs).sum()
+        total = (self.pair_losses(inputs) * self.sides(inputs, inputs.weights)[0]).sum()
         with torch.no_grad():
             margins = self.margins(inputs)
             logprobs = masked_sum(inputs.logprobs, inputs.mask)

@@ -80,11 +80,16 @@ class Pointwise(Loss):
         return losses / inputs.mask.sum(-1).clamp(min=1) if self.normalization == "sequence" else losses
 
     def coefficients(self, inputs: LossInputs) -> Tensor:
-        """Compute a_it = -d total / d log p_it, what multiplies each token's score vector: [B, T], detached."""
+        """Compute a_it = -d total / d log p_it, what multiplies each token's score vector: [B, T], detached.
+
+        0 in losses that do not look at the label.
+        """
         with torch.enable_grad():
             logprobs = inputs.logprobs.detach().requires_grad_()
             total = self.row_losses(_without_padding(replace(inputs, logprobs=logprobs))).sum()
-            return -torch.autograd.grad(total, logprobs)[0]
+            if not total.requires_grad:
+                return torch.zeros_like(logprobs).detach()
+            return -torch.autograd.grad(total, logprobs, materialize_grads=True)[0]
 
     def negative_metrics(self, inputs: LossInputs) -> dict[str, tuple[Tensor, Unit]]:
         """What the negative rows add to the objective and to the sum of coefficients' absolute values.

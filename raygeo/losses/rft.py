@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from raygeo.losses.base import LossInputs
-from raygeo.losses.pointwise import Pointwise
+from raygeo.losses.imitation import Imitation
 from raygeo.losses.selection import Group
 
 
-class RFT(Pointwise):
+class RFT(Imitation):
     """Negative log-likelihood of the correct rollouts. Per-token coefficient: 1 on correct rows.
 
     arXiv:2308.01825 keeps of each prompt's correct solutions one for each distinct list of equations, and trains on
@@ -23,7 +21,7 @@ class RFT(Pointwise):
     paper: ClassVar[str] = "Yuan et al. 2023, arXiv:2308.01825"
     formula: ClassVar[str] = "-1[correct] sum_t log p_t"
     order: ClassVar[int] = 110
-    variants: ClassVar = (*Pointwise.variants, {"max_per_prompt": 2})
+    variants: ClassVar = (*Imitation.variants, {"max_per_prompt": 2})
 
     type: Literal["rft"] = "rft"
     """Names the loss."""
@@ -35,7 +33,3 @@ class RFT(Pointwise):
         """One for correct rollouts up to ``max_per_prompt``, none for others."""
         kept = [row for row, correct in zip(group.rows, group.correct, strict=True) if correct][: self.max_per_prompt]
         return [1.0 if row in kept else None for row in group.rows]
-
-    def token_objective(self, inputs: LossInputs) -> Tensor:
-        """Log-probabilities themselves."""
-        return inputs.logprobs

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import pyarrow as pa
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from raygeo.losses.base import LossInputs, Unit, masked_sum
+from raygeo.errors import DataError
+from raygeo.losses.base import LossInputs, Selection, Unit, masked_sum
 from raygeo.losses.pointwise import Pointwise
 from raygeo.losses.selection import Group
 
@@ -49,6 +51,21 @@ class RIFT(Pointwise):
 
     lam: float = Field(default=0.5, gt=0, lt=1)
     """Discount on correct rollouts in ``paper``, unused otherwise. The paper gives no value."""
+
+    def select(self, rollouts: pa.Table) -> Selection:
+        """Weigh the usable rollouts of every prompt.
+
+        Raises:
+            DataError: no rollout is left; or ``negative`` is ``paper``, which tells verdicts apart by their weights,
+                and rollouts were given weights of their own.
+        """
+        weights = rollouts.column("weight").drop_null() if "weight" in rollouts.column_names else []
+        if self.negative == "paper" and any(weight.as_py() != 1 for weight in weights):
+            raise DataError(
+                "RIFT with negative: paper tells wrong rollouts by their weights, so it takes none that come with the "
+                "rollouts; leave out the field weight, or choose another negative."
+            )
+        return super().select(rollouts)
 
     def row_weights(self, group: Group) -> Sequence[float | None]:
         """Rewards 1 and ``-negative_weight``; in ``paper`` 1 - lam r."""

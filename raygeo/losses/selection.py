@@ -1,9 +1,9 @@
 """From the rollout table to what losses choose from: the usable rollouts of each prompt, and counts of all others."""
 
+import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import isfinite
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -15,12 +15,14 @@ from raygeo.losses.base import Example, Selection
 class Group:
     """The usable rollouts of one prompt in table order; ``rewards`` are None where absent or not finite.
 
-    ``pairs`` are those of its rows that were given as pairs, the correct one first; None where none were.
+    ``sources`` say who wrote them. ``pairs`` are those of its rows that were given as pairs, the correct one first;
+    None where none were.
     """
 
     rows: tuple[int, ...]
     correct: tuple[bool, ...]
     rewards: tuple[float | None, ...]
+    sources: tuple[str | None, ...] = ()
     pairs: tuple[tuple[int, int], ...] | None = None
 
     @property
@@ -35,14 +37,20 @@ class Groups:
 
     ``counts``: ``rows_seen``, ``truncated_dropped``, ``ungraded_dropped``, ``prompts``, ``mixed_prompts``,
     ``all_correct_prompts``, ``all_wrong_prompts``; and, where pairs were given, ``given_pairs`` that are whole and
-    ``given_pairs_dropped``, of which one rollout is not usable, or the verdicts are equal.
+    ``given_pairs_dropped``, of which one rollout is not usable, or the verdicts are equal. ``given`` are the weights
+    that came with rows, by row, where they are not 1.
     """
 
     groups: list[Group]
     counts: dict[str, int]
+    given: Mapping[int, float] = field(default_factory=dict)
 
     def select(self, title: str, examples: Sequence[Example]) -> Selection:
-        """Order ``examples`` by their rows and add the counts of what they use.
+        """Order ``examples`` by their rows, weigh them as their rows were given to count, and add the counts of what
+        they use.
+
+        A pair counts the geometric mean of what its two rows do: as much as they, where they count alike, as the rows
+        of a preference record do, and nothing where one of them counts nothing.
 
         ``rows_used`` counts distinct rows, of which ``correct_rows`` and ``wrong_rows`` by verdict (the share of
         negatives in the data is ``wrong_rows / rows_used``); ``negative_rows`` counts those with a weight below zero.
@@ -55,7 +63,7 @@ class Groups:
                 f"{title} finds nothing to learn from in {_describe(self.counts)}. "
                 "Sample more rollouts for each prompt, or leave this loss out of the study."
             )
-        ordered = sorted(examples, key=lambda example: example.rows)
+        ordered = [self._weighed(example) for example in sorted(examples, key=lambda example: example.rows)]
         weights = {
             row: weight for example in ordered for row, weight in zip(example.rows, example.weights, strict=True)
         }
@@ -69,6 +77,13 @@ class Groups:
         }
         return Selection(ordered, self.counts | used)
 
+    def _weighed(self, example: Example) -> Example:
+        if not any(row in self.given for row in example.rows):
+            return example
+        counts = [self.given.get(row, 1.0) for row in example.rows]
+        share = counts[0] if len(set(counts)) == 1 else math.prod(counts) ** (1 / len(counts))
+        return Example(example.rows, tuple(weight * share for weight in example.weights))
+
 
 def group_rollouts(rollouts: pa.Table) -> Groups:
     """Group the rollout table by prompt, leaving out rows that no loss can use.
@@ -79,13 +94,13 @@ def group_rollouts(rollouts: pa.Table) -> Groups:
     Raises:
         DataError: a row has no ``prompt_id``.
     """
-    columns = ("prompt_id", "correct", "reward", "truncated", "pair")
+    columns = ("prompt_id", "correct", "reward", "truncated", "pair", "source")
     table = zip(*(rollouts.column(name).to_pylist() for name in columns), strict=True)
-    found: dict[str, list[tuple[int, bool, float | None]]] = {}
+    found: dict[str, list[tuple[int, bool, float | None, str | None]]] = {}
     given: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
     marked: Counter[tuple[str, str]] = Counter()
     truncated_dropped = ungraded_dropped = 0
-    for row, (prompt, correct, reward, truncated, pair) in enumerate(table):
+    for row, (prompt, correct, reward, truncated, pair, source) in enumerate(table):
         if prompt is None:
             raise DataError(f"row {row} of the rollouts has no prompt_id; every rollout must name its prompt.")
         if pair is not None:
@@ -95,8 +110,8 @@ def group_rollouts(rollouts: pa.Table) -> Groups:
         elif correct is None:
             ungraded_dropped += 1
         else:
-            usable = reward if reward is not None and isfinite(reward) else None
-            found.setdefault(prompt, []).append((row, correct, usable))
+            usable = reward if reward is not None and math.isfinite(reward) else None
+            found.setdefault(prompt, []).append((row, correct, usable, source))
             if pair is not None:
                 given.setdefault((prompt, pair), ([], []))[not correct].append(row)
     pairs: dict[str, tuple[tuple[int, int], ...]] = {prompt: () for prompt, _ in marked}
@@ -115,7 +130,8 @@ def group_rollouts(rollouts: pa.Table) -> Groups:
     if marked:
         whole = sum(len(group.pairs or ()) for group in groups)
         counts |= {"given_pairs": whole, "given_pairs_dropped": sum(-(-n // 2) for n in marked.values()) - whole}
-    return Groups(groups, counts)
+    weights = rollouts.column("weight").to_pylist() if "weight" in rollouts.column_names else []
+    return Groups(groups, counts, {row: w for row, w in enumerate(weights) if w is not None and w != 1})
 
 
 def _describe(counts: dict[str, int]) -> str:

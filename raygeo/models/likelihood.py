@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -30,18 +30,30 @@ _TILES = 8
 """Tiles of the vocabulary are that many times smaller than chunks of tokens; nothing is computed twice for them."""
 
 
+class TopLogprobs(NamedTuple):
+    """What is kept of next-token laws: the likeliest tokens ``ids`` [N, k] int64, the likeliest first, their
+    log-probabilities ``logprobs`` [N, k], and the probability ``tail`` [N] of all other tokens, exactly 0 where k = V.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    tail: Tensor
+
+
 @dataclass(frozen=True)
 class TokenLogits:
     """Some completion tokens of a micro-batch, in any grouping.
 
     ``logits`` [N, V] fp32 (fp64 for an fp64 model); ``targets`` [N] int64; ``keys`` [N] int64 name each token of each
-    step, so that random draws can be a function of the token alone; ``reference_logits`` [N, V] are the base's.
+    step, so that random draws can be a function of the token alone; ``reference_logits`` [N, V] are the base's;
+    ``teacher`` is what is kept of a teacher's laws.
     """
 
     logits: Tensor
     targets: Tensor
     keys: Tensor | None = None
     reference_logits: Tensor | None = None
+    teacher: TopLogprobs | None = None
 
 
 Terms = Callable[[TokenLogits], dict[str, Tensor]]
@@ -87,12 +99,13 @@ class Likelihood(nn.Module):
         reference_states: Tensor | None = None,
         reference_head: Head | None = None,
         embedding_mix: float = 0.0,
+        teacher: TopLogprobs | None = None,
         *,
         plain: bool = False,
     ) -> dict[str, Tensor]:
         """Return ``logprobs`` and, unless ``plain``, every term, [B, T] each, zero where ``batch.mask`` is false.
 
-        ``keys`` [N] int64 and ``reference_states`` [N, d] follow the completion tokens in row order;
+        ``keys`` [N] int64, ``reference_states`` [N, d] and ``teacher`` follow the completion tokens in row order;
         ``reference_head``, or else the student's own without adapters, turns those states into the base's logits. With
         ``embedding_mix`` > 0 the input embedding of each completion token is mixed with that of the student's own
         greedy guess of it.
@@ -121,7 +134,8 @@ class Likelihood(nn.Module):
         if share is not None:
             mine = share.targets
             targets, keys = targets[mine], None if keys is None else keys[mine]
-        columns = self.head(states, targets, keys, reference_states, reference_head, plain=plain)
+            teacher = None if teacher is None else TopLogprobs(*(part[mine] for part in teacher))
+        columns = self.head(states, targets, keys, reference_states, reference_head, teacher, plain=plain)
         if share is not None:
             columns = {name: share.join(column) for name, column in columns.items()}
         return {name: _scatter(column, batch.mask) for name, column in columns.items()}
@@ -158,6 +172,7 @@ class TokenHead(nn.Module):
         keys: Tensor | None = None,
         reference_states: Tensor | None = None,
         reference_head: Head | None = None,
+        teacher: TopLogprobs | None = None,
         *,
         plain: bool = False,
     ) -> dict[str, Tensor]:
@@ -180,21 +195,25 @@ class TokenHead(nn.Module):
             with without_adapters(head):
                 return apply_head(model, base)
 
-        def values(logits: Tensor, targets: Tensor, keys: Tensor | None, base: Tensor | None) -> dict[str, Tensor]:
+        def values(
+            logits: Tensor, targets: Tensor, keys: Tensor | None, base: Tensor | None, *top: Tensor
+        ) -> dict[str, Tensor]:
             found = {"logprobs": -F.cross_entropy(logits, targets, reduction="none")}
             if terms is not None:
                 given = None if base is None else base_logits(base)
-                found |= terms(TokenLogits(logits, targets, keys, given))
+                found |= terms(TokenLogits(logits, targets, keys, given, TopLogprobs(*top) if top else None))
             return found
 
+        rest = (targets, keys, reference_states, *(teacher or ()))
+
         if not linear or logits <= self.chunk:
-            return values(apply_head(model, states), targets, keys, reference_states)
+            return values(apply_head(model, states), *rest)
 
         def compute(states: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> dict[str, Tensor]:
             return values(_finished(model, F.linear(states, weight, bias)), *rest)
 
         size = max(1, self.chunk // _vocabulary(model))
-        return chunked(compute, states, head.weight, head.bias, (targets, keys, reference_states), size)
+        return chunked(compute, states, head.weight, head.bias, rest, size)
 
 
 def token_logprobs(model: nn.Module, batch: Batch) -> Tensor:
@@ -273,6 +292,38 @@ def finish_logits(model: Any, logits: Tensor) -> Tensor:
 
 def _finished(model: Any, logits: Tensor) -> Tensor:
     return finish_logits(model, _wide(logits))
+
+
+@torch.no_grad()
+def top_logprobs(
+    model: Any,
+    states: Tensor,
+    count: int,
+    *,
+    temperature: float = 1.0,
+    width: int | None = None,
+    chunk: int = CHUNK_LOGITS,
+) -> TopLogprobs:
+    """The ``count`` likeliest tokens of softmax(logits / ``temperature``), of final hidden ``states`` [N, d].
+
+    The law is over the first ``width`` tokens of the vocabulary, by default all of them; there are as many likeliest
+    ones as it has, if these are fewer. The tail is summed itself, in fp32 at least, not taken as what the others leave
+    of 1; it is never rounded to 0 where a token is left.
+    """
+    parts = [
+        _top(apply_head(model, part)[:, :width] / temperature, count)
+        for part in states.split(max(1, chunk // _vocabulary(model)))
+    ]
+    return TopLogprobs(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def _top(logits: Tensor, count: int) -> TopLogprobs:
+    logprobs = logits.log_softmax(-1)
+    top, ids = logprobs.topk(min(count, logits.shape[-1]), dim=-1)
+    if ids.shape[-1] == logits.shape[-1]:
+        return TopLogprobs(ids, top, torch.zeros_like(top[:, 0]))
+    tail = logprobs.scatter(-1, ids, -torch.inf).exp().sum(-1)
+    return TopLogprobs(ids, top, tail.clamp(min=torch.finfo(tail.dtype).tiny))
 
 
 @torch.no_grad()

@@ -1,7 +1,10 @@
 """A trained run as everything downstream sees it."""
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from raygeo.errors import DeltaError
 from raygeo.models.checkpoint import Checkpoint
 from raygeo.models.delta import Delta, open_delta
 from raygeo.models.loading import Loading
@@ -34,6 +37,25 @@ class Run:
         if self.delta is None:
             return None
         return open_delta(self.delta, self.base if self.base is None or base is None else base)
+
+    def kept(self, last: int) -> dict[int, Delta]:
+        """The deltas kept while training by step, ascending; the final one is the last, at step ``last``.
+
+        Raises:
+            DeltaError: they are not all of the same parameters.
+        """
+        assert self.delta is not None
+        folders = {last: Path(self.delta)}
+        if self.snapshots is not None:
+            found = ((re.fullmatch(r"step-(\d+)", folder.name), folder) for folder in Path(self.snapshots).iterdir())
+            folders |= {int(match[1]): folder for match, folder in found if match and int(match[1]) < last}
+        deltas = {step: open_delta(folders[step]) for step in sorted(folders)}
+        final = deltas[last]
+        if any(set(delta) != set(final) for delta in deltas.values()):
+            raise DeltaError(
+                f"{final.folder} has other parameters than the deltas kept before it; train the run again."
+            )
+        return deltas
 
     def mixture(self, coefficient: float = 1.0) -> list[tuple[float, Delta]]:
         """The run as a mixture of deltas for ``MixedWeights``: empty for the base."""

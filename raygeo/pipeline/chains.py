@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -84,7 +84,8 @@ def chain_of(context: StudyContext, student: Student, rollouts: Rollouts, run: P
             sampled = None
             if stage.rounds is not None:
                 sampled = plan_round(context, rollouts, student, start, stage.sampling, number)
-            key = spec.key(start.key, rollouts.key if sampled is None else sampled.key, student.key)
+            drawn = rollouts.key if sampled is None else sampled.key
+            key = spec.key(start.key, drawn, rollouts.teacher, student.key)
             links.append(Link(spec, key, start, tuple(links), index, None if sampled is None else number, sampled))
     return Chain(run, tuple(links))
 
@@ -99,7 +100,7 @@ def _with_new_adapter(spec: RunSpec, number: int) -> RunSpec:
 
 def _after(store: Store, link: Link) -> Student:
     key = continued_key(link.start.key, link.key)
-    return Student(key, store.stored(KIND, key), None, f"what {link.spec.name} left")
+    return replace(link.start, key=key, folder=store.stored(KIND, key), description=f"what {link.spec.name} left")
 
 
 def join(context: StudyContext, student: Student, chains: Iterable[Chain]) -> None:

@@ -22,7 +22,7 @@ from raygeo.pipeline.context import StageContext, timed_stage
 from raygeo.pipeline.geometry import analyse, published, run_records
 from raygeo.pipeline.journal import StoreJournal
 from raygeo.pipeline.probes import PROBES, save_probes
-from raygeo.pipeline.report import save_page, versions
+from raygeo.pipeline.report import save_page, say_summary, versions
 from raygeo.pipeline.standing import COMPARED, COMPARISON, Standing, now
 from raygeo.progress import Progress, StageTime, stage_table
 from raygeo.report.page import PageContext
@@ -112,6 +112,7 @@ def _run_stages(
             page = save_page(store, standing.about)
             for part, error in page.failures.reasons.items():
                 context.leave_out(part, error)
+            say_summary(page, progress)
     progress.say(f"\nreport:  {page.path}")
     return context
 

@@ -16,6 +16,7 @@ from raygeo.data.grading import GradingChoice
 from raygeo.data.readers import AnyPromptReader, AnyReader
 from raygeo.data.reference import ReferenceSettings
 from raygeo.data.sampling import DecodingSettings
+from raygeo.data.teacher import TeacherSettings
 from raygeo.errors import ConfigError
 from raygeo.evaluation.answers import AnswerSettings
 from raygeo.generation.choice import LOCAL, AnyEngine
@@ -249,6 +250,10 @@ GeometrySettings: type[AskedAnalyses] = create_model(
 """One field an analysis, made of the registry."""
 
 
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
 class Study(Settings):
     """A whole study."""
 
@@ -262,6 +267,9 @@ class Study(Settings):
     """What is learned from."""
     reference: ReferenceSettings = ReferenceSettings()
     """The base's log-probabilities, for the losses that need them."""
+    teacher: TeacherSettings | None = Field(None, exclude_if=_is_none)
+    """The model whose next-token laws the losses ``kd-*`` learn from, asked once of every rollout; by default they
+    learn from what came with the rollouts (``rollouts.sample.decoding.top_logprobs``, or fields of files)."""
     training: TrainingDefaults = TrainingDefaults()
     """Defaults of every run."""
     runs: RunEntries
@@ -329,6 +337,7 @@ class Study(Settings):
             self.geometry.refuse_lacking({"solutions": why})
         else:
             self.geometry.refuse_lacking({})
+        self._refuse_no_teacher()
         sample = self.rollouts.sample
         if sample is not None:
             if sample.teacher == "builtin" and not self.student.built_in and not sample.engine.elsewhere:
@@ -338,6 +347,28 @@ class Study(Settings):
                     f"built-in prompts go with {WORD_PROBLEMS}; say where rollouts.sample.prompts are read"
                 )
         return self
+
+    def _refuse_no_teacher(self) -> None:
+        """Raise where a loss learns from a teacher and none can be asked, nor has left anything to learn from."""
+        if self.teacher is not None and self.teacher.model == "builtin" and not self.student.built_in:
+            raise ValueError(f"teacher.model 'builtin' goes with {WORD_PROBLEMS}; name a teacher model")
+        learning = [spec.name for spec in self.plan.points() if "teacher" in spec.needs]
+        if not learning or self.teacher is not None:
+            return
+        sample = self.rollouts.sample
+        if sample is not None:
+            known, instead = sample.decoding.top_logprobs > 0, "set rollouts.sample.decoding.top_logprobs"
+        else:
+            fields = [getattr(reader, "fields", None) for reader in self.rollouts.read]
+            known, instead = (
+                any(each is None or each.top_ids for each in fields),
+                "name the fields top_ids and top_logprobs",
+            )
+        if not known:
+            raise ValueError(
+                f"run {learning[0]} learns from a teacher's next-token probabilities, and there are none; name a model "
+                f"that is asked for them, as in teacher: {{model: FOLDER}}, or {instead}"
+            )
 
     def _refuse_ranges(self) -> None:
         """Raise where a range stands though every value is to be listed."""

@@ -122,7 +122,7 @@ def check_rollouts(
         if (left := [problem.prompt for problem in problems if problem.prompt not in trained_on])
     }
     scheduler = study.plan.sweep.scheduler
-    keys = {spec.name: spec.key(student.key, rollouts.key) for spec in study.plan.points()}
+    keys = {spec.name: spec.key(student.key, rollouts.key, rollouts.teacher) for spec in study.plan.points()}
     chains = [chain_of(context, student, rollouts, run) for run in study.plan.trials() if run.is_chain]
     keys |= {link.spec.name: link.key for chain in chains for link in chain.links}
     settled = frozenset(name for name, key in keys.items() if is_settled(store, key, scheduler))

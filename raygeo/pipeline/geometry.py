@@ -18,11 +18,16 @@ from raygeo.pipeline.probes import provide_probes
 from raygeo.pipeline.rollouts import Rollouts, heldout_exam
 from raygeo.pipeline.student import Student
 from raygeo.records import RunRecord
-from raygeo.store import Store
+from raygeo.store import AnyPath, Store
 
 
-def analyse_runs(context: StudyContext, student: Student, rollouts: Rollouts, runs: list[Run]) -> None:
-    """Publish the tables of all analyses the study asks for; empty ones if there is nothing but the base."""
+def analyse_runs(
+    context: StudyContext, student: Student, rollouts: Rollouts, runs: list[Run], teacher: AnyPath | None = None
+) -> None:
+    """Publish the tables of all analyses the study asks for; empty ones if there is nothing but the base.
+
+    ``teacher`` is the folder of a teacher's likeliest tokens, where a loss learned from one.
+    """
     store, study = context.store, context.study
     records = run_records(store)
     losses = {name: parse_loss(record.loss) for name, record in records.items() if record.loss is not None}
@@ -36,7 +41,7 @@ def analyse_runs(context: StudyContext, student: Student, rollouts: Rollouts, ru
         exam=heldout_exam(rollouts, study.evaluation.engine),
         journals=partial(StoreJournal, store),
         gather=partial(ShardedOperator, settings=study.actors),
-        training=Training(losses, store, rollouts.key, rollouts.tokens),
+        training=Training(losses, store, rollouts.key, rollouts.tokens, teacher, rollouts.teacher),
     )
     analyse(context, study.geometry if len(runs) > 1 else None, inputs)
 

@@ -207,10 +207,11 @@ class RunEntry(_Entry):
         return self.given | {"loss"}
 
 
+_GROUPED = {name: loss for name, loss in LOSSES.items() if loss.in_groups}
 ALL: Mapping[str, tuple[str, ...]] = {
-    "all": tuple(LOSSES),
-    "pointwise": tuple(name for name, loss in LOSSES.items() if loss().unit != "pair"),
-    "pairwise": tuple(name for name, loss in LOSSES.items() if loss().unit == "pair"),
+    "all": tuple(_GROUPED),
+    "pointwise": tuple(name for name, loss in _GROUPED.items() if loss().unit != "pair"),
+    "pairwise": tuple(name for name, loss in _GROUPED.items() if loss().unit == "pair"),
 }
 """What may stand for a loss in an entry, which is then one of each of these losses as it is by default: every loss,
 those on single rollouts, those on pairs. ``except`` beside it lists losses to leave out."""

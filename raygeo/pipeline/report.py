@@ -9,8 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 from matplotlib.figure import Figure
+from rich.markup import escape
 
 from raygeo.analyses.registry import parts, schemas, view
+from raygeo.data.teacher import TOP_COLUMNS
 from raygeo.errors import StoreError
 from raygeo.pipeline.config import RolloutsSettings, Study, study_yaml
 from raygeo.pipeline.context import StudyContext, reason
@@ -18,6 +20,8 @@ from raygeo.pipeline.geometry import run_records
 from raygeo.pipeline.revisions import outdated_tables, renamed_columns
 from raygeo.pipeline.standing import Standing, known_about, now
 from raygeo.pipeline.student import Student
+from raygeo.progress import Progress
+from raygeo.report.console import summary
 from raygeo.report.missing import Failures, gap, named
 from raygeo.report.page import PageContext, draw_figures, render_page
 from raygeo.report.parts import Histories, Metrics, Parts
@@ -49,7 +53,8 @@ def study_params(study: Study) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Page:
     """A page that is written: its path and text, and for the tracker its figures, metrics by run, and points of curves
-    by run as (metric, step, value). ``failures`` are the parts that were left out.
+    by run as (metric, step, value). ``summary`` is what the console says of it; ``failures`` are the parts that were
+    left out.
     """
 
     path: str
@@ -57,6 +62,7 @@ class Page:
     figures: Mapping[str, Figure]
     metrics: Mapping[str, Mapping[str, float]]
     histories: Mapping[str, Sequence[tuple[str, int, float]]]
+    summary: Sequence[str]
     failures: Failures
 
 
@@ -79,7 +85,7 @@ def about_study(study: Study, stages: Iterable[str]) -> PageContext:
 
 
 def write_report(context: StudyContext, student: Student, tracking: Tracking, standing: Standing) -> str:
-    """Write ``report.html``, then log it with summaries and figures to MLflow; returns its path.
+    """Write ``report.html``, say what it concludes, and log it with metrics and figures to MLflow; returns its path.
 
     What cannot be shown or logged is left out.
 
@@ -89,6 +95,7 @@ def write_report(context: StudyContext, student: Student, tracking: Tracking, st
     page = save_page(context.store, standing.about)
     for part, error in page.failures.reasons.items():
         context.leave_out(part, error)
+    say_summary(page, context.progress)
     context.count(1, 0)
     children = {name: record.key for name, record in run_records(context.store).items()}
     children[BASE] = tracking.child(f"{student.key}:base", BASE, {})
@@ -104,6 +111,12 @@ def write_report(context: StudyContext, student: Student, tracking: Tracking, st
         context.leave_out("MLflow", tracking.trouble)
     tracking.end(tracking.parent, "FAILED" if context.missing else "FINISHED")
     return page.path
+
+
+def say_summary(page: Page, progress: Progress) -> None:
+    """Print the results and the verdict."""
+    for text in page.summary:
+        progress.say(f"\n{escape(text)}" if text is page.summary[0] else escape(text))
 
 
 def gaps(missing: Mapping[str, Exception]) -> list[str]:
@@ -159,7 +172,7 @@ def _points(make: Histories, seen: View) -> list[tuple[str, str, int, float]]:
 
 
 _LONG = {
-    "rollouts": ("prompt", "completion", "logprobs"),
+    "rollouts": ("prompt", "completion", "logprobs", *TOP_COLUMNS),
     "reference": ("logprobs",),
     "gradients": ("products", "projection"),
 }
@@ -208,7 +221,8 @@ def save_page(store: Store, context: PageContext) -> Page:
     metrics, histories = measured(seen, made, failures), curves(seen, made, failures)
     figures = draw_figures(seen, made, failures)
     text = render_page(seen, context, figures, made, failures)
-    return Page(store.write_bytes(PAGE, text.encode()), text, figures, metrics, histories, failures)
+    path = store.write_bytes(PAGE, text.encode())
+    return Page(path, text, figures, metrics, histories, list(summary(seen, made)), failures)
 
 
 def rewrite_report(store: Store) -> str:

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from raygeo.data.readers import AnyReader, Prompt, read_prompts
 from raygeo.data.revisions import text_revisions
 from raygeo.data.sampling import DecodingSettings, Sampling, SamplingElsewhere
 from raygeo.data.scanning import SCANS, Scan, Scanner
+from raygeo.data.teacher import TOP_COLUMNS, refuse_other_tokens
 from raygeo.data.tokens import write_tokens
 from raygeo.data.validation import GRADED, NOTED, Record, counts, recorded_grading, split_heldout
 from raygeo.data.verdicts import VERDICTS, Grade
@@ -45,7 +46,7 @@ from raygeo.toy.builtin import problems
 from raygeo.workload import Workload
 
 TOKENS = "tokens"
-_LONG = ("prompt", "gold", "completion", "logprobs")
+_LONG = ("prompt", "gold", "completion", "logprobs", *TOP_COLUMNS)
 DROPPED = "dropped for negative_share"
 
 
@@ -62,6 +63,8 @@ class Rollouts:
     renderer: Renderer
     grading: Grading
     counts: pa.Table
+    teacher: str | None = None
+    """The key of the model that losses learn from and how it is asked, if the study names one."""
 
     @property
     def pad_id(self) -> int:
@@ -81,7 +84,7 @@ class Rollouts:
     @property
     def heldout(self) -> pa.Table:
         """Rows of the prompts kept out of training."""
-        return self._read("heldout", SCHEMAS["rollouts"].names)
+        return self._read("heldout", [name for name in SCHEMAS["rollouts"].names if name not in TOP_COLUMNS])
 
     @cached_property
     def training_problems(self) -> list[Prompt]:
@@ -122,7 +125,9 @@ def provide_rollouts(context: StudyContext, student: Student) -> Rollouts:
     set_aside = store.publish("set_aside", [key])
     counted = store.publish_rows("counts", _with_reason(store.read_unit("counts", key), asked))
     tokens = store.stored(TOKENS, tokens_key)
-    rollouts = Rollouts(key, store, tokens_key, tokens, renderer, recorded_grading(counted), counted)
+    rollouts = Rollouts(
+        key, store, tokens_key, tokens, renderer, recorded_grading(counted), counted, _taught_by(context, student)
+    )
     for line in _findings(context.study, rollouts, set_aside, counted):
         context.progress.say(f"  {escape(line)}")
     _check_rounds(context.study, rollouts)
@@ -139,6 +144,13 @@ def _check_rounds(study: Study, rollouts: Rollouts) -> None:
             + (" that is a number" if rollouts.grading == "exact" else "")
             + "; name the field that holds it (rollouts.read, fields: gold), or leave rounds out."
         )
+
+
+def _taught_by(context: StudyContext, student: Student) -> str | None:
+    settings = context.study.teacher
+    if settings is None or student.taught_by is None:
+        return None
+    return content_key("teacher", student.taught_by, settings.top_k, *Loading.of(settings).keyed)
 
 
 def _with_reason(counted: pa.Table, asked: "_Asked") -> pa.Table:
@@ -446,6 +458,8 @@ def _sampled(context: StudyContext, student: Student, renderer: Renderer, gradin
     else:
         teacher, teacher_key = _teacher(context, settings, student)
         reads = renderer_for(load_tokenizer(teacher), context.study.student.chat)
+        if settings.decoding.top_logprobs:
+            refuse_other_tokens(renderer.tokenizer, reads.tokenizer, settings.teacher)
         given = (
             settings.decoding,
             teacher,
@@ -455,11 +469,21 @@ def _sampled(context: StudyContext, student: Student, renderer: Renderer, gradin
             grading,
             renderer.end_texts,
             Loading.of(context.study.student),
+            settings.engine,
+            "student" if settings.teacher == "student" else "teacher",
         )
-        keys = context.run(Sampling(*given, settings.engine)).keys
-    rows = (row for key in keys for row in context.store.read_unit("rollouts", key).to_pylist())
+        keys = context.run(Sampling(*given)).keys
+    rows = (row for key in keys for row in _rows(context.store.read_unit("rollouts", key)))
     made_by = {Sampling.name: Sampling.revision, **text_revisions([type(reads)], [type(settings.engine)])}
     return _Source((Record(row["source"], line, row) for line, row in enumerate(rows, 1)), content_key(keys), made_by)
+
+
+def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows of a table; lists of numbers as arrays, which take a tenth of the memory."""
+    listed = [field.name for field in table.schema if pa.types.is_large_list(field.type)]
+    for row, rest in enumerate(table.drop_columns(listed).to_pylist()):
+        lists = {name: table[name][row].values for name in listed}
+        yield rest | {name: each if each is None else each.to_numpy() for name, each in lists.items()}
 
 
 def _teacher(context: StudyContext, settings: SamplingSettings, student: Student) -> tuple[AnyPath, str]:

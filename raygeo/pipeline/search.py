@@ -41,7 +41,8 @@ def start_search(
     spaces = [plan.searched(index) for index in entries]
     rules = sweep.model_dump(mode="json", include={"objectives", "seed", "scheduler"})
     choosable = [study.training, *(study.runs[index] for index in entries)]
-    name = f"search/{content_key('search', student.key, rollouts.key, rules, *choosable)}.json"
+    taught = [] if rollouts.teacher is None else [rollouts.teacher]
+    name = f"search/{content_key('search', student.key, rollouts.key, rules, *choosable, *taught)}.json"
     past = read_history(store.read_bytes(name), spaces)
 
     def runs_of(space: int, values: Configuration) -> list[PlannedRun]:
@@ -51,7 +52,7 @@ def start_search(
         return runs
 
     def measured(run: PlannedRun) -> Mapping[str, float] | None:
-        key = run.spec.key(student.key, rollouts.key)
+        key = run.spec.key(student.key, rollouts.key, rollouts.teacher)
         if not is_settled(store, key, sweep.scheduler):
             return None
         try:

@@ -9,20 +9,21 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raygeo.cluster.nodes import are_several
 from raygeo.cluster.remote import call
 from raygeo.data.readers import read_prompts
+from raygeo.data.teacher import refuse_other_tokens
 from raygeo.errors import ConfigError, StudentError
 from raygeo.generation.renderer import PlainRenderer
 from raygeo.models.attention import check_attention
 from raygeo.models.checkpoint import is_model
 from raygeo.models.folder import SUFFIXES, check_links, weight_files
 from raygeo.models.hub import find_model
-from raygeo.models.loading import read_config
+from raygeo.models.loading import load_tokenizer, read_config
 from raygeo.models.merge import merge_run
 from raygeo.models.parameters import CONVERTED, INDEX, REVISION, index_parameters, save_index
 from raygeo.models.soundness import check_student
@@ -54,9 +55,33 @@ class Student:
     folder: AnyPath
     teacher: str | None
     description: str
+    taught_by: str | None = None
+    """The key of the model in the store that losses learn from, if the study names one and a loss does."""
 
 
 def provide_student(context: StudyContext) -> Student:
+    """Make, fetch or link the study's student, and the teacher that its losses learn from.
+
+    Raises:
+        StudentError: as ``_provided``; or the teacher cannot be used, or has another tokenizer.
+        ConfigError: as ``_provided``.
+        StoreError: as ``_provided``.
+    """
+    student, settings = _provided(context), context.study.teacher
+    if settings is None or not any("teacher" in spec.needs for spec in context.study.plan.points()):
+        return student
+    if settings.model == "builtin" and student.teacher is not None:
+        key = student.teacher
+    elif settings.model == "student":
+        key = student.key
+    else:
+        key = provide_model(context, settings.model)
+    teacher = context.store.stored(KIND, key)
+    refuse_other_tokens(load_tokenizer(student.folder), load_tokenizer(teacher), settings.model)
+    return replace(student, taught_by=key)
+
+
+def _provided(context: StudyContext) -> Student:
     """Make, fetch or link the study's student.
 
     Raises:
@@ -79,7 +104,8 @@ def provide_student(context: StudyContext) -> Student:
         _make(context, key, "base student", lambda folder, tick: make_base(recipe, folder, tick))
         teacher = content_key("word-problems-teacher", key, recipe.teacher)
         sample = context.study.rollouts.sample
-        if sample is not None and sample.teacher == "builtin" and not sample.engine.elsewhere:
+        sampled = sample is not None and sample.teacher == "builtin" and not sample.engine.elsewhere
+        if sampled or (context.study.teacher is not None and context.study.teacher.model == "builtin"):
             base = store.stored(KIND, key)
             _make(context, teacher, "teacher", lambda folder, tick: make_teacher(recipe, base, folder, tick))
         return Student(key, store.stored(KIND, key), teacher, f"{WORD_PROBLEMS}, made here")
@@ -142,7 +168,7 @@ def provide_continued(context: StudyContext, student: Student, trainings: Sequen
         key = continued_key(key, training)
     first, *later = (store.stored("deltas", training) for training in trainings)
     _make(context, key, f"student after {name}", lambda folder, tick: merge_run(student.folder, first, folder, *later))
-    return Student(key, store.stored(KIND, key), None, f"what {name} left")
+    return replace(student, key=key, folder=store.stored(KIND, key), description=f"what {name} left")
 
 
 def finished_run(store: Store, name: str, asked: str) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _run_stages(
                 if study.sweep is not None:
                     publish_trials(context, student, rollouts, trained.planned, trained.runs, trained.keys)
             with stage("geometry"), context.surviving("geometry"):
-                analyse_runs(context, student, rollouts, trained.runs)
+                analyse_runs(context, student, rollouts, trained.runs, references.teacher)
             with stage("report"):
                 page = write_report(context, student, tracking, standing)
             progress.say(f"\nreport:  {page}\ncompare: raygeo ui {store.location}")

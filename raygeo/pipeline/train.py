@@ -9,12 +9,14 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from rich.markup import escape
 
 from raygeo.data.mismatched import REVISION as MISMATCH
 from raygeo.data.mismatched import save_mismatched
 from raygeo.data.reference import REFERENCE_STATES, ReferenceLogprobs, ReferenceStates, save_reference
+from raygeo.data.teacher import BATCH_ROWS, TEACHER_TOP, TOP_COLUMNS, TeacherTop, save_teacher_top
 from raygeo.data.tokens import RolloutTokens
 from raygeo.errors import FullStoreError, TrainingError
 from raygeo.losses.base import FROM_BASE, Need
@@ -74,8 +76,8 @@ def select_examples(
 
 @dataclass(frozen=True)
 class References:
-    """What the base says of the rollouts, in the precision and with the attention of the runs that need it; None where
-    no loss does.
+    """What the base says of the rollouts, in the precision and with the attention of the runs that need it, and what a
+    ``teacher`` does; None where no loss needs it.
 
     ``failed`` holds, for each need that could not be met, the reason; the runs whose losses have it cannot be trained.
     """
@@ -84,6 +86,7 @@ class References:
     states: AnyPath | None = None
     mismatched: AnyPath | None = None
     mismatched_logprobs: AnyPath | None = None
+    teacher: AnyPath | None = None
     failed: Mapping[Need, str] = field(default_factory=dict)
 
     def lacking(self, needs: frozenset[Need]) -> str | None:
@@ -95,6 +98,7 @@ def provide_references(
     context: StudyContext, student: Student, rollouts: Rollouts, specs: Sequence[RunSpec] | None = None
 ) -> References:
     """Compute, once a study, what its losses need of the base; for whole logits, runs with adapters ask it themselves.
+    Ask the teacher, too, or lay out what it left with the rollouts.
 
     With ``specs``, what the losses of these need of ``student``, where their stage begins, and of ``rollouts``.
 
@@ -106,11 +110,8 @@ def provide_references(
     publish = specs is None
     specs = context.study.plan.referring() if specs is None else specs
     needs = {need for spec in specs for need in spec.needs}
-    if not needs & FROM_BASE:
-        return References()
-    [(precision, attention)] = {
-        (spec.training.precision, spec.training.attn_implementation) for spec in specs if spec.needs & FROM_BASE
-    }
+    held = {(spec.training.precision, spec.training.attn_implementation) for spec in specs if spec.needs & FROM_BASE}
+    [(precision, attention)] = held or {("fp32", None)}
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     loading = _loading(context, attention)
     found: dict[str, AnyPath] = {}
@@ -136,7 +137,42 @@ def provide_references(
             mismatched, key = _mismatched(context.store, student, rollouts)
             found["mismatched"] = mismatched
             found["mismatched_logprobs"] = _reference_logprobs(context, student, mismatched, key, dtype, loading)
+    if "teacher" in needs:
+        with meeting("teacher", "the teacher's likeliest tokens"):
+            found["teacher"] = _teacher_top(context, student, rollouts)
     return References(**found, failed=failed)
+
+
+def _teacher_top(context: StudyContext, student: Student, rollouts: Rollouts) -> AnyPath:
+    """The folder of the likeliest tokens: of the model that the study names, or of what came with the rollouts."""
+    store, settings = context.store, context.study.teacher
+    width = read_config(student.folder).get_text_config().vocab_size
+    if settings is not None and student.taught_by is not None:
+        source, loading = content_key("teacher-top", rollouts.tokens_key, rollouts.teacher, width), Loading.of(settings)
+        model = store.stored(KIND, student.taught_by)
+        workload = TeacherTop(
+            context.study.reference, model, rollouts.tokens, source, store, settings.top_k, width, loading
+        )
+        keys, key = context.run(workload).keys, workload.folder_key
+        if not store.has_folder(TEACHER_TOP, key):
+            store.complete_folder(TEACHER_TOP, key)
+        parts = pa.concat_tables(store.read_units("teacher_top", keys))
+        tail, count = pc.sum(parts["tail"]).as_py(), pc.sum(parts["tokens"]).as_py()
+        context.progress.say(
+            f"  teacher: its {settings.top_k} likeliest tokens hold {1 - tail / max(1, count):.2%} of its law"
+        )
+        return store.stored(TEACHER_TOP, key)
+    key = content_key("teacher-top", rollouts.key, rollouts.tokens_key, width)
+    if not store.has_folder(TEACHER_TOP, key):
+        batches = store.row_batches("rollouts", rollouts.key, TOP_COLUMNS, {"split": "train"}, BATCH_ROWS)
+        tokens = RolloutTokens.open(rollouts.tokens)
+        with store.making(TEACHER_TOP, key) as folder:
+            tail = save_teacher_top(batches, tokens, width, folder)
+        context.progress.say(
+            f"  teacher: the tokens that came with the rollouts hold {1 - tail / tokens.completion_offsets[-1]:.2%} of "
+            "its law"
+        )
+    return store.stored(TEACHER_TOP, key)
 
 
 def _mismatched(store: Store, student: Student, rollouts: Rollouts) -> tuple[AnyPath, str]:
@@ -395,6 +431,8 @@ class _Training:
             mismatched_reference=references.mismatched_logprobs,
             heldout=provide_heldout(self.context, self.student, self.rollouts),
             referred=None if referred.key == start.key else referred.folder,
+            teacher=references.teacher,
+            teacher_key=rollouts.teacher,
         )
 
     def _search(self) -> tuple[Search[PlannedRun], Measure]:

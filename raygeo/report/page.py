@@ -17,11 +17,12 @@ from raygeo.records import RunRecord
 from raygeo.report import made
 from raygeo.report.embed import PAGE_COLOURS, embed
 from raygeo.report.missing import Failures, gaps, named, unreached
-from raygeo.report.parts import Caveat, Column, Parts
+from raygeo.report.parts import Caveat, Column, Parts, Verdict
 from raygeo.report.plots import Plot
 from raygeo.report.results import configurations, results, trials
 from raygeo.report.sheets import Cell, Section, Sheet
 from raygeo.report.style import RC
+from raygeo.report.verdict import Finding
 from raygeo.report.view import View
 from raygeo.tables import BASE
 
@@ -97,8 +98,12 @@ def render_page(
         "failed": attempt("the list of runs without a result", lambda: _failed(view)) or [],
         "figures": [figure for figure in shown if figure is not None],
         "sections": [
-            (one.folded, attempt(f"the section {one.title!r}", partial(_sheets, one, view)) or [])
-            for one in parts.sections
+            (one, attempt(f"the section {one.title!r}", partial(_sheets, one, view)) or []) for one in parts.sections
+        ],
+        "verdict": [
+            finding
+            for one in parts.verdicts
+            for finding in attempt(f"the verdict {named(one)}", partial(_findings, one, view)) or []
         ],
         "limits": [
             sentence
@@ -173,6 +178,13 @@ def _sentences(caveat: Caveat, view: View) -> list[str]:
     if not all(isinstance(sentence, str) and len(sentence) > 1 for sentence in sentences):
         raise TypeError("it did not give a list of sentences")
     return sentences
+
+
+def _findings(verdict: Verdict, view: View) -> list[Finding]:
+    findings = list(verdict(view))
+    if not all(isinstance(finding, Finding) for finding in findings):
+        raise TypeError("it did not give findings")
+    return findings
 
 
 def _shown(plot: Plot, fig: Figure) -> _Shown:

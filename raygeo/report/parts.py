@@ -8,8 +8,11 @@ from itertools import chain
 
 from raygeo.report.plots import Plot
 from raygeo.report.sheets import Cell, Section
+from raygeo.report.verdict import Finding
 from raygeo.report.view import View
 
+Verdict = Callable[[View], Iterable[Finding]]
+"""Makes sentences of the verdict, each with what it rests on; none if nothing can be said."""
 Caveat = Callable[[View], Iterable[str]]
 """Makes the sentences, on what the numbers do not show, that apply to a study; none if none does."""
 Metrics = Callable[[View], Iterable[tuple[str, str, float | None]]]
@@ -31,6 +34,7 @@ class Column:
 class Parts:
     """Everything that is shown of some tables, in reading order."""
 
+    verdicts: tuple[Verdict, ...] = ()
     columns: tuple[Column, ...] = ()
     figures: tuple[Plot, ...] = ()
     sections: tuple[Section, ...] = ()

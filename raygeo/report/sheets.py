@@ -43,6 +43,11 @@ class Section:
     empty: str
     make: Callable[[View], Sheet | Mapping[str, Sheet]]
 
+    @property
+    def name(self) -> str:
+        """What it is called in links to it: the folder of its analysis, and the function that makes it."""
+        return f"{self.make.__module__.split('.')[-2:][0]}-{self.make.__name__}"
+
     def sheets(self, view: View) -> list[tuple[str, str, Sheet]]:
         """Its tables for ``view``, each with its title and what is said above it; those without rows only if
         something is said then.

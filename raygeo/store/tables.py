@@ -145,11 +145,17 @@ class Tables(Files):
     def read_rows(self, table: str, key: str, columns: Sequence[str], where: Mapping[str, Any]) -> pa.Table:
         """Only these ``columns`` of those rows of one finished unit whose values equal those of ``where``."""
         wanted = pa.schema([SCHEMAS[table].field(name) for name in columns])
+        return pa.concat_tables([wanted.empty_table(), *self.row_batches(table, key, columns, where)])
+
+    def row_batches(
+        self, table: str, key: str, columns: Sequence[str], where: Mapping[str, Any], rows: int = _BATCH_ROWS
+    ) -> Iterator[pa.Table]:
+        """What ``read_rows`` gives in order, from at most so many ``rows`` at a time."""
         self.refer([table], [key])
         path = self.path("units", table, f"{key}.parquet")
-        held = pa.unify_schemas([wanted, pa.schema([SCHEMAS[table].field(name) for name in where])])
-        found = [piece.filter(_equal(piece, where)).select(columns) for piece in self._batches_of(path, held)]
-        return pa.concat_tables([wanted.empty_table(), *found])
+        held = pa.schema([SCHEMAS[table].field(name) for name in dict.fromkeys([*columns, *where])])
+        for piece in self._batches_of(path, held, rows):
+            yield piece.filter(_equal(piece, where)).select(columns)
 
     def publish(
         self,
@@ -183,11 +189,11 @@ class Tables(Files):
             return
         yield from self._batches_of(path, SCHEMAS[table])
 
-    def _batches_of(self, path: str, columns: pa.Schema) -> Iterator[pa.Table]:
+    def _batches_of(self, path: str, columns: pa.Schema, rows: int = _BATCH_ROWS) -> Iterator[pa.Table]:
         """The rows of a file, some at a time."""
         with self._reading(path), pq.ParquetFile(path, filesystem=self.filesystem, pre_buffer=False) as file:
             names = [name for name in columns.names if name in file.schema_arrow.names]
-            for batch in file.iter_batches(_BATCH_ROWS, columns=names):
+            for batch in file.iter_batches(rows, columns=names):
                 yield _as(pa.Table.from_batches([batch]), columns)
 
     def publish_rows(self, table: str, rows: pa.Table, revisions: Mapping[str, int] | None = None) -> pa.Table:

@@ -7,6 +7,7 @@ import numpy as np
 
 from raygeo.data.probes import Probe
 from raygeo.data.reference import open_reference, open_reference_states
+from raygeo.data.teacher import open_teacher_top
 from raygeo.data.tokens import RolloutTokens
 from raygeo.losses.base import Example, Loss, Need
 from raygeo.losses.batches import LossData, Scored
@@ -63,5 +64,6 @@ def open_data(loss: Loss, store: Store, inputs: RunInputs, needs: frozenset[Need
         states=None if states is None else open_reference_states(states),
         head=None if states is None else Checkpoint(inputs.referred or inputs.student).head(),
         mismatched=mismatched,
+        teacher=open_teacher_top(inputs.teacher) if "teacher" in needs and inputs.teacher is not None else None,
         heldout=None if inputs.heldout is None else Probe.load(inputs.heldout),
     )

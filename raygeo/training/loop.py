@@ -76,6 +76,8 @@ def optimise(engine: Any, spec: RunSpec, data: Data, state: TrainingState, hooks
     engine.train()
     while state.step < steps:
         batch = batches[state.step]
+        if spec.loss.kept_share < 1:
+            batch = chosen(engine, spec, data, batch)
         counts = units([data.examples[i] for i in batch], data.tokens.completion_lengths)
         command, late = hooks.command(), time.monotonic() - saved > CHECKPOINT_SECONDS
         control = {"stop": float(command == "stop"), "interrupt": float(command == "interrupt"), "save": float(late)}
@@ -176,6 +178,31 @@ def _step(
     metrics = dict(zip(names, numbers, strict=False))
     metrics["grad_norm"] = float(engine.get_global_grad_norm()) if norm is None else norm
     return metrics, dict(zip(control, numbers[len(names) :], strict=True))
+
+
+def chosen(engine: Any, spec: RunSpec, data: Data, batch: np.ndarray) -> np.ndarray:
+    """The examples of a step that its loss chooses, from one pass of all of them without gradients; collective.
+
+    Ranks share the pass, and all choose from the same numbers.
+    """
+    loss, settings = spec.loss, spec.training
+    distinct, places = np.unique(batch, return_inverse=True)
+    found: Tensor | None = None
+    for indices in _split(settings, data, distinct):
+        asked = indices if len(indices) else distinct[:1]
+        padded, _ = data.rollouts.batch(data.rows(asked), data.pad_id)
+        given = padded.to(engine.device)
+        with torch.no_grad():
+            logprobs = engine(given, plain=True)["logprobs"]
+            sketches = loss.sketches(given.input_ids[:, 1:], logprobs, given.mask)
+        if found is None:
+            found = sketches.new_zeros(len(distinct), sketches.shape[1])
+        if len(indices) and speaks(settings):
+            found[torch.from_numpy(np.searchsorted(distinct, indices)).to(found.device)] = sketches
+    assert found is not None
+    if dist.is_initialized():
+        dist.all_reduce(found)
+    return batch[loss.choose(found.cpu()[places], math.ceil(loss.kept_share * len(batch)))]
 
 
 def _split(settings: TrainingSettings, data: Data, batch: np.ndarray) -> list[np.ndarray]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygeo.data.behaviour import behaviour_logprobs
+from raygeo.data.teacher import TOP_COLUMNS
 from raygeo.data.tokens import RolloutTokens
 from raygeo.losses.base import Example, Loss
 from raygeo.settings import content_key, unit_key
@@ -18,6 +19,7 @@ from raygeo.tables import SCHEMAS
 
 SELECTIONS = "selections"
 BEHAVIOUR = "behaviour"
+_LONG = ("prompt", "gold", "completion", "logprobs", *TOP_COLUMNS)
 _ARRAYS = ("rows", "weights", "offsets")
 
 
@@ -61,8 +63,9 @@ def open_selection(store: Store, loss: Loss, rollouts: str) -> Examples:
     """Map a stored selection into memory; make it if it is not there."""
     key = _key(loss, rollouts)
     if not store.has_folder(SELECTIONS, key):
-        table = store.read_unit("rollouts", rollouts)
-        keep_selection(store, loss, rollouts, loss.select(table.filter(pc.equal(table["split"], "train"))).examples)
+        columns = [field.name for field in SCHEMAS["rollouts"] if field.name not in _LONG]
+        table = store.read_rows("rollouts", rollouts, columns, {"split": "train"})
+        keep_selection(store, loss, rollouts, loss.select(table).examples)
     folder = store.stored(SELECTIONS, key)
     return Examples(*(_mapped(folder, name) for name in _ARRAYS))
 

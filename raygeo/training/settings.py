@@ -232,12 +232,12 @@ class RunSpec(Settings):
     training: TrainingSettings
     reference: Reference = "start"
 
-    def key(self, student_key: str, rollouts_key: str, base_key: str = "") -> str:
+    def key(self, student_key: str, rollouts_key: str, teacher_key: str | None = None, base_key: str = "") -> str:
         """Key of the run: of its loss, every setting that can change a bit of the result, the inputs' keys; not of its
         name.
 
-        ``student_key`` is that of what it starts from, ``base_key`` that of the study's student, which counts only if
-        it is the reference.
+        ``student_key`` is that of what it starts from. A teacher matters to losses that learn from one; ``base_key``,
+        that of the study's student, where that is the reference.
         """
         execution = self.training.model_dump(mode="json", include=set(Execution.model_fields))
         execution = {name: value for name, value in execution.items() if name not in LATER or value != LATER[name]}
@@ -247,6 +247,8 @@ class RunSpec(Settings):
             execution["reference"] = "step"  # once the base's states were stored, which differ by rounding
         if self.reference == "base" and self.loss.needs & FROM_BASE:
             execution["reference_of"] = base_key
+        if teacher_key is not None and "teacher" in self.loss.needs:
+            execution["teacher"] = teacher_key
         return unit_key(self.revisions, "run", self.loss, execution, student_key, rollouts_key)
 
     @property

@@ -157,7 +157,7 @@ def run_sweep(
     known = [run_choice(key, spec) for key, spec in specs.items()]
 
     def choice(spec: RunSpec) -> dict[str, Any]:
-        return run_choice(spec.key(inputs.student_key, inputs.rollouts), spec)
+        return run_choice(spec.key(inputs.student_key, inputs.rollouts, inputs.teacher_key), spec)
 
     queue = RunQueue(known, search, choice, lambda: count_at_once(shapes))
     tuner = tune.Tuner(

@@ -45,7 +45,7 @@ TOLERANCE = 1e-3
 SMALL = {
     "bootstrap": 100, "accuracy_problems": 4, "max_new_tokens": 12, "points": 3, "refine": 1, "accuracy_points": 3,
     "examples": 4, "max_steps": 12, "slq_steps": 4, "slq_probes": 2, "trace_probes": 2, "density_points": 8, "draws": 2,
-    "ascent_steps": 2, "permutations": 99, "k": 4, "path_points": 3, "batch_size": 4, "steps": 4,
+    "ascent_steps": 2, "permutations": 99, "k": 4, "path_points": 3, "batch_size": 4, "steps": 4, "early": 0.5,
 }  # fmt: skip
 """Options, of whatever analyses have them, that make them quick."""
 

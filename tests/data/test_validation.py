@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,7 +44,13 @@ def test_a_complete_record_is_kept_as_given():
         "source": "teacher",
         "logprobs": [-0.5, -2, 0.0],
         "pair": "y",
+        "weight": 0.5,
+        "top_ids": [3, 1, 4, 2, 0, 3],
+        "top_logprobs": [-0.5, -1.5, -1.0, -2.0, -0.75, -2.25],
+        "top_tail": [],
     }
+    mass = np.exp(given_row["top_logprobs"]).reshape(3, 2).sum(1)
+    given_row["top_tail"] = (1 - mass).astype(np.float32).tolist()
     validated = validate(records(given_row))
     assert validated.rollouts.schema == SCHEMAS["rollouts"]
     assert validated.rollouts.to_pylist() == [{**given_row, "split": "train"}]

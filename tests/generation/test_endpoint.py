@@ -1,5 +1,6 @@
 """The engine that asks a server, against a small one of the tests' own that speaks the protocol and misbehaves."""
 
+import itertools
 import json
 import threading
 from collections import Counter
@@ -85,7 +86,8 @@ def serving(model, tokenizer, fault=lambda number, body: None, most=1):
 
         def choice(self, body, each):
             said = {"finish_reason": "length" if each.truncated else "stop"}
-            tokens = [tokenizer.decode([i]) for i in each.ids]
+            by_id = body.get("return_tokens_as_token_ids")
+            tokens = [f"token_id:{i}" if by_id else tokenizer.decode([i]) for i in each.ids]
             if "prompt" in body:
                 given = {"tokens": tokens, "token_logprobs": each.logprobs, "top_logprobs": None}
                 return said | {"text": each.text, "logprobs": given if "logprobs" in body else None}
@@ -186,12 +188,28 @@ def test_logprobs_are_the_local_ones_where_tokens_are_the_students(model, tokeni
         assert each.ids == tuple(renderer.completion_ids(each.text, not each.truncated))
 
 
-def test_likeliest_tokens_are_given_where_they_are_asked_for(model, tokenizer):
+@pytest.mark.parametrize("extra", [{}, {"return_tokens_as_token_ids": True}])
+def test_likeliest_tokens_are_given_by_the_students_ids_where_they_are_asked_for(model, tokenizer, extra):
+    renderer = PlainRenderer(tokenizer)
+    request = Request(PROMPTS, max_new_tokens=4, samples=4, temperature=1.0, top_logprobs=1)
     with serving(model, tokenizer) as server:
-        request = Request(PROMPTS[:1], max_new_tokens=4, temperature=1.0, top_logprobs=1)
-        ((drawn,),) = engine(server, tokenizer).generate(request)
-    assert len(drawn.top_logprobs) == drawn.tokens
+        found = engine(server, tokenizer, extra=extra, logprobs=True).generate(request)
+    known = [each for row in found for each in row if each.top_logprobs is not None]
+    assert known
+    for each in known:
+        ids = renderer.completion_ids(each.text, not each.truncated)
+        assert [list(step) for step in each.top_logprobs] == [[i] for i in ids]
+        assert [*itertools.chain(*(step.values() for step in each.top_logprobs))] == pytest.approx(each.logprobs)
     assert server.seen[0].body["top_logprobs"] == 1
+
+
+def test_likeliest_tokens_whose_text_is_that_of_several_are_not_known(model, tokenizer, monkeypatch):
+    request = Request(PROMPTS[:1], max_new_tokens=4, samples=4, temperature=1.0, top_logprobs=1)
+    with serving(model, tokenizer) as server:
+        own = engine(server, tokenizer)
+        monkeypatch.setattr(own, "_ids", {tokenizer.decode([i]): None for i in range(len(tokenizer))})
+        [found] = own.generate(request)
+    assert {each.top_logprobs for each in found} == {None}
 
 
 def test_a_conversation_is_sent_as_its_messages(model, tokenizer):

@@ -7,6 +7,7 @@ import pytest
 from raygeo.losses.registry import LOSSES
 from raygeo.pipeline.config import load_study
 
+GROUPED = {name for name, loss in LOSSES.items() if loss.in_groups}
 STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
 
 
@@ -17,15 +18,15 @@ def load(name, *overrides):
 def test_learning_rates_are_matched_for_every_loss_and_seed():
     study = load("lr-matched")
     runs = {(s.loss.type, s.training.lr, s.training.seed) for s in study.specs()}
-    assert runs == {(loss, lr, seed) for loss in LOSSES for lr in (5e-5, 1.6e-4, 5e-4) for seed in (0, 1)}
+    assert runs == {(loss, lr, seed) for loss in GROUPED for lr in (5e-5, 1.6e-4, 5e-4) for seed in (0, 1)}
     rates = load("lr-matched", "training.lr=[5e-7, 5e-6, 5e-5]", "training.seed=[0, 1, 2]").specs()
     assert {s.training.lr for s in rates} == {5e-7, 5e-6, 5e-5}
-    assert len(rates) == len(LOSSES) * 9
+    assert len(rates) == len(GROUPED) * 9
 
 
 def test_mixed_prompts_holds_every_loss_to_them():
     specs = load("mixed-prompts").specs()
-    assert {s.loss.type for s in specs} == set(LOSSES)
+    assert {s.loss.type for s in specs} == GROUPED
     assert {getattr(s.loss, "prompts", "mixed") for s in specs} == {"mixed"}
     assert len({s.training.lr for s in specs}) == 1
 
@@ -49,6 +50,14 @@ def test_all_numbers_of_rounds_take_as_many_steps_and_prompts():
     assert {sum(spec.training.steps for spec in run.trainings) for run in runs} == {64}
     assert {run.stages[0].sampling.prompts * len(run.trainings) for run in runs[1:]} == {512}
     assert len({spec.loss for run in runs for spec in run.trainings}) == 1
+
+
+def test_the_direction_of_distillation_is_crossed_with_the_learning_rate():
+    study = load("kd-direction")
+    runs = {(s.loss.type, s.training.lr, s.training.seed) for s in study.specs()}
+    losses = ("sft", "kd-forward", "kd-jsd", "kd-reverse")
+    assert runs == {(loss, lr, seed) for loss in losses for lr in (5e-5, 1.6e-4, 5e-4) for seed in (0, 1)}
+    assert study.teacher.model == "builtin"
 
 
 def test_the_negative_share_is_one_setting():

@@ -29,15 +29,18 @@ from raygeo.data.mismatched import mismatch
 from raygeo.data.tokens import RolloutTokens
 from raygeo.generation.renderer import PlainRenderer
 from raygeo.losses.base import Loss, LossInputs
+from raygeo.losses.batches import apart, with_prompts
 from raygeo.losses.counting import units
 from raygeo.losses.registry import LOSSES, variants
 from raygeo.models.batches import Batch, collate
-from raygeo.models.likelihood import Likelihood, completion_states, token_logprobs
+from raygeo.models.likelihood import Likelihood, completion_states, token_logprobs, top_logprobs
 from raygeo.toy.word_problems import word_tokenizer
 from raygeo.training.settings import REVISION
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS, BATCH, LEARNING_RATE = 12, 4, 3e-3
+TOP = 8
+"""Likeliest tokens that are kept of the writer, as a teacher."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ def exact_model(vocabulary: int, seed: int) -> GPT2LMHeadModel:
 def setting() -> Setting:
     tokenizer = word_tokenizer()
     table = draw_rollouts(8, samples=3, seed=4)
+    sources = pa.array(["student" if row % 2 else "teacher" for row in range(len(table))], pa.large_string())
+    table = table.set_column(table.schema.get_field_index("source"), "source", sources)
     rows = [(row["prompt"], row["completion"], True) for row in table.to_pylist()]
     tokens = RolloutTokens.encode(PlainRenderer(tokenizer), rows)
     mismatched = mismatch(tokens, table["prompt_id"].to_pylist(), max_tokens=128)
@@ -104,6 +109,9 @@ def model_inputs(loss: Loss, rows: tuple[int, ...], step: int) -> dict[str, Any]
     if "reference_logits" in loss.needs:
         head = setting().base.get_output_embeddings().weight
         given |= {"reference_states": base_states(rows), "reference_head": (head, None)}
+    if "teacher" in loss.needs:
+        states = completion_states(setting().writer, setting().batch(rows))
+        given["teacher"] = top_logprobs(setting().writer, states, TOP)
     return given
 
 
@@ -134,9 +142,12 @@ def train(loss: Loss) -> list[float]:
         chosen = [examples[(step * BATCH + i) % len(examples)] for i in range(BATCH)]
         rows = tuple(row for example in chosen for row in example.rows)
         batch = setting().batch(rows)
-        outputs = likelihood(batch, **model_inputs(loss, rows, step))
+        read = with_prompts(batch) if loss.reads_prompts else batch
+        outputs = likelihood(read, **model_inputs(loss, rows, step))
         given = loss_inputs(loss, student, rows, [w for example in chosen for w in example.weights])
-        output = loss(LossInputs(logprobs=outputs.pop("logprobs"), mask=batch.mask, terms=outputs, **given))
+        logprobs = outputs.pop("logprobs")
+        known = apart(logprobs, batch.mask) if loss.reads_prompts else {"logprobs": logprobs}
+        output = loss(LossInputs(mask=batch.mask, terms=outputs, **known, **given))
         counts = units(chosen, setting().tokens.completion_lengths)
         objective = output.total / counts[output.unit]
         optimizer.zero_grad()

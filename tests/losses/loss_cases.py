@@ -8,7 +8,7 @@ from raygeo.losses.base import Loss, LossInputs
 from raygeo.losses.pairwise import Pairwise
 from raygeo.losses.pointwise import Pointwise
 from raygeo.losses.registry import LOSSES, variants
-from raygeo.models.likelihood import TokenLogits
+from raygeo.models.likelihood import TokenLogits, TopLogprobs
 from raygeo.tables import to_arrow
 
 CASES = [loss for kind in LOSSES.values() for loss in variants(kind).values()]
@@ -39,6 +39,7 @@ def rollouts(**prompts) -> pa.Table:
                     "reward": reward,
                     "correct": {"c": True, "w": False, "t": False, "?": None}[verdict],
                     "truncated": verdict == "t",
+                    "source": "teacher" if sample % 2 else "student",
                     "split": "train",
                 }
             )
@@ -78,6 +79,7 @@ def make_inputs(loss, seed: int, lengths: list[int], width: int = 7, scale: floa
         behaviour_logprobs=reference if "behaviour" in loss.needs else None,
         kl_baseline=torch.tensor(0.3, dtype=torch.float64) if "mismatched" in loss.needs else None,
         terms=make_terms(loss, mask.shape, generator, scale),
+        prompt_logprobs=(reference * 2).masked_fill(mask, 0.0) if loss.reads_prompts else None,
     )
 
 
@@ -91,12 +93,22 @@ def make_terms(loss, shape, generator, scale: float) -> dict[str, torch.Tensor]:
         return {}
     logits, base = scale * torch.randn(2, shape.numel(), 11, generator=generator, dtype=torch.float64)
     targets = torch.randint(11, (shape.numel(),), generator=generator)
-    terms = loss.token_terms(TokenLogits(logits, targets, torch.arange(shape.numel()), base))
+    teacher = top_of(base, 4)
+    terms = loss.token_terms(TokenLogits(logits, targets, torch.arange(shape.numel()), base, teacher))
     return {name: values.view(shape) for name, values in terms.items()}
 
 
+def top_of(logits: torch.Tensor, count: int) -> TopLogprobs:
+    """The ``count`` likeliest tokens of laws with these logits [N, V], and what they leave."""
+    top, ids = logits.log_softmax(-1).topk(count)
+    return TopLogprobs(ids, top, 1 - top.exp().sum(-1))
+
+
 def gradient(loss, inputs: LossInputs) -> torch.Tensor:
-    return torch.autograd.grad(loss(inputs).total, inputs.logprobs)[0]
+    total = loss(inputs).total
+    if not total.requires_grad:  # the label plays no part
+        return torch.zeros_like(inputs.logprobs)
+    return torch.autograd.grad(total, inputs.logprobs)[0]
 
 
 any_inputs = st.fixed_dictionaries(

@@ -7,10 +7,11 @@ from loss_cases import EVERY_LOSS, needs_logits, rollouts
 from tiny import decided_qwen
 
 from raygeo.losses.base import LossInputs
+from raygeo.losses.batches import apart, with_prompts
 from raygeo.losses.counting import units
 from raygeo.losses.registry import name_of
 from raygeo.models.batches import TokenSequence, collate
-from raygeo.models.likelihood import Likelihood, completion_states, copied_head, token_logprobs
+from raygeo.models.likelihood import Likelihood, completion_states, copied_head, token_logprobs, top_logprobs
 
 TABLE = rollouts(a="cwcw", b="ccc", c="ww", d="wc")
 
@@ -50,7 +51,9 @@ def outputs(loss, model, base, batch, rows):
             [100 * row + torch.arange(int(mask.sum())) for row, mask in zip(rows, batch.mask, strict=True)]
         )
         given |= {"keys": keys, "reference_states": states, "reference_head": copied_head(base)}
-    found = Likelihood(model, loss.token_terms)(batch, **given)
+        given["teacher"] = top_logprobs(base, states, 5)
+    read = with_prompts(batch) if loss.reads_prompts else batch
+    found = Likelihood(model, loss.token_terms)(read, **given)
     return found.pop("logprobs"), found
 
 
@@ -65,13 +68,14 @@ def step_gradient(loss, model, base, sequences, reference, micro_batches):
         padded = torch.full(batch.mask.shape, torch.nan, dtype=torch.float64)
         padded[batch.mask] = torch.cat([reference[row] for row in rows])
         logprobs, terms = outputs(loss, model, base, batch, rows)
+        known = apart(logprobs, batch.mask) if loss.reads_prompts else {"logprobs": logprobs}
         output = loss(
             LossInputs(
-                logprobs,
-                batch.mask,
-                torch.tensor([w for example in micro for w in example.weights]),
-                padded if "reference" in loss.needs else None,
-                torch.arange(len(rows)).view(-1, 2) if loss.unit == "pair" else None,
+                **known,
+                mask=batch.mask,
+                weights=torch.tensor([w for example in micro for w in example.weights]),
+                reference_logprobs=padded if "reference" in loss.needs else None,
+                pairs=torch.arange(len(rows)).view(-1, 2) if loss.unit == "pair" else None,
                 behaviour_logprobs=padded if "behaviour" in loss.needs else None,
                 kl_baseline=torch.tensor(0.3, dtype=torch.float64) if "mismatched" in loss.needs else None,
                 terms=terms,

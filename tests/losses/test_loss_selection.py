@@ -42,7 +42,7 @@ def test_a_truncated_row_does_not_make_a_prompt_mixed():
 @pytest.mark.parametrize("loss", EVERY_LOSS, ids=name_of)
 def test_scattered_prompts_are_gathered_and_examples_ordered(loss):
     rows = [
-        {"prompt_id": p, "correct": c, "truncated": False}
+        {"prompt_id": p, "correct": c, "truncated": False, "source": "student"}
         for p, c in zip("abab", [True, False, False, True], strict=True)
     ]
     selection = loss.select(to_arrow("rollouts", rows))

@@ -142,5 +142,6 @@ def test_totals_stand_below_the_rows_of_modules(tmp_path):
     for _ in range(2):
         context.publish(workload)
         rows = pq.read_table(tmp_path / "store" / "tables" / "off_principal.parquet").to_pylist()
-        assert [row["scope"] for row in rows] == ["module"] * 4 + ["layer"] * 4 + ["global"] * 2
+        scopes = {"module": 4, "layer": 4, "module type": 2, "global": 2}
+        assert [row["scope"] for row in rows] == [scope for scope, n in scopes.items() for _ in range(n)]
         assert sum(row["entries"] for row in rows if row["scope"] == "global") == 2 * 2 * 32 * 32

@@ -368,12 +368,20 @@ def _off_principal():
     weights, overlaps = [], []
     shares = {"principal": 0.22, "low-magnitude": 0.41, "principal only": 0.2, "neither": 0.37}
     for i, (name, run) in enumerate(RUNS.items()):
-        for scope, layer in (("layer", 0), ("layer", 1), ("layer", 2), ("global", None)):
-            place = {"run": name, "scope": scope, "module": "", "layer": layer}
+        scopes = (
+            ("layer", 0, ""),
+            ("layer", 1, ""),
+            ("layer", 2, ""),
+            ("module type", None, "q_proj"),
+            ("global", None, ""),
+        )
+        for scope, layer, module in scopes:
+            place = {"run": name, "scope": scope, "module": module, "layer": layer}
             size = run[3] * (1 + 0.2 * (layer or 0))
             weights.append(
                 place
                 | {"entries": 65_536, "changed": int(6000 * size), "update_sparsity": 1 - 6000 * size / 65_536, "k": 16}
+                | {"absolute_sparsity": 0.1 / size, "gaussian_sparsity": 0.05 / size}
                 | {"spectral_shift": 2e-4 * size**2, "gap": 0.1, "base_norm": 84.0, "shift_norm": 0.0168 * size**2}
                 | {f"{side}_max_degrees": 3 * size for side in ("left", "right")}
                 | {f"{side}_mean_degrees": 1.5 * size for side in ("left", "right")}
@@ -390,6 +398,63 @@ def _off_principal():
         for b in list(RUNS)[i + 1 :]
     ]
     return weights, overlaps, pairs
+
+
+def _weights():
+    """Intruders, power laws, signs, recognition, locking and rank-1 trajectories."""
+    names = list(RUNS)
+    whole, layers = {"scope": "global", "module": ""}, [{"scope": "layer", "module": "", "layer": i} for i in range(3)]
+    rows = {
+        "layer_alpha": [{"run": "base", "scope": "module", "module": "model.layers.0.self_attn.k_proj", "layer": 0}]
+    }
+    law = {"matrices": 12, "eigenvalues": 768, "error": 0.2, "distance": 0.05}
+    for i, name in enumerate(("base", *names)):
+        moved = {} if name == "base" else {"change": -0.02 * i, "null_change": -0.01}
+        rows["layer_alpha"] += [
+            place | law | {"run": name, "alpha": 3.5 - 0.02 * i} | moved for place in (*layers, whole)
+        ]
+    rows["intruders"] = [
+        whole
+        | {"run": name, "epsilon": epsilon, "directions": 120, "intruders": 10 + i, "null_intruders": 12}
+        | {"intruder_share": (10 + i) / 120, "null_intruder_share": 0.1, "energy_share": 0.2, "null_energy_share": 0.25}
+        for i, name in enumerate(names)
+        for epsilon in (0.5, 0.6)
+    ]
+    rows["sign_interference"] = [
+        whole
+        | {"run_a": a, "run_b": b, "both": 65_536, "opposite": 30_000, "share": 0.5 - 0.3 * COSINES[i, j]}
+        | {"null_share": 0.5, "shuffled_share": 0.498, "weighted_share": 0.5 - 0.5 * COSINES[i, j]}
+        | {"norm_ratio": RUNS[a][3] / RUNS[b][3]}
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+        if i < j
+    ]
+    rows["loss_classifier"] = [
+        {"features": features, "runs": 4, "losses": 2, "seeds": 2, "dimension": number, "correct": 3, "accuracy": 0.75}
+        | {"chance": 0.5, "null_mean": 0.48, "null_high": 0.75, "p": 0.21, "draws": 999, "reason": ""}
+        for features, number in (("norms", 4), ("spectra", 12), ("both", 16))
+    ]
+    rows["loss_predictions"] = [
+        {"features": features, "run": name, "loss": RUNS[name][0], "predicted": "sft"}
+        for features in ("norms", "spectra", "both")
+        for name in (REFERENCE, "sft-lr5e-05-s1", "rft-lr5e-05-s0")
+    ]
+    rows["subspace_locking"] = [
+        whole
+        | {"run": name, "step": step, "side": side, "k": 192, "null": null}
+        | {"similarity": null + (1 - null) * (step / STEPS) ** 0.3}
+        for name in names
+        for step in KEPT[:-1]
+        for side, null in (("left", 0.125), ("right", 0.5))
+    ]
+    rows["rank_one"] = [
+        whole
+        | {"run": name, "snapshots": len(KEPT), "early": 5 if i else None, "share": 0.9, "null_share": 0.8}
+        | {"r2_linear": 0.9, "r2_log": 0.95, "null_r2_linear": 0.92, "null_r2_log": 0.9}
+        | ({"error": 0.7, "scaled_error": 0.6, "held_error": 0.8} if i else {})
+        for i, name in enumerate(names)
+    ]
+    return rows
 
 
 def _paths():
@@ -682,6 +747,7 @@ def build_tables() -> dict[str, pa.Table]:
         "changed_pairs": changed,
         "paths": paths,
         "barriers": barriers,
+        **_weights(),
         **_connectivity(),
         "curvature": _curvature(rng) + _blocks(rng) + _overlaps(rng),
         "expansions": _expansions(paths),

@@ -14,8 +14,8 @@ from raygeo.tables import SCHEMAS
 
 FIGURES = [
     "accuracy", "nll", "objective", "monitor", "norms", "trajectories", "cosine", "map", "angles", "off-principal",
-    "paths", "base-paths", "matched-paths", "curves", "layerwise", "wise", "planes", "spectra", "eigenvalues",
-    "directional", "block-curvature", "expansions", "sharpness", "cka", "layer-cka", "drift", "divergence",
+    "layer-alpha", "locking", "paths", "base-paths", "matched-paths", "curves", "layerwise", "wise", "planes", "spectra",
+    "eigenvalues", "directional", "block-curvature", "expansions", "sharpness", "cka", "layer-cka", "drift", "divergence",
     "coherence", "gradient-cosines",
 ]  # fmt: skip
 INAPPLICABLE = {"no_gold", "legs", "unrelated", "rounded", "pairs_left_out", "projections"}

@@ -14,7 +14,8 @@ from raygeo.report.parts import Parts
 def _arguments(of: AnalysisInputs) -> tuple[Any, ...]:
     training = of.training
     assert training is not None
-    return of.runs, of.base, training.losses, training.store, training.rollouts, training.tokens
+    given = training.losses, training.store, training.rollouts, training.tokens
+    return of.runs, of.base, *given, training.teacher, training.teacher_key
 
 
 ANALYSIS = Analysis(

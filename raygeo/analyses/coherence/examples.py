@@ -13,6 +13,7 @@ from torch import Tensor
 from raygeo.data.behaviour import behaviour_logprobs
 from raygeo.data.mismatched import mismatch
 from raygeo.data.reference import ReferenceStatesFile
+from raygeo.data.teacher import TeacherTopFile
 from raygeo.data.tokens import RolloutTokens
 from raygeo.losses.base import Example, Loss
 from raygeo.losses.batches import LossData, Scored, micro_batch, micro_loss, mismatched_log_ratio
@@ -65,10 +66,12 @@ def open_examples(
     chosen: Mapping[str, Example],
     rollouts: pa.Table,
     tokens: RolloutTokens,
+    teacher: TeacherTopFile | None = None,
 ) -> Drawn:
     """What the drawn examples of one loss need, as training would open it for them alone.
 
-    ``model`` is the one in the folder ``base``, with its own weights; ``tokens`` are those of all ``rollouts``.
+    ``model`` is the one in the folder ``base``, with its own weights; ``tokens`` and a ``teacher``'s likeliest ones are
+    those of all ``rollouts``.
     """
     rows = sorted({row for example in chosen.values() for row in example.rows})
     place = {row: i for i, row in enumerate(rows)}
@@ -86,6 +89,7 @@ def open_examples(
         states=_final_states(model, own) if "reference_logits" in needs else None,
         head=Checkpoint(base).head() if "reference_logits" in needs else None,
         mismatched=mismatched,
+        teacher=None if teacher is None or "teacher" not in needs else _of_rows(teacher, tokens, rows),
     )
     terms = loss.token_terms if type(loss).token_terms is not Loss.token_terms else None
     return Drawn(loss, list(chosen), data, Likelihood(model, terms))
@@ -121,6 +125,11 @@ def _kl_baseline(drawn: Drawn, device: torch.device) -> Tensor:
     examples = np.arange(len(drawn.prompts))
     total = mismatched_log_ratio(drawn.student, drawn.data, examples, device)
     return (total / len(drawn.data.rows(examples))).float()
+
+
+def _of_rows(teacher: TeacherTopFile, tokens: RolloutTokens, rows: Sequence[int]) -> TeacherTopFile:
+    """A teacher's likeliest tokens at the completion tokens of some rows, one behind the other."""
+    return TeacherTopFile([teacher.entries(*tokens.completion_offsets[row : row + 2]) for row in rows])
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from raygeo.analyses.coherence.examples import Drawn, draw_examples, example_gradients, open_examples
+from raygeo.data.teacher import TOP_COLUMNS, TeacherTopFile, open_teacher_top
 from raygeo.data.tokens import RolloutTokens
 from raygeo.errors import DeltaError
 from raygeo.geometry.curvature.chain import checkpointed
@@ -25,7 +26,7 @@ from raygeo.models.resident import ResidentStudent
 from raygeo.models.run import Run
 from raygeo.settings import Settings
 from raygeo.store import AnyPath, Store
-from raygeo.tables import schema
+from raygeo.tables import SCHEMAS, schema
 from raygeo.workload import Rows, Task, Workload
 
 COHERENCE = schema(
@@ -76,13 +77,14 @@ class State:
     rollouts: pa.Table
     tokens: RolloutTokens
     chosen: dict[Loss, dict[str, Example]]
+    teacher: TeacherTopFile | None = None
     opened: dict[Loss, Drawn] = field(default_factory=dict)
 
     def examples(self, loss: Loss) -> Drawn:
         """The examples of a loss, with what the base says of them; the model must have the base's weights."""
         if loss not in self.opened:
             self.opened[loss] = open_examples(
-                self.base, self.model, self.pad_id, loss, self.chosen[loss], self.rollouts, self.tokens
+                self.base, self.model, self.pad_id, loss, self.chosen[loss], self.rollouts, self.tokens, self.teacher
             )
         return self.opened[loss]
 
@@ -108,6 +110,8 @@ class GradientWorkload(Workload):
         store: where the rollouts are.
         rollouts: unit key of the rollout table.
         tokens: folder of the tokens of its training split.
+        teacher: folder of a teacher's likeliest tokens at these, None where no loss learns from one.
+        teacher_key: key of the teacher, None where its likeliest tokens came with the rollouts.
     """
 
     def __init__(
@@ -119,6 +123,8 @@ class GradientWorkload(Workload):
         store: Store,
         rollouts: str,
         tokens: AnyPath,
+        teacher: AnyPath | None = None,
+        teacher_key: str | None = None,
     ):
         self.settings = settings
         self.runs = [run for run in runs if run.delta is not None]
@@ -127,11 +133,13 @@ class GradientWorkload(Workload):
         self.store = store
         self.rollouts = rollouts
         self.tokens = tokens
+        self.teacher, self.teacher_key = teacher, teacher_key
 
     def setup(self) -> State:
         """Load the base student once, and draw every loss's examples."""
         student = ResidentStudent.load(self.base, self.runs, dtype=torch.float32)
-        rollouts = self.store.read_unit("rollouts", self.rollouts)
+        columns = [name for name in SCHEMAS["rollouts"].names if name not in TOP_COLUMNS]
+        rollouts = self.store.read_columns(SCHEMAS["rollouts"], "rollouts", self.rollouts, columns)
         rollouts = rollouts.filter(pc.equal(rollouts["split"], "train"))
         own = dict(student.model.named_parameters())
         return State(
@@ -143,6 +151,7 @@ class GradientWorkload(Workload):
             rollouts,
             RolloutTokens.open(self.tokens),
             draw_examples(self.distinct(), rollouts, self.settings.examples, self.settings.seed),
+            teacher=None if self.teacher is None else open_teacher_top(self.teacher),
         )
 
     def distinct(self) -> list[Loss]:
@@ -156,7 +165,9 @@ class GradientWorkload(Workload):
     def inputs(self) -> tuple[Any, ...]:
         """What all numbers depend on; a new loss may change the prompts."""
         losses = [[loss.revision, loss.model_dump(mode="json")] for loss in self.distinct()]
-        return self.settings, self.rollouts, losses, self.touched()
+        taught = any("teacher" in loss.needs for loss in self.distinct())
+        teacher = [self.teacher_key] if taught and self.teacher_key is not None else []
+        return self.settings, self.rollouts, losses, self.touched(), *teacher
 
     def gram(self, state: State, every: Sequence[Drawn], parts: Sequence[tuple[int, int]], name: str) -> Array:
         """Gram matrix of all examples' gradients over parts of their entries, at the weights the model has.

@@ -15,6 +15,7 @@ ANALYSIS = Analysis(
     arguments=lambda of: (of.runs, of.table("moments"), of.conditions, of.reference),
     after=("similarity",),
     report=Parts(
+        verdicts=(report.losses_or_seeds,),
         figures=(report.run_map,),
         sections=(report.permutation_tests, report.baselines, report.noise_floors, report.span_residuals),
         caveats=(report.judged_by, report.flat_map),

@@ -11,6 +11,7 @@ from raygeo.report import typeset
 from raygeo.report.plots import figure, legend, make_panels
 from raygeo.report.sheets import Cell, Sheet, known, section, unordered
 from raygeo.report.style import MUTED
+from raygeo.report.verdict import ALPHA, Finding
 from raygeo.report.view import View
 from raygeo.tables import BASE
 
@@ -220,6 +221,43 @@ def judged_by(view: View) -> list[str]:
             f"{fewest} {'pair' if fewest == 1 else 'pairs'} of runs, and have no interval.{excess}"
         )
     return sentences
+
+
+def losses_or_seeds(view: View) -> Iterator[Finding]:
+    """Whether losses move weights apart by more than seeds do, and which are as alike as seeds of one of them."""
+    for test in view.rows("permutation_tests", like=""):
+        if test["reason"]:
+            said = f"Whether losses move the weights apart by more than seeds do is not tested: {test['reason']}."
+        else:
+            moved = "Losses move" if test["p"] < ALPHA else "Losses are not shown to move"
+            said = (
+                f"{moved} the weights apart by more than seeds do: the mean cosine is "
+                f"{typeset.fixed(test['within_mean'])} within a loss and {typeset.fixed(test['between_mean'])} between "
+                f"losses (permutation test over {test['runs']} runs, p {_equals(test['p'])})."
+            )
+        yield Finding(said, "table-cosine_baselines-permutation_tests")
+    frame = view.frame("noise_floors")
+    own = frame[frame.configuration_a == frame.configuration_b]
+    floors = {(row.configuration_a, row.seeds): row.low for row in own.itertuples()}
+    pairs = []
+    for row in frame[frame.configuration_a != frame.configuration_b].itertuples():
+        a, b = row.configuration_a, row.configuration_b
+        lowest = [floors[name, row.seeds] for name in (a, b) if (name, row.seeds) in floors]
+        if lowest:
+            pairs.append((row.mean, row.mean >= min(lowest), f"{a} and {b} ({typeset.fixed(row.mean)})"))
+    if not pairs:
+        return
+    pairs.sort(reverse=True)
+    alike, rest = ([names for _, is_alike, names in pairs if is_alike is wanted] for wanted in (True, False))
+    said = f"{len(alike)} of {len(pairs)} pairs of configurations are as alike as two seeds of one of them"
+    said += f": {', '.join(alike[:3])}{' and others' if len(alike) > 3 else ''}" if alike else ""
+    said += f"; the least alike are {rest[-1]}" if rest else ""
+    yield Finding(f"{said}. Counted, not tested.", "table-cosine_baselines-noise_floors")
+
+
+def _equals(p: float) -> str:
+    text = typeset.p_value(p)
+    return text if text.startswith("<") else f"= {text}"
 
 
 def flat_map(view: View) -> list[str]:

@@ -20,6 +20,7 @@ ANALYSIS = Analysis(
     arguments=lambda of: (of.runs, of.base, of.probes["curvature"], of.journals, of.gather, of.pairs),
     needs=frozenset({"solutions"}),
     report=Parts(
+        verdicts=(report.flattened,),
         columns=(
             Column(
                 "top eigenvalue",

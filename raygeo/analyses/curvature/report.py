@@ -6,8 +6,9 @@ import pandas as pd
 
 from raygeo.report import typeset
 from raygeo.report.sheets import Cell, with_interval
+from raygeo.report.verdict import Finding
 from raygeo.report.view import View
-from raygeo.tables import LORA
+from raygeo.tables import BASE, LORA
 
 
 def first_space(view: View, quantity: str) -> tuple[pd.DataFrame, str]:
@@ -30,6 +31,34 @@ def trace_cells(view: View) -> Mapping[str, Cell]:
     """The trace at each run, its interval below it."""
     found, _ = first_space(view, "trace")
     return {row.run: with_interval(row.value, row.low, row.high) for row in found.itertuples()}
+
+
+def flattened(view: View) -> Iterator[Finding]:
+    """How the largest eigenvalue of each run compares with the base's, and with what seeds alone change."""
+    found, space = first_space(view, "eigenvalue")
+    top = found.groupby("run").value.max()
+    runs = top[top.index != BASE].sort_values()
+    if runs.empty:
+        return
+    base = f"{typeset.significant(top[BASE])} at the base and " if BASE in top.index else ""
+    spread = f"{typeset.significant(runs.iloc[0])} ({runs.index[0]})"
+    if len(runs) > 1:
+        spread = f"from {spread} to {typeset.significant(runs.iloc[-1])} ({runs.index[-1]})"
+    configurations: dict[object, list[float]] = {}
+    for name, value in runs.items():
+        if name in view.conditions:
+            configurations.setdefault(view.conditions[name].configuration, []).append(value)
+    ratios = [max(values) / min(values) for values in configurations.values() if len(values) > 1 and min(values) > 0]
+    seeds = (
+        f"; two seeds of one configuration differ by up to {typeset.significant(max(ratios), 2)} times"
+        if ratios
+        else ""
+    )
+    yield Finding(
+        f"The largest eigenvalue of the Hessian ({space}) is {base}{spread} at the runs{seeds}. It is that of one set "
+        "of texts and has no interval over texts.",
+        "table-curvature-curvature",
+    )
 
 
 def scalar(view: View) -> list[str]:

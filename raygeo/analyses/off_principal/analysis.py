@@ -16,7 +16,7 @@ ANALYSIS = Analysis(
     arguments=lambda of: (of.runs, of.base, of.pairs),
     report=Parts(
         figures=(report.off_principal,),
-        sections=(report.before_and_after, report.changed_pairs),
+        sections=(report.before_and_after, report.sparsity_by_type, report.changed_pairs),
         caveats=(report.resolution, left_out("off_principal", "changed_pairs")),
         metrics=(report.metrics,),
     ),

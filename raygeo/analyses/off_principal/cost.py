@@ -1,7 +1,5 @@
 """What the analysis needs, before it is run."""
 
-from fnmatch import fnmatchcase
-
 from raygeo.analyses.off_principal.workload import OffPrincipalSettings
 from raygeo.footprint.matrices import decomposition, matrices
 from raygeo.footprint.need import Need, Scale, Work
@@ -9,12 +7,7 @@ from raygeo.footprint.need import Need, Scale, Work
 
 def cost(settings: OffPrincipalSettings, scale: Scale) -> list[Need]:
     """Singular values of every chosen matrix, of the base and of every run, in fp64 on the CPU."""
-    chosen = {
-        name: shape
-        for name, shape in matrices(scale).items()
-        if not settings.modules
-        or any(fnmatchcase(name.removesuffix(".weight"), pattern) for pattern in settings.modules)
-    }
+    chosen = {name: shape for name, shape in matrices(scale).items() if settings.chooses(name)}
     flops = sum(decomposition(shape) for shape in chosen.values()) * 2.0 * scale.runs
     largest = max((rows * columns for rows, columns in chosen.values()), default=0)
     return [

@@ -57,7 +57,9 @@ def off_principal(view: View) -> Figure | None:
 
 @section(
     "Weights before and after",
-    """Over all matrices that were looked at. Unchanged: the share of entries whose bf16 number stays the same. The turn
+    """Over all matrices that were looked at. Unchanged: the share of entries whose bf16 number stays the same. Still:
+    the share that moved by no more than the tolerance (1e-5 unless set), below it that of normal entries of the same
+    norm. The turn
     is the largest principal angle between the leading singular subspaces before and after, below it the mean angle;
     medians over matrices. The last columns are the share of changed entries that lie where the leading directions make
     entries large, among the smallest entries, in the former without the latter, and in neither; below each, the share
@@ -76,13 +78,31 @@ def before_and_after(view: View) -> Sheet:
             [
                 name,
                 (share(row.update_sparsity), f"of {typeset.count(row.entries)}"),
+                (share(row.absolute_sparsity), f"normal {share(row.gaussian_sparsity)}"),
                 typeset.significant(row.spectral_shift, 2),
                 *(_turn(row[f"{side}_max_degrees"], row[f"{side}_mean_degrees"]) for side in ("left", "right")),
                 *(_overlap(overlaps.get((name, mask))) for mask in MASKS),
             ]
         )
-    columns = ["run", "unchanged", "spectral shift", "output turn", "input turn", *MASKS]
+    columns = ["run", "unchanged", "still", "spectral shift", "output turn", "input turn", *MASKS]
     return Sheet(columns, rows, frozenset({"run"}))
+
+
+@section(
+    "Entries that stayed by kind of module: {rows}",
+    """The share of entries whose bf16 number stays the same, and of those that moved by no more than the tolerance,
+    with that of normal entries of the same norm.""",
+    folded=True,
+)
+def sparsity_by_type(view: View) -> Sheet:
+    """Both sparsities of every run and module type."""
+    frame = view.frame("off_principal", scope="module type")
+    rows: list[list[Cell]] = []
+    for name in view.order(frame.run):
+        for row in frame[frame.run == name].itertuples():
+            shares = (share(row.update_sparsity), share(row.absolute_sparsity), share(row.gaussian_sparsity))
+            rows.append([name, row.module, *shares, typeset.count(row.entries)])
+    return Sheet(["run", "modules", "unchanged", "still", "normal", "entries"], rows, frozenset({"run", "modules"}))
 
 
 @section(
@@ -124,6 +144,8 @@ def resolution(view: View) -> list[str]:
         f"Sparsity counts entries of {typeset.count(frame.entries.max())} that keep their bf16 number when base and "
         "delta are added in fp32 and rounded once. Before rounding nearly every entry changes, and a run that moved "
         "less is sparser for that reason alone.",
+        "Two conventions of sparsity are not the same number: what moved by less than an absolute tolerance may still "
+        "change the bf16 number of a small weight, and what moved by more may leave that of a large one.",
         "bf16 resolves small weights more finely, so that a step of one size everywhere changes them first: an overlap "
         "of changed entries with the low-magnitude mask above chance, or with the principal mask below it, needs no "
         "other cause. What differs from the same delta with its entries shuffled does; one shuffle was drawn.",
@@ -134,6 +156,8 @@ def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     """Sparsity and spectral shift of whole runs, and how much of what changed lies in either mask."""
     for row in view.rows("off_principal", scope="global"):
         yield row["run"], "update_sparsity", row["update_sparsity"]
+        yield row["run"], "absolute_sparsity", row["absolute_sparsity"]
+        yield row["run"], "gaussian_sparsity", row["gaussian_sparsity"]
         yield row["run"], "spectral_shift", row["spectral_shift"]
     for row in view.rows("mask_overlaps", scope="global"):
         if row["mask"] in _MEASURED:

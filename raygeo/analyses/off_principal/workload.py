@@ -5,9 +5,8 @@ analyses of deltas, these look at the weights before and after, not at the delta
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from functools import partial
 from statistics import median
 from typing import Any, ClassVar
 
@@ -16,21 +15,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from raygeo.analyses.modules import ModuleSettings, added, held_matrices, place, ratio
 from raygeo.analyses.pairs import Pairs, PairSettings, paired, pairs_key
-from raygeo.errors import DeltaError
 from raygeo.geometry.weights.base import BaseWeights
 from raygeo.geometry.weights.grouping import open_all
 from raygeo.geometry.weights.masks import chance_overlap, changed, masks
 from raygeo.geometry.weights.principal import Principal, gap, shift_norm, turns
-from raygeo.models.delta import Delta, Entry, layer_index, module_name
+from raygeo.models.delta import Delta, Entry, module_name
 from raygeo.models.run import Run
-from raygeo.settings import Settings
 from raygeo.store import AnyPath
 from raygeo.tables import schema
 from raygeo.workload import Rows, Task, Workload
 
 
-class DiagnosticSettings(Settings):
+class DiagnosticSettings(ModuleSettings):
     """What is looked at."""
 
     k: int = Field(16, ge=1)
@@ -39,10 +37,10 @@ class DiagnosticSettings(Settings):
     """Share of the entries in the principal and in the low-magnitude mask."""
     eta: float = Field(1e-3, ge=0, lt=2**-8)
     """Relative distance up to which two bf16 numbers count as equal; at 2^-8 two neighbours would."""
+    tolerance: float = Field(1e-5, ge=0)
+    """Change of a weight, as it is stored, up to which it counts as unchanged in ``absolute_sparsity``."""
     seed: int = Field(0, ge=0)
     """Seed of the order in which the entries of a delta are shuffled."""
-    modules: tuple[str, ...] = ()
-    """Shell patterns of the modules looked at, ``*.self_attn.*``; by default every matrix of a transformer block."""
 
 
 class OffPrincipalSettings(PairSettings, DiagnosticSettings):
@@ -55,10 +53,11 @@ class OffPrincipal(Workload):
     With W the base's matrix and W' = W + D (LoRA products are multiplied out, one matrix at a time), all in fp64:
 
     * ``off_principal``: entries that change in bf16 (``masks.changed``) and ``update_sparsity``, the share that does
-      not; ``spectral_shift`` |s(W') - s(W)| / |s(W)| of all singular values in descending order; the mean and the
-      largest principal angle between the top-k singular subspaces of W and W', left and right, and ``gap``,
-      s_k(W) - s_{k+1}(W'): the sine of the largest angle is at most |D|_2 / gap (Wedin 1972), so that where the gap is
-      small a turn shows little.
+      not; ``absolute_sparsity``, the share of entries whose change is at most ``tolerance`` (arXiv 2505.11711), beside
+      ``gaussian_sparsity``, that of normal entries of the same norm; ``spectral_shift`` |s(W') - s(W)| / |s(W)| of all
+      singular values in descending order; the mean and the largest principal angle between the top-k singular subspaces
+      of W and W', left and right, and ``gap``, s_k(W) - s_{k+1}(W'): the sine of the largest angle is at most
+      |D|_2 / gap (Wedin 1972), so that where the gap is small a turn shows little.
     * ``mask_overlaps``: the share of changed entries in each mask of ``weights.masks`` with that of entries placed at
       random, ``baseline``, and ``z``, how many hypergeometric s.d. lie between. The principal mask holds the top alpha
       of the entries of |W's best approximation of rank k|, the low-magnitude mask the bottom alpha of |W|.
@@ -68,20 +67,22 @@ class OffPrincipal(Workload):
     * ``changed_pairs``: entries that two runs both changed, over those that either did (Jaccard), and what that would
       be if the entries of each were placed at random.
 
-    Rows are of scope "module"; ``totals`` adds those of layers and of all matrices. Memory holds one matrix, its
-    singular vectors, and a byte an entry and run. A matrix [m, n], m <= n, takes about 2 (1 + runs) products
-    [m, n] [n, m] and as many eigenproblems of size m.
+    Rows are of scope "module"; ``totals`` adds those of layers, module types and all matrices. Memory holds one
+    matrix, its singular vectors, and a byte an entry and run. A matrix [m, n], m <= n, takes about 2 (1 + runs)
+    products [m, n] [n, m] and as many eigenproblems of size m.
     """
 
     name = "off-principal"
+    revision = 2
     tables: ClassVar = {
         "off_principal": schema(
-            """The weights before and after. `scope` is "module", "layer" or "global". `changed` counts entries that
-            differ in bf16; angles are those between the top-k singular subspaces of the weights before and after, above
-            module scope medians over modules.""",
-            "run, scope, module: text; layer, entries, changed: int; update_sparsity, base_norm, shift_norm, "
-            "spectral_shift: float; k: int; gap, left_mean_degrees, left_max_degrees, right_mean_degrees, "
-            "right_max_degrees: float",
+            """The weights before and after. `scope` is "module", "layer", "module type" or "global". `changed` counts
+            entries that differ in bf16, `unchanged` those that moved by no more than the tolerance, and
+            `gaussian_unchanged` how many would were they normal and the norm kept; angles are those between the top-k
+            singular subspaces of the weights before and after, above module scope medians over modules.""",
+            "run, scope, module: text; layer, entries, changed, unchanged: int; gaussian_unchanged, update_sparsity, "
+            "absolute_sparsity, gaussian_sparsity, base_norm, shift_norm, spectral_shift: float; k: int; gap, "
+            "left_mean_degrees, left_max_degrees, right_mean_degrees, right_max_degrees: float",
         ),
         "mask_overlaps": schema(
             """The share of changed entries in a mask, `baseline` if they were placed at random, `z` in hypergeometric
@@ -111,19 +112,10 @@ class OffPrincipal(Workload):
             DeltaError: none of the matrices that runs hold is chosen by ``modules``.
         """
         base, deltas = self.setup()
-        holders: defaultdict[str, list[Run]] = defaultdict(list)
-        for run, delta in zip(self.runs, deltas, strict=True):
-            for name in delta:
-                if len(base.shape(name)) == 2:
-                    holders[name].append(run)
-        chosen = {name: held for name, held in sorted(holders.items()) if self._is_chosen(name)}
-        if holders and not chosen and self.settings.modules:
-            raise DeltaError(
-                f"geometry.off_principal.modules {list(self.settings.modules)} names none of the matrices that runs "
-                f"changed, {module_name(min(holders))} and {len(holders) - 1} more; patterns are those of a shell."
-            )
+        holders = held_matrices(base, self.runs, deltas)
         tasks = []
-        for name, held in chosen.items():
+        for name in self.settings.choose("off_principal", holders):
+            held = holders[name]
             pairs = pairs_key(self.chosen, (run.name for run in held))
             key = self.key(DiagnosticSettings.of(self.settings), name, [[run.name, run.key] for run in held], *pairs)
             cost = math.prod(base.shape(name)) * min(base.shape(name)) * (1 + len(held))
@@ -134,11 +126,6 @@ class OffPrincipal(Workload):
         """Rows of layers and of the whole below those of modules."""
         return totals({name: table.to_pylist() for name, table in tables.items()})
 
-    def _is_chosen(self, name: str) -> bool:
-        if not self.settings.modules:
-            return layer_index(name) is not None
-        return any(fnmatchcase(module_name(name), pattern) for pattern in self.settings.modules)
-
     def setup(self) -> tuple[BaseWeights, list[Delta]]:
         """Open the base checkpoint and every delta."""
         return BaseWeights(self.base), open_all(self.runs)
@@ -146,7 +133,7 @@ class OffPrincipal(Workload):
     def compute(self, state: tuple[BaseWeights, list[Delta]], payload: str) -> dict[str, Rows]:
         """Rows of one matrix, all runs."""
         base, deltas = state
-        place = {"scope": "module", "module": module_name(payload), "layer": layer_index(payload)}
+        here = place(payload)
         weight = base.tensor(payload)
         k = min(self.settings.k, *weight.shape)
         before = Principal.of(weight, k)
@@ -162,41 +149,41 @@ class OffPrincipal(Workload):
             move = entry.dense()
             moved = moves[run.name] = changed(weight, move, self.settings.eta)
             elsewhere = changed(weight, move.flatten()[order].view_as(move), self.settings.eta)
-            count = {"run": run.name, **place, "entries": moved.numel(), "changed": int(moved.sum())}
-            rows["off_principal"].append(count | _weights_row(weight, before, entry))
+            count = {"run": run.name, **here, "entries": moved.numel(), "changed": int(moved.sum())}
+            rows["off_principal"].append(
+                count | _small(move, self.settings.tolerance) | _weights_row(weight, before, entry)
+            )
             rows["mask_overlaps"] += [count | _overlap(name, mask, moved, elsewhere) for name, mask in regions.items()]
         rows["changed_pairs"] = [
-            {"run_a": a, "run_b": b, **place, **_pair(moves[a], moves[b])}
+            {"run_a": a, "run_b": b, **here, **_pair(moves[a], moves[b])}
             for a, b in paired(list(moves), self.chosen, str)
         ]
         return {table: [_finish(table, row) for row in found] for table, found in rows.items()}
 
 
 def totals(tables: Mapping[str, Rows]) -> dict[str, Rows]:
-    """Rows of scope "layer" and "global" from those of scope "module", for each of the tables of ``OffPrincipal``.
+    """Rows of scope "layer", "module type" and "global" from those of scope "module", for each of the tables.
 
     Counts, chance means and chance variances are added before they are divided, so that a baseline allows for how much
     of each matrix changed; norms and spectral shifts are added as root sums of squares; angles and gaps are medians
     over the matrices. ``k`` is the largest.
     """
-    made: dict[str, Rows] = {}
-    for table, names in _KEYS.items():
-        groups: defaultdict[tuple[Any, ...], Rows] = defaultdict(list)
-        for row in tables[table]:
-            same = tuple(row[name] for name in names)
-            if row["layer"] is not None:
-                groups["layer", row["layer"], *same].append(row)
-            groups["global", None, *same].append(row)
-        made[table] = [
-            _finish(table, dict(zip(("scope", "layer", *names), key, strict=True)) | {"module": ""} | _sum(table, rows))
-            for key, rows in sorted(groups.items(), key=lambda item: (item[0][0] == "global", item[0][1] or 0))
-        ]
-    return made
+    return {
+        table: [_finish(table, row) for row in added(tables[table], names, partial(_sum, table))]
+        for table, names in _KEYS.items()
+    }
 
 
 _KEYS = {"off_principal": ("run",), "mask_overlaps": ("run", "mask"), "changed_pairs": ("run_a", "run_b")}
 _SHUFFLED = ("shuffled_changed", "shuffled_both")
 _ANGLES = ("left_mean_degrees", "left_max_degrees", "right_mean_degrees", "right_max_degrees")
+
+
+def _small(move: Tensor, tolerance: float) -> dict[str, Any]:
+    wide = move.double()
+    scale = 2**0.5 * wide.square().mean().sqrt().item()
+    share = math.erf(tolerance / scale) if scale > 0 else 1.0
+    return {"unchanged": int((wide.abs() <= tolerance).sum()), "gaussian_unchanged": share * move.numel()}
 
 
 def _weights_row(weight: Tensor, before: Principal, entry: Entry) -> dict[str, Any]:
@@ -224,7 +211,7 @@ def _pair(a: Tensor, b: Tensor) -> dict[str, Any]:
 def _sum(table: str, rows: Rows) -> dict[str, Any]:
     """The columns of several matrices that others are worked out from (``_finish``)."""
     added = {
-        "off_principal": ("entries", "changed"),
+        "off_principal": ("entries", "changed", "unchanged", "gaussian_unchanged"),
         "mask_overlaps": ("entries", "changed", "mask_entries", "both", "expected", "variance", *_SHUFFLED),
         "changed_pairs": ("entries", "both", "either", "expected"),
     }[table]
@@ -241,18 +228,16 @@ def _finish(table: str, row: dict[str, Any]) -> dict[str, Any]:
     if table == "off_principal":
         return row | {
             "update_sparsity": 1 - row["changed"] / row["entries"],
-            "spectral_shift": _ratio(row["shift_norm"], row["base_norm"]),
+            "absolute_sparsity": row["unchanged"] / row["entries"],
+            "gaussian_sparsity": row["gaussian_unchanged"] / row["entries"],
+            "spectral_shift": ratio(row["shift_norm"], row["base_norm"]),
         }
     if table == "mask_overlaps":
         return row | {
-            "overlap": _ratio(row["both"], row["changed"]),
-            "baseline": _ratio(row["expected"], row["changed"]),
-            "shuffled_overlap": _ratio(row["shuffled_both"], row["shuffled_changed"]),
-            "z": _ratio(row["both"] - row["expected"], math.sqrt(row["variance"])),
+            "overlap": ratio(row["both"], row["changed"]),
+            "baseline": ratio(row["expected"], row["changed"]),
+            "shuffled_overlap": ratio(row["shuffled_both"], row["shuffled_changed"]),
+            "z": ratio(row["both"] - row["expected"], math.sqrt(row["variance"])),
         }
     chance = row["both"] + row["either"] - row["expected"]
-    return row | {"jaccard": _ratio(row["both"], row["either"]), "null_jaccard": _ratio(row["expected"], chance)}
-
-
-def _ratio(above: float, below: float) -> float | None:
-    return above / below if below > 0 else None
+    return row | {"jaccard": ratio(row["both"], row["either"]), "null_jaccard": ratio(row["expected"], chance)}

@@ -16,6 +16,7 @@ ANALYSIS = Analysis(
     arguments=lambda of: (of.runs, of.base, of.likelihood_probes, of.exam, of.pairs),
     needs=frozenset({"solutions", "problems"}),
     report=Parts(
+        verdicts=(report.barriers_found,),
         columns=(
             Column(
                 "barrier to ref.",

@@ -10,6 +10,7 @@ from raygeo.report import typeset
 from raygeo.report.plots import figure, legend, lines, make_panels
 from raygeo.report.sheets import Cell, Sheet, against_reference, nats, section
 from raygeo.report.style import GRID
+from raygeo.report.verdict import Finding
 from raygeo.report.view import View
 from raygeo.tables import BASE
 
@@ -103,6 +104,37 @@ def barrier_sheet(frame: pd.DataFrame) -> Sheet:
     ]
     columns = ["a", "b", "probe", "above the chord", "at α", "above the mean of the ends", "examples"]
     return Sheet(columns, rows, frozenset({"a", "b", "probe"}))
+
+
+def barriers_found(view: View) -> Iterator[Finding]:
+    """Whether straight paths from the reference run to the others have barriers, by their intervals, on one probe."""
+    nlls = view.frame("barriers", metric="nll")
+    if nlls.empty:
+        return
+    probe = nlls.probe.iloc[0]
+    found = against_reference(view, "barriers", metric="nll", probe=probe)
+    found = found[found.index != BASE].dropna(subset="chord").sort_values("chord", ascending=False)
+    if found.empty:
+        return
+    shown = found[found.chord_low > 0]
+    top = found.iloc[0]
+    largest = (
+        f"{found.index[0]}, {nats(top.chord)} {typeset.interval(top.chord_low, top.chord_high, nats)} nats a token"
+    )
+    if shown.empty:
+        yield Finding(
+            f"No straight path from {view.reference_run} to another run has a barrier that can be told from 0 on "
+            f"{probe} ({len(found)} paths, {typeset.count(top.n)} texts; the largest: {largest}). Small deltas alone "
+            "would give that too.",
+            "figure-paths",
+        )
+        return
+    others = len(found) - len(shown)
+    yield Finding(
+        f"{len(shown)} of {len(found)} straight paths from {view.reference_run} to another run have a barrier on "
+        f"{probe} (the largest: {largest}){f'; the intervals of the other {others} hold 0' if others else ''}.",
+        "figure-paths",
+    )
 
 
 def sampled(view: View) -> list[str]:

@@ -1,20 +1,17 @@
 """How each run moved while it trained: the deltas kept on the way, against the final one and the reference run's."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from raygeo.errors import DeltaError
 from raygeo.geometry.weights.base import BaseWeights
 from raygeo.geometry.weights.growth import LAWS
 from raygeo.geometry.weights.moments import cosine
 from raygeo.geometry.weights.trajectory import trajectory
-from raygeo.models.delta import Delta, open_delta
+from raygeo.models.delta import Delta
 from raygeo.models.run import Run
 from raygeo.settings import Settings
 from raygeo.store import AnyPath
@@ -82,30 +79,18 @@ class Trajectories(Workload):
 
     def compute(self, state: BaseWeights, payload: Run) -> dict[str, Rows]:
         """Rows of one run."""
-        deltas = self._kept(payload)
+        deltas = payload.kept(self.steps[payload.name])
         rows = _way(list(deltas.values()), state)
         other = self.reference
-        others = self._kept(other) if other is not None and other.name != payload.name else {}
+        others = other.kept(self.steps[other.name]) if other is not None and other.name != payload.name else {}
         for (step, delta), row in zip(deltas.items(), rows, strict=True):
             row |= {"run": payload.name, "step": step, "cosine_reference": _cosine_to(others.get(step), delta)}
         return {"trajectories": rows, "trajectory_fits": _fits(payload.name, rows)}
-
-    def _kept(self, run: Run) -> dict[int, Delta]:
-        """The run's deltas by step, ascending, the final one last."""
-        assert run.delta is not None
-        last = self.steps[run.name]
-        folders = {last: Path(run.delta)}
-        if run.snapshots is not None:
-            found = ((re.fullmatch(r"step-(\d+)", folder.name), folder) for folder in Path(run.snapshots).iterdir())
-            folders |= {int(match[1]): folder for match, folder in found if match and int(match[1]) < last}
-        return {step: open_delta(folders[step]) for step in sorted(folders)}
 
 
 def _way(deltas: list[Delta], base: BaseWeights) -> Rows:
     """Rows of the kept deltas of one run in order, without what concerns other runs."""
     final = deltas[-1]
-    if any(set(delta) != set(final) for delta in deltas):
-        raise DeltaError(f"{final.folder} has other parameters than the deltas kept before it; train the run again.")
     for name, entry in final.items():
         base.check(name, entry)
     size = math.hypot(*(base.norm(name) for name in final))

@@ -16,7 +16,10 @@ from raygeo.data.shapes.recognition import LISTED
 from raygeo.data.validation import SNIPPET_CHARACTERS, Record
 from raygeo.errors import DataError
 
-_LISTED_FIELDS = frozenset({"logprobs", "correct", "reward", "truncated", "sample", "source", "finish_reason", "steps"})
+_LISTED_FIELDS = frozenset(
+    {"logprobs", "correct", "reward", "truncated", "sample", "source", "finish_reason", "steps"}
+    | {"weight", "top_ids", "top_logprobs", "top_tail"}
+)
 csv.field_size_limit(LINE_BYTES)
 
 

@@ -17,10 +17,12 @@ StepRule = Literal["last", "all"]
 below 0."""
 
 _ASKED = ("system", "input")
+_WEIGHED = ("weight", "top_ids", "top_logprobs", "top_tail")
 _COMMON = (
-    "gold", "reward", "correct", "truncated", "prompt_id", "sample", "source", "logprobs", "finish_reason", *_ASKED,
+    "gold", "reward", "correct", "truncated", "prompt_id", "sample", "source", "logprobs", "finish_reason",
+    *_WEIGHED, *_ASKED,
 )  # fmt: skip
-_ONE_EACH = ("reward", "correct", "truncated", "sample", "source", "logprobs", "finish_reason")
+_ONE_EACH = ("reward", "correct", "truncated", "sample", "source", "logprobs", "finish_reason", *_WEIGHED)
 _CUT = frozenset({"length", "max_length", "model_length", "max_tokens", "max_new_tokens", "max_output_tokens"})
 _WHOLE = frozenset({"stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_word", "completed", "tool_calls"})
 _TURN = re.compile(
@@ -72,7 +74,7 @@ def _finished(values: dict[str, Any]) -> dict[str, Any]:
         values["truncated"] = reason in _CUT
         if reason not in _CUT | _WHOLE:
             values["finish_reason"] = ended
-    for names, plain in ((("correct", "truncated"), flag), (("reward", "sample"), number)):
+    for names, plain in ((("correct", "truncated"), flag), (("reward", "sample", "weight"), number)):
         values |= {name: plain(values[name]) for name in names if name in values}
     return asked(values) | {"gold": gold_of(values.get("gold"))}
 
@@ -150,7 +152,7 @@ def _entry(listed: Any, place: int) -> Any:
 
 
 def _preference(raw: Mapping[str, Any], fields: Fields) -> Iterator[dict[str, Any]]:
-    values = fields.pick(raw, ("gold", "prompt_id", "source", *_ASKED))
+    values = fields.pick(raw, ("gold", "prompt_id", "source", "weight", *_ASKED))
     given = look_up(raw, fields.prompt)
     sides = []
     for key in (fields.chosen or "chosen", fields.rejected or "rejected"):

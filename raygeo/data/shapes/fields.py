@@ -18,6 +18,7 @@ class Fields(Settings):
 
     later: ClassVar[frozenset[str]] = frozenset(
         {"messages", "chosen", "rejected", "label", "finish_reason", "steps", "system", "input"}
+        | {"weight", "top_ids", "top_logprobs", "top_tail"}
     )
     """Fields that keys of rollouts leave out where they are null."""
 
@@ -40,6 +41,16 @@ class Fields(Settings):
     logprobs: str = "logprobs"
     """Log-probabilities of the completion's tokens under the model that wrote it, at its sampling temperature: a list
     with one number a token, end-of-text included unless the completion was cut."""
+    weight: str | None = None
+    """What the rollout, or the pair, counts in losses: a number from 0. Without it all count 1."""
+    top_ids: str | None = None
+    """Ids of a teacher's likeliest tokens in the student's vocabulary: for each completion token (as ``logprobs``) a
+    list, all of one length."""
+    top_logprobs: str | None = None
+    """Their log-probabilities, in lists alike."""
+    top_tail: str | None = None
+    """The probability that the teacher leaves to all other tokens: one number a completion token. By default it is
+    taken as what the others leave of 1."""
     messages: str | None = None
     """A conversation whose last message is the completion."""
     chosen: str | None = None

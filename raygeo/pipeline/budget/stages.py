@@ -15,6 +15,7 @@ from raygeo.analyses.pairs import FEW, REPRESENTATIVES
 from raygeo.analyses.registry import analyses
 from raygeo.data.probes import HELDOUT_SEQUENCES
 from raygeo.data.sampling import DecodingSettings
+from raygeo.data.teacher import TeacherTop, row_bytes
 from raygeo.footprint.devices import Dtype
 from raygeo.footprint.model import DryModel
 from raygeo.footprint.need import LIGHTER, Need, Scale, Texts, Work, decoding_peak, decoding_work, halves, rate_name
@@ -72,7 +73,7 @@ def stage_needs(
     makers: dict[str, Callable[[], list[Need]]] = {
         "student": lambda: [_student(study, shapes)],
         "rollouts": lambda: _rollouts(study, facts, shapes),
-        "reference": lambda: _reference(study, facts, shapes),
+        "reference": lambda: [*_reference(study, facts, shapes), *_teacher(study, facts, shapes)],
         "train": lambda: [*_training(study, facts, shapes, gpu), *_between(study, facts, shapes)],
         "evaluate": lambda: _evaluation(study, facts, shapes),
         **{
@@ -147,6 +148,23 @@ def _passes(study: Study, facts: Facts, shapes: Shapes, specs: Sequence[RunSpec]
     device = {"weights": model.weights, "a batch": model.scoring(rows, texts.longest).peak}
     remedies = tuple(f"reference.batch_size={less}" for less in halves(rows))
     return Need(what, passes, work, device, disk=disk, rate="reference log-probabilities", remedies=remedies)
+
+
+def _teacher(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
+    teacher, texts = study.teacher, facts.train
+    if teacher is None or not any("teacher" in spec.needs for spec in study.plan.points()):
+        return []
+    completions = texts.count * texts.mean * facts.completion
+    disk = {"likeliest tokens": int(row_bytes(teacher.top_k) * completions)}
+    if teacher.model not in ("builtin", "student", study.student.model):
+        unknown = f"the shapes of the teacher {teacher.model!r} are not looked at"
+        return [Need("teacher", 1, disk=disk, rate=TeacherTop.name, unknown=unknown)]
+    model = shapes.of(torch.bfloat16 if teacher.dtype == "bf16" else torch.float32)
+    rows = min(study.reference.batch_size, texts.count)
+    work = Work(model.scoring(1, round(texts.mean)).flops * texts.count, teacher.dtype)
+    device = {"weights": model.weights, "a batch": model.scoring(rows, texts.longest).peak}
+    remedies = tuple(f"reference.batch_size={less}" for less in halves(rows))
+    return [Need("teacher", 1, work, device, disk=disk, rate=TeacherTop.name, remedies=remedies)]
 
 
 # -- training -----------------------------------------------------------------------------------------------------
@@ -235,6 +253,8 @@ def _runs(study: Study, facts: Facts, shapes: Shapes, specs: Sequence[RunSpec], 
     examples = _examples(spec.loss, facts)
     steps = step_count(examples, training.batch_size, training.steps, training.epochs)
     flops = model.training(spec.loss, 1, max(2, round(facts.train.mean)), accumulating=False).flops
+    if spec.loss.kept_share < 1:  # all rows are read, some are learned from
+        flops = int(spec.loss.kept_share * flops) + model.scoring(1, max(2, round(facts.train.mean))).flops
     scored = Texts(min(HELDOUT_SEQUENCES, facts.prompts.count), facts.train.mean, facts.train.longest)
     watched = 1 + (steps // training.eval_every if training.eval_every else 0)
     every = flops * steps * training.batch_size

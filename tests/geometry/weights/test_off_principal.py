@@ -8,7 +8,7 @@ from delta_cases import Q, V, full_run, gaussian, lora_run, low_rank
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from scipy.linalg import subspace_angles
-from scipy.stats import hypergeom
+from scipy.stats import hypergeom, norm
 
 from raygeo.analyses.off_principal.workload import OffPrincipal, OffPrincipalSettings, totals
 from raygeo.errors import DeltaError
@@ -142,6 +142,30 @@ def test_pairs_are_jaccard_indices(runs, base, rows):
         assert row["null_jaccard"] == pytest.approx(chance / (a.sum() + b.sum() - chance), abs=1e-12)
 
 
+def test_entries_within_the_tolerance_are_counted_beside_those_of_a_normal_delta(runs, base):
+    rows = [r for r in run_all(runs, base, tolerance=2e-5)["off_principal"] if r["run"] != "lora"]
+    for row in rows:
+        (run,) = [run for run in runs if run.name == row["run"]]
+        delta = run.open()[f"{row['module']}.weight"].dense(torch.float64).numpy()
+        assert row["unchanged"] == (np.abs(delta) <= 2e-5).sum()
+        assert row["absolute_sparsity"] == row["unchanged"] / delta.size
+        law = norm(scale=np.sqrt((delta**2).mean()))
+        assert row["gaussian_sparsity"] == pytest.approx(law.cdf(2e-5) - law.cdf(-2e-5), rel=1e-9)
+        assert row["absolute_sparsity"] == pytest.approx(row["gaussian_sparsity"], abs=0.06), "it is normal"
+    assert {row["run"]: row["unchanged"] > 0 for row in rows} == {"small": True, "large": True}
+
+
+def test_a_sparse_delta_is_sparser_than_a_normal_one_and_zero_is_all_still(tmp_path):
+    save_file({Q0: gaussian(32, 32, seed=0), Q1: gaussian(32, 32, seed=1)}, tmp_path / "model.safetensors")
+    change = torch.zeros(32, 32)
+    change[0, :8] = 1e-3
+    found = run_all([full_run(tmp_path, "run", {Q0: change, Q1: torch.zeros(32, 32)})], tmp_path)["off_principal"]
+    few, none = found
+    assert few["absolute_sparsity"] == 1 - 8 / 1024
+    assert few["gaussian_sparsity"] < 0.1
+    assert none["absolute_sparsity"] == none["gaussian_sparsity"] == 1
+
+
 @pytest.mark.parametrize("shape", [(40, 24), (24, 40)])
 @pytest.mark.parametrize("seed", range(3))
 def test_spectra_and_subspaces_stay_within_weyl_and_wedin(tmp_path, shape, seed):
@@ -235,7 +259,8 @@ def test_totals_pool_counts_and_take_medians_of_angles(rows):
     assert row["jaccard"] == pytest.approx(sum(r["both"] for r in pairs) / sum(r["either"] for r in pairs))
     for table, content in whole.items():
         scopes = [r["scope"] for r in content]
-        assert scopes == sorted(scopes, reverse=True), table
+        assert list(dict.fromkeys(scopes)) == ["layer", "module type", "global"], table
+        assert scopes == sorted(scopes, key=["layer", "module type", "global"].index), table
     assert not any(totals({table: [] for table in rows}).values())
 
 

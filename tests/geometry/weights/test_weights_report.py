@@ -184,10 +184,13 @@ def test_overlaps_of_both_main_masks_are_logged():
     masks = [place | {"mask": mask, "overlap": share} for mask, share in (
         ("principal", 0.2), ("low-magnitude", 0.4), ("principal only", 0.1), ("neither", None))]  # fmt: skip
     layer = {"run": "dpo", "scope": "layer", "layer": 0}
-    rows = [place | {"entries": 1000, "update_sparsity": 0.9, "spectral_shift": 0.01}, layer | {"entries": 9}]
+    whole = {"update_sparsity": 0.9, "absolute_sparsity": 0.3, "gaussian_sparsity": 0.2, "spectral_shift": 0.01}
+    rows = [place | {"entries": 1000} | whole, layer | {"entries": 9}]
     view = view_of(off_principal=rows, mask_overlaps=[*masks, layer | {"mask": "principal", "overlap": 0.7}])
     assert metrics("off_principal", view) == {
         ("dpo", "update_sparsity"): 0.9,
+        ("dpo", "absolute_sparsity"): 0.3,
+        ("dpo", "gaussian_sparsity"): 0.2,
         ("dpo", "spectral_shift"): 0.01,
         ("dpo", "principal_overlap"): 0.2,
         ("dpo", "low_magnitude_overlap"): 0.4,

@@ -1,0 +1,143 @@
+"""Can the loss of a run be told from the norms and spectra of its delta? One seed left out at a time."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from raygeo.geometry.connectivity.parts import part_of
+from raygeo.geometry.weights.recognition import chance, permuted_accuracies, recognise
+from raygeo.models.run import Run
+from raygeo.records import RunRecord
+from raygeo.settings import Settings
+from raygeo.tables import schema
+from raygeo.workload import Rows, Task, Workload
+
+NORMS, RANKS = ("norm",), ("stable_rank", "effective_rank", "participation_rank")
+FEATURES = {"norms": NORMS, "spectra": RANKS, "both": NORMS + RANKS}
+"""What is told apart by: how far each module type moved, in how many directions, or both; columns of ``deltas``."""
+
+
+class LossClassifierSettings(Settings):
+    """Options of the permutation null."""
+
+    permutations: int = Field(999, ge=99)
+    """Labelings drawn for the null."""
+    seed: int = Field(0, ge=0)
+    """Seed of the labelings drawn."""
+
+
+class LossClassifier(Workload):
+    """Nearest-centroid recognition of losses, leave-one-seed-out; one task over all runs.
+
+    Features are, by module type that all runs trained, the means over its matrices of the logarithms of columns of
+    table ``deltas`` (``FEATURES``). All runs of one seed (of data order and adapter) are held out together and
+    predicted from the others, features standardised by those others alone (``weights.recognition``). ``chance`` is the
+    accuracy of the most frequent loss; the null permutes losses within each seed, ``null_high`` is its 95th percentile
+    and ``p`` (1 + labelings at least as accurate) / (1 + draws), this one being among them.
+
+    Only losses with runs of at least two seeds take part; where fewer than two losses have, there is one row that gives
+    the ``reason``. A loss goes by its type, whatever its options.
+    """
+
+    name = "loss-classifier"
+    tables: ClassVar = {
+        "loss_classifier": schema(
+            """How often the loss of a run is recognised by its delta, by `features`: "norms" of module types, "spectra"
+            (ranks), or "both". `null_*` are accuracies with losses permuted within seeds; `reason` says why there is
+            none.""",
+            "features: text; runs, losses, seeds, dimension, correct: int; accuracy, chance, null_mean, null_high, p: "
+            "float; draws: int; reason: text",
+        ),
+        "loss_predictions": schema(
+            "What each run was taken for, by the runs of other seeds.", "features, run, loss, predicted: text"
+        ),
+    }
+
+    def __init__(
+        self,
+        settings: LossClassifierSettings,
+        runs: Sequence[Run],
+        deltas: pa.Table,
+        records: Mapping[str, RunRecord],
+    ):
+        self.settings = settings
+        self.features = _features(deltas)
+        self.known = [
+            (run.name, str(record.loss["type"]), (condition.seed, condition.init_seed))
+            for run in runs
+            if run.name in self.features
+            and (record := records.get(run.name)) is not None
+            and record.loss is not None
+            and (condition := record.condition) is not None
+        ]
+
+    def tasks(self) -> list[Task]:
+        """One task over all runs, none if the training of none is known."""
+        if not self.known:
+            return []
+        values = [self.features[run] for run, *_ in self.known]
+        key = self.key(self.settings, self.known, [sorted(map(list, of.items())) for of in values])
+        return [Task(key, 1.0, None, f"recognition of the losses of {len(self.known)} runs")]
+
+    def setup(self) -> None:
+        """Build nothing: the features are here."""
+
+    def compute(self, state: None, payload: None) -> dict[str, Rows]:
+        """Rows of both tables."""
+        seeds: defaultdict[str, set[tuple[int, int | None]]] = defaultdict(set)
+        for _, loss, seed in self.known:
+            seeds[loss].add(seed)
+        losses = sorted(loss for loss, of in seeds.items() if len(of) > 1)
+        taken = [row for row in self.known if row[1] in losses]
+        common = sorted(set.intersection(*(set(self.features[run]) for run, *_ in taken))) if taken else []
+        if len(losses) < 2 or not common:
+            return {"loss_classifier": [_without(losses, taken)], "loss_predictions": []}
+        labels = np.array([losses.index(loss) for _, loss, _ in taken])
+        places = {seed: i for i, seed in enumerate(dict.fromkeys(seed for *_, seed in taken))}
+        folds = np.array([places[seed] for *_, seed in taken])
+        rows, predictions = [], []
+        for name, columns in FEATURES.items():
+            kept = [key for key in common if key.partition(" ")[0] in columns]
+            values = np.array([[self.features[run][key] for key in kept] for run, *_ in taken])
+            predicted = recognise(values, labels, folds)
+            null = permuted_accuracies(values, labels, folds, self.settings.permutations, self.settings.seed)
+            correct = int((predicted == labels).sum())
+            accuracy = correct / len(taken)
+            hits = int((null >= accuracy - 1e-12).sum())
+            rows.append(
+                {"features": name, "runs": len(taken), "losses": len(losses), "seeds": len(places)}
+                | {"dimension": len(kept), "correct": correct, "accuracy": accuracy, "chance": chance(labels, folds)}
+                | {"null_mean": float(null.mean()), "null_high": float(np.quantile(null, 0.95)), "reason": ""}
+                | {"p": (1 + hits) / (1 + len(null)), "draws": len(null)}
+            )
+            predictions += [
+                {"features": name, "run": run, "loss": loss, "predicted": losses[label]}
+                for (run, loss, _), label in zip(taken, predicted, strict=True)
+            ]
+        return {"loss_classifier": rows, "loss_predictions": predictions}
+
+
+def _features(deltas: pa.Table) -> dict[str, dict[str, float]]:
+    """Means of logarithms by run and ``"column type"``; of matrices that moved alone."""
+    found: defaultdict[str, defaultdict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in deltas.to_pylist():
+        if row["scope"] == "module" and row["stable_rank"] is not None:
+            for column in FEATURES["both"]:
+                found[row["run"]][f"{column} {part_of(row['module'], 'module type')}"].append(math.log(row[column]))
+    return {run: {key: fmean(values) for key, values in of.items()} for run, of in found.items()}
+
+
+def _without(losses: list[str], taken: Sequence[object]) -> dict[str, object]:
+    reason = "no module type was trained by all runs"
+    if len(losses) < 2:
+        reason = (
+            f"{'one loss has' if losses else 'no loss has'} runs of two seeds, where two losses are needed: train "
+            "every loss with several seeds"
+        )
+    return {"features": "", "runs": len(taken), "losses": len(losses), "reason": reason}

@@ -1,0 +1,46 @@
+"""The end of a study on the console: the table of results, and the verdict."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import pandas as pd
+
+from raygeo.report.missing import Failures, named
+from raygeo.report.parts import Parts
+from raygeo.report.results import configurations, results
+from raygeo.report.sheets import Sheet
+from raygeo.report.view import View
+
+MOST_COLUMNS, MOST_ROWS = 12, 40
+"""What a console shows of a table; the page has all of it."""
+
+
+def summary(view: View, parts: Parts) -> Iterator[str]:
+    """The results, of many runs those of configurations, and the sentences of the verdict, as plain text.
+
+    What fails is left out here, and named where the page is made.
+    """
+    attempt = Failures().attempt
+    sheet = attempt("results", lambda: configurations(view) if view.many else results(view, parts.columns))
+    if sheet is not None and sheet.rows:
+        yield as_text(sheet)
+    for verdict in parts.verdicts:
+        for finding in attempt(named(verdict), partial(list, verdict(view))) or []:
+            yield f"- {finding.text}"
+
+
+def as_text(sheet: Sheet) -> str:
+    """A table with aligned columns; of cells with a detail the text alone."""
+    columns = list(sheet.columns[:MOST_COLUMNS])
+    cells = [[cell if isinstance(cell, str) else cell[0] for cell in row[: len(columns)]] for row in sheet.rows]
+    left = [max(map(len, [name, *column])) for name, column in zip(columns, zip(*cells, strict=True), strict=True)]
+    shown = pd.DataFrame(cells[:MOST_ROWS], columns=columns).to_string(
+        index=False,
+        justify="right",
+        formatters=[
+            (lambda text, width=width: text.ljust(width)) if name in sheet.prose else str
+            for name, width in zip(columns, left, strict=True)
+        ],
+    )
+    omitted = len(sheet.rows) - MOST_ROWS
+    return f"{shown}\n... and {omitted} more rows on the page" if omitted > 0 else shown
