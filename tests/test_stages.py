@@ -107,10 +107,8 @@ def test_a_study_with_stages_is_written_and_read_again():
 
 
 def test_only_what_the_base_is_asked_by_refers_to_it():
-    given = study({"stages": [SFT, DPO]}, {"stages": [DPO, DPO | {"reference": "base"}], "name": "twice"}, DPO)
-    assert [spec.name for spec in given.plan.referring() if spec.needs] == [
-        "twice-leg1", "twice-leg2", "dpo-lr1e-05-s0",
-    ]  # fmt: skip
+    given = study({"stages": [SFT, DPO]}, {"stages": [DPO, DPO | {"reference": "base"}], "name": "twice"}, DPO)  # once
+    assert [spec.name for spec in given.plan.referring() if spec.needs] == ["twice-leg1", "twice-leg2"]
 
 
 @pytest.mark.parametrize(
