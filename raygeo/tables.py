@@ -96,11 +96,16 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         "seconds: float; delta, params, student, mlflow_run_id, key: text",
     ),
     "trials": schema(
-        """The runs of a sweep: `entry` of the study's `runs`, what was chosen (JSON, without seeds), what was measured.
-        `rank` is that of the configuration's means over seeds: 1 if none dominates it, 2 if only those of rank 1 do,
-        and so on.""",
-        "run: text; entry: int; values: text; seed, init_seed: int; status: text; accuracy, heldout_nll, "
-        "top_eigenvalue: float; rank: int",
+        """The runs of a sweep: `entry` of the study's `runs`, what was chosen (JSON, without seeds), and the metrics
+        they are judged by (`measured`, JSON). `rank` is that of the configuration's means over seeds: 1 if none
+        dominates it, 2 if only those of rank 1 do, and so on; those that do not keep all bounds (`keeps`) come
+        last.""",
+        "run: text; entry: int; values: text; seed, init_seed: int; status, measured: text; keeps: flag; rank: int",
+    ),
+    "objectives": schema(
+        """What the runs of a sweep are judged by: objectives, each with its mode, "max" or "min", and constraints, with
+        bounds instead.""",
+        "metric, mode: text; at_most, at_least: float",
     ),
     "stages": schema(
         """Every training of the runs that are trained in stages or rounds: `leg` is the run that has the change of that
@@ -120,6 +125,12 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         correct.""",
         "run, benchmark, problem_id, completion, extracted: text; correct, truncated: flag; tokens: int; "
         "undecided: flag; sample: int",
+    ),
+    "benchmarks": schema(
+        """What was answered. `shift` says how the problems differ from those of the rollouts: `none`, not in kind;
+        `ood`, harder or of another kind; `retention`, what the base could do before. `problems` are those not trained
+        on.""",
+        "benchmark, shift: text; problems: int",
     ),
     "accuracy": schema(
         """Over all `n` answers to `problems`, `samples` each: those cut off, without an answer, and undecided are not
@@ -143,6 +154,11 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         """Where problems were answered several times: the probability that one of `k` answers is right (unbiased, Chen
         et al., arXiv:2107.03374), with a 95 % interval clustered by problem.""",
         "run, benchmark: text; k: int; pass_at_k, low, high: float; problems, samples: int",
+    ),
+    "drops": schema(
+        """How much lower a run's accuracy is out of distribution, on a `benchmark` of shift `ood`, than within it, on
+        the benchmark `within`: `drop` is the difference, with a 95 % interval (Newcombe's hybrid score).""",
+        "run, benchmark, within: text; accuracy_within, accuracy, drop, low, high: float",
     ),
     "mcnemar": schema(
         """Exact paired tests between all pairs of runs on a benchmark: McNemar's, or where problems were answered

@@ -66,7 +66,8 @@ def test_every_table_is_there(finished):
     tables = {name: table.num_rows for name, table in store.tables().items()}
     optional = {
         "matched_paths", "matched_barriers", "curve_paths", "curve_barriers", "planes", "plane_runs", "intruders",
-        "layer_alpha", "loss_predictions",
+        "layer_alpha", "loss_predictions", "retained", "forgetting", "forgetting_laws", "compressibility", "tuned",
+        "tunability", "diversity",
     }  # fmt: skip
     assert {name for name, rows in tables.items() if rows == 0} <= {
         "missing",

@@ -10,7 +10,7 @@ from study_cases import save_parts, tiny_study
 from raygeo.analyses.registry import view
 from raygeo.pipeline.config import GeometrySettings, parse_study
 from raygeo.pipeline.study import run_study
-from raygeo.report.results import trials as trial_sheet
+from raygeo.report.trials import trials as trial_sheet
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -23,7 +23,10 @@ def parts(tmp_path_factory):
         **save_parts(tmp_path_factory.mktemp("sweep")),
         "actors": {"max_actors": 1},
         "geometry": QUIET
-        | {"curvature": {"spaces": ["delta"], "top_k": 1, "max_steps": 4, "slq_probes": 2, "slq_steps": 2}},
+        | {
+            "norms": {},
+            "curvature": {"spaces": ["delta"], "top_k": 1, "max_steps": 4, "slq_probes": 2, "slq_steps": 2},
+        },
     }
 
 
@@ -70,7 +73,8 @@ def test_optuna_chooses_runs_by_several_objectives_and_resumes(ray_session, part
             },
         ]  # fmt: skip
         objectives = [{"metric": metric} for metric in ("accuracy", "heldout_nll", "top_eigenvalue")]
-        sweep = {"search": "optuna", "samples": samples, "objectives": objectives}
+        bounds = [{"metric": "delta_norm", "at_most": 1e6}]
+        sweep = {"search": "optuna", "samples": samples, "objectives": objectives, "constraints": bounds}
         training = {"steps": 2, "batch_size": 8, "snapshots": 0, "cpus": 1.5}
         location = str(tmp_path / "store")
         return parse_study(tiny_study(store=location, training=training, runs=runs, sweep=sweep, **parts))
@@ -80,17 +84,21 @@ def test_optuna_chooses_runs_by_several_objectives_and_resumes(ray_session, part
     assert len(first) == 1 + 2
     for name, row in first.items():
         assert row["status"] == "finished", name
-        assert min(row["accuracy"], row["heldout_nll"], row["top_eigenvalue"]) is not None
+        assert json.loads(row["measured"]).keys() == {
+            "accuracy.heldout", "heldout_nll", "top_eigenvalue.hessian", "delta_norm",
+        }  # fmt: skip
+        assert row["keeps"]
         if row["entry"] == 1:
             chosen = json.loads(row["values"])
             assert chosen.keys() == {"loss.beta", "lr"}
             assert name == f"dpo-beta{chosen['loss.beta']:g}-lr{chosen['lr']:g}-s{row['seed']}"
     assert {row["rank"] for row in first.values()} <= {1, 2, 3}
     accuracy = {row["run"]: row["accuracy"] for row in store.table("accuracy").to_pylist()}
-    assert {name: row["accuracy"] for name, row in first.items()} == {name: accuracy[name] for name in first}
+    measured = {name: json.loads(row["measured"]) for name, row in first.items()}
+    assert {name: found["accuracy.heldout"] for name, found in measured.items()} == {n: accuracy[n] for n in first}
     spectra = store.table("curvature").to_pylist()
     top = {row["run"]: row["value"] for row in spectra if row["quantity"] == "eigenvalue" and row["index"] == 0}
-    assert {name: row["top_eigenvalue"] for name, row in first.items()} == {name: top[name] for name in first}
+    assert {name: found["top_eigenvalue.hessian"] for name, found in measured.items()} == {n: top[n] for n in first}
     assert len(store.units("answers")) == len(first) + 1  # nothing was answered twice
     # Extremes and two random vectors of each run, nothing twice, and what is assembled of them.
     assert len(store.units("curvature")) == 3 * (len(first) + 1) + 1
@@ -102,4 +110,5 @@ def test_optuna_chooses_runs_by_several_objectives_and_resumes(ray_session, part
     assert first.keys() < second.keys()
     assert len(second) == 1 + 2 * 2
     assert trained < {p.name for p in Path(store.path("deltas")).iterdir()}
-    assert {name: second[name]["heldout_nll"] for name in first} == {n: row["heldout_nll"] for n, row in first.items()}
+    again = {name: json.loads(second[name]["measured"])["heldout_nll"] for name in first}
+    assert again == {name: found["heldout_nll"] for name, found in measured.items()}

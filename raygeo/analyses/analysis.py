@@ -27,7 +27,8 @@ class Analysis:
     Args:
         name: its key in a study file.
         order: where it stands, in the study and on the page; weights are 100 to 199, connectivity 200 to 299, curvature
-            300 to 399, representations and predictions 400 to 499, and analyses from outside come last by custom.
+            300 to 399, representations and predictions 400 to 449, outcomes 450 to 499, and analyses from outside come
+            last by custom.
         question: what it answers, in a sentence.
         settings: its options; every one must have a default.
         workloads: what is computed, in order; each is made as ``kind(settings, *arguments(inputs))``.

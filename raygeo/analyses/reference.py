@@ -65,5 +65,13 @@ def _lines(analysis: Analysis) -> Iterator[str]:
         yield f"Figures: {'; '.join(plot.title for plot in report.figures)}\n"
     if report.columns:
         yield f"In the table of results: {', '.join(f'`{column.title}`' for column in report.columns)}\n"
+    names = {
+        alone: [f"`{one.name}`" for one in report.declared if (one.among != "study") is alone]
+        for alone in (True, False)
+    }
+    ways = {True: "of a run by itself", False: "once all runs are known"}
+    judging = [f"{', '.join(names[alone])} {way}" for alone, way in ways.items() if names[alone]]
+    if judging:
+        yield f"Metrics that a sweep can be judged by: {'; '.join(judging)}\n"
     for logged in (*report.metrics, *report.histories):
         yield f"In MLflow: {' '.join((logged.__doc__ or '').split())}\n"

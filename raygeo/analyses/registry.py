@@ -5,10 +5,11 @@ A folder has a module ``analysis`` with an ``ANALYSIS``. Another package names o
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -16,12 +17,20 @@ import raygeo.analyses as package
 from raygeo.analyses.analysis import Analysis
 from raygeo.errors import ConfigError
 from raygeo.plugins import installed
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 from raygeo.report.study import CLOSING, STUDY
 from raygeo.report.view import View
 from raygeo.tables import SCHEMAS
 
 GROUP = "raygeo.analyses"
+
+
+class Known(NamedTuple):
+    """A metric, and the analysis that makes it; None for the study's own."""
+
+    metric: Metric
+    analysis: Analysis | None
 
 
 @cache
@@ -64,10 +73,50 @@ def parts() -> Parts:
     return Parts.joined([STUDY, *(analysis.report for analysis in analyses().values()), CLOSING])
 
 
+def metrics() -> dict[str, Known]:
+    """Every metric that is declared, by its name there, with its analysis.
+
+    Raises:
+        ConfigError: two analyses declare one.
+    """
+    found: dict[str, Known] = {}
+    for analysis, report in ((None, STUDY), *((one, one.report) for one in analyses().values())):
+        for metric in report.declared:
+            if metric.name in found:
+                raise ConfigError(
+                    f"two analyses bring the metric {metric.name!r}; uninstall the package of one of them."
+                )
+            found[metric.name] = Known(metric, analysis)
+    return found
+
+
 def view(tables: Mapping[str, pa.Table], reference_run: str) -> View:
     """A view of ``tables``, those that are missing being empty."""
     empty = {name: columns.empty_table() for name, columns in schemas().items()}
     return View({**empty, **tables}, reference_run)
+
+
+def published_view(table: Callable[[str], pa.Table], reference_run: str) -> View:
+    """A view of tables that are read when they are first looked at, by name."""
+    return View(_Read(table), reference_run)
+
+
+class _Read(Mapping[str, pa.Table]):
+    """Tables by name, each read once."""
+
+    def __init__(self, table: Callable[[str], pa.Table]):
+        self._table = cache(table)
+
+    def __getitem__(self, name: str) -> pa.Table:
+        if name not in schemas():
+            raise KeyError(name)
+        return self._table(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(schemas())
+
+    def __len__(self) -> int:
+        return len(schemas())
 
 
 def _found() -> Iterator[tuple[Analysis, str]]:

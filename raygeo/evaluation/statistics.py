@@ -1,5 +1,6 @@
 """Accuracy with its uncertainty, and paired comparisons of runs that answered the same problems."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from math import comb
@@ -184,6 +185,40 @@ def accuracy_rows(answers: pa.Table) -> Rows:
                 "samples": asked.samples,
             }
         )
+    return rows
+
+
+def difference(a: float, a_ends: Interval, b: float, b_ends: Interval) -> Interval:
+    """Return an interval of ``a - b``, two proportions of different problems, from the interval of each.
+
+    It is Newcombe's hybrid score interval (1998, method 10, Statistics in Medicine 17:873-890) where ``a_ends`` and
+    ``b_ends`` are Wilson's, and the same recovery of variances (Zou & Donner 2008, https://doi.org/10.1002/sim.3095)
+    where they are clustered by problem. Its level is theirs.
+    """
+    below = math.hypot(a - a_ends.low, b_ends.high - b)
+    above = math.hypot(a_ends.high - a, b - b_ends.low)
+    return Interval(a - b - below, a - b + above)
+
+
+def drop_rows(accuracy: Rows, shifts: Mapping[str, str]) -> Rows:
+    """Return rows of the table ``drops`` from those of ``accuracy``: one a run and benchmark of shift ``ood``.
+
+    ``shifts`` are all benchmarks in order, each with its shift. Within the distribution is the first without one; where
+    there is none, there are no rows.
+    """
+    within = next((name for name, shift in shifts.items() if shift == "none"), None)
+    inside = {row["run"]: row for row in accuracy if row["benchmark"] == within}
+    rows = []
+    for row in accuracy:
+        if shifts[row["benchmark"]] != "ood" or row["run"] not in inside:
+            continue
+        found = {"run": row["run"], "benchmark": row["benchmark"], "within": within}
+        a, b = inside[row["run"]], row
+        low, high = difference(
+            a["accuracy"], Interval(a["low"], a["high"]), b["accuracy"], Interval(b["low"], b["high"])
+        )
+        found |= {"accuracy_within": a["accuracy"], "accuracy": b["accuracy"], "drop": a["accuracy"] - b["accuracy"]}
+        rows.append(found | {"low": low, "high": high})
     return rows
 
 

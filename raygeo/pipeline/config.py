@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Optional, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Optional, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
@@ -25,18 +25,24 @@ from raygeo.losses.base import FROM_BASE
 from raygeo.models.attention import is_flash
 from raygeo.models.loading import Loading
 from raygeo.paths import local_path, without_credentials
+from raygeo.pipeline.judged import Judged, find_judged
 from raygeo.pipeline.plan import MOST_RUNS, Plan, RunEntries, TrainingDefaults
 from raygeo.search.settings import SweepSettings
 from raygeo.search.space import Range, Varied, models_in, refusal, tag
 from raygeo.settings import AnyPlace, Name, Settings, faults
 from raygeo.toy.builtin import WordProblems
+from raygeo.toy.gym.family import LevelName
+from raygeo.toy.gym.student import FamilyName, GymStudent, Role
 from raygeo.toy.text import TextStudent
 from raygeo.training.settings import RunSpec
 
 WORD_PROBLEMS = "builtin:word-problems"
+GYM = "builtin:reasoning-gym"
 TEXT = "builtin:text"
+TAUGHT = (WORD_PROBLEMS, GYM)
+"""Students that are made here, come with a teacher, and have problems of their own."""
 MOST_PROBLEMS = 1_000_000
-"""Built-in word problems that may be asked for: there are fewer different ones."""
+"""Built-in problems that may be asked for: of word problems there are fewer different ones."""
 HELDOUT = "heldout"
 """The name of the study's held-out prompts as a benchmark."""
 TRAIN = "train"
@@ -47,9 +53,12 @@ class StudentSettings(Loading):
     """What learns, and how it is held where it is measured."""
 
     model: AnyPlace = WORD_PROBLEMS
-    """A Hugging Face folder, a hub id, ``builtin:word-problems``, or ``builtin:text``, made from ``text_from``."""
+    """A Hugging Face folder, a hub id, ``builtin:word-problems``, ``builtin:reasoning-gym``, or ``builtin:text``, made
+    from ``text_from``."""
     word_problems: WordProblems = WordProblems()
     """The built-in student of template word problems, and its teacher."""
+    gym: GymStudent = GymStudent()
+    """The built-in student of reasoning-gym's problems, and its teacher (install ``raygeo[gym]``)."""
     text: TextStudent = TextStudent()
     """The student made from plain text."""
     text_from: tuple[AnyPromptReader, ...] = ()
@@ -67,8 +76,9 @@ class StudentSettings(Loading):
 
     @model_validator(mode="after")
     def _known(self) -> "StudentSettings":
-        if self.model.startswith("builtin:") and self.model not in (WORD_PROBLEMS, TEXT):
-            raise ValueError(f"{self.model!r} is not built in; the built-in students are {WORD_PROBLEMS} and {TEXT}")
+        if self.model.startswith("builtin:") and self.model not in (*TAUGHT, TEXT):
+            known = f"{', '.join(TAUGHT)} and {TEXT}"
+            raise ValueError(f"{self.model!r} is not built in; the built-in students are {known}")
         if self.model == TEXT and not self.text_from:
             raise ValueError(f"{TEXT} needs text_from: what it is made from")
         if (self.from_run is None) != (self.from_store is None):
@@ -79,19 +89,29 @@ class StudentSettings(Loading):
 
     @property
     def built_in(self) -> bool:
-        """Whether this is the built-in student of word problems, the one that comes with a teacher."""
-        return self.model == WORD_PROBLEMS and self.from_run is None
+        """Whether this is a student that is made here together with its teacher."""
+        return self.model in TAUGHT and self.from_run is None
+
+    @property
+    def made(self) -> WordProblems | GymStudent | TextStudent:
+        """How a student that is made here is made."""
+        match self.model:
+            case "builtin:word-problems":
+                return self.word_problems
+            case "builtin:reasoning-gym":
+                return self.gym
+        return self.text
 
 
 class SamplingSettings(Settings):
     """Rollouts drawn from a teacher."""
 
     teacher: AnyPlace = "builtin"
-    """A local folder, a hub id, or ``builtin``: the teacher that comes with ``builtin:word-problems``."""
+    """A local folder, a hub id, or ``builtin``: the teacher that comes with a student that is made here."""
     prompts: Annotated[int, Field(ge=1, le=MOST_PROBLEMS)] | AnyPromptReader = 768
-    """How many built-in word problems, or where prompts with gold answers are read."""
+    """How many built-in problems, or where prompts with gold answers are read."""
     prompts_seed: int = Field(1, ge=0)
-    """Seed of the built-in word problems."""
+    """Seed of the built-in problems."""
     decoding: DecodingSettings = DecodingSettings()
     """Samples per prompt, temperature, length, seed."""
     engine: AnyEngine = LOCAL
@@ -154,16 +174,27 @@ class ProbeSettings(Settings):
     """What stands before the gold answer in the answer-only probe, which asks for it without any reasoning."""
 
 
+Shift = Literal["none", "ood", "retention"]
+
+
 class Benchmark(Settings):
     """Problems to answer beyond the held-out prompts of the study."""
 
     name: Name
     """The name in tables and metrics."""
     problems: Annotated[int, Field(ge=1, le=MOST_PROBLEMS)] | AnyPromptReader
-    """How many fresh built-in word problems, or where problems with gold answers are read: a reader, or just a file or
-    a hub id whose columns are known (``ProblemsReader``)."""
+    """How many fresh built-in problems, or where problems with gold answers are read: a reader, or just a file or a hub
+    id whose columns are known (``ProblemsReader``)."""
+    shift: Shift = "none"
+    """How its problems differ from those of the rollouts: ``none``, they are of the same kind; ``ood``, harder ones or
+    of another kind, whose accuracy is shown beside that within the distribution; ``retention``, what the base could do
+    before and runs may forget."""
     seed: int = Field(7, ge=0)
-    """Seed of the built-in word problems."""
+    """Seed of the built-in problems."""
+    families: Role | tuple[FamilyName, ...] = "trained"
+    """Of built-in problems of reasoning-gym: ``trained``, ``heldout`` or ``retained`` families, or a list of them."""
+    level: LevelName = "usual"
+    """Of built-in problems of reasoning-gym: ``usual`` ones, as in the rollouts, or ``harder``."""
     limit: int | None = Field(None, ge=1)
     """Use only the first so many."""
 
@@ -330,8 +361,12 @@ class Study(Settings):
         if chains and self.plan.sweep.scheduler is not None:
             said = "sweep.scheduler stops runs by their NLL at a step, and stages and rounds count anew; leave it out"
             raise refusal(("runs", chains[0]), self.runs[chains[0]].stem, said)
-        if self.sweep is not None and self.rollouts.heldout == 0:
-            raise ValueError("a sweep judges its runs on held-out prompts; give rollouts.heldout")
+        if self.sweep is not None:
+            find_judged(self, self.benchmarks)
+            watched = self.sweep.scheduler.metric if self.sweep.scheduler is not None else ""
+            if watched == "heldout_nll" and self.rollouts.heldout == 0:
+                said = "heldout_nll is measured on held-out prompts; give rollouts.heldout"
+                raise refusal(("sweep", "scheduler", "metric"), watched, said)
         if self.rollouts.heldout == 0:
             why = "is measured on held-out prompts; give rollouts.heldout, or set it to null"
             self.geometry.refuse_lacking({"solutions": why})
@@ -341,17 +376,41 @@ class Study(Settings):
         sample = self.rollouts.sample
         if sample is not None:
             if sample.teacher == "builtin" and not self.student.built_in and not sample.engine.elsewhere:
-                raise ValueError(f"rollouts.sample.teacher 'builtin' goes with {WORD_PROBLEMS}; name a teacher model")
-            if isinstance(sample.prompts, int) and self.student.model != WORD_PROBLEMS:
                 raise ValueError(
-                    f"built-in prompts go with {WORD_PROBLEMS}; say where rollouts.sample.prompts are read"
+                    f"rollouts.sample.teacher 'builtin' goes with {' and '.join(TAUGHT)}; name a teacher model"
                 )
+            if isinstance(sample.prompts, int) and self.student.model not in TAUGHT:
+                raise ValueError(
+                    f"built-in prompts go with {' and '.join(TAUGHT)}; say where rollouts.sample.prompts are read"
+                )
+        for index, benchmark in enumerate(self.evaluation.benchmarks):
+            if (why := self._misplaced(benchmark)) is not None:
+                raise ValueError(f"evaluation.benchmarks.{index}: {why}")
         return self
+
+    def _misplaced(self, benchmark: Benchmark) -> str | None:
+        """Why what a benchmark says of its problems cannot be so, or None."""
+        defaults = type(benchmark).model_fields
+        said = [name for name in ("families", "level") if getattr(benchmark, name) != defaults[name].default]
+        if self.student.model != GYM or not isinstance(benchmark.problems, int):
+            return f"{' and '.join(said)} are of the problems of {GYM}; leave them out" if said else None
+        gym, sample = self.student.gym, self.rollouts.sample
+        if sample is None or not isinstance(sample.prompts, int):
+            return None
+        names = getattr(gym, benchmark.families) if isinstance(benchmark.families, str) else benchmark.families
+        if not names:
+            return f"there are no {benchmark.families} families to draw from; name some in student.gym"
+        within = benchmark.level == "usual" and set(names) <= set(gym.trained)
+        if within == (benchmark.shift == "none"):
+            return None
+        if within:
+            return f"its problems are those of the rollouts, without a shift of {benchmark.shift!r}; leave shift out"
+        return "its problems are not those of the rollouts; give shift: ood, or retention for what the base could do"
 
     def _refuse_no_teacher(self) -> None:
         """Raise where a loss learns from a teacher and none can be asked, nor has left anything to learn from."""
         if self.teacher is not None and self.teacher.model == "builtin" and not self.student.built_in:
-            raise ValueError(f"teacher.model 'builtin' goes with {WORD_PROBLEMS}; name a teacher model")
+            raise ValueError(f"teacher.model 'builtin' goes with {' and '.join(TAUGHT)}; name a teacher model")
         learning = [spec.name for spec in self.plan.points() if "teacher" in spec.needs]
         if not learning or self.teacher is not None:
             return
@@ -384,6 +443,17 @@ class Study(Settings):
     def plan(self) -> Plan:
         """The runs, known and to be found."""
         return Plan(self.runs, self.training, self.sweep or SweepSettings())
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """The names of the benchmarks that are answered, the held-out prompts first."""
+        heldout = self.evaluation.heldout and self.rollouts.heldout > 0
+        return [HELDOUT] * heldout + [benchmark.name for benchmark in self.evaluation.benchmarks]
+
+    @property
+    def judged(self) -> Judged:
+        """What the runs of its sweep are judged by."""
+        return find_judged(self, self.benchmarks)
 
     def specs(self) -> list[RunSpec]:
         """Every run known before training starts, resolved, in the order of the file; of one in stages, the last."""

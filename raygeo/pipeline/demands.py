@@ -20,8 +20,9 @@ from raygeo.pipeline.budget.facts import Facts
 from raygeo.pipeline.chains import chain_of
 from raygeo.pipeline.config import HELDOUT, Study, study_yaml
 from raygeo.pipeline.context import StudyContext
+from raygeo.pipeline.problems import benchmark_problems
 from raygeo.pipeline.revisions import outdated_tables
-from raygeo.pipeline.rollouts import TOKENS, Rollouts, benchmark_problems, heldout_problems
+from raygeo.pipeline.rollouts import TOKENS, Rollouts, heldout_problems
 from raygeo.pipeline.search import is_settled
 from raygeo.pipeline.standing import made_page
 from raygeo.pipeline.student import KIND, Student

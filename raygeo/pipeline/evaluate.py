@@ -1,39 +1,45 @@
 """Stage 5: answers of the base and every run, their accuracy, pass@k, and exact paired tests between all pairs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 
+from raygeo.data.readers import Prompt
 from raygeo.errors import FullStoreError
 from raygeo.evaluation.answers import Answers
-from raygeo.evaluation.statistics import FEW, accuracy_rows, mcnemar_rows, pass_rows
+from raygeo.evaluation.statistics import FEW, accuracy_rows, drop_rows, mcnemar_rows, pass_rows
 from raygeo.models.run import Run
-from raygeo.pipeline.config import HELDOUT
+from raygeo.pipeline.config import HELDOUT, Study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.monitor import monitor_runs
-from raygeo.pipeline.rollouts import Rollouts, benchmark_problems, heldout_problems
+from raygeo.pipeline.problems import benchmark_problems
+from raygeo.pipeline.rollouts import Rollouts, heldout_problems
 from raygeo.pipeline.student import Student
+from raygeo.report.results import shifted
 from raygeo.store import Store
 from raygeo.tables import to_arrow
 from raygeo.workload import Task
 
 
 def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, runs: list[Run]) -> None:
-    """Publish ``answers``, ``accuracy``, ``pass_at_k`` and ``mcnemar``, and what is measured on the way.
+    """Publish ``answers``, ``benchmarks``, ``accuracy``, ``drops``, ``pass_at_k`` and ``mcnemar``, and
+    what is measured on the way.
 
     Problems whose prompt is trained on are left out, and reported; so are answers that could not be judged.
     """
     settings, store = context.study.evaluation, context.store
-    for table in ("answers", "accuracy", "pass_at_k", "mcnemar", "monitor", "partings"):
+    for table in ("answers", "benchmarks", "accuracy", "drops", "pass_at_k", "mcnemar", "monitor", "partings"):
         store.publish(table, [])  # an earlier study's are not this one's, whatever becomes of these
-    benchmarks = {HELDOUT: heldout_problems(rollouts)} if settings.heldout else {}
-    benchmarks |= {b.name: benchmark_problems(context.study, b) for b in settings.benchmarks}
-    trained = rollouts.train_prompts
-    for name, problems in benchmarks.items():
-        benchmarks[name] = [p for p in problems if p.prompt not in trained]
-        if len(benchmarks[name]) < len(problems):
-            context.progress.say(f"  {name}: {len(problems) - len(benchmarks[name])} problems are trained on; left out")
-    benchmarks = {name: problems for name, problems in benchmarks.items() if problems}
+    benchmarks, left_out = asked_problems(context.study, rollouts)
+    for name, count in left_out.items():
+        context.progress.say(f"  {name}: {count} problems are trained on; left out")
+    shifts = {HELDOUT: "none"} | {b.name: b.shift for b in settings.benchmarks}
+    shifts = {name: shifts[name] for name in benchmarks}
+    rows = [{"benchmark": name, "shift": shift, "problems": len(benchmarks[name])} for name, shift in shifts.items()]
+    store.publish_rows("benchmarks", to_arrow("benchmarks", rows))
+    for name, shift in shifts.items():
+        if shift != "none":
+            context.progress.say(f"  {escape(shifted(name, shift))}: {len(benchmarks[name])} problems")
     if not benchmarks:
         context.progress.say("  accuracy is not measured: there is no problem with a gold answer to grade against")
     workload = Answers(
@@ -51,11 +57,21 @@ def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, r
     except FullStoreError:
         raise
     except Exception:
-        _publish(context, workload, _complete(workload, store))
+        _publish(context, workload, _complete(workload, store), shifts)
         raise
-    _publish(context, workload, keys)
+    _publish(context, workload, keys, shifts)
     with context.surviving("accuracy while training"):
         monitor_runs(context, student, rollouts, runs, benchmarks)
+
+
+def asked_problems(study: Study, rollouts: Rollouts) -> tuple[dict[str, list[Prompt]], dict[str, int]]:
+    """The problems of each benchmark that has any, and how many of each are left out as their prompt is trained on."""
+    settings, trained = study.evaluation, rollouts.train_prompts
+    every = {HELDOUT: heldout_problems(rollouts)} if settings.heldout else {}
+    every |= {benchmark.name: benchmark_problems(study, benchmark) for benchmark in settings.benchmarks}
+    kept = {name: [p for p in problems if p.prompt not in trained] for name, problems in every.items()}
+    left_out = {name: len(problems) - len(kept[name]) for name, problems in every.items()}
+    return {name: problems for name, problems in kept.items() if problems}, {n: c for n, c in left_out.items() if c}
 
 
 def _complete(workload: Answers, store: Store) -> list[str]:
@@ -70,13 +86,14 @@ def _asked(task: Task) -> tuple[str, str]:
     return run.name, benchmark
 
 
-def _publish(context: StudyContext, workload: Answers, keys: Sequence[str]) -> None:
+def _publish(context: StudyContext, workload: Answers, keys: Sequence[str], shifts: Mapping[str, str]) -> None:
     """Publish the answers with these keys, which ``workload`` has made, and what follows from them."""
     store = context.store
     answers = store.publish("answers", keys, revisions=workload.revisions)
     store.publish_rows("mcnemar", to_arrow("mcnemar", mcnemar_rows(answers)))
     store.publish_rows("pass_at_k", to_arrow("pass_at_k", pass_rows(answers)))
     accuracy = accuracy_rows(answers)
+    store.publish_rows("drops", to_arrow("drops", drop_rows(accuracy, shifts)))
     store.publish_rows("accuracy", to_arrow("accuracy", accuracy))
     for name, problems in {row["benchmark"]: row["problems"] for row in accuracy if row["samples"] > 1}.items():
         if problems < FEW:

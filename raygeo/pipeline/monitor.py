@@ -60,7 +60,7 @@ def monitor_runs(
     if asked and models:
         points = [point for run in models for point in _points(run, records[run.name].steps or 0)]
         rows = _measured(context, student, rollouts, runs[0], points, asked)
-    shifts = {benchmark.name: getattr(benchmark, "shift", None) for benchmark in context.study.evaluation.benchmarks}
+    shifts = {benchmark.name: benchmark.shift for benchmark in context.study.evaluation.benchmarks}
     rows = [row | {"shift": shifts.get(row["benchmark"])} for row in rows]
     store.publish_rows("monitor", to_arrow("monitor", rows))
     store.publish_rows("partings", to_arrow("partings", _partings(rows)))

@@ -1,210 +1,192 @@
-"""What the runs of a sweep are judged by, measured with the units of work that evaluation and geometry use too."""
+"""Measures a run by itself as soon as it is trained, with the units of work that evaluation and geometry use later."""
 
-import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import fmean
-from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from raygeo.analyses.curvature.extremes import ExtremeEigenvalues
-from raygeo.analyses.curvature.settings import CurvatureSettings
+from raygeo.analyses.analysis import Analysis
+from raygeo.analyses.inputs import AnalysisInputs, Training
+from raygeo.analyses.measured import Measured, Measures
+from raygeo.analyses.registry import view
 from raygeo.cluster.execution import FanoutResult
+from raygeo.data.exam import Exam
 from raygeo.data.grading import Grading
 from raygeo.data.readers import Prompt
 from raygeo.errors import DataError
 from raygeo.evaluation.answers import Answers, AnswerSettings
-from raygeo.generation.choice import LOCAL
+from raygeo.evaluation.statistics import accuracy_rows, pass_rows
 from raygeo.generation.engine import EngineSettings
 from raygeo.generation.renderer import Renderer
-from raygeo.geometry.curvature.spaces import Space
+from raygeo.losses.registry import parse_loss
 from raygeo.models.loading import Loading
 from raygeo.models.run import Run
-from raygeo.pipeline.config import HELDOUT
 from raygeo.pipeline.context import StudyContext
+from raygeo.pipeline.evaluate import asked_problems
+from raygeo.pipeline.geometry import published
 from raygeo.pipeline.journal import StoreJournal
-from raygeo.pipeline.plan import SEEDS, PlannedRun
-from raygeo.pipeline.probes import provide_probes
-from raygeo.pipeline.rollouts import Rollouts, heldout_problems
+from raygeo.pipeline.probes import provide_heldout, provide_probes
+from raygeo.pipeline.rollouts import Rollouts, heldout_exam
 from raygeo.pipeline.student import Student
-from raygeo.search.ranking import fronts
-from raygeo.search.settings import Metric, Objective
+from raygeo.records import RunRecord
+from raygeo.report.parts import Parts
+from raygeo.report.study import STUDY
+from raygeo.settings import Settings, content_key
 from raygeo.store import AnyPath, Store
-from raygeo.tables import to_arrow
-from raygeo.training.settings import RunSpec
+from raygeo.tables import BASE, to_arrow
 from raygeo.workload import Workload
 
-_RowsOf = Callable[[Workload], list[dict[str, Any]]]
-
-
-_DEFAULT = Loading()
+RunWorkload = Callable[[Workload], FanoutResult]
+"""Computes the units of a workload that the store lacks."""
 
 
 @dataclass(frozen=True)
 class Objectives:
-    """Measures finished runs by ``objectives``. It can be sent to a worker, which measures a run as soon as it is done.
+    """Measures ``metrics``, by their full names, of finished runs. It can be sent to a worker.
 
-    ``problems`` are the held-out problems, ``probe`` the texts the Hessian is taken on, as ``curvature`` says
-    (``in_one_space``); ``loading`` says how runs are held.
+    ``asked`` holds the settings of analyses, ``benchmarks`` problems by name, ``probes`` files by name; the rest is as
+    evaluation and geometry have it, ``base`` and ``base_key`` the student's.
     """
 
-    objectives: tuple[Objective, ...]
+    metrics: tuple[str, ...]
+    asked: Mapping[str, Settings]
+    benchmarks: Mapping[str, Sequence[Prompt]]
+    probes: Mapping[str, AnyPath]
+    exam: Exam
     base: AnyPath
     base_key: str
-    problems: Sequence[Prompt]
+    rollouts: str
+    tokens: AnyPath
     answers: AnswerSettings
     grading: Grading
     renderer: Renderer
-    probe: AnyPath | None
-    curvature: CurvatureSettings
-    engine: EngineSettings = LOCAL
-    loading: Loading = _DEFAULT
+    engine: EngineSettings
+    loading: Loading
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """What is measured."""
-        return tuple(objective.metric for objective in self.objectives)
-
-    def measure(
-        self, runs: Mapping[str, Run], store: Store, run_workload: Callable[[Workload], FanoutResult]
-    ) -> dict[str, dict[Metric, float]]:
-        """Measure ``runs`` (by training key): key -> metric -> value; what a run has not got is left out.
+    def measure(self, run: Run, key: str, store: Store, run_workload: RunWorkload) -> dict[str, float]:
+        """The metrics of ``run``, whose training has this ``key``; one that it has not got is left out.
 
         ``run_workload`` computes the units that ``store`` lacks.
         """
+        measures = Measures(self.asked, list(self.benchmarks))
+        wanted = [measures.find(name) for name in self.metrics]
+        found: dict[str, float] = {}
+        groups: dict[str, tuple[Analysis, tuple[type[Workload], ...], Settings, bool]] = {}
+        for one in wanted:
+            if one.metric.among == "training":
+                found |= last_reported(store, key, one.name)
+            elif one.analysis is not None:
+                settings = one.metric.only(self.asked[one.analysis.name], one.name)
+                kinds, beside = one.metric.made_by or one.analysis.workloads, one.metric.among == "base"
+                groups[f"{one.analysis.name} {kinds} {settings} {beside}"] = (one.analysis, kinds, settings, beside)
+        if answered := [one for one in wanted if one.analysis is None and one.metric.among != "training"]:
+            found |= self._answered(run, answered, store, run_workload)
+        for analysis, kinds, settings, beside in groups.values():
+            runs = [self._base(), run] if beside else [run]
+            arguments = analysis.arguments(self._inputs(runs, run.name, key, store))
+            workloads = [kind(settings, *arguments) for kind in kinds]  # type: ignore[call-arg]
+            found |= numbers(analysis.report, computed(workloads, store, run_workload), run.name)
+        return {name: found[name] for name in self.metrics if name in found}
 
-        def rows(workload: Workload) -> list[dict[str, Any]]:
-            keys = run_workload(workload).keys
-            [(table, columns)] = workload.tables.items()
-            return [row for key in keys for row in store.read_unit(table, key, columns).to_pylist()]
+    def _answered(
+        self, run: Run, wanted: Iterable[Measured], store: Store, run_workload: RunWorkload
+    ) -> dict[str, float]:
+        asked = {one.name.partition(".")[2] for one in wanted}
+        problems = {name: found for name, found in self.benchmarks.items() if name in asked}
+        how = self.grading, self.renderer, self.engine
+        answers = Answers(self.answers, [run], self.base, self.base_key, problems, *how)
+        table = computed([answers], store, run_workload)["answers"]
+        rows = {"accuracy": accuracy_rows(table), "pass_at_k": pass_rows(table)}
+        return numbers(STUDY, {name: to_arrow(name, found) for name, found in rows.items()}, run.name)
 
-        measured: dict[Metric, dict[str, float]] = {}
-        if "accuracy" in self.metrics:
-            measured["accuracy"] = self._accuracy(list(runs.values()), rows)
-        if "top_eigenvalue" in self.metrics:
-            measured["top_eigenvalue"] = self._top_eigenvalue(list(runs.values()), rows, store)
-        if "heldout_nll" in self.metrics:
-            measured["heldout_nll"] = {run.name: value for key, run in runs.items() for value in last_nll(store, key)}
-        return {
-            key: {metric: values[run.name] for metric, values in measured.items() if run.name in values}
-            for key, run in runs.items()
-        }
+    def _base(self) -> Run:
+        return Run(BASE, content_key(self.base_key, BASE, *self.loading.keyed), None, loading=self.loading)
 
-    def _accuracy(self, runs: list[Run], rows: _RowsOf) -> dict[str, float]:
-        benchmark = {HELDOUT: self.problems}
-        verdicts = defaultdict(list)
-        asked = benchmark, self.grading, self.renderer, self.engine
-        for row in rows(Answers(self.answers, runs, self.base, self.base_key, *asked)):
-            verdicts[row["run"]].append(row["correct"])
-        return {run: fmean(correct) for run, correct in verdicts.items()}
-
-    def _top_eigenvalue(self, runs: list[Run], rows: _RowsOf, store: Store) -> dict[str, float]:
-        """The largest eigenvalue of each run's Hessian, in the one space of ``curvature``."""
-        assert self.probe is not None
-        found = rows(ExtremeEigenvalues(self.curvature, runs, self.base, self.probe, partial(StoreJournal, store)))
-        return {row["run"]: row["value"] for row in found if row["quantity"] == "eigenvalue" and row["index"] == 0}
-
-
-def in_one_space(curvature: CurvatureSettings, specs: Sequence[RunSpec]) -> CurvatureSettings:
-    """Settings of the Hessian in the one space of merged weights where all of ``specs`` are judged.
-
-    It is the first of the settings' spaces, if it is the same whichever runs are finished. "delta", what any run
-    touches, is so only where all runs adapt the same modules; otherwise "all" takes its place.
-    """
-    touched = {spec.training.lora and spec.training.lora.target_modules for spec in specs}
-    fixed: tuple[Space, ...] = ("all", "attention")
-    candidates: tuple[Space, ...] = ("delta", *fixed) if len(touched) == 1 else fixed
-    space = next((space for space in curvature.spaces if space in candidates), candidates[0])
-    return curvature.model_copy(update={"spaces": (space,), "ggn": False})
+    def _inputs(self, runs: list[Run], name: str, key: str, store: Store) -> AnalysisInputs:
+        [row] = store.read_unit("runs", key).to_pylist()
+        record = RunRecord.of(row | {"run": name})
+        losses = {} if record.loss is None else {name: parse_loss(record.loss)}
+        return AnalysisInputs(
+            base=self.base,
+            runs=runs,
+            reference=name,
+            records={name: record},
+            table=partial(published, store),
+            make_probes=lambda: self.probes,
+            exam=self.exam,
+            journals=partial(StoreJournal, store),
+            training=Training(losses, store, self.rollouts, self.tokens),
+        )
 
 
-def last_nll(store: Store, key: str) -> list[float]:
-    """The held-out NLL at the end of training of the run with this key, or nothing if it was never measured."""
+def computed(workloads: Sequence[Workload], store: Store, run_workload: RunWorkload) -> dict[str, pa.Table]:
+    """The tables of workloads, with what they aggregate; nothing is published."""
+    units: defaultdict[str, list[pa.Table]] = defaultdict(list)
+    schemas = {name: columns for workload in workloads for name, columns in workload.tables.items()}
+    for workload in workloads:
+        keys = run_workload(workload).keys
+        for name, columns in workload.tables.items():
+            units[name] += store.read_units(name, keys, columns)
+    tables = {name: pa.concat_tables([columns.empty_table(), *units[name]]) for name, columns in schemas.items()}
+    totals = [workload.aggregate(tables) for workload in workloads]
+    for rows in totals:
+        for name, more in rows.items():
+            tables[name] = pa.concat_tables([tables[name], to_arrow(name, more, schemas[name])])
+    return tables
+
+
+def numbers(report: Parts, tables: Mapping[str, pa.Table], run: str) -> dict[str, float]:
+    """The metrics of a run that ``report`` makes of tables."""
+    seen = view(tables, run)
+    made = (row for metrics in report.metrics for row in metrics(seen))
+    return {name: float(value) for of, name, value in made if of == run and value is not None}
+
+
+def last_reported(store: Store, key: str, metric: str) -> dict[str, float]:
+    """The last of a metric that the run with this key reported while it trained; empty if it never did."""
     curves = store.read_unit("training_curves", key)
-    found = curves.filter(pc.equal(curves["metric"], "heldout_nll")).sort_by("step")["value"].to_pylist()
-    return found[-1:]
+    values = curves.filter(pc.equal(curves["metric"], metric)).sort_by("step")["value"].to_pylist()
+    return {metric: values[-1]} if values else {}
 
 
 def provide_objectives(context: StudyContext, student: Student, rollouts: Rollouts) -> Objectives:
-    """Everything needed to measure the study's objectives.
+    """Everything needed to measure the study's objectives and constraints.
 
     Raises:
-        DataError: there are no held-out problems, or no correct held-out solution, where an objective needs them.
+        DataError: there are no problems, or no correct held-out solution, where one needs them.
     """
-    study = context.study
-    assert study.sweep is not None
-    metrics = {objective.metric for objective in study.sweep.objectives}
-    problems, probes = heldout_problems(rollouts), provide_probes(context, student, rollouts)
-    if "accuracy" in metrics and not problems:
-        raise DataError("sweep.objectives: accuracy needs held-out prompts with gold answers, and there are none.")
-    if metrics - {"accuracy"} and not probes:
-        raise DataError("sweep.objectives: no held-out prompt has a correct solution; hold out more prompts.")
-    curvature = study.geometry.asked().get("curvature")
+    study, judged = context.study, context.study.judged
+    problems, _ = asked_problems(study, rollouts)
+    probes = provide_probes(context, student, rollouts)
+    asked = study.geometry.asked()
+    for name, metric, analysis in judged.measured.values():
+        if analysis is None and metric.among == "training":
+            lacking = name == "heldout_nll" and provide_heldout(context, student, rollouts) is None
+        elif analysis is None:
+            lacking = False
+            if name.partition(".")[2] not in problems:
+                raise DataError(f"sweep: {name} needs problems with gold answers, and there are none.")
+        else:
+            lacking = "solutions" in analysis.needs and not probes
+        if lacking:
+            raise DataError(f"sweep: {name} needs a held-out prompt with a correct solution; hold out more prompts.")
+    wanted = {analysis.name for _, _, analysis in judged.measured.values() if analysis is not None}
     return Objectives(
-        objectives=study.sweep.objectives,
+        metrics=tuple(judged.measured),
+        asked={name: settings for name, settings in asked.items() if name in wanted},
+        benchmarks=problems,
+        probes=probes,
+        exam=heldout_exam(rollouts, study.evaluation.engine),
         base=student.folder,
         base_key=student.key,
-        problems=problems,
+        rollouts=rollouts.key,
+        tokens=rollouts.tokens,
         answers=study.evaluation.answers,
         grading=rollouts.grading,
         renderer=rollouts.renderer,
-        probe=probes.get("curvature"),
-        curvature=in_one_space(
-            curvature if isinstance(curvature, CurvatureSettings) else CurvatureSettings(), study.plan.points()
-        ),
         engine=study.evaluation.engine,
         loading=Loading.of(study.student),
     )
-
-
-def publish_trials(
-    context: StudyContext,
-    student: Student,
-    rollouts: Rollouts,
-    trials: Sequence[PlannedRun],
-    runs: Sequence[Run],
-    keys: Mapping[str, str],
-) -> None:
-    """Publish the table ``trials``: what was chosen for every run, its objectives, and the rank of its configuration.
-
-    ``keys`` are those of the training that each run ended with, by name.
-
-    A configuration is judged by the means over its seeds; it has a rank once all of them are finished.
-    """
-    store = context.store
-    objectives = provide_objectives(context, student, rollouts)
-    finished = {keys[run.name]: run for run in runs if run.name in keys}
-    measured = objectives.measure(finished, store, context.run)
-    status = {row["run"]: row["status"] for row in store.table("runs").to_pylist()}
-    rows: list[dict[str, Any]] = []
-    for trial in trials:
-        chosen = {".".join(place): value for place, value in trial.values.items() if place not in SEEDS}
-        rows.append(
-            {
-                "run": trial.spec.name,
-                "entry": trial.entry,
-                "values": json.dumps(chosen),
-                "seed": trial.spec.training.seed,
-                "init_seed": trial.spec.training.init_seed,
-                "status": status.get(trial.spec.name),
-            }
-            | measured.get(keys[trial.spec.name], {})
-        )
-    for row, rank in zip(rows, _ranks(rows, objectives.objectives), strict=True):
-        row["rank"] = rank
-    store.publish_rows("trials", to_arrow("trials", rows))
-
-
-def _ranks(rows: Sequence[Mapping[str, Any]], objectives: Sequence[Objective]) -> list[int | None]:
-    """The rank of each row's configuration by its means over seeds; None where one is missing."""
-    members: defaultdict[tuple[int, str], list[list[float]]] = defaultdict(list)
-    for row in rows:
-        members[row["entry"], row["values"]].append([row.get(o.metric, np.nan) for o in objectives])
-    means = {configuration: np.mean(values, 0) for configuration, values in members.items()}
-    complete = {configuration: mean for configuration, mean in means.items() if np.isfinite(mean).all()}
-    ranks = dict(zip(complete, fronts(list(complete.values()), [o.mode for o in objectives]), strict=True))
-    return [ranks.get((row["entry"], row["values"])) for row in rows]

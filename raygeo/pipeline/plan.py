@@ -407,9 +407,10 @@ class Plan:
 
     def _watched(self, spec: RunSpec) -> RunSpec:
         """The run with its held-out NLL measured as often as the scheduler wants to see it."""
-        if self.sweep.scheduler is None or spec.training.eval_every is not None:
+        scheduler = self.sweep.scheduler
+        if scheduler is None or scheduler.metric != "heldout_nll" or spec.training.eval_every is not None:
             return spec
-        training = spec.training.model_copy(update={"eval_every": self.sweep.scheduler.grace})
+        training = spec.training.model_copy(update={"eval_every": scheduler.grace})
         return spec.model_copy(update={"training": training})
 
     def _configurations(self, index: int) -> list[Configuration]:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from raygeo.analyses.registry import parts, schemas, view
 from raygeo.data.teacher import TOP_COLUMNS
 from raygeo.errors import StoreError
-from raygeo.pipeline.config import RolloutsSettings, Study, study_yaml
+from raygeo.pipeline.config import GYM, RolloutsSettings, Study, study_yaml
 from raygeo.pipeline.context import StudyContext, reason
 from raygeo.pipeline.geometry import run_records
 from raygeo.pipeline.revisions import outdated_tables, renamed_columns
@@ -38,6 +38,14 @@ ENGINEERED = (
     "order to raise the cosine between SFT and RFT (a shift that right and wrong rollouts share), so the cosine table "
     "is not independent evidence for any claim about real models.",
     "Problems are short templates with results from 0 to 99; accuracies say how well a loss fixes two planted errors.",
+)
+
+
+SLIPPING = (
+    "The built-in student of reasoning-gym's problems is made for demonstration. Its base learned solutions with "
+    "planted slips (student.gym.slips), so accuracies say how well a loss undoes habits of calculating.",
+    "The base has learned the harder level and all families, and slips in the held-out ones too: out of distribution "
+    "is what the rollouts do not hold, not what the base has never seen.",
 )
 
 
@@ -78,7 +86,7 @@ def about_study(study: Study, stages: Iterable[str]) -> PageContext:
         caveats=[
             *study.caveats,
             *_interventions(study.rollouts),
-            *(ENGINEERED if study.student.built_in else ()),
+            *_engineered(study),
         ],
         stages=list(stages),
     )
@@ -239,6 +247,13 @@ def rewrite_report(store: Store) -> str:
 def versions() -> dict[str, str]:
     """Versions of what numbers depend on."""
     return {package: version(package) for package in PACKAGES}
+
+
+def _engineered(study: Study) -> Sequence[str]:
+    """What is planted in a student that is made here, and its rollouts."""
+    if not study.student.built_in:
+        return ()
+    return SLIPPING if study.student.model == GYM else ENGINEERED
 
 
 def _interventions(rollouts: RolloutsSettings) -> list[str]:

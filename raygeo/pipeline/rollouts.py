@@ -34,15 +34,15 @@ from raygeo.generation.endpoint import EndpointSettings
 from raygeo.generation.engine import EngineSettings
 from raygeo.generation.renderer import MARKS, Renderer, renderer_for
 from raygeo.models.loading import Loading, context_length, load_tokenizer, read_config
-from raygeo.pipeline.config import Benchmark, RolloutRules, SamplingSettings, Study
+from raygeo.pipeline.config import RolloutRules, SamplingSettings, Study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.journal import AnswerJournal
 from raygeo.pipeline.plan import RoundSampling
+from raygeo.pipeline.problems import benchmark_problems, builtin_prompts
 from raygeo.pipeline.student import KIND, Student, provide_model
 from raygeo.settings import content_key, unit_key
 from raygeo.store import AnyPath, Store, outdated_units
 from raygeo.tables import SCHEMAS
-from raygeo.toy.builtin import problems
 from raygeo.workload import Workload
 
 TOKENS = "tokens"
@@ -275,7 +275,7 @@ def _asked_grading(context: StudyContext, renderer: Renderer) -> _Asked:
     if asked != "auto" or sample is None:
         return _Asked(asked, "the study says so")
     if isinstance(sample.prompts, int):
-        return _Asked("exact", "answers to built-in word problems stand after ####")
+        return _Asked("exact", "answers to built-in problems stand after ####")
     return _Asked("math", "how a sampled model names its answers is not known beforehand")
 
 
@@ -403,22 +403,6 @@ def _findings(study: Study, rollouts: Rollouts, set_aside: pa.Table, counted: pa
             )
         elif problems < heldout:
             yield f"{heldout - problems} of {heldout} held-out prompts have no gold answer to grade against"
-
-
-def benchmark_problems(study: Study, benchmark: Benchmark) -> list[Prompt]:
-    """Problems of a named benchmark."""
-    found = (
-        builtin_prompts(study, benchmark.problems, benchmark.seed)
-        if isinstance(benchmark.problems, int)
-        else read_prompts(benchmark.problems)
-    )
-    return found[: benchmark.limit]
-
-
-def builtin_prompts(study: Study, count: int, seed: int) -> list[Prompt]:
-    """Distinct built-in word problems as prompts."""
-    found = problems(study.student.word_problems, count, seed)
-    return [Prompt(f"wp{seed}-{i}", p.prompt, p.gold, p.solution) for i, p in enumerate(found)]
 
 
 class _Source(NamedTuple):

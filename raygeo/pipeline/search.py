@@ -1,6 +1,7 @@
 """The search of a sweep that chooses its runs as results come in: what it may choose, and what it keeps of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.markup import escape
 
@@ -18,7 +19,7 @@ from raygeo.search.history import read_history, write_history
 from raygeo.search.loop import Search
 from raygeo.search.optimizer import Optimizer
 from raygeo.search.settings import Asha
-from raygeo.settings import content_key
+from raygeo.settings import Settings, content_key
 from raygeo.store import Store
 from raygeo.training.worker import DELTAS, TABLES
 
@@ -35,11 +36,12 @@ def start_search(
     What has been suggested is kept in the store under a key of all that can be chosen, so that a search that was
     interrupted, or is given a larger budget, goes the same way again as far as it had come.
     """
-    study, store = context.study, context.store
+    study, store, judged = context.study, context.store, context.study.judged
     plan, sweep = study.plan, study.plan.sweep
     entries = plan.open_entries()
     spaces = [plan.searched(index) for index in entries]
-    rules = sweep.model_dump(mode="json", include={"objectives", "seed", "scheduler"})
+    rules = sweep.model_dump(mode="json", include={"seed", "scheduler"})
+    rules |= {"objectives": _plain(judged.objectives), "constraints": _plain(judged.constraints)}
     choosable = [study.training, *(study.runs[index] for index in entries)]
     taught = [] if rollouts.teacher is None else [rollouts.teacher]
     name = f"search/{content_key('search', student.key, rollouts.key, rules, *choosable, *taught)}.json"
@@ -64,9 +66,9 @@ def start_search(
             return {}
 
     return Search(
-        Optimizer(spaces, [objective.mode for objective in sweep.objectives], sweep.seed, past),
+        Optimizer(spaces, judged.modes, sweep.seed, past, judged.constraints),
         budget=sweep.samples * len(entries),
-        metrics=objectives.metrics,
+        metrics=judged.metrics,
         runs_of=runs_of,
         measured=measured,
         save=lambda asked: store.write_bytes(name, write_history([*asked, *past[len(asked) :]])),
@@ -92,5 +94,8 @@ def measure_run(objectives: Objectives, store: Store, key: str, name: str) -> di
         return {}
     loading = objectives.loading
     run = Run(name, content_key(key, name, *loading.keyed), store.stored(DELTAS, key), loading=loading)
-    results = objectives.measure({key: run}, store, lambda workload: run_workload(workload, store))[key]
-    return {str(metric): value for metric, value in results.items()}
+    return objectives.measure(run, key, store, lambda workload: run_workload(workload, store))
+
+
+def _plain(given: Sequence[Settings]) -> list[dict[str, Any]]:
+    return [one.model_dump(mode="json") for one in given]

@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,16 +28,18 @@ from raygeo.models.loading import load_tokenizer, read_config
 from raygeo.models.merge import merge_run
 from raygeo.models.parameters import CONVERTED, INDEX, REVISION, index_parameters, save_index
 from raygeo.models.soundness import check_student
-from raygeo.pipeline.config import TEXT, WORD_PROBLEMS, StudentSettings
+from raygeo.pipeline.config import GYM, TAUGHT, TEXT, WORD_PROBLEMS, StudentSettings
 from raygeo.pipeline.context import StudyContext
+from raygeo.pipeline.problems import made_config
 from raygeo.records import RunRecord
 from raygeo.settings import content_key
 from raygeo.store import AnyPath, Store
-from raygeo.toy.architecture import build_model
 from raygeo.toy.builtin import make_base, make_teacher
+from raygeo.toy.gym.problems import gym_version
+from raygeo.toy.gym.student import REVISION as GYM_REVISION
+from raygeo.toy.gym.student import make_gym_base, make_gym_teacher
 from raygeo.toy.pretrain import REVISION as PRETRAINING
 from raygeo.toy.text import make_text_student
-from raygeo.toy.word_problems import word_tokenizer
 from raygeo.training.fitness import check_trainable
 
 if TYPE_CHECKING:
@@ -101,14 +104,14 @@ def _provided(context: StudyContext) -> Student:
         key = content_key(
             "word-problems", PRETRAINING, PlainRenderer.identity, recipe.model_dump(mode="json", exclude={"teacher"})
         )
-        _make(context, key, "base student", lambda folder, tick: make_base(recipe, folder, tick))
         teacher = content_key("word-problems-teacher", key, recipe.teacher)
-        sample = context.study.rollouts.sample
-        sampled = sample is not None and sample.teacher == "builtin" and not sample.engine.elsewhere
-        if sampled or (context.study.teacher is not None and context.study.teacher.model == "builtin"):
-            base = store.stored(KIND, key)
-            _make(context, teacher, "teacher", lambda folder, tick: make_teacher(recipe, base, folder, tick))
-        return Student(key, store.stored(KIND, key), teacher, f"{WORD_PROBLEMS}, made here")
+        return _taught(context, key, teacher, partial(make_base, recipe), partial(make_teacher, recipe))
+    if settings.model == GYM:
+        gym = settings.gym
+        made_with = (GYM_REVISION, gym_version(), PRETRAINING, PlainRenderer.identity)
+        key = content_key("reasoning-gym", made_with, gym.keyed)
+        teacher = content_key("reasoning-gym-teacher", key, gym.teacher)
+        return _taught(context, key, teacher, partial(make_gym_base, gym), partial(make_gym_teacher, gym))
     if settings.model == TEXT:
         texts = [(p.prompt, p.solution or p.gold) for reader in settings.text_from for p in read_prompts(reader)]
         recipe_text = settings.text
@@ -121,6 +124,23 @@ def _provided(context: StudyContext) -> Student:
     return Student(key, store.stored(KIND, key), None, settings.model)
 
 
+def _taught(
+    context: StudyContext,
+    key: str,
+    teacher: str,
+    make_base: Callable[..., None],
+    make_teacher: Callable[..., None],
+) -> Student:
+    """A student that is made here, and its teacher where the study samples or learns from it."""
+    _make(context, key, "base student", lambda folder, tick: make_base(folder, tick))
+    study, base = context.study, context.store.stored(KIND, key)
+    sample = study.rollouts.sample
+    sampled = sample is not None and sample.teacher == "builtin" and not sample.engine.elsewhere
+    if sampled or (study.teacher is not None and study.teacher.model == "builtin"):
+        _make(context, teacher, "teacher", lambda folder, tick: make_teacher(base, folder, tick))
+    return Student(key, base, teacher, f"{context.study.student.model}, made here")
+
+
 def _configuration(settings: StudentSettings) -> PreTrainedConfig:
     """The configuration of the student to be, but for the vocabulary of one made from text."""
     if settings.from_run is not None and settings.from_store is not None:
@@ -130,9 +150,8 @@ def _configuration(settings: StudentSettings) -> PreTrainedConfig:
                 KIND, finished_run(earlier, settings.from_run, f"student.from_run {settings.from_run!r}")["student"]
             )
         )
-    if settings.model in (WORD_PROBLEMS, TEXT):
-        made = settings.word_problems if settings.model == WORD_PROBLEMS else settings.text
-        return build_model(made.architecture, word_tokenizer(), made.model_seed).config
+    if settings.model in (*TAUGHT, TEXT):
+        return made_config(settings)
     return read_config(find_model(settings.model))
 
 

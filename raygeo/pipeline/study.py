@@ -18,12 +18,13 @@ from raygeo.pipeline.context import StudyContext, timed_stage
 from raygeo.pipeline.demands import check_demands, check_rollouts, check_student, cluster_to_check, is_made
 from raygeo.pipeline.evaluate import evaluate_runs
 from raygeo.pipeline.geometry import analyse_runs
-from raygeo.pipeline.objectives import publish_trials
+from raygeo.pipeline.problems import check_builtin
 from raygeo.pipeline.report import about_study, study_params, write_report
 from raygeo.pipeline.rollouts import provide_rollouts
 from raygeo.pipeline.standing import STUDY, Standing
 from raygeo.pipeline.student import provide_student
 from raygeo.pipeline.train import provide_references, train_runs
+from raygeo.pipeline.trials import publish_trials
 from raygeo.progress import Progress, StageTime, stage_table
 from raygeo.search.optimizer import import_optuna
 from raygeo.settings import content_key
@@ -65,6 +66,7 @@ def run_study(
         raise ConfigError(f"--until {until!r} is not a stage; the stages are {', '.join(STAGES)}.")
     if study.plan.open_entries():
         import_optuna()  # now rather than after an hour
+    check_builtin(study)
     progress = progress or Progress()
     store = Store(study.store or f"store/{study.name}")
     with (
@@ -162,11 +164,16 @@ def _run_stages(
                 trained = train_runs(context, student, rollouts, references, tracking)
             with stage("evaluate"), context.surviving("evaluation"):
                 store.publish("trials", [])
+                store.publish("objectives", [])
                 evaluate_runs(context, student, rollouts, trained.runs)
                 if study.sweep is not None:
-                    publish_trials(context, student, rollouts, trained.planned, trained.runs, trained.keys)
-            with stage("geometry"), context.surviving("geometry"):
-                analyse_runs(context, student, rollouts, trained.runs, references.teacher)
+                    publish_trials(context, trained.planned, analysed=False)
+            with stage("geometry"):
+                with context.surviving("geometry"):
+                    analyse_runs(context, student, rollouts, trained.runs, references.teacher)
+                if study.sweep is not None:
+                    with context.surviving("the ranks of the sweep"):
+                        publish_trials(context, trained.planned, analysed=True)
             with stage("report"):
                 page = write_report(context, student, tracking, standing)
             progress.say(f"\nreport:  {page}\ncompare: raygeo ui {store.location}")

@@ -247,13 +247,10 @@ def train_runs(
 
 @dataclass(frozen=True)
 class Trained:
-    """The runs that finished, the base first; all runs with what was chosen for them; and by name the key of the
-    training that each ended with.
-    """
+    """The runs that finished, the base first, and all runs with what was chosen for them."""
 
     runs: list[Run]
     planned: list[PlannedRun]
-    keys: Mapping[str, str]
 
 
 class _Training:
@@ -292,8 +289,7 @@ class _Training:
             )
         loading = Loading.of(self.context.study.student)
         base = Run(BASE, content_key(self.student.key, BASE, *loading.keyed), None, loading=loading)
-        last = {name: chain.links[-1].key for name, chain in self.chains.items()}
-        return Trained([base, *runs], [chain.run for chain in self.chains.values()], last)
+        return Trained([base, *runs], [chain.run for chain in self.chains.values()])
 
     def _add(self, run: PlannedRun) -> Chain:
         chain = chain_of(self.context, self.student, self.rollouts, run)

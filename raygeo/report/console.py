@@ -6,9 +6,10 @@ from functools import partial
 import pandas as pd
 
 from raygeo.report.missing import Failures, named
-from raygeo.report.parts import Parts
+from raygeo.report.parts import Parts, Verdict
 from raygeo.report.results import configurations, results
 from raygeo.report.sheets import Sheet
+from raygeo.report.verdict import Finding
 from raygeo.report.view import View
 
 MOST_COLUMNS, MOST_ROWS = 12, 40
@@ -25,8 +26,12 @@ def summary(view: View, parts: Parts) -> Iterator[str]:
     if sheet is not None and sheet.rows:
         yield as_text(sheet)
     for verdict in parts.verdicts:
-        for finding in attempt(named(verdict), partial(list, verdict(view))) or []:
+        for finding in attempt(named(verdict), partial(_findings, verdict, view)) or []:
             yield f"- {finding.text}"
+
+
+def _findings(verdict: Verdict, view: View) -> list[Finding]:
+    return list(verdict(view))
 
 
 def as_text(sheet: Sheet) -> str:

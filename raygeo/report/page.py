@@ -19,9 +19,10 @@ from raygeo.report.embed import PAGE_COLOURS, embed
 from raygeo.report.missing import Failures, gaps, named, unreached
 from raygeo.report.parts import Caveat, Column, Parts, Verdict
 from raygeo.report.plots import Plot
-from raygeo.report.results import configurations, results, trials
+from raygeo.report.results import configurations, results
 from raygeo.report.sheets import Cell, Section, Sheet
 from raygeo.report.style import RC
+from raygeo.report.trials import trials
 from raygeo.report.verdict import Finding
 from raygeo.report.view import View
 from raygeo.tables import BASE

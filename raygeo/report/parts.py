@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from itertools import chain
 
+from raygeo.report.metric import Metric
 from raygeo.report.plots import Plot
 from raygeo.report.sheets import Cell, Section
 from raygeo.report.verdict import Finding
@@ -40,6 +41,8 @@ class Parts:
     sections: tuple[Section, ...] = ()
     caveats: tuple[Caveat, ...] = ()
     metrics: tuple[Metrics, ...] = ()
+    declared: tuple[Metric, ...] = ()
+    """All that ``metrics`` make: what a sweep may be judged by, and the pre-screen correlates."""
     histories: tuple[Histories, ...] = ()
 
     @classmethod

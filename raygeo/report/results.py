@@ -1,6 +1,5 @@
-"""Every run in one row, the trials of a sweep, and tests between runs."""
+"""Every run in one row, and tests between runs."""
 
-import json
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
@@ -20,8 +19,10 @@ def results(view: View, measured: Sequence[Column]) -> Sheet:
     trained = [column for column in ("loss", "lr", "seed") if runs[column].notna().any()]
     columns = ["run", *trained, "status"]
     tests = {name: view.against(BASE, "mcnemar", benchmark=name).set_index("run") for name in benchmarks}
+    shifts = view.shifts
     for benchmark in benchmarks:
-        prefix = f"{benchmark} " if len(benchmarks) > 1 else ""
+        shift = shifts.get(benchmark, "none")
+        prefix = f"{shifted(benchmark, shift)} " if len(benchmarks) > 1 or shift != "none" else ""
         columns += [f"{prefix}accuracy", "points vs base", "p (Holm) vs base"]
     cells = [column.cells(view) for column in measured]
     rows: list[list[Cell]] = []
@@ -58,33 +59,40 @@ def configurations(view: View) -> Sheet:
     return Sheet(columns, shown, frozenset({"configuration", "loss"}))
 
 
-def trials(view: View) -> Sheet:
-    """The runs of a sweep, the best configurations first: what was chosen, the objectives, and the rank."""
-    frame = view.frame("trials").sort_values("rank", kind="stable", na_position="last")
-    measured = [name for name in _OBJECTIVES if frame[name].notna().any()]
-    rows = [
-        [
-            row.run,
-            ", ".join(f"{name} {_chosen(value)}" for name, value in json.loads(row.values_).items()),
-            *(_OBJECTIVES[name][1](getattr(row, name)) for name in measured),
-            typeset.count(row.rank),
-            str(row.status or typeset.MISSING),
-        ]
-        for row in frame.rename(columns={"values": "values_"}).itertuples()
-    ]
-    columns = ["run", "chosen", *(_OBJECTIVES[name][0] for name in measured), "rank", "status"]
-    return Sheet(columns, rows, frozenset({"run", "chosen", "status"}))
+SHIFTS = {"ood": "out of distribution", "retention": "retention"}
+"""What a page says of each shift."""
 
 
-_OBJECTIVES = {
-    "accuracy": ("accuracy", typeset.percent),
-    "heldout_nll": ("held-out NLL", lambda value: typeset.fixed(value, 3)),
-    "top_eigenvalue": ("top eigenvalue", typeset.significant),
-}
-
-
-def _chosen(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
+@section(
+    "In and out of distribution",
+    """Accuracy on problems of the kind of the rollouts, and on those of benchmarks that the study says are out of
+    distribution, with 95 % intervals over problems. The drop is the first less the second, in points, with Newcombe's
+    interval for two sets of problems; it compares sets that differ in difficulty too, so what a loss does to it is read
+    against the base's.""",
+)
+def drops(view: View) -> Sheet:
+    """One row a run, three columns a benchmark of shift ``ood``."""
+    frame = view.frame("drops")
+    benchmarks = list(frame.benchmark.unique())
+    found = {(row.run, row.benchmark): row for row in frame.itertuples()}
+    accuracy = view.frame("accuracy").set_index(["benchmark", "run"])
+    within = frame.within.iloc[0] if benchmarks else ""
+    columns = ["run", f"{within} accuracy"]
+    for benchmark in benchmarks:
+        columns += [f"{benchmark} accuracy", f"{benchmark} drop"]
+    rows: list[list[Cell]] = []
+    for name in view.order(set(frame.run)):
+        row: list[Cell] = [name, _accuracy_cell(accuracy, within, name)]
+        for benchmark in benchmarks:
+            drop = found.get((name, benchmark))
+            row.append(_accuracy_cell(accuracy, benchmark, name))
+            row.append(
+                typeset.MISSING
+                if drop is None
+                else (typeset.points(drop.drop), typeset.interval(drop.low, drop.high, typeset.points))
+            )
+        rows.append(row)
+    return Sheet(columns, rows, frozenset({"run"}))
 
 
 @section(
@@ -124,15 +132,34 @@ def _accuracy_cells(tests: pd.DataFrame, accuracy: pd.DataFrame, benchmark: str,
     if (benchmark, name) not in accuracy.index:
         return [typeset.MISSING] * 3
     row = accuracy.loc[(benchmark, name)]
-    shown: list[Cell] = [(typeset.percent(row.accuracy), typeset.interval(row.low, row.high, typeset.percent))]
+    shown = [_accuracy_cell(accuracy, benchmark, name)]
     if name == BASE or (benchmark, BASE) not in accuracy.index:
         return [*shown, typeset.MISSING, typeset.MISSING]
     difference = row.accuracy - accuracy.loc[(benchmark, BASE)].accuracy
     return [*shown, typeset.points(difference), typeset.p_value(at(tests, name, "p_holm"))]
 
 
+def _accuracy_cell(accuracy: pd.DataFrame, benchmark: str, name: str) -> Cell:
+    if (benchmark, name) not in accuracy.index:
+        return typeset.MISSING
+    row = accuracy.loc[(benchmark, name)]
+    return typeset.percent(row.accuracy), typeset.interval(row.low, row.high, typeset.percent)
+
+
+def shifted(benchmark: str, shift: str) -> str:
+    """What a benchmark is called where its shift is said too: ``harder (out of distribution)``."""
+    return f"{benchmark} ({SHIFTS[shift]})" if shift in SHIFTS else benchmark
+
+
 def accuracies(view: View) -> Iterable[tuple[str, str, float | None]]:
     """Accuracy and its interval, by benchmark."""
     for row in view.rows("accuracy"):
         for name, column in (("accuracy", "accuracy"), ("accuracy_low", "low"), ("accuracy_high", "high")):
+            yield row["run"], f"{name}.{row['benchmark']}", row[column]
+
+
+def drop_metrics(view: View) -> Iterable[tuple[str, str, float | None]]:
+    """The drop out of distribution and its interval, by benchmark, ``drop.harder``."""
+    for row in view.rows("drops"):
+        for name, column in (("drop", "drop"), ("drop_low", "low"), ("drop_high", "high")):
             yield row["run"], f"{name}.{row['benchmark']}", row[column]

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from raygeo.report import typeset
 from raygeo.report.plots import figure, integer_x, legend, lines, make_panels, name_rows, rows_height, run_rows
+from raygeo.report.results import shifted
 from raygeo.report.style import MUTED
 from raygeo.report.view import View
 from raygeo.tables import BASE
@@ -46,7 +47,7 @@ def accuracy(view: View) -> Figure | None:
         name_rows(ax, labels)
         ax.set_xlim(0, 100)
         ax.set_xlabel("accuracy, %")
-        ax.set_title(f"{benchmark}, {_asked(rows)}")
+        ax.set_title(f"{shifted(benchmark, view.shifts.get(benchmark, 'none'))}, {_asked(rows)}")
     return fig
 
 

@@ -69,6 +69,11 @@ class View:
         return dict(zip(known.run, known.loss, strict=True))
 
     @cached_property
+    def shifts(self) -> dict[str, str]:
+        """How the problems of each benchmark differ from those of the rollouts: ``none``, ``ood`` or ``retention``."""
+        return {row["benchmark"]: row["shift"] for row in self.rows("benchmarks")}
+
+    @cached_property
     def failed(self) -> set[str]:
         """Runs that did not finish."""
         return {name for name, record in self.records.items() if record.status != FINISHED}

@@ -41,7 +41,8 @@ class _Attempt:
 class Search(Generic[R]):
     """Gives run after run, as ``optimizer`` suggests them, until ``budget`` configurations have been suggested.
 
-    A configuration has one run for each seed and is judged by their means over ``metrics``, in the optimiser's order.
+    A configuration has one run for each seed and is judged by their means over ``metrics``, in the optimiser's order:
+    those of its objectives, then of its constraints.
     ``runs_of(space, values)`` are its runs. ``measured(run)`` gives the results of a run that need not be trained,
     empty if it came to nothing, and None for others. ``save(asked)`` is called with everything suggested so far, before
     anything of it is given out.

@@ -1,5 +1,6 @@
 """Optuna's tree-structured Parzen estimator over several spaces: which space, then what in it (arXiv:2304.11127)."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 from raygeo.errors import ConfigError
 from raygeo.search.configurations import Configuration
-from raygeo.search.settings import Mode
+from raygeo.search.settings import Constraint, Mode
 from raygeo.search.space import Choice, Domain, Place
 
 
@@ -25,7 +26,8 @@ class Optimizer:
     """Suggests configurations of ``spaces`` that do better by the objectives reported so far.
 
     The choice of the space is itself learned, and a space's values only from results in that space. ``modes`` say for
-    each objective which way is better; with several of them the front of the undominated is pushed forward.
+    each objective which way is better; with several of them the front of the undominated is pushed forward. What does
+    not keep the ``constraints`` counts as worse than all that does, and the more so the further it lies beyond them.
 
     ``past`` is what an earlier optimiser suggested, as (space, values): it is suggested first, and unchanged.
 
@@ -39,16 +41,20 @@ class Optimizer:
         modes: Sequence[Mode],
         seed: int,
         past: Sequence[tuple[int, Configuration]] = (),
+        constraints: Sequence[Constraint] = (),
     ):
         optuna = import_optuna()
-        self.spaces = spaces
+        self.spaces, self.modes, self.constraints = spaces, modes, constraints
+        self._excess: dict[int, list[float]] = {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `group`: one estimator a space
+            warnings.simplefilter("ignore", FutureWarning)  # `constraints_func`, which every Optuna that we take has
             sampler = optuna.samplers.TPESampler(
                 seed=Random(f"{seed}:{len(past)}").getrandbits(32),  # resuming must not repeat the first draws
                 multivariate=True,
                 group=True,
                 constant_liar=True,
+                constraints_func=(lambda trial: self._excess[trial.number]) if constraints else None,
             )
         directions = ["maximize" if mode == "max" else "minimize" for mode in modes]
         self.study = optuna.create_study(directions=directions, sampler=sampler)
@@ -67,12 +73,18 @@ class Optimizer:
         values = {place: _suggest(trial, _parameter(space, place), domain) for place, domain in domains.items()}
         return Suggestion(trial.number, space, values)
 
-    def tell(self, number: int, objectives: Sequence[float] | None) -> None:
-        """Report the objectives of the suggestion with this number; None, if it came to nothing, is worse than any."""
-        if objectives is None:
+    def tell(self, number: int, results: Sequence[float] | None) -> None:
+        """Report the results of the suggestion with this number: of the objectives, then of the constraints.
+
+        None, if it came to nothing, is worse than any.
+        """
+        if results is None:
+            self._excess[number] = [math.inf] * len(self.constraints)
             self.study.tell(number, state=self.pruned)
         else:
-            self.study.tell(number, list(objectives))
+            bounded = zip(self.constraints, results[len(self.modes) :], strict=True)
+            self._excess[number] = [constraint.excess(value) for constraint, value in bounded]
+            self.study.tell(number, list(results[: len(self.modes)]))
 
 
 def _parameter(space: int, place: Place) -> str:

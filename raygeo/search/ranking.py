@@ -1,10 +1,14 @@
-"""Ranks of results under several objectives at once: non-dominated sorting (Deb et al. 2002, algorithm NSGA-II)."""
+"""Ranks of results under several objectives and bounds: non-dominated sorting, those that keep the bounds first.
+
+Deb et al. 2002, algorithm NSGA-II, whose sum of violations is replaced: results beyond a bound are sorted by their
+violations as by objectives, so that no unit of one bound is weighed against that of another.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from raygeo.search.settings import Mode
+from raygeo.search.settings import Constraint, Mode
 
 
 def fronts(results: Sequence[Sequence[float]], modes: Sequence[Mode]) -> list[int]:
@@ -23,3 +27,22 @@ def fronts(results: Sequence[Sequence[float]], modes: Sequence[Mode]) -> list[in
         rank += 1
         ranks[left & ~dominates[left].any(0)] = rank
     return ranks.tolist()
+
+
+def ranked(
+    results: Sequence[Sequence[float]], modes: Sequence[Mode], constraints: Sequence[Constraint]
+) -> list[tuple[int, bool]]:
+    """The rank of every result, and whether it keeps all bounds; the numbers of the constraints follow the objectives.
+
+    Those that keep them have the ranks of their ``fronts``; behind them come the others, by the fronts of how far they
+    lie beyond each bound.
+    """
+    excess = [
+        [max(0.0, bound.excess(value)) for bound, value in zip(constraints, result[len(modes) :], strict=True)]
+        for result in results
+    ]
+    keeping = [not any(beyond) for beyond in excess]
+    within = fronts([r[: len(modes)] for r, kept in zip(results, keeping, strict=True) if kept], modes)
+    others = [beyond for beyond, kept in zip(excess, keeping, strict=True) if not kept]
+    behind = [max(within, default=0) + rank for rank in fronts(others, ["min"] * len(constraints))]
+    return [(within.pop(0) if kept else behind.pop(0), kept) for kept in keeping]

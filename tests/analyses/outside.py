@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from raygeo.analyses.analysis import Analysis
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Column, Parts
 from raygeo.report.plots import figure, make_panels
 from raygeo.report.sheets import Sheet, section
@@ -85,5 +86,6 @@ ANALYSIS = Analysis(
         sections=(listed,),
         caveats=(limit,),
         metrics=(metrics,),
+        declared=(Metric("moved_entries", "itself"),),
     ),
 )

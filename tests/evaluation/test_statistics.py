@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from raygeo.errors import DataError
 from raygeo.evaluation.statistics import (
     accuracy_rows,
     clustered,
+    difference,
+    drop_rows,
     holm,
     mcnemar,
     mcnemar_rows,
@@ -329,3 +331,39 @@ def test_repeated_and_ungraded_answers_are_refused():
         accuracy_rows(to_arrow("answers", [row, row]))
     with pytest.raises(DataError, match="no verdict"):
         mcnemar_rows(to_arrow("answers", [{**row, "correct": None}]))
+
+
+@pytest.mark.parametrize(("a", "n", "b", "m"), [(56, 70, 48, 80), (9, 10, 3, 10), (5, 56, 0, 29), (29, 29, 0, 29)])
+def test_the_difference_of_two_proportions_against_statsmodels(a, n, b, m):
+    found = difference(a / n, wilson(a, n), b / m, wilson(b, m))
+    expected = confint_proportions_2indep(a, n, b, m, method="newcomb", compare="diff")
+    assert found == pytest.approx(expected, abs=1e-12)
+    turned = difference(b / m, wilson(b, m), a / n, wilson(a, n))
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
+
+
+def test_a_drop_of_equal_accuracies_is_covered_as_often_as_it_says():
+    draws = np.random.default_rng(0).binomial(150, 0.4, (2, 2000))
+    ends = [difference(a / 150, wilson(a, 150), b / 150, wilson(b, 150)) for a, b in draws.T.tolist()]
+    assert np.mean([low <= 0 <= high for low, high in ends]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_drops_are_from_the_first_benchmark_without_a_shift():
+    rows = accuracy_rows(
+        answers(
+            base={"before": "11", "in": "1100", "also": "1111", "out": "1000"},
+            sft={"before": "01", "in": "1110", "also": "1111", "out": "1000"},
+        )
+    )
+    shifts = {"before": "retention", "in": "none", "also": "none", "out": "ood"}
+    drops = drop_rows(rows, shifts)
+    assert to_arrow("drops", drops).num_rows == 2
+    found = {row["run"]: (row["benchmark"], row["within"], row["accuracy_within"], row["drop"]) for row in drops}
+    assert found == {"base": ("out", "in", 0.5, 0.25), "sft": ("out", "in", 0.75, 0.5)}
+    assert (drops[0]["low"], drops[0]["high"]) == difference(0.5, wilson(2, 4), 0.25, wilson(1, 4))
+    assert drop_rows(rows, shifts | {"in": "ood", "also": "ood"}) == []
+
+
+def test_a_run_that_lacks_a_benchmark_has_no_drop():
+    rows = accuracy_rows(answers(base={"in": "11", "out": "10"}, sft={"out": "10"}))
+    assert [row["run"] for row in drop_rows(rows, {"in": "none", "out": "ood"})] == ["base"]

@@ -33,7 +33,9 @@ COSINES = np.array(
         [0.871, 0.669, 0.599, 0.644, -0.084, 0.004, 0.026, 1.000],
     ]
 )
-UNSEEN = {"reference", "reference_states", "answers", "gradients", "usage", "moments"}
+UNSEEN = {
+    "teacher_top", "reference", "reference_states", "answers", "gradients", "usage", "moments", "retained", "tuned",
+}  # fmt: skip
 """Tables that others are made of and the page does not read."""
 PROBLEMS, STEPS, LAYERS, PROMPTS, SAMPLES = 300, 150, 3, 40, 8
 KEPT = (1, 2, 4, 7, 14, 26, 48, 85, STEPS)
@@ -136,13 +138,39 @@ def _training(rng):
 
 
 def _trials():
-    found = {REFERENCE: (0.833, 0.05, 8.9, 1), "dpo-lr5e-05-s0": (0.677, 0.1234, 7.5, 1), DIVERGED: (None,) * 4}
+    found = {REFERENCE: (0.833, 0.05, 8.9, 1), "dpo-lr5e-05-s0": (0.677, 0.1234, 7.5, 2), DIVERGED: None}
+    metrics = ("accuracy.word-problems", "heldout_nll", "top_eigenvalue.hessian")
     return [
         {"run": name, "entry": entry, "values": json.dumps({"lr": 5e-5}), "seed": 0, "init_seed": 0}
-        | {"status": "finished" if rank else "stopped", "rank": rank}
-        | {"accuracy": accuracy, "heldout_nll": nll, "top_eigenvalue": top}
-        for entry, (name, (accuracy, nll, top, rank)) in enumerate(found.items())
+        | {"status": "finished" if known else "stopped", "rank": known and known[3], "keeps": known and True}
+        | {"measured": json.dumps(dict(zip(metrics, known or (), strict=False)))}
+        for entry, (name, known) in enumerate(found.items())
     ]
+
+
+def _prescreen():
+    known = {"runs": 24, "configurations": 12, "controls": "delta_norm, log lr", "detectable": 0.88, "needed": 55}
+    spread = {"low": -0.9, "high": 0.95, "partial_low": -0.9, "partial_high": 0.9}
+    tested = [
+        ("delta_norm", -0.81, 0.001, None),
+        ("kl_to_base", -0.86, 0.0004, 0.01),
+        ("top_eigenvalue.hessian", 0.2, 0.6, 0.5),
+    ]
+    rows = [
+        {
+            "outcome": "in-distribution accuracy",
+            "metric": metric,
+            "rho": rho,
+            "p": p,
+            "p_holm": min(1.0, 3 * p),
+            **known,
+            **spread,
+        }
+        | {"partial_rho": left and 0.5, "partial_p": left, "partial_p_holm": left and 2 * left}
+        for metric, rho, p, left in tested
+    ]
+    few = {"runs": 4, "configurations": 4, "rho": 0.4, "detectable": 1.0, "needed": 55}
+    return [*rows, *({"outcome": "forgetting", "metric": metric, **few} for metric, *_ in tested)]
 
 
 def _evaluation():
@@ -684,6 +712,126 @@ def _sharpness(rng):
     return rows
 
 
+def _critical(rng):
+    rows = []
+    common = {"nll": 0.15, "norm": 1.5, "parameters": 589_824, "tokens": 6_412, "passes": 8, "outcome": "found"}
+    for name in ("base", *RUNS):
+        for direction in ("gradient",) if name == "base" else ("gradient", "delta"):
+            for kind, draw in (("own", 0), ("random", 0), ("random", 1)):
+                value = rng.uniform(1, 3) * (1 if kind == "own" else 20)
+                row = common | {"run": name, "at": "base" if "base" in (name, direction) else "run", "draw": draw}
+                row |= {"direction": direction, "kind": kind, "sharpness": value, "step": 2 / value}
+                row |= {"sharpness_low": 0.95 * value, "sharpness_high": 1.05 * value, "quadratic": 0.9 * value}
+                rows.append(row | {"curvature": 0.4, "slope": -0.2, "distance": 3 / value, "dip": -0.01})
+    rows[-1] |= {"outcome": "rises at once", "step": None, "sharpness": None, "quadratic": None, "distance": None}
+    return rows
+
+
+def _heads(rng):
+    heads, effects = [], []
+    for name in RUNS:
+        for layer in range(LAYERS):
+            where = {"run": name, "module": f"model.layers.{layer}.self_attn", "layer": layer}
+            for kind, count, owned in (("query", 4, "qo"), ("key-value", 2, "kv")):
+                heads += [
+                    where
+                    | {"kind": kind, "head": head, "norm": rng.uniform(0.2, 1), "random_norm": rng.uniform(0.5, 0.7)}
+                    | {"share": 0.02, owned[0]: 0.3, owned[1]: 0.4}
+                    for head in range(count)
+                ]
+            for chosen, size in (("largest", 0.02), ("random", 0.004), ("control", 0.003)):
+                value = rng.normal(size, 0.002)
+                row = where | {"kind": "query", "head": None if chosen == "control" else 1, "chosen": chosen, "draw": 0}
+                row |= {"norm": 0.6, "gain": 0.09, "n": 48}
+                row |= {f"removed{end}": value + x for end, x in (("", 0), ("_low", -0.004), ("_high", 0.004))}
+                effects.append(row | {f"added{end}": row[f"removed{end}"] / 2 for end in ("", "_low", "_high")})
+    return heads, effects
+
+
+def _truncation():
+    rows, least = [], []
+    sizes = {"n": 48, "tokens": 1_400}
+    for place, name in enumerate(RUNS):
+        ends = {"nll": 0.15, "nll_low": 0.13, "nll_high": 0.17, "accuracy": 0.42, "problems": 48}
+        rows.append({"run": name, "kind": "base", "rank": 0, "energy": 0.0} | ends | sizes)
+        for rank in (1, 2, 4, 8, 16, 32):
+            held = 1 - np.exp(-rank / 6)
+            for kind, kept, energy in (
+                ("truncated", 1 - np.exp(-rank / 2), held),
+                ("random", rank / 192, rank / 192),
+                ("scaled", 0.5 * held, held),
+            ):
+                row = {"run": name, "kind": kind, "rank": rank, "energy": energy, "kept": kept}
+                row |= {"kept_low": kept - 0.05, "kept_high": kept + 0.05, "nll": 0.15 - 0.09 * kept}
+                row |= {"nll_low": 0.05, "nll_high": 0.16} | sizes
+                rows.append(row | ({"accuracy": 0.42 + 0.4 * kept, "problems": 48} if kind == "truncated" else {}))
+        ends |= {"nll": 0.06, "accuracy": 0.82}
+        rows.append({"run": name, "kind": "whole", "rank": 192, "energy": 1.0} | ends | sizes)
+        row = {"run": name, "keep": 0.99, "gain": 0.09, "gain_low": 0.06, "gain_high": 0.12, "full_rank": 192, "n": 48}
+        least.append(row | ({"least_rank": 16, "least_low": 8, "least_high": 192} if place else {}))
+    return rows, least
+
+
+def _outcomes():
+    """What becomes of runs: forgotten, compressed, tuned further, and how diverse their answers are."""
+    moved = {"base": 0.0, **{name: row[3] for name, row in RUNS.items()}}
+    forgotten = [
+        {"run": name, "source": source, "measure": measure, "base": base, "value": base + sign * rise, "drop": rise}
+        | {"low": 0.8 * rise, "high": 1.2 * rise, "kl": 0.022 * norm**2, "n": 200}
+        for name, norm in moved.items()
+        if name != "base"
+        for source, measure, base, sign, rise in (
+            ("old-problems", "accuracy", 0.8, -1, 0.01 * norm**2),
+            ("texts", "nll", 2.1, 1, 0.02 * norm**2),
+        )
+    ]
+    laws = [
+        {"source": source, "predictor": predictor, "runs": 8, "configurations": 7, "reason": ""}
+        | {f"{column}{end}": value + d for column, value in values.items() for end, d in _ENDS.items()}
+        for source in ("old-problems", "texts")
+        for predictor, values in (
+            ("KL(base ‖ run)", {"a": 0.4, "b": 0.1, "r2": 0.9, "held_out_r2": 0.8}),
+            ("norm of the delta", {"a": 0.02, "b": 0.03, "r2": 0.5, "held_out_r2": 0.2, "behind": 0.6}),
+        )
+    ]
+    compressed = [
+        {"run": name, "target": target, "method": method, "level": level, "nll": 0.2 + rise, "rise": rise}
+        | {"nll_low": 0.18 + rise, "nll_high": 0.22 + rise, "rise_low": 0.9 * rise, "rise_high": 1.1 * rise}
+        | {"zeros": level if method == "pruned" else 0.02, "lost": rise, "n": 128, "tokens": 6412}
+        for name, norm in moved.items()
+        for target, ease in (("model", 1.0), ("delta", 0.1))
+        if (name, target) != ("base", "delta")
+        for method, level, rise in (
+            ("none", None, 0.0),
+            *(("pruned", share, ease * (0.1 + 0.01 * norm) * share**3) for share in (0.1, 0.3, 0.5, 0.7, 0.9)),
+            *(("rounded", bits, ease * (1 + 0.1 * norm) * 2.0**-bits) for bits in (8.0, 4.0)),
+        )
+    ]
+    tuned = [
+        {"run": name, "steps": 20, "seeds": 1, "n": 64, "tokens": 3200}
+        | {f"{column}{end}": value + d for column, value in values.items() for end, d in _ENDS.items()}
+        for name, norm in moved.items()
+        for values in ({"before": 0.9, "after": 0.5 + 0.01 * norm, "gain": 0.4, "over_base": -0.01 * norm},)
+    ]
+    diverse = [
+        {"run": name, "benchmark": "heldout", "drawn": "here", "quantity": quantity, "value": value}
+        | {"low": 0.9 * value, "high": 1.1 * value, "problems": 64, "samples": 16}
+        for name, norm in moved.items()
+        for quantity, value in (
+            ("ead_per_input", 0.8 - 0.05 * norm), ("ead_across_input", 0.9 - 0.03 * norm),
+            ("distinct_answers", 5 - 0.3 * norm), ("distinct_equations", 6 - 0.4 * norm),
+            ("answer_entropy", 1.1 - 0.1 * norm), ("pass@1", 0.4), ("pass@16", 0.8),
+        )
+    ]  # fmt: skip
+    return {
+        "forgetting": forgotten,
+        "forgetting_laws": laws,
+        "compressibility": compressed,
+        "tunability": tuned,
+        "diversity": diverse,
+    }
+
+
 def build_tables() -> dict[str, pa.Table]:
     rng = np.random.default_rng(7)
     runs, curves = _training(rng)
@@ -693,6 +841,8 @@ def build_tables() -> dict[str, pa.Table]:
     trajectories, fits = _trajectories()
     pairs, floors, spans, separations, maps, axes = _cosine_baselines()
     weights, overlaps, changed = _off_principal()
+    heads, head_effects = _heads(rng)
+    truncated, least_ranks = _truncation()
     rollouts = [
         {
             "prompt_id": f"p{i}",
@@ -721,14 +871,29 @@ def build_tables() -> dict[str, pa.Table]:
         ],
         "runs": runs,
         "trials": _trials(),
+        "objectives": [
+            {"metric": "accuracy.word-problems", "mode": "max"},
+            {"metric": "heldout_nll", "mode": "min"},
+            {"metric": "top_eigenvalue.hessian", "at_most": 10.0},
+        ],
         "training_curves": curves,
         **_on_the_way(),
+        "prescreen": _prescreen(),
         "accuracy": accuracy,
         "pass_at_k": [
             {"run": row["run"], "benchmark": "word-problems", "k": k, "problems": PROBLEMS, "samples": 4}
             | {"pass_at_k": 1 - (1 - row["accuracy"]) ** k, "low": row["low"], "high": 1 - (1 - row["high"]) ** k}
             for row in accuracy
             for k in (1, 2, 4)
+        ],
+        "benchmarks": [
+            {"benchmark": "word-problems", "shift": "none", "problems": PROBLEMS},
+            {"benchmark": "harder", "shift": "ood", "problems": PROBLEMS},
+        ],
+        "drops": [
+            {"run": row["run"], "benchmark": "harder", "within": "word-problems", "accuracy_within": row["accuracy"]}
+            | {"accuracy": row["accuracy"] - 0.125, "drop": 0.125, "low": 0.0625, "high": 0.1875}
+            for row in accuracy
         ],
         "mcnemar": mcnemar,
         "deltas": deltas,
@@ -751,9 +916,15 @@ def build_tables() -> dict[str, pa.Table]:
         **_connectivity(),
         "curvature": _curvature(rng) + _blocks(rng) + _overlaps(rng),
         "expansions": _expansions(paths),
+        "rank_truncation": truncated,
+        "least_ranks": least_ranks,
+        "heads": heads,
+        "head_effects": head_effects,
         "sharpness": _sharpness(rng),
+        "critical_sharpness": _critical(rng),
         "cka": cka,
         **_models(),
+        **_outcomes(),
     }
     columns = schemas()
     return {name: to_arrow(name, content, columns[name]) for name, content in rows.items()}

@@ -13,10 +13,13 @@ from raygeo.report.results import results
 from raygeo.tables import SCHEMAS
 
 FIGURES = [
+    "front",
     "accuracy", "nll", "objective", "monitor", "norms", "trajectories", "cosine", "map", "angles", "off-principal",
     "layer-alpha", "locking", "paths", "base-paths", "matched-paths", "curves", "layerwise", "wise", "planes",
-    "spectra", "eigenvalues", "directional", "block-curvature", "expansions", "sharpness", "cka", "layer-cka", "drift",
-    "divergence", "coherence", "gradient-cosines",
+    "rank-truncation", "heads", "head-effects", "spectra", "eigenvalues", "directional", "block-curvature",
+    "expansions", "sharpness", "critical-sharpness", "cka", "layer-cka", "drift", "divergence", "coherence",
+    "gradient-cosines", "forgetting", "compressibility", "tunability",
+    "diversity", "prescreen",
 ]  # fmt: skip
 INAPPLICABLE = {"no_gold", "legs", "unrelated", "rounded", "pairs_left_out", "projections"}
 """Caveats on what is not so in the made-up study: no accuracies, stages, another base, weights stored in 16 bits, many

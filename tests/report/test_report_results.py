@@ -1,11 +1,12 @@
 """The table of results, McNemar tests, and what went into a study."""
 
 from report_study import DIVERGED, REFERENCE, RUNS
-from view_cases import row_of, sheet_of, view_of
+from view_cases import axes_of, row_of, sheet_of, titles, view_of
 
 from raygeo.analyses import registry
 from raygeo.report import made
-from raygeo.report.results import accuracies, mcnemar, results
+from raygeo.report.results import accuracies, drop_metrics, drops, mcnemar, results
+from raygeo.report.training import accuracy
 from raygeo.tables import to_arrow
 
 
@@ -68,6 +69,61 @@ def test_mcnemar_reads_from_both_sides(view):
     assert row_of(sheet, "base")[REFERENCE] == ("< 0.001", "12 : 136")
     assert row_of(sheet, REFERENCE)["base"] == ("< 0.001", "136 : 12")
     assert row_of(sheet, "base")["base"] == ""
+
+
+def shifted_view():
+    accuracy = [
+        {"run": run, "benchmark": name, "n": 100, "correct": correct, "accuracy": correct / 100}
+        | {"low": correct / 100 - 0.1, "high": correct / 100 + 0.1}
+        for run, counts in {"base": (50, 20, 90), "sft": (80, 30, 70)}.items()
+        for name, correct in zip(("heldout", "harder", "before"), counts, strict=True)
+    ]
+    shifts = {"heldout": "none", "harder": "ood", "before": "retention"}
+    return view_of(
+        accuracy=accuracy,
+        benchmarks=[{"benchmark": name, "shift": shift, "problems": 100} for name, shift in shifts.items()],
+        drops=[
+            {
+                "run": run,
+                "benchmark": "harder",
+                "within": "heldout",
+                "drop": drop,
+                "low": drop - 0.1,
+                "high": drop + 0.1,
+            }
+            for run, drop in {"base": 0.3, "sft": 0.5}.items()
+        ],
+    )
+
+
+def test_accuracy_out_of_distribution_stands_beside_that_within():
+    sheet = sheet_of(drops, shifted_view())
+    assert sheet.columns == ["run", "heldout accuracy", "harder accuracy", "harder drop"]
+    assert row_of(sheet, "sft") == {
+        "run": "sft",
+        "heldout accuracy": ("80.0 %", "[70.0, 90.0]"),
+        "harder accuracy": ("30.0 %", "[20.0, 40.0]"),
+        "harder drop": ("+50.0", "[+40.0, +60.0]"),
+    }
+    assert drops.sheets(view_of()) == []
+
+
+def test_shifts_are_said_where_benchmarks_are_named():
+    view = shifted_view()
+    columns = results_of(view).columns
+    for name in ("heldout accuracy", "harder (out of distribution) accuracy", "before (retention) accuracy"):
+        assert name in columns
+    shown = titles(axes_of(accuracy, view))
+    assert [title.partition(",")[0] for title in shown] == [
+        "heldout", "harder (out of distribution)", "before (retention)",
+    ]  # fmt: skip
+
+
+def test_drops_are_tracked_with_their_interval():
+    assert [(run, name, round(value, 3)) for run, name, value in drop_metrics(shifted_view())] == [
+        ("base", "drop.harder", 0.3), ("base", "drop_low.harder", 0.2), ("base", "drop_high.harder", 0.4),
+        ("sft", "drop.harder", 0.5), ("sft", "drop_low.harder", 0.4), ("sft", "drop_high.harder", 0.6),
+    ]  # fmt: skip
 
 
 def test_accuracy_is_tracked_with_its_interval():

@@ -62,3 +62,10 @@ def test_no_metric_is_given_twice_with_other_values(view):
     for make in registry.parts().metrics:
         for run, name, value in make(view):
             assert seen.setdefault((run, name), (make, value)) == (make, value)
+
+
+def test_every_metric_is_declared(metrics):
+    declared = [known.metric for known in registry.metrics().values()]
+    names = {name for values in metrics.values() for name in values}
+    assert {name for name in names if not any(metric.covers(name) for metric in declared)} == set()
+    assert {"curve_barrier_to_reference.bezier", "loss_recognised.spectra"} <= names

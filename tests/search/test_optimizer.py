@@ -6,6 +6,7 @@ import pytest
 
 from raygeo.errors import ConfigError
 from raygeo.search.optimizer import Optimizer
+from raygeo.search.settings import Constraint
 from raygeo.search.space import Choice, Range
 
 LR, BETA, K = ("lr",), ("loss", "beta"), ("k",)
@@ -90,3 +91,26 @@ def test_without_optuna_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ConfigError, match=r"raygeo\[optuna\]"):
         Optimizer(SPACES, ["min"], 0)
+
+
+def test_a_bound_is_kept_however_good_it_is_beyond_it():
+    """More ``k`` is better, but k > 2 is beyond the bound; the further, the worse."""
+    late = {bounded: [] for bounded in (True, False)}
+    for bounded in late:
+        constraints = [Constraint(metric="cost", at_most=2.0)] if bounded else []
+        for seed in range(4):
+            optimizer = Optimizer([{K: Range(1, 8)}], ["max"], seed, constraints=constraints)
+            for trial in range(40):
+                suggestion = optimizer.ask()
+                k = float(suggestion.values[K])
+                optimizer.tell(suggestion.number, [k, k] if bounded else [k])
+                late[bounded] += [k] * (trial >= 20)
+    assert fmean(k <= 2 for k in late[True]) > 0.45  # a quarter of the range
+    assert fmean(k <= 2 for k in late[False]) < 0.2
+
+
+def test_what_comes_to_nothing_is_told_under_bounds_too():
+    optimizer = Optimizer(SPACES[1:], ["min"], 0, constraints=[Constraint(metric="x", at_most=1.0)])
+    for trial in range(15):
+        suggestion = optimizer.ask()
+        optimizer.tell(suggestion.number, None if trial % 2 else [1.0, 0.5])

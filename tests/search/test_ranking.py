@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from raygeo.search.ranking import fronts
+from raygeo.search.ranking import fronts, ranked
+from raygeo.search.settings import Constraint
 
 
 def slow_fronts(results, signs):
@@ -30,3 +31,24 @@ def test_nothing_has_no_ranks():
 
 def test_one_objective_gives_places():
     assert fronts([[0.3], [0.9], [0.3], [0.1]], ["max"]) == [2, 1, 2, 3]
+
+
+def test_what_keeps_the_bounds_comes_before_all_that_does_not():
+    bounds = [Constraint(metric="forgetting", at_most=0.1), Constraint(metric="kl", at_least=1.0)]
+    results = [
+        [0.9, 0.2, 1.0],  # the best, but it forgets
+        [0.5, 0.1, 1.0],
+        [0.7, 0.0, 2.0],
+        [0.8, 0.15, 0.5],  # beats none of the others beyond bounds in both
+        [0.9, 0.3, 0.4],  # further beyond both
+    ]
+    assert ranked(results, ["max"], bounds) == [(3, False), (2, True), (1, True), (3, False), (4, False)]
+
+
+def test_without_bounds_all_have_the_ranks_of_their_fronts():
+    results = np.random.default_rng(1).integers(0, 5, (12, 2)).tolist()
+    assert ranked(results, ["min", "max"], []) == [(rank, True) for rank in fronts(results, ["min", "max"])]
+
+
+def test_where_nothing_keeps_the_bounds_the_nearest_is_first():
+    assert ranked([[1.0, 3.0], [9.0, 2.0]], ["max"], [Constraint(metric="x", at_most=1)]) == [(2, False), (1, False)]

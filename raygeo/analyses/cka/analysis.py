@@ -5,6 +5,7 @@ from raygeo.analyses.cka import report
 from raygeo.analyses.cka.cost import cost
 from raygeo.analyses.cka.workload import CKA, CKASettings
 from raygeo.analyses.pairs import left_out
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -20,6 +21,7 @@ ANALYSIS = Analysis(
         sections=(report.with_reference, report.treatments),
         caveats=(report.fixed_texts, left_out("cka", "cka")),
         metrics=(report.metrics,),
+        declared=(Metric("last_cka_to_base", "base"), Metric("last_cka_to_reference")),
     ),
     cost=cost,
 )

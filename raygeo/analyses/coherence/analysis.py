@@ -8,6 +8,7 @@ from raygeo.analyses.coherence.at_base import CoherenceAtBase
 from raygeo.analyses.coherence.cost import cost
 from raygeo.analyses.coherence.workload import Coherence, CoherenceSettings
 from raygeo.analyses.inputs import AnalysisInputs
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 
@@ -31,6 +32,11 @@ ANALYSIS = Analysis(
         sections=(report.estimates, report.cosine_pairs),
         caveats=(report.few_prompts, report.projections),
         metrics=(report.metrics,),
+        declared=(
+            Metric("coherence_at_base"),
+            Metric("coherence_at_run"),
+            Metric("gradient_cosine_to_reference"),
+        ),
     ),
     cost=cost,
 )

@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.cosine_baselines import report
 from raygeo.analyses.cosine_baselines.cost import cost
 from raygeo.analyses.cosine_baselines.workload import CosineBaselines, CosineBaselineSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -20,6 +21,11 @@ ANALYSIS = Analysis(
         sections=(report.permutation_tests, report.baselines, report.noise_floors, report.span_residuals),
         caveats=(report.judged_by, report.flat_map),
         metrics=(report.metrics,),
+        declared=(
+            Metric("cosine_z_to_reference"),
+            Metric("centred_cosine_to_reference"),
+            Metric("matched_distance_to_reference"),
+        ),
     ),
     cost=cost,
 )

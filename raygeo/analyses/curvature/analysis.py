@@ -9,6 +9,7 @@ from raygeo.analyses.curvature.paths import MeasuredPaths
 from raygeo.analyses.curvature.settings import CurvatureSettings
 from raygeo.analyses.curvature.span import SpanCurvature
 from raygeo.analyses.pairs import left_out
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Column, Parts
 
 ANALYSIS = Analysis(
@@ -39,6 +40,26 @@ ANALYSIS = Analysis(
         sections=(sections.curvature, sections.overlaps, sections.predictions),
         caveats=(report.scalar, report.span, left_out("curvature", "expansions")),
         metrics=(report.metrics,),
+        declared=(
+            Metric(
+                "top_eigenvalue.*",
+                "itself",
+                "min",
+                names=report.operators,
+                made_by=(ExtremeEigenvalues,),
+                only=report.first_place,
+                over_changed=report.over_changed,
+            ),
+            Metric(
+                "trace.*",
+                "itself",
+                "min",
+                names=report.operators,
+                made_by=(ExtremeEigenvalues,),
+                only=report.first_place,
+                over_changed=report.over_changed,
+            ),
+        ),
     ),
     cost=cost,
 )

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
+from raygeo.analyses.curvature.settings import CurvatureSettings
 from raygeo.report import typeset
 from raygeo.report.sheets import Cell, with_interval
 from raygeo.report.verdict import Finding
@@ -19,6 +20,25 @@ def first_space(view: View, quantity: str) -> tuple[pd.DataFrame, str]:
     first = frame.iloc[0]
     same = (frame.operator == first.operator) & (frame.space == first.space)
     return frame[same].reset_index(drop=True), f"{first.operator}, {first.space}"
+
+
+def operators(settings: CurvatureSettings) -> list[str]:
+    """The operators that are measured at runs; none where only the span is asked for, which takes all runs."""
+    return ["hessian", "ggn"][: 1 + settings.ggn] if _first(settings) else []
+
+
+def first_place(settings: CurvatureSettings, name: str) -> CurvatureSettings:
+    """Settings of the first space alone, and of the GGN only where the metric ``name`` is of it."""
+    return settings.model_copy(update={"spaces": _first(settings), "ggn": name.endswith(".ggn")})
+
+
+def over_changed(settings: CurvatureSettings) -> bool:
+    """Whether the first space is the weights that any run changed."""
+    return _first(settings) == ("delta",)
+
+
+def _first(settings: CurvatureSettings) -> tuple[str, ...]:
+    return tuple(space for space in settings.spaces if space != "span")[:1]
 
 
 def eigenvalue_cells(view: View) -> Mapping[str, Cell]:

@@ -5,6 +5,7 @@ from raygeo.analyses.curves import report
 from raygeo.analyses.curves.cost import cost
 from raygeo.analyses.curves.workload import Curves, CurvesSettings
 from raygeo.analyses.inputs import AnalysisInputs
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 
@@ -27,6 +28,7 @@ ANALYSIS = Analysis(
         sections=(report.barriers,),
         caveats=(report.effort,),
         metrics=(report.metrics,),
+        declared=(Metric("curve_barrier_to_reference.*", better="min", names=lambda settings: (settings.shape,)),),
     ),
     cost=cost,
 )

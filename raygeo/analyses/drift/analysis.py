@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.drift import report
 from raygeo.analyses.drift.cost import cost
 from raygeo.analyses.drift.workload import Drift, DriftSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -14,6 +15,11 @@ ANALYSIS = Analysis(
     workloads=(Drift,),
     arguments=lambda of: (of.runs, of.base, of.probes["solutions"]),
     needs=frozenset({"solutions"}),
-    report=Parts(figures=(report.drift,), caveats=(report.uncorrected,), metrics=(report.metrics,)),
+    report=Parts(
+        figures=(report.drift,),
+        caveats=(report.uncorrected,),
+        metrics=(report.metrics,),
+        declared=(Metric("last_drift_cosine", "itself"), Metric("last_drift_change", "itself")),
+    ),
     cost=cost,
 )

@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.intruders import report
 from raygeo.analyses.intruders.cost import cost
 from raygeo.analyses.intruders.workload import Intruders, IntruderSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -14,6 +15,16 @@ ANALYSIS = Analysis(
     workloads=(Intruders,),
     arguments=lambda of: (of.runs, of.base),
     default=False,
-    report=Parts(sections=(report.intruders,), caveats=(report.thresholds,), metrics=(report.metrics,)),
+    report=Parts(
+        sections=(report.intruders,),
+        caveats=(report.thresholds,),
+        metrics=(report.metrics,),
+        declared=(
+            Metric("intruder_share"),
+            Metric("intruder_energy_share"),
+            Metric("random_intruder_share", role=None),
+            Metric("random_intruder_energy_share", role=None),
+        ),
+    ),
     cost=cost,
 )

@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.layer_alpha import report
 from raygeo.analyses.layer_alpha.cost import cost
 from raygeo.analyses.layer_alpha.workload import LayerAlpha, LayerAlphaSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -14,6 +15,12 @@ ANALYSIS = Analysis(
     workloads=(LayerAlpha,),
     arguments=lambda of: (of.runs, of.base),
     default=False,
-    report=Parts(figures=(report.alphas,), sections=(report.means,), caveats=(report.laws,), metrics=(report.metrics,)),
+    report=Parts(
+        figures=(report.alphas,),
+        sections=(report.means,),
+        caveats=(report.laws,),
+        metrics=(report.metrics,),
+        declared=(Metric("layer_alpha"), Metric("layer_alpha_change"), Metric("random_layer_alpha_change", role=None)),
+    ),
     cost=cost,
 )

@@ -5,6 +5,7 @@ from raygeo.analyses.matched_paths import report
 from raygeo.analyses.matched_paths.cost import cost
 from raygeo.analyses.matched_paths.workload import MatchedPaths, MatchedPathsSettings
 from raygeo.analyses.pairs import left_out
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -21,6 +22,13 @@ ANALYSIS = Analysis(
         sections=(report.matched_barriers,),
         caveats=(left_out("matched_paths", "matched_barriers"),),
         metrics=(report.metrics,),
+        declared=(
+            Metric(
+                "matched_barrier_to_reference.*",
+                better="min",
+                names=lambda settings: ("solutions", "answer", "problems"),
+            ),
+        ),
     ),
     cost=cost,
 )

@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.norms import report
 from raygeo.analyses.norms.cost import cost
 from raygeo.analyses.norms.workload import Norms, NormSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Column, Parts
 
 ANALYSIS = Analysis(
@@ -22,6 +23,12 @@ ANALYSIS = Analysis(
         figures=(report.norms,),
         caveats=(report.unrelated, report.rounded, report.unmatched),
         metrics=(report.metrics,),
+        declared=(
+            Metric("delta_norm", "itself"),
+            Metric("delta_relative_norm", "itself"),
+            Metric("delta_effective_rank", "itself"),
+            Metric("delta_stable_rank", "itself"),
+        ),
     ),
     cost=cost,
 )

@@ -17,7 +17,7 @@ _COLUMNS = {
     "left_max_degrees": "turn of the output subspace, degrees",
     "right_max_degrees": "turn of the input subspace, degrees",
 }
-_MEASURED = MASKS[:2]
+MEASURED = MASKS[:2]
 """The masks that are shown by layer and in the tracker."""
 
 
@@ -39,7 +39,7 @@ def off_principal(view: View) -> Figure | None:
         return None
     masks = view.frame("mask_overlaps", scope="layer")
     masks = masks.assign(excess=masks.overlap / masks.shuffled_overlap)
-    fig, axes = make_panels(4 + masks["mask"].isin(_MEASURED).any() * len(_MEASURED), 3, 2.7)
+    fig, axes = make_panels(4 + masks["mask"].isin(MEASURED).any() * len(MEASURED), 3, 2.7)
     for ax, (column, title) in zip(axes, _COLUMNS.items(), strict=False):
         shown = frame.assign(update_sparsity=100 * frame.update_sparsity)
         by_layer(ax, view, shown, column)
@@ -47,7 +47,7 @@ def off_principal(view: View) -> Figure | None:
         if column != "update_sparsity" and len(positive) and positive.max() > 2 * WIDE * positive.min():
             log(ax, "y")
         ax.set_title(title)
-    for ax, mask in zip(axes[4:], _MEASURED, strict=False):
+    for ax, mask in zip(axes[4:], MEASURED, strict=False):
         by_layer(ax, view, masks[masks["mask"] == mask], "excess")
         ax.axhline(1, color=GRID, linewidth=1.4, zorder=0)
         ax.set_title(f"{mask} overlap, × shuffled")
@@ -160,5 +160,5 @@ def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
         yield row["run"], "gaussian_sparsity", row["gaussian_sparsity"]
         yield row["run"], "spectral_shift", row["spectral_shift"]
     for row in view.rows("mask_overlaps", scope="global"):
-        if row["mask"] in _MEASURED:
+        if row["mask"] in MEASURED:
             yield row["run"], f"{row['mask'].replace('-', '_')}_overlap", row["overlap"]

@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.outputs import report
 from raygeo.analyses.outputs.cost import cost
 from raygeo.analyses.outputs.workload import Outputs, OutputSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -19,6 +20,16 @@ ANALYSIS = Analysis(
         sections=(report.predictions,),
         caveats=(report.teacher_forced, report.unmatched),
         metrics=(report.metrics,),
+        declared=(
+            Metric("kl_to_base", "base"),
+            Metric("kl_from_base", "base"),
+            Metric("agreement_with_base", "base"),
+            Metric("agreement_with_reference"),
+            Metric("predictions.entropy", "itself"),
+            Metric("predictions.max_probability", "itself"),
+            Metric("predictions.top1_accuracy", "itself", "max"),
+            Metric("predictions.ece", "itself", "min"),
+        ),
     ),
     cost=cost,
 )

@@ -5,6 +5,7 @@ from raygeo.analyses.pairs import left_out
 from raygeo.analyses.paths import report
 from raygeo.analyses.paths.cost import cost
 from raygeo.analyses.paths.workload import Paths, PathsSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Column, Parts
 
 ANALYSIS = Analysis(
@@ -29,6 +30,10 @@ ANALYSIS = Analysis(
         sections=(report.barriers,),
         caveats=(report.sampled, left_out("paths", "barriers")),
         metrics=(report.metrics,),
+        declared=(
+            Metric("nll.*", "base", "min", names=lambda settings: ("solutions", "answer")),
+            Metric("barrier_to_reference.*", better="min", names=lambda settings: ("solutions", "answer", "problems")),
+        ),
     ),
     cost=cost,
 )

@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.sharpness import report
 from raygeo.analyses.sharpness.cost import cost
 from raygeo.analyses.sharpness.workload import Sharpness, SharpnessSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -19,6 +20,7 @@ ANALYSIS = Analysis(
         sections=(report.rises,),
         caveats=(report.limits,),
         metrics=(report.metrics,),
+        declared=(Metric("sharpness.*", "itself", "min", names=report.parts, over_changed=report.over_changed),),
     ),
     cost=cost,
 )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
+from raygeo.analyses.sharpness.workload import SharpnessSettings
 from raygeo.report import typeset
 from raygeo.report.plots import WIDE, figure, legend, lines, log, make_panels
 from raygeo.report.sheets import Cell, Sheet, section, with_interval
@@ -99,4 +100,25 @@ def limits(view: View) -> list[str]:
 def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     """The rise of the NLL, by measure and radius."""
     for row in view.rows("sharpness"):
-        yield row["run"], f"sharpness.{row['measure'].replace(' ', '_')}.{row['radius']:g}", row["value"]
+        yield row["run"], f"sharpness.{_part(row['measure'], row['radius'])}", row["value"]
+
+
+def parts(settings: SharpnessSettings) -> list[str]:
+    """Measure and radius of every metric."""
+    measured = {
+        "sam": settings.radii,
+        "ball": settings.radii,
+        "asam": settings.adaptive_radii,
+        "noise": settings.sigmas,
+        "layer noise": settings.relative_sigmas,
+    }
+    return [_part(measure, radius) for measure, radii in measured.items() for radius in radii]
+
+
+def over_changed(settings: SharpnessSettings) -> bool:
+    """Whether the weights that are moved are those that any run changed."""
+    return settings.space == "delta"
+
+
+def _part(measure: str, radius: float) -> str:
+    return f"{measure.replace(' ', '_')}.{radius:g}"

@@ -5,6 +5,7 @@ from raygeo.analyses.pairs import left_out
 from raygeo.analyses.sign_interference import report
 from raygeo.analyses.sign_interference.cost import cost
 from raygeo.analyses.sign_interference.workload import SignInterference, SignInterferenceSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -18,6 +19,11 @@ ANALYSIS = Analysis(
         sections=(report.opposite_signs,),
         caveats=(report.half, left_out("sign_interference", "sign_interference")),
         metrics=(report.metrics,),
+        declared=(
+            Metric("sign_interference_to_reference"),
+            Metric("weighted_sign_interference_to_reference"),
+            Metric("shuffled_sign_interference_to_reference", role=None),
+        ),
     ),
     cost=cost,
 )

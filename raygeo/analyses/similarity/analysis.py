@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.similarity import report
 from raygeo.analyses.similarity.cost import cost
 from raygeo.analyses.similarity.workload import Similarity, SimilaritySettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Column, Parts
 
 ANALYSIS = Analysis(
@@ -25,6 +26,7 @@ ANALYSIS = Analysis(
         figures=(report.cosine_heatmap,),
         sections=(report.noise_floor, report.reference_pairs, report.pairs),
         metrics=(report.metrics,),
+        declared=(Metric("cosine_to_reference"), Metric("orthogonal_to_reference")),
     ),
     cost=cost,
 )

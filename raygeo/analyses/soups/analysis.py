@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.soups import report
 from raygeo.analyses.soups.cost import cost
 from raygeo.analyses.soups.workload import Soups, SoupSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -18,6 +19,7 @@ ANALYSIS = Analysis(
         sections=(report.averages,),
         caveats=(report.halves,),
         metrics=(report.metrics,),
+        declared=(Metric("token_confidence", "itself"), Metric("token_ece", "itself", "min")),
     ),
     cost=cost,
 )

@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.subspace_locking import report
 from raygeo.analyses.subspace_locking.cost import cost
 from raygeo.analyses.subspace_locking.workload import SubspaceLocking, SubspaceLockingSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -18,6 +19,10 @@ ANALYSIS = Analysis(
         sections=(report.settled,),
         caveats=(report.confined,),
         metrics=(report.metrics,),
+        declared=(
+            Metric("subspace_locking.*", names=lambda settings: ("left", "right")),
+            Metric("subspace_locked_at.*", names=lambda settings: ("left", "right")),
+        ),
         histories=(report.histories,),
     ),
     cost=cost,

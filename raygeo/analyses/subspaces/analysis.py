@@ -5,6 +5,7 @@ from raygeo.analyses.pairs import left_out
 from raygeo.analyses.subspaces import report
 from raygeo.analyses.subspaces.cost import cost
 from raygeo.analyses.subspaces.workload import Subspaces, SubspaceSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -20,6 +21,7 @@ ANALYSIS = Analysis(
         sections=(report.reference_angles,),
         caveats=(report.chance, left_out("subspaces", "subspaces")),
         metrics=(report.metrics,),
+        declared=(Metric("first_left_angle_to_reference"),),
     ),
     cost=cost,
 )

@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.wise import report
 from raygeo.analyses.wise.cost import cost
 from raygeo.analyses.wise.workload import Wise, WiseSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -18,6 +19,7 @@ ANALYSIS = Analysis(
         figures=(report.wise,),
         sections=(report.best,),
         metrics=(report.metrics,),
+        declared=(Metric("wise_best_alpha", "itself"),),
     ),
     cost=cost,
 )

@@ -10,8 +10,8 @@ does::
     band = spectrum.density(grid, spectrum.resolution(12))
 
 ``lanczos`` finds eigenvalues, ``trace`` and ``quadrature`` ask random vectors (``draws``), ``span`` has the matrix
-between deltas, ``landscape`` and ``rises`` the scalar near some weights; ``chain`` takes products a layer at a time,
-``gradient_difference`` and ``difference_operator`` without second derivatives; ``spaces`` has the parameters that a
-curvature is taken over, ``long`` sums over many entries, ``journal`` what is kept of a spectrum that takes hours,
-``shares`` its division over processes.
+between deltas, ``landscape``, ``rises`` and ``critical`` the scalar near some weights; ``chain`` takes products a layer
+at a time, ``gradient_difference`` and ``difference_operator`` without second derivatives; ``spaces`` has the parameters
+that a curvature is taken over, ``long`` sums over many entries, ``journal`` what is kept of a spectrum that takes
+hours, ``shares`` its division over processes.
 """

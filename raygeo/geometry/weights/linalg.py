@@ -76,10 +76,11 @@ def norm(entry: Entry) -> float:
     return math.sqrt(max(0.0, inner(entry, entry)))
 
 
-def svd(entry: Entry, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin singular value decomposition: U [out, n], s [n] descending, Vh [n, in], fp64.
+def svd(entry: Entry, k: int | None = None, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin singular value decomposition: U [out, n], s [n] descending, Vh [n, in], fp64, on the CPU.
 
-    n is min(out, in), for ``LowRank`` the LoRA rank if that is less, or ``k`` if that is less still.
+    n is min(out, in), for ``LowRank`` the LoRA rank if that is less, or ``k`` if that is less still. A ``Dense`` entry
+    is decomposed on ``device``, by default on the CPU.
 
     A ``Dense`` entry whose shorter side exceeds 512 goes through the eigenvectors of its Gram matrix. That is exact for
     slowly decaying spectra too, where a randomised range finder with two power iterations is off by tens of degrees;
@@ -94,15 +95,14 @@ def svd(entry: Entry, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         return q_b @ u[:, :k], s[:k], vh[:k] @ q_a.T
     _check_matrix(entry)
     if min(entry.shape) <= _LAPACK_LIMIT:
-        u, s, vh = torch.linalg.svd(_finite(entry.dense(torch.float64)), full_matrices=False)
-        return u[:, :k], s[:k], vh[:k]
+        u, s, vh = torch.linalg.svd(_finite(entry.dense(torch.float64, device)), full_matrices=False)
+        return u[:, :k].cpu(), s[:k].cpu(), vh[:k].cpu()
     size = min(entry.shape)
-    n = size if k is None else min(k, size)
-    values, vectors = scipy.linalg.eigh(_short_gram(entry).numpy(), subset_by_index=[size - n, size - 1])
-    short = torch.from_numpy(vectors).flip(1)
-    long, r = torch.linalg.qr(torch.cat([block @ short for block in _tall_blocks(entry)]))
+    values, vectors = _leading(_short_gram(entry, device), size if k is None else min(k, size))
+    short = vectors.flip(1)
+    long, r = torch.linalg.qr(torch.cat([block @ short for block in _tall_blocks(entry, device)]))
     long = torch.where(r.diagonal() < 0, -long, long)
-    s = torch.from_numpy(values).flip(0).clamp_min(0).sqrt()
+    long, short, s = long.cpu(), short.cpu(), values.flip(0).clamp_min(0).sqrt().cpu()
     return (short, s, long.T) if entry.shape[0] < entry.shape[1] else (long, s, short.T)
 
 
@@ -182,20 +182,29 @@ def _core(entry: LowRank) -> tuple[Tensor, Tensor, Tensor]:
     return q_b, _finite(entry.scale * (r_b @ r_a.T)), q_a
 
 
-def _short_gram(entry: Dense) -> Tensor:
+def _short_gram(entry: Dense, device: torch.device | None = None) -> Tensor:
     """Gram matrix over the shorter side, [n, n]: D'D of a tall matrix, D D' of a wide one."""
     size = min(entry.shape)
-    out = torch.zeros(size, size, dtype=torch.float64)
-    for block in _tall_blocks(entry):
+    out = torch.zeros(size, size, dtype=torch.float64, device=device)
+    for block in _tall_blocks(entry, device):
         out += block.T @ block
     return _finite(out)
 
 
-def _tall_blocks(entry: Dense) -> Iterator[Tensor]:
+def _leading(gram: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The ``n`` largest eigenvalues, ascending, and their vectors; LAPACK finds these alone, CUDA's solver all."""
+    if gram.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(gram)
+        return values[-n:], vectors[:, -n:]
+    found = scipy.linalg.eigh(gram.numpy(), subset_by_index=[len(gram) - n, len(gram) - 1])
+    return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+
+
+def _tall_blocks(entry: Dense, device: torch.device | None = None) -> Iterator[Tensor]:
     """Blocks of rows of the matrix or of its transpose, whichever is taller."""
     if entry.shape[0] < entry.shape[1]:
-        return (part.double().T for part in entry.blocks(_BLOCK, dim=1))
-    return (part.double() for part in entry.blocks(_BLOCK))
+        return (part.to(device, torch.float64).T for part in entry.blocks(_BLOCK, dim=1))
+    return (part.to(device, torch.float64) for part in entry.blocks(_BLOCK))
 
 
 def _grid(places: dict[int, Entry] | dict[int, LowRank] | dict[int, Dense]) -> tuple[Tensor, Tensor]:

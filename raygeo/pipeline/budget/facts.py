@@ -15,10 +15,8 @@ from raygeo.errors import ConfigError, RaygeoError, StudentError
 from raygeo.footprint.need import Texts
 from raygeo.losses.base import Loss
 from raygeo.models.loading import context_length, load_tokenizer
-from raygeo.pipeline.config import HELDOUT, TEXT, WORD_PROBLEMS, Benchmark, Study
-from raygeo.toy.architecture import build_model
-from raygeo.toy.builtin import problems
-from raygeo.toy.word_problems import word_tokenizer
+from raygeo.pipeline.config import HELDOUT, TAUGHT, TEXT, Benchmark, Study
+from raygeo.pipeline.problems import benchmark_problems, builtin_prompts, made_config, made_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -87,7 +85,11 @@ def find_facts(study: Study, shapes: str | None = None, data: str | None = None)
         said.append(f"data: assumed {rollouts.count:,} rows of {prompt:g} and {completion:g} tokens")
     elif study.rollouts.sample is not None:
         sample = study.rollouts.sample
-        asked = _prompts(study, sample.prompts, sample.prompts_seed)
+        asked = (
+            [problem.prompt for problem in builtin_prompts(study, sample.prompts, sample.prompts_seed)]
+            if isinstance(sample.prompts, int)
+            else [problem.prompt for problem in read_prompts(sample.prompts, max_set_aside=1.0)]
+        )
         length = _lengths(count, asked)
         new = sample.decoding.max_new_tokens
         distinct, prompt, completion = len(asked), length.mean, float(new)
@@ -125,9 +127,8 @@ def student_config(study: Study, shapes: str | None = None) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     settings = study.student
-    if shapes is None and settings.model in (WORD_PROBLEMS, TEXT) and settings.from_run is None:
-        made = settings.word_problems if settings.model == WORD_PROBLEMS else settings.text
-        return build_model(made.architecture, word_tokenizer(), made.model_seed).config
+    if shapes is None and settings.model in (*TAUGHT, TEXT) and settings.from_run is None:
+        return made_config(settings)
     if shapes is None and settings.from_run is not None:
         raise StudentError("the student continues from a run of another store; name its config.json with --shapes.")
     source = str(Path(shapes or settings.model).expanduser())
@@ -150,7 +151,7 @@ Count = Callable[[Sequence[str]], list[int]]
 def _counter(study: Study, said: list[str]) -> Count:
     """A function from texts to their token counts."""
     model = study.student.model
-    tokenizer: Any = word_tokenizer() if model == WORD_PROBLEMS else None
+    tokenizer: Any = made_tokenizer(study.student) if model in TAUGHT else None
     if tokenizer is None and model != TEXT:
         try:
             if Path(model).expanduser().is_dir():
@@ -185,17 +186,10 @@ def _assumed(data: str, limit: int | None) -> tuple[Texts, float, float]:
     return Texts(int(rows), whole, _within(max(round(4 * whole), 2), limit)), prompt, completion
 
 
-def _prompts(study: Study, source: Any, seed: int) -> list[str]:
-    """The texts of problems that are made here or read."""
-    if isinstance(source, int):
-        return [problem.prompt for problem in problems(study.student.word_problems, source, seed)]
-    return [problem.prompt for problem in read_prompts(source, max_set_aside=1.0)]
-
-
 def _benchmark(study: Study, benchmark: Benchmark, count: Count, said: list[str]) -> Texts:
     """Problems of a benchmark; of one that is not here, nothing is known but its limit."""
     try:
-        asked = _prompts(study, benchmark.problems, benchmark.seed)[: benchmark.limit]
+        asked = [problem.prompt for problem in benchmark_problems(study, benchmark, max_set_aside=1.0)]
     except RaygeoError as error:
         said.append(f"benchmark {benchmark.name}: {error}; left out of the plan")
         return Texts(0, 1.0, 1)

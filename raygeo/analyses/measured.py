@@ -1,0 +1,83 @@
+"""Which metrics a study measures, and what to say where it is asked for another."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from raygeo.analyses.analysis import Analysis
+from raygeo.analyses.registry import Known, metrics
+from raygeo.report.metric import Metric
+
+
+class Measured(NamedTuple):
+    """A metric of a study by its full name, how it is declared, and its analysis; None for the study's own."""
+
+    name: str
+    metric: Metric
+    analysis: Analysis | None
+
+
+class Measures:
+    """The metrics of a study.
+
+    Args:
+        asked: settings of the analyses that are asked for, by name.
+        benchmarks: names of the benchmarks that are answered, the chief one first.
+    """
+
+    def __init__(self, asked: Mapping[str, Any], benchmarks: Sequence[str]):
+        self.asked, self.benchmarks = asked, benchmarks
+
+    def find(self, name: str) -> Measured:
+        """The metric called ``name``; ``accuracy`` alone stands for the chief one of ``accuracy.*``.
+
+        Raises:
+            ValueError: the study does not measure it; what it measures instead.
+        """
+        declared = metrics()
+        fitting = (known for known in declared.values() if known.metric.covers(name))
+        known = declared.get(name) or declared.get(f"{name}.*") or next(fitting, None)
+        if known is None:
+            raise ValueError(f"{name!r} is no metric; {self._near(name)}")
+        metric, analysis = known
+        if analysis is not None and analysis.name not in self.asked:
+            raise ValueError(f"{name} is measured by geometry.{analysis.name}, which is not asked for; ask for it too")
+        names = self._names(known)
+        if metric.covers(name) and (names is None or name in names):
+            return Measured(name, metric, analysis)
+        if analysis is None and not names:
+            raise ValueError(
+                f"{name} needs problems: hold prompts out (rollouts.heldout) and let them be answered "
+                "(evaluation.heldout), or give evaluation.benchmarks"
+            )
+        if analysis is not None and not names:
+            raise ValueError(f"{name} is not measured of single runs with these settings of geometry.{analysis.name}")
+        assert names
+        if metric.covers(name):
+            raise ValueError(f"{name} is not measured; of its kind are {', '.join(names)}")
+        return Measured(names[0], metric, analysis)
+
+    def names(self, *, alone: bool = False) -> list[str]:
+        """All metrics of the study; those that judge a run as soon as it is trained, if they are to do so ``alone``."""
+        return [
+            name
+            for known in self._known()
+            if not alone or known.metric.among != "study"
+            for name in self._names(known) or [known.metric.name]
+        ]
+
+    def _known(self) -> Iterator[Known]:
+        yield from (k for k in metrics().values() if k.analysis is None or k.analysis.name in self.asked)
+
+    def _names(self, known: Known) -> list[str] | None:
+        """The full names of a metric; None where only data tell."""
+        if known.analysis is not None:
+            return known.metric.known(self.asked[known.analysis.name])
+        if known.metric.name.count("*") == 1:
+            return [known.metric.name.replace("*", name) for name in self.benchmarks]
+        return known.metric.known(None)
+
+    def _near(self, name: str) -> str:
+        every = self.names()
+        near = difflib.get_close_matches(name, [*every, *(full.partition(".")[0] for full in every)], 1)
+        return f"did you mean {near[0]!r}?" if near else f"this study has {', '.join(every)}"

@@ -1,0 +1,25 @@
+"""How many singular directions of each run's delta carry what it learned."""
+
+from raygeo.analyses.analysis import Analysis
+from raygeo.analyses.rank_truncation import report
+from raygeo.analyses.rank_truncation.cost import cost
+from raygeo.analyses.rank_truncation.workload import RankTruncation, RankTruncationSettings
+from raygeo.report.parts import Parts
+
+ANALYSIS = Analysis(
+    name="rank_truncation",
+    order=270,
+    question="How many singular directions of each run's delta carry what it learned?",
+    settings=RankTruncationSettings,
+    workloads=(RankTruncation,),
+    arguments=lambda of: (of.runs, of.base, of.probes["solutions"], of.exam),
+    default=False,
+    needs=frozenset({"solutions", "problems"}),
+    report=Parts(
+        figures=(report.truncation,),
+        sections=(report.least,),
+        caveats=(report.limits,),
+        metrics=(report.metrics,),
+    ),
+    cost=cost,
+)

@@ -1,0 +1,25 @@
+"""How well runs can be tuned further."""
+
+from raygeo.analyses.analysis import Analysis
+from raygeo.analyses.tunability import report
+from raygeo.analyses.tunability.cost import cost
+from raygeo.analyses.tunability.workload import Tunability, TunabilitySettings
+from raygeo.report.parts import Parts
+
+ANALYSIS = Analysis(
+    name="tunability",
+    order=470,
+    question="How low does the NLL of new texts fall under one fixed fine-tune from each run's weights?",
+    settings=TunabilitySettings,
+    workloads=(Tunability,),
+    arguments=lambda of: (of.runs, of.base, of.probes["solutions"], None if of.exam is None else of.exam.renderer),
+    default=False,
+    needs=frozenset({"solutions"}),
+    report=Parts(
+        figures=(report.tunability,),
+        sections=(report.tuned,),
+        caveats=(report.recipe,),
+        metrics=(report.metrics,),
+    ),
+    cost=cost,
+)

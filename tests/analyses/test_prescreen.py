@@ -1,0 +1,186 @@
+from types import SimpleNamespace
+
+import numpy as np
+from view_cases import axes_of, sheet_of, view_of
+
+from raygeo.analyses.prescreen.report import correlations, heatmap, limits, verdicts
+from raygeo.analyses.prescreen.workload import Prescreen, PrescreenSettings, Runs, read_runs
+from raygeo.analyses.registry import schemas
+from raygeo.records import Condition
+from raygeo.tables import BASE, to_arrow
+
+FAST = PrescreenSettings(bootstrap=100, permutations=1999)
+
+
+def runs(configurations=24, seeds=2, missing=()):
+    """The delta's norm drives forgetting; `echo` follows the norm, `own` tells of forgetting beside it."""
+    rng = np.random.default_rng(0)
+    names = [f"c{i}-s{s}" for s in range(seeds) for i in range(configurations)]
+    groups = [i for _ in range(seeds) for i in range(configurations)]
+    rates = [1e-6 * 2 ** (i % 4) for i in groups]
+    norm = np.array(rates) * np.exp(0.3 * rng.standard_normal(configurations)[groups])
+    own = rng.standard_normal(configurations)[groups] + 0.1 * rng.standard_normal(len(groups))
+    metrics = {
+        "delta_norm": norm,
+        "echo": norm * np.exp(0.1 * rng.standard_normal(len(groups))),
+        "own": own,
+        **{f"noise{i}": rng.standard_normal(len(groups)) for i in range(5)},
+    }
+    forgetting = np.log(norm * 1e6) + own + 0.1 * rng.standard_normal(len(groups))
+    return Runs(
+        tuple(names),
+        tuple(groups),
+        dict(zip(names, rates, strict=True)),
+        {m: {n: float(v) for n, v in zip(names, x, strict=True) if (m, n) not in missing} for m, x in metrics.items()},
+        {"forgetting": dict(zip(names, forgetting.tolist(), strict=True)), "constant": dict.fromkeys(names, 1.0)},
+    )  # fmt: skip
+
+
+def rows(given, settings=FAST):
+    workload = Prescreen(settings, given)
+    [task] = workload.tasks()
+    return workload.compute(None, task.payload)["prescreen"]
+
+
+def view(given, settings=FAST):
+    return view_of(prescreen=rows(given, settings))
+
+
+def test_what_only_follows_the_norm_is_gone_once_the_norm_is_partialled_out():
+    found = {row["metric"]: row for row in rows(runs()) if row["outcome"] == "forgetting"}
+    held = {name for name, row in found.items() if row["p_holm"] <= 0.05}
+    assert held == {"delta_norm", "echo", "own"}
+    assert {name for name, row in found.items() if (row.get("partial_p_holm") or 1) <= 0.05} == {"own"}
+    assert found["delta_norm"]["partial_rho"] is None
+    assert found["own"]["controls"] == "delta_norm, log lr"
+    assert (found["own"]["runs"], found["own"]["configurations"]) == (48, 24)
+    assert found["own"]["low"] < found["own"]["rho"] < found["own"]["high"]
+
+
+def test_an_outcome_that_never_varies_is_not_tested():
+    constant = [row for row in rows(runs()) if row["outcome"] == "constant"]
+    assert {row["rho"] for row in constant} == {row["p"] for row in constant} == {None}
+    assert "p_holm" not in constant[0]
+
+
+def test_a_metric_counts_the_runs_of_which_it_is_known_and_shifts_no_other():
+    missing = {("own", "c0-s0"), ("own", "c0-s1"), ("own", "c1-s0")}
+    whole, part = (
+        {row["metric"]: row for row in rows(given) if row["outcome"] == "forgetting"}
+        for given in (runs(), runs(missing=missing))
+    )
+    assert (part["own"]["runs"], part["own"]["configurations"]) == (45, 23)
+    assert {n: part["echo"][n] for n in ("runs", "rho", "p")} == {n: whole["echo"][n] for n in ("runs", "rho", "p")}
+
+
+def test_patterns_make_the_family_smaller():
+    few = PrescreenSettings(bootstrap=100, permutations=1999, predictors=("own", "delta_*"))
+    found = [row for row in rows(runs(), few) if row["outcome"] == "forgetting"]
+    assert [row["metric"] for row in found] == ["delta_norm", "own"]
+    assert found[0]["needed"] < rows(runs())[0]["needed"]
+
+
+def test_without_varying_controls_nothing_is_partialled_out():
+    given = runs()
+    plain = Runs(
+        given.names, given.groups, dict.fromkeys(given.names, 1e-5), {"own": given.predictors["own"]}, given.outcomes
+    )
+    [row] = [row for row in rows(plain) if row["outcome"] == "forgetting"]
+    assert (row["controls"], row["partial_rho"]) == (None, None)
+    assert "Nothing was partialled out" in sheet_of(verdicts, view(plain)).rows[0][1]
+
+
+def test_the_sentence_names_what_holds_and_what_is_left_of_it():
+    said = dict(sheet_of(verdicts, view(runs())).rows)
+    assert "own (ρ " in said["forgetting"]
+    assert (
+        " do. With delta_norm, log lr partialled out, own is left. 8 metrics were tested over 24" in said["forgetting"]
+    )
+    assert said["constant"] == "Nothing can be told: it, or every metric, is the same for all runs."
+
+
+def test_the_sentence_says_that_none_does_and_what_it_would_take():
+    given = runs()
+    noise = {name: values for name, values in given.predictors.items() if name.startswith("noise")}
+    none = Runs(given.names, given.groups, given.lr, noise, given.outcomes)
+    [(_, said), _] = sheet_of(verdicts, view(none)).rows
+    assert said.startswith("None does, at this number of runs. 5 metrics were tested over 24 configurations")
+    assert said.endswith("one of 0.5 takes 45.")
+
+
+def test_of_few_configurations_nothing_is_tested_and_nothing_told():
+    few = runs(configurations=9, seeds=4)
+    assert all("p" not in row for row in rows(few))
+    seen = view(few)
+    said = dict(sheet_of(verdicts, seen).rows)["forgetting"]
+    assert said.startswith("Nothing can be told: it is known of 9 configurations, and at least 10 are needed")
+    assert heatmap.draw(seen) is None
+    assert correlations.sheets(seen) == []
+    assert list(limits(seen)) == []
+
+
+def test_the_figure_marks_what_holds():
+    seen = view(runs())
+    ax = axes_of(heatmap, seen)[0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["forgetting"]
+    stars = [text for text in ax.texts if text.get_text() == "★"]
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert {names[int(star.get_position()[1])] for star in stars} == {"delta_norm", "echo", "own"}
+    assert list(limits(seen))
+
+
+def test_the_tables_have_the_smallest_p_first():
+    [(title, _, sheet)] = correlations.sheets(view(runs()))
+    assert title == "Metrics against outcomes, forgetting"
+    assert {row[0] for row in sheet.rows[:3]} == {"delta_norm", "echo", "own"}
+
+
+def inputs(**tables):
+    """Three runs, two of one configuration, and some tables."""
+    known = {name: to_arrow(name, rows, schemas()[name]) for name, rows in tables.items()}
+    conditions = {n: Condition(n[:3], "settings", int(n[-1]), None) for n in ("sft-s1", "sft-s0", "dpo-s0")}
+    return SimpleNamespace(
+        runs=[SimpleNamespace(name=BASE, delta=None), *(SimpleNamespace(name=n, delta="d") for n in conditions)],
+        conditions=conditions | {BASE: Condition("", "", 0, None)},
+        records={name: SimpleNamespace(training={"lr": 1e-5}) for name in list(conditions)[:2]},
+        reference="sft-s0",
+        table=lambda name: known.get(name, schemas()[name].empty_table()),
+    )
+
+
+def answered(run, benchmark, n, correct):
+    return {"run": run, "benchmark": benchmark, "n": n, "correct": correct, "accuracy": correct / n}
+
+
+def test_benchmarks_of_a_shift_are_one_outcome_over_all_their_answers():
+    accuracy = [
+        answered("sft-s0", "heldout", 10, 5),
+        answered("sft-s0", "hard", 10, 1),
+        answered("sft-s0", "long", 30, 9),
+        answered("dpo-s0", "hard", 10, 4),
+        answered(BASE, "hard", 10, 2),
+    ]
+    shifts = [
+        {"benchmark": "heldout", "shift": "none"},
+        {"benchmark": "hard", "shift": "ood"},
+        {"benchmark": "long", "shift": "ood"},
+    ]
+    found = read_runs(inputs(accuracy=accuracy, benchmarks=shifts)).outcomes
+    assert found == {"in-distribution accuracy": {"sft-s0": 0.5}, "OOD accuracy": {"sft-s0": 0.25}}
+
+
+def test_numbers_of_analyses_are_read_with_their_roles_and_runs_grouped():
+    norms = [{"run": name, "scope": "global", "norm": 2.0, "effective_rank": float("nan")} for name in ("sft-s0", BASE)]
+    found = read_runs(inputs(deltas=norms))
+    assert found.predictors == {"delta_norm": {"sft-s0": 2.0}}
+    assert found.names == ("dpo-s0", "sft-s0", "sft-s1")
+    assert found.groups == (0, 1, 1)
+    assert found.lr == {"sft-s0": 1e-5, "sft-s1": 1e-5}
+
+
+def test_the_key_holds_the_numbers():
+    given = runs()
+    other = Runs(given.names, given.groups, given.lr, given.predictors, {"forgetting": dict.fromkeys(given.names, 1.0)})
+    keys = {Prescreen(FAST, one).tasks()[0].key for one in (given, runs(), other)}
+    assert len(keys) == 2
+    assert Prescreen(FAST, Runs(given.names, given.groups, given.lr, given.predictors, {})).tasks() == []
