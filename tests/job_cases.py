@@ -28,10 +28,10 @@ def free_ports(count: int) -> list[int]:
 
 
 class JobCluster:
-    """Where jobs go, and the environment of whoever may submit them."""
+    """Where jobs go, the environment of whoever may submit them, the cluster's GCS, and the process of its head."""
 
-    def __init__(self, address: str, environment: dict[str, str]):
-        self.address, self.environment = address, environment
+    def __init__(self, address: str, environment: dict[str, str], gcs: str, head: int):
+        self.address, self.environment, self.gcs, self.head = address, environment, gcs, head
 
     def submit(self, *entrypoint: str, tries: int = 60, **changed: str) -> subprocess.CompletedProcess:
         """Run a job to its end, once the cluster takes jobs; ``changed`` are variables of whoever submits it."""
@@ -75,9 +75,9 @@ def job_cluster(cpus: int = 2, *, hidden: Path | None = None, worker: Sequence[s
                 started.append(
                     subprocess.Popen(command, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
                 )
-                if worker:
-                    wait_for_port(dashboard)
-            yield JobCluster(f"http://127.0.0.1:{dashboard}", environment)
+                wait_for_port(dashboard)
+            address, head_id = f"http://127.0.0.1:{dashboard}", started[0].pid
+            yield JobCluster(address, environment, f"127.0.0.1:{gcs}", head_id)
         finally:
             for process in started:
                 os.killpg(process.pid, signal.SIGTERM)

@@ -1,15 +1,12 @@
-"""A study small enough for tests, and graded rollouts for it: every stage, every kind of run."""
+"""A study small enough for tests, and what it begins with: every stage, every kind of run."""
 
 from pathlib import Path
-from random import Random
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from tiny import TINY, save_tiny_student
 
-from raygeo.tables import to_arrow
-from raygeo.toy.word_problems import Carelessness, ProblemSettings, draw_problem, solve
+from checks.rollouts import draw_rollouts
 
 TINY_STUDENT = {
     "architecture": TINY.model_dump(exclude_unset=True),
@@ -72,21 +69,3 @@ def save_parts(folder: Path, prompts: int = 40) -> dict[str, Any]:
         "student": {"model": str(save_tiny_student(folder / "student"))},
         "rollouts": {"read": [{"type": "parquet", "path": str(folder / "rollouts.parquet")}], "heldout": 0.3},
     }
-
-
-def draw_rollouts(prompts: int, samples: int = 4, seed: int = 0) -> pa.Table:
-    """A ``rollouts`` table of word problems, about half of the solutions wrong."""
-    rng = Random(seed)
-    careless = Carelessness(carry=0.4, gets=0.4, gives=0.2, skip=0.1)
-    rows = []
-    for i in range(prompts):
-        problem = draw_problem(ProblemSettings(), rng)
-        for sample in range(samples):
-            completion = solve(problem, careless, rng, "teacher")
-            correct = completion.endswith(f" {problem.gold}")
-            rows.append(
-                {"prompt_id": str(i), "prompt": problem.prompt, "gold": problem.gold, "sample": sample,
-                 "completion": completion, "reward": float(correct), "correct": correct, "truncated": False,
-                 "source": "test", "split": "train"}
-            )  # fmt: skip
-    return to_arrow("rollouts", rows)

@@ -81,6 +81,9 @@ def test_every_table_is_there(finished):
     }  # fmt: skip
     assert tables["paths"] == 10 * 3 * 3
     assert tables["mcnemar"] == 10
+    made_of = store.revisions("answers")
+    assert made_of
+    assert [store.revisions(table) for table in ("accuracy", "mcnemar", "pass_at_k")] == [made_of] * 3
 
 
 def test_a_run_that_diverges_is_named_and_the_others_go_on(finished):

@@ -93,6 +93,7 @@ def test_optuna_chooses_runs_by_several_objectives_and_resumes(ray_session, part
             assert chosen.keys() == {"loss.beta", "lr"}
             assert name == f"dpo-beta{chosen['loss.beta']:g}-lr{chosen['lr']:g}-s{row['seed']}"
     assert {row["rank"] for row in first.values()} <= {1, 2, 3}
+    assert {"training", "answers", "curvature.extremes"} <= store.revisions("trials").keys()
     accuracy = {row["run"]: row["accuracy"] for row in store.table("accuracy").to_pylist()}
     measured = {name: json.loads(row["measured"]) for name, row in first.items()}
     assert {name: found["accuracy.heldout"] for name, found in measured.items()} == {n: accuracy[n] for n in first}

@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import psutil
@@ -26,6 +25,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from checks.faults.processes import kill_family
+from checks.rollouts import draw_rollouts
 from raygeo.cluster.session import connect
 from raygeo.data.tokens import RolloutTokens
 from raygeo.errors import ClusterError
@@ -34,9 +34,8 @@ from raygeo.losses import SFT
 from raygeo.models.delta import LowRank, open_delta
 from raygeo.models.lora import LoraSettings
 from raygeo.store import Store
-from raygeo.tables import to_arrow
 from raygeo.toy.architecture import Architecture, build_model
-from raygeo.toy.word_problems import Carelessness, ProblemSettings, draw_problem, solve, word_tokenizer
+from raygeo.toy.word_problems import word_tokenizer
 from raygeo.training.inputs import RunInputs
 from raygeo.training.settings import RunSpec, TrainingSettings
 from raygeo.training.sweep import run_sweep
@@ -167,23 +166,12 @@ def make_store(root: Path, vocabulary: int | None = None) -> tuple[Store, RunInp
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
     model.save_pretrained(student)
     tokenizer.save_pretrained(student)
-    rng, careless = Random(0), Carelessness(carry=0.4, gets=0.4, gives=0.2, skip=0.1)
-    rows = []
-    for prompt in range(24):
-        problem = draw_problem(ProblemSettings(), rng)
-        for sample in range(4):
-            completion = solve(problem, careless, rng, "teacher")
-            correct = completion.endswith(f" {problem.gold}")
-            rows.append(
-                {"prompt_id": str(prompt), "prompt": problem.prompt, "gold": problem.gold, "sample": sample,
-                 "completion": completion, "reward": float(correct), "correct": correct, "truncated": False,
-                 "source": "faults", "split": "train"}
-            )  # fmt: skip
+    rollouts = draw_rollouts(24)
     store = Store(root / "store")
-    store.write_unit("rollouts", {"rollouts": to_arrow("rollouts", rows)})
+    store.write_unit("rollouts", {"rollouts": rollouts})
     tokens = root / "tokens"
     tokens.mkdir()
-    texts = ((str(row["prompt"]), str(row["completion"]), True) for row in rows)
+    texts = ((row["prompt"], row["completion"], True) for row in rollouts.to_pylist())
     RolloutTokens.encode(PlainRenderer(tokenizer), texts).save(tokens)
     return store, RunInputs("rollouts", str(student), "student", str(tokens), PAD)
 

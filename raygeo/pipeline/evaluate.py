@@ -90,11 +90,10 @@ def _publish(context: StudyContext, workload: Answers, keys: Sequence[str], shif
     """Publish the answers with these keys, which ``workload`` has made, and what follows from them."""
     store = context.store
     answers = store.publish("answers", keys, revisions=workload.revisions)
-    store.publish_rows("mcnemar", to_arrow("mcnemar", mcnemar_rows(answers)))
-    store.publish_rows("pass_at_k", to_arrow("pass_at_k", pass_rows(answers)))
     accuracy = accuracy_rows(answers)
-    store.publish_rows("drops", to_arrow("drops", drop_rows(accuracy, shifts)))
-    store.publish_rows("accuracy", to_arrow("accuracy", accuracy))
+    made = {"mcnemar": mcnemar_rows(answers), "pass_at_k": pass_rows(answers), "accuracy": accuracy}
+    for table, rows in (made | {"drops": drop_rows(accuracy, shifts)}).items():
+        store.publish_rows(table, to_arrow(table, rows), workload.revisions)
     for name, problems in {row["benchmark"]: row["problems"] for row in accuracy if row["samples"] > 1}.items():
         if problems < FEW:
             context.progress.say(

@@ -21,6 +21,8 @@ from raygeo.training.settings import REVISION
 from raygeo.workload import Workload
 
 _AGAIN = "Run the study again to make it anew."
+_FOLLOWING = ("accuracy", "drops", "mcnemar", "pass_at_k")
+"""What follows from answers."""
 _RENAMED = {
     "curves": "training_curves",
     "rejected": "set_aside",
@@ -39,19 +41,23 @@ def outdated_tables(store: Store) -> list[str]:
 
     Nothing is said of tables that cannot be read.
     """
-    makers: dict[str, list[type[Workload]]] = {"rollouts": []} | {table: [Answers] for table in Answers.tables}
+    makers: dict[str, list[type[Workload]]] = {"rollouts": [], "trials": []}
+    makers |= {table: [Answers] for table in (*Answers.tables, *_FOLLOWING)}
+    known = {"training": REVISION, **text_revisions(RENDERERS, ENGINES, READERS)}
+    known |= {kind.name: kind.revision for kind in (Sampling, Answers)}
     for analysis in analyses().values():
         makers |= {table: [kind for kind in analysis.workloads if table in kind.tables] for table in analysis.tables}
-    known = {Sampling.name: Sampling.revision, **text_revisions(RENDERERS, ENGINES, READERS)}
+        known |= {kind.name: kind.revision for kind in analysis.workloads}
     before, others, changed = [], [], []
     for table, kinds in makers.items():
         if not _opens(store, table):
             continue
         made = store.revisions(table)
         now = {kind.name: kind.revision for kind in kinds} | {name: known[name] for name in made or () if name in known}
-        if made is None and store.has_table(table):
-            before.append(table)
-        elif isinstance(made, dict) and made and made != now:
+        if not made:
+            of_old = made is None and store.has_table(table)
+            before += [table] * (of_old or (table in (*_FOLLOWING, "trials") and _has_rows(store, table)))
+        elif made != now:
             changed.append(_changed(table, made, now))
     for table, columns in schemas().items():
         if _opens(store, table) and (lacking := renamed_columns(store, table, columns)):
@@ -74,6 +80,13 @@ def _opens(store: Store, table: str) -> bool:
     except StoreError:
         return False
     return True
+
+
+def _has_rows(store: Store, table: str) -> bool:
+    try:
+        return store.has_table(table) and store.table(table).num_rows > 0
+    except StoreError:
+        return False
 
 
 def _changed(table: str, made: Mapping[str, int], now: Mapping[str, int]) -> str:

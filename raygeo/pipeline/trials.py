@@ -20,6 +20,7 @@ from raygeo.report.study import STUDY
 from raygeo.search.ranking import ranked
 from raygeo.store import Store
 from raygeo.tables import to_arrow
+from raygeo.training.settings import REVISION
 
 
 def publish_trials(context: StudyContext, trials: Sequence[PlannedRun], *, analysed: bool) -> None:
@@ -54,12 +55,20 @@ def publish_trials(context: StudyContext, trials: Sequence[PlannedRun], *, analy
     lacking = [name for name in judged.measured if not any(name in row["measured"] for row in rows)]
     rows = [row | {"measured": json.dumps(row["measured"])} for row in rows]
     store.publish_rows("objectives", to_arrow("objectives", _goals(judged)))
-    store.publish_rows("trials", to_arrow("trials", rows))
+    store.publish_rows("trials", to_arrow("trials", rows), _made_by(store, known))
     if analysed and lacking and FINISHED in status.values():
         raise DataError(
             f"sweep: {', '.join(lacking)} was measured of no run, so that none has a rank; see what else failed, or "
             "judge by another metric."
         )
+
+
+def _made_by(store: Store, known: Sequence[Measured]) -> dict[str, int]:
+    """Revisions of the trainer, and of what made the tables that runs were judged by."""
+    found = {"training": REVISION}
+    for table in {"accuracy", *(table for one in known if one.analysis is not None for table in one.analysis.tables)}:
+        found |= store.revisions(table) or {}
+    return found
 
 
 def published_metrics(store: Store, wanted: Sequence[Measured], reference: str) -> dict[str, dict[str, float]]:

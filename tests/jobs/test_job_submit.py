@@ -1,17 +1,11 @@
 """The job as a user submits it, on a cluster that was started by itself."""
 
-import os
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -19,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from job_cases import RAY, REPOSITORY, JobCluster, job_cluster
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from ray.job_submission import JobSubmissionClient
@@ -30,45 +25,29 @@ from raygeo.analyses.registry import analyses
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-REPOSITORY = Path(__file__).parents[2]
-RAY = Path(sys.executable).parent / "ray"
 
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-@dataclass
 class Cluster:
-    """A running cluster: its dashboard, its GCS, and the process that all of it descends from."""
+    """A running cluster, and how its jobs are doing."""
 
-    dashboard: str
-    gcs: str
-    pid: int
-    environment: dict[str, str]
+    def __init__(self, given: JobCluster):
+        self.given = given
 
     @cached_property
     def jobs(self) -> JobSubmissionClient:
         """What asks the dashboard of jobs, sooner than the command line can."""
-        token = self.environment["RAY_AUTH_TOKEN"]
-        return JobSubmissionClient(self.dashboard, headers={"Authorization": f"Bearer {token}"})
+        token = Path(self.given.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        return JobSubmissionClient(self.given.address, headers={"Authorization": f"Bearer {token}"})
 
     def ray(self, *arguments: str) -> str:
         """What a command of Ray prints."""
         done = subprocess.run(
-            [RAY, *arguments], env=self.environment, capture_output=True, text=True, timeout=100, check=False
+            [RAY, *arguments], env=self.given.environment, capture_output=True, text=True, timeout=100, check=False
         )
         return done.stdout + done.stderr
 
     def submit(self, name: str, study: Path) -> None:
         """Submit the study's job, once the cluster takes jobs."""
-        command = ["job", "submit", "--address", self.dashboard, "--working-dir", str(REPOSITORY), "--no-wait",
+        command = ["job", "submit", "--address", self.given.address, "--working-dir", str(REPOSITORY), "--no-wait",
                    "--submission-id", name, "--", sys.executable, "jobs/study.py", str(study)]  # fmt: skip
         said = ""
         for _ in range(60):
@@ -98,7 +77,7 @@ class Cluster:
 
     def workers(self) -> list[psutil.Process]:
         """Processes that train."""
-        family = psutil.Process(self.pid).children(recursive=True)
+        family = psutil.Process(self.given.head).children(recursive=True)
         return [process for process in family if "RayTrainWorker" in " ".join(process.cmdline())]
 
 
@@ -135,26 +114,8 @@ class Seen:
 
 @pytest.fixture
 def cluster():
-    """A head node with two CPUs, its own folder and ports; ended by ending the process that holds it."""
-    gcs, dashboard, client, agent = free_ports(4)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex}
-    with tempfile.TemporaryDirectory(prefix="rg", ignore_cleanup_errors=True) as folder:
-        head = subprocess.Popen(
-            [RAY, "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}", f"--dashboard-port={dashboard}",
-             f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
-             "--dashboard-host=127.0.0.1", f"--temp-dir={folder}", "--disable-usage-stats"],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        try:
-            yield Cluster(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", head.pid, environment)
-        finally:
-            os.killpg(head.pid, signal.SIGTERM)
-            try:
-                head.wait(3)
-            except subprocess.TimeoutExpired:
-                os.killpg(head.pid, signal.SIGKILL)
-                head.wait()
+    with job_cluster() as given:
+        yield Cluster(given)
 
 
 def test_a_submitted_study_is_stopped_and_resumed_and_says_what_failed(cluster, tmp_path):
@@ -178,7 +139,10 @@ def test_a_submitted_study_is_stopped_and_resumed_and_says_what_failed(cluster, 
     cluster.wait_for("stopped", lambda: not cluster.active("stopped"), ended=True)
     assert cluster.status("stopped") == "STOPPED"
     assert seen.states() == {"tiny": "KILLED", "first": "KILLED"}
-    cluster.wait_for("stopped", lambda: "0.0/2.0 CPU" in cluster.ray("status", "--address", cluster.gcs), ended=True)
+    cluster.wait_for("stopped", lambda: not cluster.workers(), ended=True)
+    cluster.wait_for(
+        "stopped", lambda: "0.0/2.0 CPU" in cluster.ray("status", "--address", cluster.given.gcs), ended=True
+    )
     assert not cluster.workers()
 
     cluster.submit("struck", tmp_path / "study.yaml")

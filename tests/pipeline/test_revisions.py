@@ -11,6 +11,8 @@ from tiny import tiny_qwen
 
 from raygeo.analyses.norms.workload import Norms, NormSettings
 from raygeo.cluster.execution import in_process
+from raygeo.data.grading import RULES
+from raygeo.evaluation.answers import Answers
 from raygeo.losses.sft import SFT
 from raygeo.models.delta import save_full_delta
 from raygeo.models.run import Run
@@ -87,6 +89,26 @@ def test_a_table_from_before_revisions_is_named(store, tmp_path):
     assert outdated_tables(store) == [
         "Made before revisions were kept: the tables deltas. Run the study again to make it anew."
     ]
+
+
+@pytest.mark.parametrize("table", ["accuracy", "mcnemar", "pass_at_k", "trials"])
+def test_a_table_of_what_follows_from_others_says_what_it_was_made_of(store, table):
+    [first, *_] = to_arrow(table, []).schema.names
+    rows = to_arrow(table, [{first: "a"}])
+    store.publish_rows(table, rows)
+    assert outdated_tables(store) == [
+        f"Made before revisions were kept: the tables {table}. Run the study again to make it anew."
+    ]
+    made_by = {"answers": Answers.revision, "grading": RULES}
+    store.publish_rows(table, rows, made_by)
+    assert outdated_tables(store) == []
+    store.publish_rows(table, rows, made_by | {"grading": RULES - 1})
+    assert outdated_tables(store) == [
+        f"The table {table} was made by other revisions of the code: grading of revision {RULES - 1} (now {RULES}). "
+        "Run the study again to make it anew."
+    ]
+    store.publish_rows(table, rows.slice(0, 0))
+    assert outdated_tables(store) == []
 
 
 def test_units_from_before_revisions_are_counted(store):

@@ -35,8 +35,9 @@ from raygeo.training.export import keep_delta
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-FEW = {"steps": 10}
+FEW = {"steps": 5}
 SPLIT = {"batch": 5, "micro": 2, **FEW}  # 2, 2 and 1 on one rank; 2 and 1 on one and 1 and 1 on the other of two
+MORE = {"steps": 10}
 FIRST = {loss.type: name for name, loss in reversed(LOSS_CASES.items()) if bound(name) == BOUND}.values()
 EVERY_LOSS = [
     Case(name, ranks=2, stage=3 if number % 3 == 0 else 2, lora=number % 2 == 0, **SPLIT)
@@ -72,7 +73,7 @@ SHARED = [  # two ranks have a part of each row: every kind of loss, and some to
     Case("dpo", ranks=2, stage=2, packed=True, checkpointed=True, sharing=2, **SPLIT),
     Case("asft", ranks=2, stage=3, chunk=FEW_LOGITS, packed=True, checkpointed=True, sharing=2, **SPLIT),
     Case("iw-sft", ranks=2, stage=2, lora=True, packed=True, sharing=2, **SPLIT),
-    Case("ift", ranks=2, stage=2, packed=True, tokens=70, batch=5, steps=10, sharing=2),
+    Case("ift", ranks=2, stage=2, packed=True, tokens=70, batch=5, **FEW, sharing=2),
     Case("sft", ranks=2, stage=3, lora=True, chunk=FEW_LOGITS, packed=True, checkpointed=True, sharing=2, **SPLIT),
 ]
 ASKED = [  # with adapters each step asks the base for its logits
@@ -92,10 +93,10 @@ FP32 = list(
     )
 )
 BF16 = [
-    Case("sft", bf16=True, **SPLIT),
-    Case("sft", ranks=2, stage=2, bf16=True, **SPLIT),
-    Case("dpo", stage=3, lora=True, bf16=True, **SPLIT),
-    Case("dpo", lora=True, bf16=True, **SPLIT),
+    Case("sft", bf16=True, **SPLIT | MORE),
+    Case("sft", ranks=2, stage=2, bf16=True, **SPLIT | MORE),
+    Case("dpo", stage=3, lora=True, bf16=True, **SPLIT | MORE),
+    Case("dpo", lora=True, bf16=True, **SPLIT | MORE),
 ]
 EXPORTED = {lora: Case("sft", ranks=2, stage=3, lora=lora, **SPLIT) for lora in (False, True)}
 IDS = torch.arange(3, 40)[None]

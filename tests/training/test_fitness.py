@@ -2,8 +2,8 @@
 
 import pytest
 from pydantic import ValidationError
-from tiny import tiny_qwen
-from transformers import BloomConfig, Gemma2Config
+from tiny import BLOOM, tiny_qwen
+from transformers import Gemma2Config
 
 from raygeo.errors import StudentError
 from raygeo.losses import ASFT, DPO, SFT
@@ -13,7 +13,6 @@ from raygeo.training.settings import LATER, Execution, RunSpec, TrainingSettings
 
 BF16 = {"precision": "bf16", "gpus": 1}
 QWEN = tiny_qwen().config
-BLOOM = BloomConfig(vocab_size=24, hidden_size=32, n_layer=1, n_head=4)
 
 
 def test_a_configuration_is_not_read_for_runs_that_ask_for_nothing():

@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.compressibility import report
 from raygeo.analyses.compressibility.cost import cost
 from raygeo.analyses.compressibility.workload import Compressibility, CompressibilitySettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -20,6 +21,11 @@ ANALYSIS = Analysis(
         sections=(report.points,),
         caveats=(report.limits,),
         metrics=(report.metrics,),
+        declared=(
+            Metric("compressibility", better="max", role="outcome"),
+            Metric("delta_compressibility", better="max", role=None),
+            Metric("compressibility_over_base", better="max", role=None),
+        ),
     ),
     cost=cost,
 )

@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.critical_sharpness import report
 from raygeo.analyses.critical_sharpness.cost import cost
 from raygeo.analyses.critical_sharpness.workload import CriticalSettings, CriticalSharpness
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -20,6 +21,14 @@ ANALYSIS = Analysis(
         sections=(report.steps,),
         caveats=(report.limits,),
         metrics=(report.metrics,),
+        declared=(
+            *(
+                Metric(f"critical_sharpness.{way}{of}")
+                for way in ("gradient", "delta")
+                for of in ("", "_distance", "_curvature")
+            ),
+            *(Metric(f"critical_sharpness.{way}_random", role=None) for way in ("gradient", "delta")),
+        ),
     ),
     cost=cost,
 )

@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.diversity import report
 from raygeo.analyses.diversity.cost import cost
 from raygeo.analyses.diversity.workload import Diversity, DiversitySettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -20,6 +21,10 @@ ANALYSIS = Analysis(
         sections=(report.values,),
         caveats=(report.limits,),
         metrics=(report.metrics,),
+        declared=(
+            Metric("diversity_per_input", role="outcome"),
+            *(Metric(f"diversity_{of}", role=None) for of in ("across_input", "answers", "equations", "entropy")),
+        ),
     ),
     cost=cost,
 )

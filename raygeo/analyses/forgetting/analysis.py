@@ -5,6 +5,7 @@ from raygeo.analyses.forgetting import report
 from raygeo.analyses.forgetting.cost import cost
 from raygeo.analyses.forgetting.known import known
 from raygeo.analyses.forgetting.workload import Forgetting, ForgettingSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -21,6 +22,11 @@ ANALYSIS = Analysis(
         sections=(report.drops, report.laws),
         caveats=(report.claim, report.limits),
         metrics=(report.metrics,),
+        declared=(
+            Metric("forgetting", better="min", role="outcome"),
+            Metric("forgetting_accuracy", better="min", role=None),
+            Metric("forgetting_nll", better="min", role=None),
+        ),
     ),
     cost=cost,
 )

@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.heads import report
 from raygeo.analyses.heads.cost import cost
 from raygeo.analyses.heads.workload import Heads, HeadSettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -20,6 +21,18 @@ ANALYSIS = Analysis(
         sections=(report.switched,),
         caveats=(report.limits,),
         metrics=(report.metrics,),
+        declared=(
+            Metric("heads.evenness"),
+            Metric("heads.evenness.*"),
+            Metric("heads.evenness_random", role=None),
+            Metric("heads.evenness_random.*", role=None),
+            *(Metric(f"heads.{effect}.largest") for effect in ("removed", "added")),
+            *(
+                Metric(f"heads.{effect}.{null}", role=None)
+                for effect in ("removed", "added")
+                for null in ("random", "control")
+            ),
+        ),
     ),
     cost=cost,
 )

@@ -4,6 +4,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.tunability import report
 from raygeo.analyses.tunability.cost import cost
 from raygeo.analyses.tunability.workload import Tunability, TunabilitySettings
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
 ANALYSIS = Analysis(
@@ -20,6 +21,10 @@ ANALYSIS = Analysis(
         sections=(report.tuned,),
         caveats=(report.recipe,),
         metrics=(report.metrics,),
+        declared=(
+            Metric("tunability", better="max", role="outcome"),
+            Metric("tunability_gain", better="max", role=None),
+        ),
     ),
     cost=cost,
 )

@@ -46,6 +46,16 @@ class Intervals(NamedTuple):
         }
 
 
+def check_finite(losses: ArrayLike, where: str) -> None:
+    """See that losses of mixtures of runs, or of points of a path between two, are numbers.
+
+    Raises:
+        DeltaError: a loss is NaN or infinite.
+    """
+    if not np.isfinite(losses).all():
+        raise DeltaError(f"the loss {where} is not finite; a run has diverged, leave it out.")
+
+
 def excess(alphas: ArrayLike, losses: ArrayLike) -> Excess:
     """Subtract from ``losses`` [..., A] the chord between the first and the last, or their mean.
 
@@ -62,11 +72,7 @@ def excess(alphas: ArrayLike, losses: ArrayLike) -> Excess:
         raise ValueError(f"alphas must increase from 0 to 1, not {a}")
     if x.shape[-1:] != a.shape:
         raise ValueError(f"{x.shape} losses for {len(a)} alphas")
-    if not np.isfinite(x).all():
-        where = a[~np.isfinite(x).reshape(-1, len(a)).all(0)]
-        raise DeltaError(
-            f"the loss is not finite at alpha = {where.tolist()}; an end of the path has diverged, leave it out."
-        )
+    check_finite(x, f"at alpha = {a[~np.isfinite(x).reshape(-1, len(a)).all(0)].tolist()}")
     first, last = x[..., :1], x[..., -1:]
     chord = x - ((1 - a) * first + a * last)
     rounding = 4 * np.finfo(np.float64).eps * np.abs(x).max(-1, keepdims=True)

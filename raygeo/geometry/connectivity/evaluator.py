@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from raygeo.data.probes import Probe
-from raygeo.errors import DeltaError
 from raygeo.geometry.bootstrap import Array, percentile_interval, resampled_means
+from raygeo.geometry.connectivity.barriers import check_finite
 from raygeo.geometry.connectivity.confidence import Calibration, calibration
 from raygeo.geometry.connectivity.measures import AnswerErrors, ProbeNLL, halves
 from raygeo.models.resident import Measured, ResidentStudent
@@ -48,8 +48,7 @@ class Evaluator:
 
     def _evaluate(self, model: PreTrainedModel) -> Evaluation:
         sums = self._measured.sums(model)
-        if not np.isfinite(sums).all():
-            raise DeltaError("the loss of a mixture of runs is not finite; a run has diverged, leave it out.")
+        check_finite(sums, "of a mixture of runs")
         wrong = None if self._errors is None else self._errors.sums(model)
         return Evaluation(sums, calibration(model, self._measured.batches), wrong)
 

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raygeo.data.probes import Probe
-from raygeo.errors import DeltaError
 from raygeo.geometry.bootstrap import Array
-from raygeo.geometry.connectivity.barriers import headroom
+from raygeo.geometry.connectivity.barriers import check_finite, headroom
 from raygeo.geometry.connectivity.measures import Measure, Metric, ProbeNLL
 from raygeo.geometry.connectivity.mixtures import mixture
 from raygeo.models.delta import Entry
@@ -90,8 +89,7 @@ def straight_path(
         raise ValueError(f"a path of {points} points has no inside; take at least 3")
     grid = np.linspace(0, 1, points).tolist()
     [path] = trace_paths(at, [measured], {"nll": grid}, refine=refine, tolerance=tolerance)
-    if not np.isfinite(path.means).all():
-        raise DeltaError("the loss on the path is not finite; one of the deltas has diverged")
+    check_finite(path.means, "on the path")
     return path
 
 
