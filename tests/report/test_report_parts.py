@@ -104,7 +104,7 @@ def test_a_study_in_which_nothing_is_analysed_says_nothing_of_analyses(tables):
     for analysis in registry.analyses().values():
         assert said(bare, analysis.report) == []
     page = render_page(bare, CONTEXT, draw_figures(bare, registry.parts()), registry.parts())
-    assert page.count("<figure ") == 4
+    assert page.count("<figure ") == 5
     assert registry.analyses()["norms"].report.figures[0].title in page.split("Not drawn, for want of data")[1]
 
 
