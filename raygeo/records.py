@@ -11,6 +11,9 @@ from raygeo.errors import StoreError
 Seeds = Literal["same", "order", "init", "both"]
 """Which seeds two runs differ in: none, that of the data order, that of the adapter initialisation, or both."""
 
+Seed = int | None | tuple[int | None, ...]
+"""A seed of a run, or those of its stages."""
+
 EXECUTION = frozenset(
     {
         "micro_batch_size", "zero_stage", "offload", "workers", "cpus", "gpus", "eval_every", "snapshots", "log_every",
@@ -31,13 +34,13 @@ class Condition:
 
     ``loss`` is the loss with its options and ``settings`` everything else but the seeds and ``EXECUTION``, each as text
     in one canonical form. ``seed`` is that of the data order, ``init_seed`` that of the adapter; None where there is no
-    adapter.
+    adapter. Of a run in stages, both are those of its stages in order.
     """
 
     loss: str
     settings: str
-    seed: int
-    init_seed: int | None
+    seed: Seed
+    init_seed: Seed
 
     @property
     def configuration(self) -> tuple[str, str]:
@@ -45,7 +48,7 @@ class Condition:
         return self.loss, self.settings
 
     @property
-    def surroundings(self) -> tuple[str, int, int | None]:
+    def surroundings(self) -> tuple[str, Seed, Seed]:
         """The condition without its loss: runs that agree in it would be one if the loss did not matter."""
         return self.settings, self.seed, self.init_seed
 
@@ -70,6 +73,11 @@ class RunRecord:
     ``loss`` and ``training`` are the settings as plain data, None where the training is not known. ``stored`` is the
     dtype a complete model was found in, None where only a delta is kept. ``delta`` says where the weights' change is.
     ``adapter_init`` is the fingerprint of the adapters that training started from, None where there were none.
+
+    ``stages`` are those of a run that was trained in several or in rounds, None for all others: of each its loss,
+    training, label, reference and, where it was in rounds, their number and how they were sampled. ``loss`` and
+    ``training`` are then those of the last one. ``leg`` is the number of the stage, from 1, whose change alone this is,
+    and ``leg_of`` names the run; ``stages`` end with that stage.
     """
 
     run: str
@@ -88,16 +96,38 @@ class RunRecord:
     stored: str | None = None
     model: str | None = None
     adapter_init: str | None = None
+    stages: Sequence[Mapping[str, Any]] | None = None
+    leg: int | None = None
+    leg_of: str | None = None
+
+    @property
+    def label(self) -> str | None:
+        """The type of its loss or, of a run in stages, those of all of them."""
+        if self.stages is not None:
+            labels = [str(stage["label"]) for stage in self.stages]
+            return "+".join(labels) if self.leg is None else f"{labels[-1]} after {'+'.join(labels[:-1])}"
+        return None if self.loss is None else str(self.loss["type"])
 
     @property
     def condition(self) -> Condition | None:
         """How it was trained, None where that is not known."""
         if self.loss is None or self.training is None:
             return None
-        training = {name: value for name, value in self.training.items() if name not in EXECUTION}
-        seed, init_seed = training.pop("seed"), training.pop("init_seed")
-        loss, settings = (json.dumps(part, sort_keys=True) for part in (self.loss, training))
-        return Condition(loss, settings, seed, None if training["lora"] is None else init_seed)
+        if self.stages is None:
+            settings, seed, init_seed = _optimisation(self.training)
+            return Condition(_text(self.loss), _text(settings), seed, init_seed)
+        trained = [_optimisation(stage["training"]) for stage in self.stages]
+        rest = [
+            {name: value for name, value in stage.items() if name not in ("loss", "training", "label")}
+            for stage in self.stages
+        ]
+        plain = {"stages": [settings for settings, _, _ in trained], "besides": rest, "leg": self.leg}
+        return Condition(
+            _text([stage["loss"] for stage in self.stages]),
+            _text(plain),
+            tuple(seed for _, seed, _ in trained),
+            tuple(init_seed for _, _, init_seed in trained),
+        )
 
     def row(self) -> dict[str, Any]:
         """The record as a row of table ``runs``."""
@@ -105,7 +135,7 @@ class RunRecord:
         loss, training = row.pop("loss"), row.pop("training")
         params = {"loss": loss, "training": training} | {name: row.pop(name) for name in _PARAMS}
         if loss is not None and training is not None:
-            row |= {"loss": loss["type"]} | {name: training[name] for name in ("lr", "seed", "init_seed")}
+            row |= {"loss": self.label} | {name: training[name] for name in ("lr", "seed", "init_seed")}
         return row | {"params": json.dumps({name: value for name, value in params.items() if value is not None})}
 
     @classmethod
@@ -121,14 +151,25 @@ class RunRecord:
             params = None
         if not isinstance(params, dict) or not all(isinstance(row[name], str) for name in ("run", "key", "status")):
             raise StoreError(_damaged(row, "its key, status or settings"))
-        loss, training = params.get("loss"), params.get("training")
-        if not all(part is None or isinstance(part, dict) for part in (loss, training)):
+        loss, training, stages = params.get("loss"), params.get("training"), params.get("stages")
+        if not all(part is None or isinstance(part, dict) for part in (loss, training)) or not _are_stages(stages):
             raise StoreError(_damaged(row, "its loss or training"))
         if loss is not None and not isinstance(loss.get("type"), str):
             raise StoreError(_damaged(row, "the type of its loss"))
         kept: dict[str, Any] = {name: row[name] for name in _COLUMNS if name in row}
         kept |= {name: params.get(name) for name in ("loss", "training", *_PARAMS)}
         return cls(**kept)
+
+
+def _are_stages(stages: Any) -> bool:
+    """Whether these are the stages of a record, or None."""
+    if stages is None:
+        return True
+    return isinstance(stages, list) and all(
+        isinstance(stage, dict) and isinstance(stage.get("loss"), dict) and isinstance(stage.get("training"), dict)
+        and isinstance(stage.get("label"), str)
+        for stage in stages
+    )  # fmt: skip
 
 
 def _damaged(row: Mapping[str, Any], what: str) -> str:
@@ -141,4 +182,15 @@ def _damaged(row: Mapping[str, Any], what: str) -> str:
 _COLUMNS = (
     "run", "key", "status", "reason", "steps", "examples", "tokens", "seconds", "delta", "student", "mlflow_run_id",
 )  # fmt: skip
-_PARAMS = ("stored", "model", "adapter_init")
+_PARAMS = ("stored", "model", "adapter_init", "stages", "leg", "leg_of")
+
+
+def _text(plain: Any) -> str:
+    return json.dumps(plain, sort_keys=True)
+
+
+def _optimisation(training: Mapping[str, Any]) -> tuple[dict[str, Any], int, int | None]:
+    """The settings of a training without its seeds and ``EXECUTION``, and the seeds."""
+    settings = {name: value for name, value in training.items() if name not in EXECUTION}
+    seed, init_seed = settings.pop("seed"), settings.pop("init_seed")
+    return settings, seed, None if settings["lora"] is None else init_seed

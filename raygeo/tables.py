@@ -107,6 +107,14 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         bounds instead.""",
         "metric, mode: text; at_most, at_least: float",
     ),
+    "stages": schema(
+        """Every training of the runs that are trained in stages or rounds: `leg` is the run that has the change of that
+        stage alone, null where there is one stage; steps are counted over the whole run. `student` is the key of what
+        it starts from, `rollouts` that of what was sampled for a round, null where it learns from the study's;
+        `sampled` counts their rows and `sampled_right` those that are right.""",
+        "run: text; stage, round: int; leg, loss: text; lr: float; seed: int; reference: text; first_step, last_step, "
+        "examples, tokens: int; seconds: float; sampled, sampled_right: int; status, key, student, rollouts: text",
+    ),
     "training_curves": schema(
         """Metrics while training: `objective` in the loss's own unit, `nll` the plain token mean, so that losses can be
         compared.""",
@@ -129,6 +137,18 @@ SCHEMAS: Mapping[str, pa.Schema] = {
         correct. Low and high are ends of a 95 % interval clustered by problem.""",
         "run, benchmark: text; n, correct: int; accuracy, low, high: float; truncated, no_answer, undecided, problems, "
         "samples: int",
+    ),
+    "monitor": schema(
+        """Accuracy while training, at the steps whose weights were kept, the base being step 0: of `train`, problems
+        that are trained on, and of benchmarks, `shift` saying how these differ from them where it is known. Low and
+        high are ends of a 95 % interval.""",
+        "run: text; step: int; benchmark, shift: text; n, problems: int; accuracy, low, high: float; truncated: int",
+    ),
+    "partings": schema(
+        """When accuracy on training problems and on a benchmark `part`, the first step whose gap has a 95 % interval
+        wholly above 0, and when they `meet`, the first step after which no such gap is left; null where they do not.
+        `steps` counts those that were measured, the base among them.""",
+        "run, benchmark: text; part, meet: int; largest_gap: float; largest_at, steps: int",
     ),
     "pass_at_k": schema(
         """Where problems were answered several times: the probability that one of `k` answers is right (unbiased, Chen

@@ -37,6 +37,8 @@ class Analysis:
         needs: what there must be; a study or comparison that lacks it is refused before anything starts, except that an
             analysis that can use ``problems`` does without if there are none.
         after: analyses whose tables it reads; they must be asked for with it, and come first in ``order``.
+        of_weights: whether it compares weights alone, and so takes too what single stages of runs changed
+            (``Run.leg``).
         report: what the page and MLflow show of its tables.
         cost: what its workloads need, of its settings and the size of a study, for ``raygeo plan``; where it is left
             out the plan says that it is not known.
@@ -51,6 +53,7 @@ class Analysis:
     default: bool = True
     needs: frozenset[Need] = frozenset()
     after: tuple[str, ...] = ()
+    of_weights: bool = False
     report: Parts = field(default_factory=Parts)
     cost: Callable[[Any, footprint.Scale], list[footprint.Need]] | None = None
 
@@ -61,5 +64,5 @@ class Analysis:
 
     def make(self, settings: Settings, inputs: AnalysisInputs) -> list[Workload]:
         """Its workloads, ready to run."""
-        given = self.arguments(inputs)
+        given = self.arguments(inputs if self.of_weights else inputs.models)
         return [kind(settings, *given) for kind in self.workloads]  # type: ignore[call-arg]

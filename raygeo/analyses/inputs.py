@@ -1,7 +1,7 @@
 """What analyses are made of."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pyarrow as pa
@@ -53,6 +53,11 @@ class AnalysisInputs:
     journals: Journals | None = None
     gather: Gather | None = None
     training: Training | None = None
+
+    @property
+    def models(self) -> "AnalysisInputs":
+        """The same without what single stages of runs changed, which beside the base is no model (``Run.leg``)."""
+        return replace(self, runs=[run for run in self.runs if not run.leg])
 
     @property
     def conditions(self) -> dict[str, Condition]:

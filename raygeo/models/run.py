@@ -19,6 +19,8 @@ class Run:
 
     ``snapshots`` is the folder of the deltas kept while training, one subfolder ``step-000001`` a step, if any were.
     ``base`` is the model that ``delta`` is a fine-tune of, where ``delta`` is a complete model and not a difference.
+    ``leg`` marks what a later stage of a run changed, relative to where that stage began: of such a run the weights are
+    compared, but base + delta is no model that was ever trained.
     ``loading`` says how its weights are held where it is measured, and is part of ``key`` where it is not the default.
     """
 
@@ -27,6 +29,7 @@ class Run:
     delta: AnyPath | None
     snapshots: AnyPath | None = None
     base: AnyPath | None = None
+    leg: bool = False
     loading: Loading = field(default=_DEFAULT, hash=False)
 
     def open(self, base: Checkpoint | None = None) -> Delta | None:

@@ -45,6 +45,8 @@ MOST_PROBLEMS = 1_000_000
 """Built-in problems that may be asked for: of word problems there are fewer different ones."""
 HELDOUT = "heldout"
 """The name of the study's held-out prompts as a benchmark."""
+TRAIN = "train"
+"""The name of the problems that are trained on, where accuracy is measured on them."""
 
 
 class StudentSettings(Loading):
@@ -202,6 +204,15 @@ class Benchmark(Settings):
         return {"type": "problems", "path": problems} if isinstance(problems, str) else problems
 
 
+class MonitorSettings(Settings):
+    """Accuracy at the steps whose weights were kept (``training.snapshots``), on few problems of each kind."""
+
+    problems: int = Field(64, ge=1)
+    """At most so many training problems, held-out ones, and problems of each benchmark."""
+    seed: int = Field(0, ge=0)
+    """Seed of the choice of problems."""
+
+
 class EvaluationSettings(Settings):
     """Accuracy of the base and of every run, greedily decoded."""
 
@@ -211,6 +222,9 @@ class EvaluationSettings(Settings):
     """Further benchmarks."""
     answers: AnswerSettings = AnswerSettings()
     """Decoding."""
+    monitor: MonitorSettings | None = None
+    """Measure accuracy on the way too, on training problems as well; by default only at the end and, for runs in
+    stages or rounds, after each of these."""
     engine: AnyEngine = LOCAL
     """What writes the answers, here and along paths: ``local`` or ``vllm``. An ``endpoint`` cannot, for its model has
     the weights it has, and not those of runs."""
@@ -218,6 +232,8 @@ class EvaluationSettings(Settings):
     @model_validator(mode="after")
     def _distinct(self) -> "EvaluationSettings":
         names = [HELDOUT] * self.heldout + [benchmark.name for benchmark in self.benchmarks]
+        if self.monitor is not None and TRAIN in names:
+            raise ValueError(f"a benchmark is called {TRAIN!r}, as the monitor calls training problems; rename it")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             reserved = f"; {HELDOUT!r} is that of the study's own held-out prompts" if twice[0] == HELDOUT else ""
@@ -310,8 +326,8 @@ class Study(Settings):
             self._refuse_ranges()
         if (count := self.plan.count()) > MOST_RUNS:
             raise ValueError(f"its runs are {count:,} with all that varies; a study has at most {MOST_RUNS:,}")
-        names = [spec.name for spec in self.specs()]
-        twice = sorted({name for name in names if names.count(name) > 1})
+        names = [name for trial in self.plan.trials() for name in trial.shown]
+        twice = sorted({name for name in names if names.count(name) > 1} & {run.name for run in self.plan.trials()})
         if twice:
             raise ValueError(f"runs {twice} appear more than once; give them different settings, or a name each")
         if "base" in names:
@@ -329,14 +345,22 @@ class Study(Settings):
                 "the base is asked with the attention of the runs that are compared with it, and flash attention "
                 "computes on GPUs; give actors.gpus: 1 with it"
             )
-        for lora in {spec.training.lora for spec in self.plan.points()}:
+        adapters = {spec.training.lora for spec in self.plan.points()} | {run.adapters for run in self.plan.trials()}
+        for lora in adapters:
             if (why := self.evaluation.engine.unfit(lora)) is not None:
                 raise ValueError(f"evaluation.engine: {why}")
         for index in self.plan.open_entries():
-            stems = [entry.name or entry.loss.type for entry in self.runs]
+            if self.runs[index].is_chain:
+                said = "a search by Optuna trains no stages and no rounds; list values (sweep.search: grid or random)"
+                raise refusal(("runs", index), self.runs[index].stem, said)
+            stems = [entry.stem for entry in self.runs]
             if stems.count(stems[index]) > 1:
                 said = "a search names its runs after their entry: give each entry of this loss a name"
                 raise refusal(("runs", index, "name"), self.runs[index].name, said)
+        chains = [index for index, entry in enumerate(self.runs) if entry.is_chain]
+        if chains and self.plan.sweep.scheduler is not None:
+            said = "sweep.scheduler stops runs by their NLL at a step, and stages and rounds count anew; leave it out"
+            raise refusal(("runs", chains[0]), self.runs[chains[0]].stem, said)
         if self.sweep is not None:
             find_judged(self, self.benchmarks)
             watched = self.sweep.scheduler.metric if self.sweep.scheduler is not None else ""
@@ -432,7 +456,7 @@ class Study(Settings):
         return find_judged(self, self.benchmarks)
 
     def specs(self) -> list[RunSpec]:
-        """Every run known before training starts, resolved, in the order of the file."""
+        """Every run known before training starts, resolved, in the order of the file; of one in stages, the last."""
         return [trial.spec for trial in self.plan.trials()]
 
 

@@ -17,6 +17,7 @@ from raygeo.models.loading import read_config
 from raygeo.pipeline.budget.check import check_disk, check_memory
 from raygeo.pipeline.budget.cluster import Cluster, cluster_connected
 from raygeo.pipeline.budget.facts import Facts
+from raygeo.pipeline.chains import chain_of
 from raygeo.pipeline.config import HELDOUT, Study, study_yaml
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.problems import benchmark_problems
@@ -88,9 +89,7 @@ def check_student(study: Study, store: Store, stages: tuple[str, ...], cluster: 
         return
     texts = SHORTEST
     benchmarks = {benchmark.name: texts for benchmark in study.evaluation.benchmarks}
-    trained = _settled(store)
-    settled = frozenset(spec.name for spec in study.plan.points() if _named(spec) in trained)
-    facts = Facts(read_config(folder), texts, texts, texts, 1.0, benchmarks, (), settled)
+    facts = Facts(read_config(folder), texts, texts, texts, 1.0, benchmarks, (), _settled_trainings(study, store))
     check_memory(study, facts, cluster, lambda said: None, _lacking(store, stages) - {"geometry"})
     if "train" in stages:
         check_disk(study, facts, cluster, store.free_bytes(), lambda said: None)
@@ -124,11 +123,10 @@ def check_rollouts(
         if (left := [problem.prompt for problem in problems if problem.prompt not in trained_on])
     }
     scheduler = study.plan.sweep.scheduler
-    settled = frozenset(
-        spec.name
-        for spec in study.plan.points()
-        if is_settled(store, spec.key(student.key, rollouts.key, rollouts.teacher), scheduler)
-    )
+    keys = {spec.name: spec.key(student.key, rollouts.key, rollouts.teacher) for spec in study.plan.points()}
+    chains = [chain_of(context, student, rollouts, run) for run in study.plan.trials() if run.is_chain]
+    keys |= {link.spec.name: link.key for chain in chains for link in chain.links}
+    settled = frozenset(name for name, key in keys.items() if is_settled(store, key, scheduler))
     heldout = benchmarks.get(HELDOUT, SHORTEST)
     if not study.evaluation.heldout:
         benchmarks.pop(HELDOUT, None)
@@ -171,6 +169,14 @@ def _settled(store: Store) -> set[tuple[str, str]]:
     return {(row["run"], split_key(row["key"])[1]) for row in rows if row["status"] in SETTLED}
 
 
+def _settled_trainings(study: Study, store: Store) -> frozenset[str]:
+    """Names of trainings that the store shows to need no more: those in its table of runs, and those of runs in it."""
+    ended = _settled(store)
+    names = {spec.name for spec in study.plan.points() if _named(spec) in ended}
+    whole = (run for run in study.plan.trials() if _named(run.spec) in ended)
+    return frozenset(names | {spec.name for run in whole for spec in run.trainings})
+
+
 def _named(spec: RunSpec) -> tuple[str, str]:
     return spec.name, ".".join(map(str, spec.revisions))
 
@@ -185,10 +191,10 @@ def _demands(study: Study, store: Store, stages: tuple[str, ...]) -> list[tuple[
     if set(stages) - {"student", "train", "report"}:
         demands.append(("an actor (actors)", study.actors.demand, 1))
     if "train" in stages:
-        settled = _settled(store)
+        settled = _settled_trainings(study, store)
         shapes = defaultdict(list)
         for spec in study.plan.points():
-            if _named(spec) not in settled:
+            if spec.name not in settled:
                 shapes[run_shape(spec)].append(spec.name)
         for shape, (first, *others) in shapes.items():
             also = f" (and {len(others)} others)" if others else ""

@@ -11,6 +11,7 @@ from raygeo.evaluation.statistics import FEW, accuracy_rows, drop_rows, mcnemar_
 from raygeo.models.run import Run
 from raygeo.pipeline.config import HELDOUT, Study
 from raygeo.pipeline.context import StudyContext
+from raygeo.pipeline.monitor import monitor_runs
 from raygeo.pipeline.problems import benchmark_problems
 from raygeo.pipeline.rollouts import Rollouts, heldout_problems
 from raygeo.pipeline.student import Student
@@ -21,12 +22,13 @@ from raygeo.workload import Task
 
 
 def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, runs: list[Run]) -> None:
-    """Publish ``answers``, ``benchmarks``, ``accuracy``, ``drops``, ``pass_at_k`` and ``mcnemar``.
+    """Publish ``answers``, ``benchmarks``, ``accuracy``, ``drops``, ``pass_at_k`` and ``mcnemar``, and
+    what is measured on the way.
 
     Problems whose prompt is trained on are left out, and reported; so are answers that could not be judged.
     """
     settings, store = context.study.evaluation, context.store
-    for table in ("answers", "benchmarks", "accuracy", "drops", "pass_at_k", "mcnemar"):
+    for table in ("answers", "benchmarks", "accuracy", "drops", "pass_at_k", "mcnemar", "monitor", "partings"):
         store.publish(table, [])  # an earlier study's are not this one's, whatever becomes of these
     benchmarks, left_out = asked_problems(context.study, rollouts)
     for name, count in left_out.items():
@@ -42,7 +44,7 @@ def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, r
         context.progress.say("  accuracy is not measured: there is no problem with a gold answer to grade against")
     workload = Answers(
         settings.answers,
-        runs,
+        [run for run in runs if not run.leg],
         student.folder,
         student.key,
         benchmarks,
@@ -58,6 +60,8 @@ def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, r
         _publish(context, workload, _complete(workload, store), shifts)
         raise
     _publish(context, workload, keys, shifts)
+    with context.surviving("accuracy while training"):
+        monitor_runs(context, student, rollouts, runs, benchmarks)
 
 
 def asked_problems(study: Study, rollouts: Rollouts) -> tuple[dict[str, list[Prompt]], dict[str, int]]:

@@ -3,28 +3,35 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Optional
+from typing import Annotated, Any, ClassVar, Optional, Self
 
 from pydantic import (
     AfterValidator,
     Field,
+    ModelWrapValidatorHandler,
     SerializerFunctionWrapHandler,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     create_model,
     model_serializer,
+    model_validator,
 )
 
+from raygeo.data.sampling import DecodingSettings
+from raygeo.losses.base import Loss
 from raygeo.losses.registry import LOSSES, AnyLoss, unknown
+from raygeo.models.lora import LoraSettings
 from raygeo.search.configurations import Configuration, grid, sample
 from raygeo.search.naming import describe
 from raygeo.search.settings import SweepSettings
 from raygeo.search.space import Choice, Domain, Place, Varied, refusal
-from raygeo.settings import Name, Settings
-from raygeo.training.settings import RunSpec, TrainingSettings
+from raygeo.settings import Name, Settings, content_key
+from raygeo.training.settings import Reference, RunSpec, TrainingSettings
 
 MOST_RUNS = 10_000
 """Runs of a study: more are not meant."""
+MOST_STAGES, MOST_ROUNDS = 16, 1000
+"""Stages and rounds of a run: more are not meant."""
 SEEDS: tuple[Place, ...] = (("seed",), ("init_seed",))
 """The seeds of a run; where they are lists, every configuration is trained with each."""
 
@@ -43,17 +50,48 @@ _overrides: dict[str, Any] = {
 TrainingOverrides = create_model("TrainingOverrides", __base__=Settings, **_overrides)
 
 
-class RunEntry(Varied, TrainingOverrides):
-    """A loss with its hyper-parameters: any training setting may be overridden, and any option may vary."""
+class RoundSampling(Settings):
+    """How the rollouts of a round are drawn from the run as it is then.
+
+    What is left out is as ``rollouts.sample.decoding`` has it, where the study samples, or else as that is by default.
+    """
+
+    samples: int | None = Field(None, ge=1, le=1 << 16)
+    """Completions per prompt."""
+    temperature: float | None = Field(None, gt=0)
+    """Softmax temperature."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Longest completion; one that has not ended by then is truncated, and marked so."""
+    batch_size: int | None = Field(None, ge=1)
+    """Completions decoded together; halved where memory runs out."""
+    prompts_per_task: int | None = Field(None, ge=1)
+    """Prompts per unit of work."""
+    seed: int = Field(0, ge=0)
+    """Seed of the draws and of the choice of prompts; each round has its own, made of it."""
+    prompts: int | None = Field(None, ge=1)
+    """How many of the study's training prompts a round takes, by default all: those that follow in a seeded order."""
+
+    def decoding(self, default: DecodingSettings, number: int) -> DecodingSettings:
+        """How completions of round ``number`` (from 1) are drawn; ``default`` holds what is not given here."""
+        given = {name: value for name, value in self if name in DecodingSettings.model_fields and value is not None}
+        return default.model_copy(update=given | {"seed": int(content_key("round", self.seed, number), 16) % 2**62})
+
+
+class _Entry(Varied, TrainingOverrides):
+    """What an entry of ``runs`` and each of its stages may say."""
 
     renamed: ClassVar[dict[str, str]] = TrainingSettings.renamed
     foreign: ClassVar[dict[str, str]] = TrainingSettings.foreign
-    fixed: ClassVar[frozenset[str]] = frozenset({"loss", "name"})
+    fixed: ClassVar[frozenset[str]] = frozenset({"loss", "name", "stages", "rounds", "sampling", "reference"})
 
-    loss: AnyLoss
-    """The loss and its options."""
-    name: Name | None = None
-    """A name to use instead of the loss's."""
+    rounds: int | None = Field(None, ge=1, le=MOST_ROUNDS)
+    """Train so many times on rollouts that are drawn from the run as it is then, and not on those of the study. Steps
+    or epochs are those of one round."""
+    sampling: RoundSampling | None = None
+    """How the rollouts of rounds are drawn."""
+    reference: Reference | None = None
+    """What the loss compares with, where it compares: ``start``, the weights that the stage or round starts from, or
+    ``base``, those of the study's student. By default the start of a stage, and in rounds the base."""
 
     @model_serializer(mode="wrap")
     def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -64,7 +102,79 @@ class RunEntry(Varied, TrainingOverrides):
     def given(self) -> set[str]:
         """The training settings in which the study's defaults have no say: steps replace epochs and the reverse."""
         replaced = {_ONE_OF[name] for name in self.model_fields_set & _ONE_OF.keys() if getattr(self, name) is not None}
-        return self.model_fields_set | replaced
+        return (self.model_fields_set & TrainingSettings.model_fields.keys()) | replaced
+
+    @model_validator(mode="after")
+    def _sampled_in_rounds(self) -> Self:
+        if self.sampling is not None and self.rounds is None:
+            raise refusal(("sampling",), self.sampling, "it says how the rollouts of rounds are drawn; give rounds")
+        return self
+
+
+class StageEntry(_Entry):
+    """A stage of a run: a loss, with whatever differs from the entry."""
+
+    loss: AnyLoss
+    """The loss and its options."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fixed(cls, raw: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        stage = handler(raw)
+        for place, domain in stage.domains.items():
+            said = "nothing varies within a stage; give one entry of runs for each value, which share what is the same"
+            raise refusal(place, domain.plain(), said)
+        return stage
+
+    @property
+    def label(self) -> str:
+        """What the stage is called in the names of runs."""
+        return stage_label(self.loss.type, self.rounds)
+
+
+class RunEntry(_Entry):
+    """A loss with its hyper-parameters, or several in stages: any training setting may be overridden, and any option
+    of the entry may vary.
+    """
+
+    loss: AnyLoss | None = None
+    """The loss and its options; left out where there are stages."""
+    stages: Annotated[tuple[StageEntry, ...], Field(max_length=MOST_STAGES)] = ()
+    """Train in stages, each from where the one before it ended: a list of losses, each with whatever differs from the
+    entry. Runs that begin with the same stages train them once."""
+    name: Name | None = None
+    """A name to use instead of the loss's."""
+
+    @model_validator(mode="after")
+    def _one_loss(self) -> Self:
+        if (self.loss is None) == (not self.stages):
+            raise ValueError("give either loss, or stages, each with a loss of its own")
+        if self.stages and (odd := sorted(self.model_fields_set & {"rounds", "sampling", "reference"})):
+            raise refusal((odd[0],), getattr(self, odd[0]), "of a run in stages, each stage says this for itself")
+        if len(self.stages) == 1:
+            raise refusal(("stages",), list(self.stages), "one stage is a run; give loss instead, or a second stage")
+        return self
+
+    @property
+    def parts(self) -> tuple["_Entry", ...]:
+        """The stages, or the entry itself as the only one."""
+        return self.stages or (self,)
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The loss of each stage."""
+        return tuple(loss for part in self.parts if (loss := getattr(part, "loss", None)) is not None)
+
+    @property
+    def stem(self) -> str:
+        """What the names of its runs begin with."""
+        labels = (stage_label(loss.type, part.rounds) for loss, part in zip(self.losses, self.parts, strict=True))
+        return self.name or "+".join(labels)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether its runs are trained in several stages, or in rounds."""
+        return bool(self.stages) or self.rounds is not None
 
     def space(self, defaults: TrainingDefaults) -> dict[Place, Domain]:
         """All that varies in the entry or, where it says nothing, in ``defaults``; learning rate and seeds last."""
@@ -72,13 +182,29 @@ class RunEntry(Varied, TrainingOverrides):
         merged |= self.domains
         return {place: merged[place] for place in (*(p for p in merged if p not in _LAST), *_LAST) if place in merged}
 
-    def resolve(self, defaults: TrainingDefaults, values: Configuration) -> RunSpec:
-        """The run with ``values`` for all that varies, named after the entry."""
-        training = defaults.at({place: value for place, value in values.items() if place[0] not in self.given})
-        own = self.at({place: value for place, value in values.items() if place[0] in self.given})
-        loss, name = own.pop("loss"), own.pop("name", None) or self.loss.type
-        training |= dict.fromkeys(self.given - {"loss", "name"}) | own
-        return RunSpec.model_validate({"name": name, "loss": loss, "training": training})
+    def resolve(self, defaults: TrainingDefaults, values: Configuration) -> tuple["PlannedStage", ...]:
+        """The stages of the run with ``values`` for all that varies, named after the entry."""
+        training = defaults.at({place: value for place, value in values.items() if place[0] not in self.own})
+        own = self.at({place: value for place, value in values.items() if place[0] in self.own})
+        training |= dict.fromkeys(self.given) | {name: own[name] for name in own.keys() & self.given}
+        found = []
+        for part in self.parts:
+            written = part.model_dump()
+            loss = own["loss"] if part is self else written["loss"]
+            settings = training
+            if part is not self:
+                settings = training | dict.fromkeys(part.given) | {n: written[n] for n in written.keys() & part.given}
+            if part.rounds is not None:
+                settings = settings | {"snapshots": 0}  # the delta after each round is kept
+            reference = part.reference or ("start" if part.rounds is None else "base")
+            plain = {"name": self.stem, "loss": loss, "training": settings, "reference": reference}
+            found.append(PlannedStage(RunSpec.model_validate(plain), part.rounds, part.sampling or RoundSampling()))
+        return tuple(found)
+
+    @property
+    def own(self) -> set[str]:
+        """What of all that varies is said here, and not by the study's defaults."""
+        return self.given | {"loss"}
 
 
 _GROUPED = {name: loss for name, loss in LOSSES.items() if loss.in_groups}
@@ -120,17 +246,75 @@ RunEntries = Annotated[
 
 
 @dataclass(frozen=True)
+class PlannedStage:
+    """How a stage is trained: once on the study's rollouts, or in rounds on those that are sampled for each."""
+
+    spec: RunSpec
+    rounds: int | None
+    sampling: RoundSampling
+
+    @property
+    def label(self) -> str:
+        """What the stage is called."""
+        return stage_label(self.spec.loss.type, self.rounds)
+
+    @property
+    def specs(self) -> list[RunSpec]:
+        """One for each training: each round is one."""
+        if self.rounds is None:
+            return [self.spec]
+        return [_renamed(self.spec, f"{self.spec.name}-round{number}") for number in range(1, self.rounds + 1)]
+
+
+@dataclass(frozen=True)
 class PlannedRun:
     """A run, and what was chosen for everything that varies in the entry of ``runs`` with index ``entry``."""
 
     entry: int
     values: Configuration
-    spec: RunSpec
+    name: str
+    stages: tuple[PlannedStage, ...]
 
     @property
-    def name(self) -> str:
-        """The run's name."""
-        return self.spec.name
+    def spec(self) -> RunSpec:
+        """The last stage, under the run's name: that of a run with no other."""
+        return _renamed(self.stages[-1].spec, self.name)
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether it is trained in several stages, or in rounds."""
+        return len(self.stages) > 1 or self.stages[0].rounds is not None
+
+    @property
+    def trainings(self) -> list[RunSpec]:
+        """One for each stage and round that is trained."""
+        return [spec for stage in self.stages for spec in stage.specs]
+
+    @property
+    def adapters(self) -> LoraSettings | None:
+        """The adapters that all stages and rounds together are; None where one trains all weights."""
+        trained = [spec.training.lora for spec in self.trainings]
+        known = [lora for lora in trained if lora is not None]
+        return known[-1].model_copy(update={"r": sum(lora.r for lora in known)}) if len(known) == len(trained) else None
+
+    @property
+    def shown(self) -> list[str]:
+        """Names under which it is measured: its own, and those of its stages if it has several."""
+        return [self.name, *([stage.spec.name for stage in self.stages] if len(self.stages) > 1 else [])]
+
+
+def described(stage: PlannedStage) -> dict[str, Any]:
+    """A stage as plain data, as ``RunRecord.stages`` hold it."""
+    loss, training = (settings.model_dump(mode="json") for settings in (stage.spec.loss, stage.spec.training))
+    plain = {"label": stage.label, "loss": loss, "training": training, "reference": stage.spec.reference}
+    if stage.rounds is None:
+        return plain
+    return plain | {"rounds": stage.rounds, "sampling": stage.sampling.model_dump(mode="json")}
+
+
+def stage_label(loss: str, rounds: int | None) -> str:
+    """What a stage is called: ``sft``, ``grpo-3rounds``."""
+    return loss if rounds is None else f"{loss}-{rounds}rounds"
 
 
 @dataclass(frozen=True)
@@ -155,15 +339,34 @@ class Plan:
 
     def points(self) -> list[RunSpec]:
         """Runs that together need whatever a run may need: the known ones and, in entries whose runs are yet to be
-        chosen, one for each value of a list and each end of a range.
+        chosen, one for each value of a list and each end of a range. Stages that runs share are there once.
         """
-        points = [trial.spec for trial in self.trials()]
+        shared: dict[tuple[str, ...], RunSpec] = {}
+        for trial in self.trials():
+            so_far: tuple[str, ...] = ()
+            for stage in trial.stages:
+                for spec in stage.specs:
+                    what = [spec.model_dump_json(exclude={"name"}), str(stage.rounds), stage.sampling.model_dump_json()]
+                    so_far = (*so_far, "".join(what))
+                    shared.setdefault(so_far, spec)
+        points = list(shared.values())
         for index in self.open_entries():
             space = self.searched(index)
             first = {place: _extremes(domain)[0] for place, domain in space.items()}
             for configuration in (first | {p: value} for p, domain in space.items() for value in _extremes(domain)):
                 points += [trial.spec for trial in self.runs_of(index, configuration)[:1]]
         return points
+
+    def referring(self) -> list[RunSpec]:
+        """Those of the points that learn from the study's rollouts and compare with the study's student, if they do."""
+        apart = {
+            spec.name
+            for trial in self.trials()
+            for number, stage in enumerate(trial.stages)
+            if stage.rounds is not None or (number > 0 and stage.spec.reference == "start")
+            for spec in stage.specs
+        }
+        return [spec for spec in self.points() if spec.name not in apart]
 
     def count(self) -> int:
         """How many runs ``trials`` lists, at most."""
@@ -194,11 +397,13 @@ class Plan:
         trials = []
         for seeds in grid({place: domain for place, domain in space.items() if _crossed(place, domain)}):
             values = configuration | seeds
-            trials.append(PlannedRun(index, values, self._watched(entry.resolve(self.defaults, values))))
-        if entry.name is not None and not space:
-            return trials
-        chosen = describe({place: value for place, value in configuration.items() if place not in _LAST})
-        return [replace(trial, spec=_named(trial.spec, chosen)) for trial in trials]
+            stages = entry.resolve(self.defaults, values)
+            stages = tuple(replace(stage, spec=self._watched(stage.spec)) for stage in stages)
+            trials.append(PlannedRun(index, values, entry.stem, stages))
+        if entry.name is None or space:
+            chosen = describe({place: value for place, value in configuration.items() if place not in _LAST})
+            trials = [replace(trial, name=_full_name(trial, chosen)) for trial in trials]
+        return [_with_named_stages(trial) for trial in trials]
 
     def _watched(self, spec: RunSpec) -> RunSpec:
         """The run with its held-out NLL measured as often as the scheduler wants to see it."""
@@ -225,10 +430,28 @@ def _extremes(domain: Domain) -> Sequence[Any]:
     return domain.values if isinstance(domain, Choice) else (domain.low, domain.high)
 
 
-def _named(spec: RunSpec, chosen: str) -> RunSpec:
-    """Name the run as in ``dpo-beta0.1-lr5e-05-s0``: loss, choices, learning rate, data seed, adapter seed if not 0."""
-    training = spec.training
-    parts = [spec.name, *([chosen] if chosen else []), f"lr{training.lr:g}", f"s{training.seed}"]
-    if training.lora is not None and training.init_seed:
-        parts.append(f"i{training.init_seed}")
-    return spec.model_copy(update={"name": "-".join(parts)})
+def _full_name(trial: PlannedRun, chosen: str) -> str:
+    """Name a run as in ``dpo-beta0.1-lr5e-05-s0``: loss, choices, learning rate, data seed, adapter seed if not 0.
+
+    Where stages differ in one of these, theirs are joined by ``+``.
+    """
+    trainings = [stage.spec.training for stage in trial.stages]
+    parts = [trial.name, *([chosen] if chosen else [])]
+    parts.append("lr" + "+".join(dict.fromkeys(f"{training.lr:g}" for training in trainings)))
+    parts.append("s" + "+".join(dict.fromkeys(str(training.seed) for training in trainings)))
+    inits = [training.init_seed for training in trainings if training.lora is not None]
+    if any(inits):
+        parts.append("i" + "+".join(dict.fromkeys(map(str, inits))))
+    return "-".join(parts)
+
+
+def _with_named_stages(trial: PlannedRun) -> PlannedRun:
+    """The run with each of several stages named ``<run>-leg1`` and so on, and the only one as the run."""
+    several = len(trial.stages) > 1
+    named = (f"{trial.name}-leg{number}" if several else trial.name for number in range(1, len(trial.stages) + 1))
+    stages = (replace(stage, spec=_renamed(stage.spec, name)) for stage, name in zip(trial.stages, named, strict=True))
+    return replace(trial, stages=tuple(stages))
+
+
+def _renamed(spec: RunSpec, name: str) -> RunSpec:
+    return spec.model_copy(update={"name": name})

@@ -54,7 +54,7 @@ def study_params(study: Study) -> dict[str, Any]:
     return {
         "student": study.student.from_run or study.student.model,
         "search": study.plan.sweep.search,
-        "losses": ", ".join(dict.fromkeys(entry.loss.type for entry in study.runs)),
+        "losses": ", ".join(dict.fromkeys(loss.type for entry in study.runs for loss in entry.losses)),
     }
 
 

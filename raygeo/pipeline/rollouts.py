@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.markup import escape
@@ -22,7 +23,7 @@ from raygeo.data.merging import Part, assemble, count_marks, number, select, tok
 from raygeo.data.preview import first_row
 from raygeo.data.readers import AnyReader, Prompt, read_prompts
 from raygeo.data.revisions import text_revisions
-from raygeo.data.sampling import Sampling, SamplingElsewhere
+from raygeo.data.sampling import DecodingSettings, Sampling, SamplingElsewhere
 from raygeo.data.scanning import SCANS, Scan, Scanner
 from raygeo.data.teacher import TOP_COLUMNS, refuse_other_tokens
 from raygeo.data.tokens import write_tokens
@@ -33,9 +34,10 @@ from raygeo.generation.endpoint import EndpointSettings
 from raygeo.generation.engine import EngineSettings
 from raygeo.generation.renderer import MARKS, Renderer, renderer_for
 from raygeo.models.loading import Loading, context_length, load_tokenizer, read_config
-from raygeo.pipeline.config import RolloutRules, RolloutsSettings, SamplingSettings, Study
+from raygeo.pipeline.config import RolloutRules, SamplingSettings, Study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.journal import AnswerJournal
+from raygeo.pipeline.plan import RoundSampling
 from raygeo.pipeline.problems import benchmark_problems, builtin_prompts
 from raygeo.pipeline.student import KIND, Student, provide_model
 from raygeo.settings import content_key, unit_key
@@ -84,6 +86,11 @@ class Rollouts:
         """Rows of the prompts kept out of training."""
         return self._read("heldout", [name for name in SCHEMAS["rollouts"].names if name not in TOP_COLUMNS])
 
+    @cached_property
+    def training_problems(self) -> list[Prompt]:
+        """Training prompts with a gold answer that can be graded against, each once, in the order of the table."""
+        return _problems(self._read("train", ["prompt_id", "prompt", "gold"]), self)
+
     def _read(self, split: str, columns: Sequence[str]) -> pa.Table:
         return self.store.read_rows("rollouts", self.key, columns, {"split": split})
 
@@ -112,7 +119,7 @@ def provide_rollouts(context: StudyContext, student: Student) -> Rollouts:
             context.progress.say(f"  rollouts: {outdated}")
         for reader in source.readers:
             context.progress.say(f"  {escape(first_row(reader))}")
-        _make(context, source, asked, Scanner(renderer, student.key, limit), key, tokens_key)
+        _make(context, source, asked, Scanner(renderer, student.key, limit), key, tokens_key, settings)
         context.count(1, 0)
     store.publish_large("rollouts", [key], text_revisions([type(renderer)]) | source.made_by)
     set_aside = store.publish("set_aside", [key])
@@ -123,7 +130,20 @@ def provide_rollouts(context: StudyContext, student: Student) -> Rollouts:
     )
     for line in _findings(context.study, rollouts, set_aside, counted):
         context.progress.say(f"  {escape(line)}")
+    _check_rounds(context.study, rollouts)
     return rollouts
+
+
+def _check_rounds(study: Study, rollouts: Rollouts) -> None:
+    """Raise ``DataError`` where runs are trained in rounds and nothing that they write could be graded."""
+    rounds = next((run.name for run in study.plan.trials() if any(s.rounds is not None for s in run.stages)), None)
+    if rounds is not None and not rollouts.training_problems:
+        raise DataError(
+            f"run {rounds!r} is trained in rounds, whose rollouts are graded against the gold answers of training "
+            "prompts, and none has one"
+            + (" that is a number" if rollouts.grading == "exact" else "")
+            + "; name the field that holds it (rollouts.read, fields: gold), or leave rounds out."
+        )
 
 
 def _taught_by(context: StudyContext, student: Student) -> str | None:
@@ -144,13 +164,19 @@ def _with_reason(counted: pa.Table, asked: "_Asked") -> pa.Table:
 
 
 def _make(
-    context: StudyContext, source: "_Source", asked: "_Asked", scanner: Scanner, key: str, tokens_key: str
+    context: StudyContext,
+    source: "_Source",
+    asked: "_Asked",
+    scanner: Scanner,
+    key: str,
+    tokens_key: str,
+    settings: RolloutRules,
 ) -> None:
     """Make the unit ``key`` and its tokens, a part of the records at a time: scanned and graded wherever there is room.
 
     Parts stay in the store, so that other splits and ablations of the same rollouts need neither tokeniser nor grader.
     """
-    store, settings = context.store, context.study.rollouts
+    store = context.store
     records = _laid_down(store, source)
     with _spread(context, len(records)) as run:
         scans = run(Scan(store, records, scanner))
@@ -206,7 +232,7 @@ def _spread(context: StudyContext, parts: int) -> Iterator[Callable[[Workload], 
         yield lambda workload: run_workload(workload, context.store, execute, context.progress).keys
 
 
-def _intervened(table: pa.Table, settings: RolloutsSettings) -> tuple[pa.Table, dict[str, int]]:
+def _intervened(table: pa.Table, settings: RolloutRules) -> tuple[pa.Table, dict[str, int]]:
     """The rollouts as the study's ablations and controls want them, and what was done to how many rows."""
     done = {}
     if settings.negative_share is not None:
@@ -253,10 +279,93 @@ def _asked_grading(context: StudyContext, renderer: Renderer) -> _Asked:
     return _Asked("math", "how a sampled model names its answers is not known beforehand")
 
 
+@dataclass(frozen=True)
+class Round:
+    """The rollouts of a round, before they are drawn: what draws them, and the keys of what comes of them."""
+
+    sampling: Sampling
+    key: str
+    tokens_key: str
+    rules: RolloutRules
+
+
+def plan_round(
+    context: StudyContext, rollouts: Rollouts, student: Student, current: Student, sampling: RoundSampling, number: int
+) -> Round:
+    """How the rollouts of round ``number`` (from 1) are drawn from ``current``, the student as it is then.
+
+    They are of training prompts of ``rollouts`` that have a gold answer, put, answered and graded as in the study.
+    """
+    study = context.study
+    sample = study.rollouts.sample
+    decoding = sampling.decoding(DecodingSettings() if sample is None else sample.decoding, number)
+    drawn = Sampling(
+        decoding,
+        current.folder,
+        current.key,
+        rollouts.renderer,
+        _drawn(rollouts.training_problems, sampling, number),
+        rollouts.grading,
+        rollouts.renderer.end_texts,
+        Loading.of(study.student),
+        study.evaluation.engine,
+    )
+    limit = study.rollouts.max_tokens or context_length(read_config(student.folder))
+    rules = RolloutRules(heldout=0, max_set_aside=study.rollouts.max_set_aside)
+    drawn_as = content_key([task.key for task in drawn.tasks()])
+    made_of = (rules, rollouts.grading, rollouts.renderer.identity, drawn_as, rollouts.key, student.key, limit)
+    key = unit_key(RULES, "round", *made_of)
+    return Round(drawn, key, content_key("tokens", key, student.key), rules)
+
+
+def provide_round(context: StudyContext, rollouts: Rollouts, student: Student, round: Round, name: str) -> Rollouts:
+    """Draw, grade and tokenise the rollouts of a round of the run ``name``, unless the store has them.
+
+    Raises:
+        DataError: too many are bad.
+    """
+    store = context.store
+    tables = ("rollouts", "set_aside", "counts")
+    if round.key not in store.finished(tables) or not store.has_folder(TOKENS, round.tokens_key):
+        keys = context.run(round.sampling).keys
+        rows = (row for key in keys for row in store.read_unit("rollouts", key).to_pylist())
+        records = (Record(row["source"], line, row) for line, row in enumerate(rows, 1))
+        limit = context.study.rollouts.max_tokens or context_length(read_config(student.folder))
+        asked = _Asked(rollouts.grading, "as the study's rollouts")
+        scanner = Scanner(rollouts.renderer, student.key, limit)
+        source = _Source(records, content_key(keys), {})
+        _make(context, source, asked, scanner, round.key, round.tokens_key, round.rules)
+        context.count(1, 0)
+    else:
+        context.count(0, 1)
+    counted = store.read_unit("counts", round.key)
+    tokens = store.stored(TOKENS, round.tokens_key)
+    found = replace(rollouts, key=round.key, tokens_key=round.tokens_key, tokens=tokens, counts=counted)
+    values = dict(zip(counted["name"].to_pylist(), counted["value"].to_pylist(), strict=True))
+    context.progress.say(f"  {escape(name)}: {values['rows']} rollouts sampled, {values['correct']} right")
+    return found
+
+
+def _drawn(problems: Sequence[Prompt], sampling: RoundSampling, number: int) -> list[Prompt]:
+    """The prompts of round ``number``: all, or as many as asked for in an order of their own, which is drawn again
+    once fewer are left.
+    """
+    count = sampling.prompts
+    if count is None or count >= len(problems):
+        return list(problems)
+    epoch, part = divmod(number - 1, len(problems) // count)
+    order = np.random.default_rng([sampling.seed, epoch]).permutation(len(problems))
+    return [problems[i] for i in order[part * count : (part + 1) * count]]
+
+
 def heldout_problems(rollouts: Rollouts) -> list[Prompt]:
     """The held-out prompts with a gold answer that can be graded against, each once, in the order of the table."""
+    return _problems(rollouts.heldout.select(["prompt_id", "prompt", "gold"]), rollouts)
+
+
+def _problems(table: pa.Table, rollouts: Rollouts) -> list[Prompt]:
     first: dict[str, Prompt] = {}
-    for row in rollouts.heldout.select(["prompt_id", "prompt", "gold"]).to_pylist():
+    for row in table.to_pylist():
         if row["gold"] and (rollouts.grading == "math" or gold_answer(row["gold"]) is not None):
             first.setdefault(row["prompt_id"], Prompt(row["prompt_id"], row["prompt"], row["gold"], None))
     return list(first.values())

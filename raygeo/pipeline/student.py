@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -167,10 +167,27 @@ def _continued(context: StudyContext, name: str, earlier: Store) -> Student:
         )
     run = finished_run(earlier, name, f"student.from_run {name!r}")
     base, delta = earlier.stored(KIND, run["student"]), earlier.stored("deltas", run["key"])
-    key = content_key("merged", run["student"], run["key"])
+    key = continued_key(run["student"], run["key"])
     _make(context, key, f"student from {name}", lambda folder, tick: merge_run(base, delta, folder))
     said = f"{name} of {earlier.location}, its delta added to the student it was trained from"
     return Student(key, context.store.stored(KIND, key), None, said)
+
+
+def continued_key(student_key: str, run_key: str) -> str:
+    """Key of the student that the run ``run_key`` leaves, which was trained from ``student_key``."""
+    return content_key("merged", student_key, run_key)
+
+
+def provide_continued(context: StudyContext, student: Student, trainings: Sequence[str], name: str) -> Student:
+    """The student that ``trainings`` of this store leave, by key, of which the first was trained from ``student`` and
+    each other from where the one before it ended; ``name`` is that of the last.
+    """
+    store, key = context.store, student.key
+    for training in trainings:
+        key = continued_key(key, training)
+    first, *later = (store.stored("deltas", training) for training in trainings)
+    _make(context, key, f"student after {name}", lambda folder, tick: merge_run(student.folder, first, folder, *later))
+    return replace(student, key=key, folder=store.stored(KIND, key), description=f"what {name} left")
 
 
 def finished_run(store: Store, name: str, asked: str) -> dict[str, Any]:
@@ -186,7 +203,11 @@ def finished_run(store: Store, name: str, asked: str) -> dict[str, Any]:
         hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(runs) or 'none yet; run its study first'}."
         raise ConfigError(f"{asked} is not a run of {store.location}; {hint}")
     run = runs[name]
-    RunRecord.of(run)
+    if (record := RunRecord.of(run)).leg is not None:
+        raise ConfigError(
+            f"{asked} of {store.location} is what stage {record.leg} of {record.leg_of} changed, which is no model by "
+            f"itself; give {record.leg_of}, which has all of its stages."
+        )
     if run["status"] != "finished":
         raise ConfigError(
             f"{asked} of {store.location} has no weights to start from: {run['status']}, "

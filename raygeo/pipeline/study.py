@@ -161,19 +161,19 @@ def _run_stages(
             with stage("reference"):
                 references = provide_references(context, student, rollouts)
             with stage("train"):
-                runs, planned = train_runs(context, student, rollouts, references, tracking)
+                trained = train_runs(context, student, rollouts, references, tracking)
             with stage("evaluate"), context.surviving("evaluation"):
                 store.publish("trials", [])
                 store.publish("objectives", [])
-                evaluate_runs(context, student, rollouts, runs)
+                evaluate_runs(context, student, rollouts, trained.runs)
                 if study.sweep is not None:
-                    publish_trials(context, planned, analysed=False)
+                    publish_trials(context, trained.planned, analysed=False)
             with stage("geometry"):
                 with context.surviving("geometry"):
-                    analyse_runs(context, student, rollouts, runs, references.teacher)
+                    analyse_runs(context, student, rollouts, trained.runs, references.teacher)
                 if study.sweep is not None:
                     with context.surviving("the ranks of the sweep"):
-                        publish_trials(context, planned, analysed=True)
+                        publish_trials(context, trained.planned, analysed=True)
             with stage("report"):
                 page = write_report(context, student, tracking, standing)
             progress.say(f"\nreport:  {page}\ncompare: raygeo ui {store.location}")

@@ -1,6 +1,8 @@
 """Stages 3 and 4: the base's log-probabilities where a loss needs them, and one trained run after the other."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,19 +18,21 @@ from raygeo.data.mismatched import save_mismatched
 from raygeo.data.reference import REFERENCE_STATES, ReferenceLogprobs, ReferenceStates, save_reference
 from raygeo.data.teacher import BATCH_ROWS, TEACHER_TOP, TOP_COLUMNS, TeacherTop, save_teacher_top
 from raygeo.data.tokens import RolloutTokens
-from raygeo.errors import TrainingError
+from raygeo.errors import FullStoreError, TrainingError
 from raygeo.losses.base import FROM_BASE, Need
 from raygeo.models.loading import Loading, context_length, read_config
 from raygeo.models.run import Run
 from raygeo.paths import without_credentials
+from raygeo.pipeline.chains import Chain, Link, chain_of, finished_record, join, link_rows
 from raygeo.pipeline.context import StudyContext, reason
 from raygeo.pipeline.objectives import provide_objectives
 from raygeo.pipeline.plan import Plan, PlannedRun
 from raygeo.pipeline.probes import provide_heldout
-from raygeo.pipeline.rollouts import Rollouts
+from raygeo.pipeline.rollouts import Rollouts, provide_round
 from raygeo.pipeline.search import is_settled, measure_run, start_search
-from raygeo.pipeline.student import KIND, Student
+from raygeo.pipeline.student import KIND, Student, provide_continued
 from raygeo.records import FINISHED, RunRecord
+from raygeo.search.loop import Search
 from raygeo.settings import content_key, unit_key
 from raygeo.store import AnyPath, Store, outdated_units
 from raygeo.tables import BASE, SCHEMAS, to_arrow
@@ -36,19 +40,23 @@ from raygeo.tracking import Tracking, TrialLogger, status_of
 from raygeo.training.checkpoints import Checkpoints
 from raygeo.training.inputs import RunInputs
 from raygeo.training.order import step_count
-from raygeo.training.selections import keep_selection
+from raygeo.training.selections import keep_selection, open_selection
 from raygeo.training.settings import RunSpec
 from raygeo.training.sweep import run_sweep
 from raygeo.training.worker import DELTAS, SNAPSHOTS, TABLES, delta_folder, run_record
+from raygeo.training.workers import Measure
 
 REFERENCE = "reference"
 MISMATCHED = "mismatched"
 
 
-def select_examples(context: StudyContext, rollouts: Rollouts, specs: Sequence[RunSpec]) -> dict[str, int]:
+def select_examples(
+    context: StudyContext, rollouts: Rollouts, specs: Sequence[RunSpec], counted: Sequence[pa.Table] = ()
+) -> dict[str, int]:
     """Let every loss select its examples; how many each run has, by run name.
 
-    What each loss saw, used and dropped goes to the table ``counts``, the examples to the store for the workers.
+    What each loss saw, used and dropped goes to the table ``counts``, with what else was ``counted``, the examples to
+    the store for the workers.
 
     Raises:
         DataError: a loss finds nothing to learn from.
@@ -62,7 +70,7 @@ def select_examples(context: StudyContext, rollouts: Rollouts, specs: Sequence[R
         for spec in specs
         for name, value in selections[spec.loss].counts.items()
     ]
-    context.store.publish_rows("counts", pa.concat_tables([rollouts.counts, to_arrow("counts", rows)]))
+    context.store.publish_rows("counts", pa.concat_tables([rollouts.counts, to_arrow("counts", rows), *counted]))
     return {spec.name: len(selections[spec.loss].examples) for spec in specs}
 
 
@@ -86,16 +94,21 @@ class References:
         return next((self.failed[need] for need in sorted(needs) if need in self.failed), None)
 
 
-def provide_references(context: StudyContext, student: Student, rollouts: Rollouts) -> References:
+def provide_references(
+    context: StudyContext, student: Student, rollouts: Rollouts, specs: Sequence[RunSpec] | None = None
+) -> References:
     """Compute, once a study, what its losses need of the base; for whole logits, runs with adapters ask it themselves.
     Ask the teacher, too, or lay out what it left with the rollouts.
+
+    With ``specs``, what the losses of these need of ``student``, where their stage begins, and of ``rollouts``.
 
     What fails is left out, and with it the runs whose losses need it.
 
     Raises:
         FullStoreError: the store's disk is full.
     """
-    specs = context.study.plan.points()
+    publish = specs is None
+    specs = context.study.plan.referring() if specs is None else specs
     needs = {need for spec in specs for need in spec.needs}
     held = {(spec.training.precision, spec.training.attn_implementation) for spec in specs if spec.needs & FROM_BASE}
     [(precision, attention)] = held or {("fp32", None)}
@@ -114,7 +127,7 @@ def provide_references(context: StudyContext, student: Student, rollouts: Rollou
     if "reference" in needs:
         with meeting("reference", "the base's log-probabilities"):
             found["logprobs"] = _reference_logprobs(
-                context, student, rollouts.tokens, rollouts.tokens_key, dtype, loading, publish=True
+                context, student, rollouts.tokens, rollouts.tokens_key, dtype, loading, publish=publish
             )
     if "reference_logits" in needs:
         with meeting("reference_logits", "the base's final states"):
@@ -218,95 +231,282 @@ def _reference_states(
 
 def train_runs(
     context: StudyContext, student: Student, rollouts: Rollouts, references: References, tracking: Tracking
-) -> tuple[list[Run], list[PlannedRun]]:
-    """Train every run the store lacks, and those the sweep chooses; publish ``runs`` and ``training_curves``.
+) -> Trained:
+    """Train every run the store lacks, and those the sweep chooses; publish ``runs``, ``stages`` and
+    ``training_curves``.
 
-    Returns the runs that finished, the base first, and all runs with what was chosen for them. A run that diverged,
+    Stages and rounds are trained one after the other, all runs that have come as far together. A run that diverged,
     failed or was stopped early is a row with its reason; the others are not disturbed by it. If no run finished, there
     is the base alone, and the training is left out.
 
     Raises:
         KeyboardInterrupt: the process was asked to stop; it says what is finished.
     """
-    store, plan = context.store, context.study.plan
-    planned = plan.trials()
-    examples = select_examples(context, rollouts, [run.spec for run in planned])
-    keys = {run.name: run.spec.key(student.key, rollouts.key, rollouts.teacher) for run in planned}
-    specs = {keys[run.name]: run.spec for run in planned}
-    missing = {key: spec for key, spec in specs.items() if not is_settled(store, key, plan.sweep.scheduler)}
-    failures = {key: why for key, spec in missing.items() if (why := references.lacking(spec.needs))}
-    missing = {key: spec for key, spec in missing.items() if key not in failures}
-    before = store.finished(TABLES)
+    return _Training(context, student, rollouts, references, tracking).run()
 
-    def say_outdated(wanted: Iterable[str]) -> None:
-        if outdated := outdated_units(before, (key for key in wanted if key not in before)):
-            context.progress.say(f"  training: {outdated}")
 
-    say_outdated(missing)
-    context.count(0, len(specs) - len(missing) - len(failures))
-    steps = sum(_step_count(spec, examples[spec.name]) for spec in missing.values())
-    params = {key: run_params(spec) for key, spec in missing.items()}
-    search = measure = None
-    if plan.open_entries():
-        for index in plan.open_entries():
-            spec = _examples_of(plan, index)[0].spec
-            if why := references.lacking(spec.needs):
-                raise TrainingError(f"runs {index} ({spec.loss.type}) cannot be searched: {why}")
+@dataclass(frozen=True)
+class Trained:
+    """The runs that finished, the base first, and all runs with what was chosen for them."""
 
-        def add_planned(run: PlannedRun) -> None:
-            planned.append(run)
-            keys[run.name] = run.spec.key(student.key, rollouts.key, rollouts.teacher)
-            params[keys[run.name]] = run_params(run.spec)
-            say_outdated([keys[run.name]])
+    runs: list[Run]
+    planned: list[PlannedRun]
 
-        objectives = provide_objectives(context, student, rollouts)
-        search = start_search(context, student, rollouts, objectives, add_planned)
-        measure = partial(measure_run, objectives, store)
-        steps += _expected_steps(plan, rollouts)
-    if missing or (search is not None and search.has_next()):
-        inputs = RunInputs(
+
+class _Training:
+    """The training stage of a study: what is known of its runs as it goes."""
+
+    def __init__(
+        self, context: StudyContext, student: Student, rollouts: Rollouts, references: References, tracking: Tracking
+    ):
+        self.context, self.student, self.rollouts, self.tracking = context, student, rollouts, tracking
+        self.references = references
+        self.store, self.plan = context.store, context.study.plan
+        self.before = self.store.finished(TABLES)
+        self.chains: dict[str, Chain] = {}
+        self.failures: dict[str, str] = {}
+        self.params: dict[str, dict[str, Any]] = {}
+        self.counted: list[pa.Table] = []
+
+    def run(self) -> Trained:
+        """Train level by level, add up, publish."""
+        for run in self.plan.trials():
+            self._add(run)
+        examples = select_examples(self.context, self.rollouts, self._on_study_rollouts())
+        for level in range(max([len(chain.links) for chain in self.chains.values()], default=1)):
+            self._train_level(level, examples)
+        if self.plan.open_entries() or self.counted:
+            select_examples(self.context, self.rollouts, self._on_study_rollouts(), self.counted)
+        join(self.context, self.student, self.chains.values())
+        runs = _publish(self.context, self.student, self._shown(), self.failures, self.tracking)
+        self.store.publish_rows("stages", to_arrow("stages", link_rows(self.store, self.chains.values())))
+        if not runs:
+            reasons = "; ".join(
+                f"{row['run']}: {row['reason']}" for row in self.store.table("runs").to_pylist() if row["reason"]
+            )
+            self.context.leave_out(
+                "training", TrainingError(f"no run finished, so there is nothing to compare. {reasons}")
+            )
+        loading = Loading.of(self.context.study.student)
+        base = Run(BASE, content_key(self.student.key, BASE, *loading.keyed), None, loading=loading)
+        return Trained([base, *runs], [chain.run for chain in self.chains.values()])
+
+    def _add(self, run: PlannedRun) -> Chain:
+        chain = chain_of(self.context, self.student, self.rollouts, run)
+        self.chains[run.name] = chain
+        return chain
+
+    def _on_study_rollouts(self) -> list[RunSpec]:
+        links = [link for chain in self.chains.values() for link in chain.links]
+        return [link.spec for link in links if link.sampled is None]
+
+    def _train_level(self, level: int, examples: Mapping[str, int]) -> None:
+        """Train the stage or round number ``level`` of every run that has it and has come so far."""
+        scheduler, store = self.plan.sweep.scheduler, self.store
+        links = self._links(level)
+        missing = {key: link for key, link in links.items() if not is_settled(store, key, scheduler)}
+        self._provide_starts(missing.values())
+        inputs = {key: made for key, link in missing.items() if (made := self._inputs(link)) is not None}
+        missing = {key: link for key, link in missing.items() if key in inputs}
+        self._say_outdated(missing)
+        self.context.count(0, len(links) - len(missing) - len(links.keys() & self.failures.keys()))
+        self.params |= {key: run_params(link.spec) for key, link in missing.items()}
+        steps = sum(
+            _step_count(link.spec, examples.get(link.spec.name) or self._selected(link)) for link in missing.values()
+        )
+        search = measure = None
+        if level == 0 and self.plan.open_entries():
+            search, measure = self._search()
+            steps += _expected_steps(self.plan, self.rollouts)
+        if missing or (search is not None and search.has_next()):
+            self.context.pool.close()  # its CPUs are the workers' now
+            with self.context.progress.bar("training steps", steps) as bar:
+                try:
+                    self.failures |= run_sweep(
+                        {key: link.spec for key, link in missing.items()},
+                        self._base_inputs(),
+                        store,
+                        content_key(sorted(missing), search is not None),
+                        [TrialLogger(self.tracking, self.params, bar, self.context.progress.say)],
+                        scheduler=scheduler,
+                        search=search,
+                        examples=self.plan.points() if search is not None else (),
+                        measure=measure,
+                        study=self.context.study.name,
+                        own=inputs,
+                        say=self.context.progress.say,
+                    )
+                except KeyboardInterrupt:
+                    raise KeyboardInterrupt(_standing(store, self._known())) from None
+            ended = {link.key for chain in self.chains.values() for link in chain.links[level : level + 1]}
+            self.context.count(len(ended & store.finished(TABLES) - self.before), 0)
+        for start in {link.start.key for link in links.values()} - {self.student.key}:
+            store.delete_folder(KIND, start)  # as large as the student; whoever needs it makes it again
+
+    def _links(self, level: int) -> dict[str, Link]:
+        """The trainings number ``level`` of all runs that have come so far, by key; one that several share is named
+        after the run that it is all of, or else the first.
+        """
+        found: dict[str, Link] = {}
+        for chain in self.chains.values():
+            if len(chain.links) <= level:
+                continue
+            link = chain.links[level]
+            if level and finished_record(self.store, chain.links[level - 1].key) is None:
+                continue
+            if link.key not in found or not chain.run.is_chain:
+                found[link.key] = link
+        return found
+
+    def _provide_starts(self, links: Collection[Link]) -> None:
+        """Make the students that trainings start from; where that fails, it is noted."""
+        later = {link.start.key: link for link in links if link.before}
+        if later:
+            self.context.pool.close()  # one may need its CPUs
+        for link in later.values():
+            try:
+                trained = [earlier.key for earlier in link.before]
+                provide_continued(self.context, self.student, trained, link.before[-1].spec.name)
+            except FullStoreError:
+                raise
+            except Exception as error:
+                self.failures |= {each.key: reason(error) for each in links if each.start.key == link.start.key}
+
+    def _inputs(self, link: Link) -> RunInputs | None:
+        """What a training reads, made if need be; None where that fails, which is noted."""
+        if link.key in self.failures:
+            return None
+        if link.sampled is None and link.start.key == self.student.key:
+            if why := self.references.lacking(link.spec.needs):
+                self.failures[link.key] = why
+                return None
+            return self._base_inputs()
+        try:
+            return self._own_inputs(link)
+        except FullStoreError:
+            raise
+        except Exception as error:
+            self.failures[link.key] = reason(error)
+            return None
+
+    def _own_inputs(self, link: Link) -> RunInputs:
+        """What a training reads that starts from another student, or learns from other rollouts, than the study's."""
+        context, start, rollouts = self.context, link.start, self.rollouts
+        if link.sampled is not None:
+            rollouts = provide_round(context, rollouts, self.student, link.sampled, link.spec.name)
+            selection = link.spec.loss.select(rollouts.train)
+            keep_selection(self.store, link.spec.loss, rollouts.key, selection.examples)
+            named = [{"stage": link.spec.name, "name": n, "value": v} for n, v in selection.counts.items()]
+            self.counted.append(to_arrow("counts", named))
+        referred = self.student if link.spec.reference == "base" else start
+        references = self.references
+        if referred is not self.student or link.sampled is not None:
+            references = provide_references(context, referred, rollouts, [link.spec])
+        if why := references.lacking(link.spec.needs):
+            raise TrainingError(why)
+        return self._with(references, rollouts, start, referred)
+
+    def _selected(self, link: Link) -> int:
+        """How many examples a training on rollouts of its own has."""
+        assert link.sampled is not None
+        return len(open_selection(self.store, link.spec.loss, link.sampled.key))
+
+    def _base_inputs(self) -> RunInputs:
+        return self._with(self.references, self.rollouts, self.student, self.student)
+
+    def _with(self, references: References, rollouts: Rollouts, start: Student, referred: Student) -> RunInputs:
+        return RunInputs(
             rollouts=rollouts.key,
-            student=student.folder,
-            student_key=student.key,
+            student=start.folder,
+            student_key=start.key,
             tokens=rollouts.tokens,
             pad_id=rollouts.pad_id,
             reference=references.logprobs,
             reference_states=references.states,
             mismatched=references.mismatched,
             mismatched_reference=references.mismatched_logprobs,
-            heldout=provide_heldout(context, student, rollouts),
+            heldout=provide_heldout(self.context, self.student, self.rollouts),
+            referred=None if referred.key == start.key else referred.folder,
             teacher=references.teacher,
             teacher_key=rollouts.teacher,
         )
-        context.pool.close()  # its CPUs are the workers' now
-        with context.progress.bar("training steps", steps) as bar:
-            try:
-                failures |= run_sweep(
-                    missing,
-                    inputs,
-                    store,
-                    content_key(sorted(missing), search is not None),
-                    [TrialLogger(tracking, params, bar, context.progress.say)],
-                    scheduler=plan.sweep.scheduler,
-                    search=search,
-                    examples=plan.points(),
-                    measure=measure,
-                    study=context.study.name,
-                    say=context.progress.say,
+
+    def _search(self) -> tuple[Search[PlannedRun], Measure]:
+        """The search that chooses runs, and what it goes by."""
+        for index in self.plan.open_entries():
+            spec = _examples_of(self.plan, index)[0].spec
+            if why := self.references.lacking(spec.needs):
+                raise TrainingError(f"runs {index} ({spec.loss.type}) cannot be searched: {why}")
+
+        def add_planned(run: PlannedRun) -> None:
+            [link] = self._add(run).links
+            self.params[link.key] = run_params(run.spec)
+            self._say_outdated([link.key])
+
+        objectives = provide_objectives(self.context, self.student, self.rollouts)
+        search = start_search(self.context, self.student, self.rollouts, objectives, add_planned)
+        return search, partial(measure_run, objectives, self.store)
+
+    def _say_outdated(self, wanted: Iterable[str]) -> None:
+        if outdated := outdated_units(self.before, (key for key in wanted if key not in self.before)):
+            self.context.progress.say(f"  training: {outdated}")
+
+    def _known(self) -> dict[str, str]:
+        """The keys of all trainings, by name."""
+        return {link.spec.name: link.key for chain in self.chains.values() for link in chain.links}
+
+    def _shown(self) -> list[_Shown]:
+        """The runs that this study names, in order: each, and behind it its stages where it has several."""
+        found: dict[str, _Shown] = {}
+        taken = {chain.key for chain in self.chains.values()}
+        for chain in self.chains.values():
+            run, stages = chain.run, chain.stages
+            found[run.name] = _Shown(run.name, chain.key, run.spec, stages, ended=self._ended(chain.links))
+            if len(run.stages) == 1:
+                continue
+            for number, stage in enumerate(run.stages):
+                key = chain.stage_key(number)
+                assert stages is not None
+                if number == 0 and key in taken:
+                    continue  # another run of the study, or the first stage of one that is shown already
+                taken.add(key)
+                alone = number == 0 and stage.rounds is None
+                found[stage.spec.name] = _Shown(
+                    stage.spec.name,
+                    key,
+                    stage.spec,
+                    None if alone else stages[: number + 1],
+                    None if number == 0 else number + 1,
+                    run.name,
+                    self._ended([link for link in chain.links if link.stage <= number]),
                 )
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(_standing(store, keys)) from None
-        context.count(len(set(keys.values()) & store.finished(TABLES) - before), 0)
-    if search is not None:
-        select_examples(context, rollouts, [run.spec for run in planned])
-    runs = _publish(context, student, [(run.name, keys[run.name], run.spec) for run in planned], failures, tracking)
-    if not runs:
-        reasons = "; ".join(
-            f"{row['run']}: {row['reason']}" for row in store.table("runs").to_pylist() if row["reason"]
-        )
-        context.leave_out("training", TrainingError(f"no run finished, so there is nothing to compare. {reasons}"))
-    loading = Loading.of(context.study.student)
-    return [Run(BASE, content_key(student.key, BASE, *loading.keyed), None, loading=loading), *runs], planned
+        return list(found.values())
+
+    def _ended(self, links: Sequence[Link]) -> tuple[str, str] | None:
+        """Status and reason of the first training that did not finish, where there are several; None if all did."""
+        for link in links if len(links) > 1 else ():
+            if finished_record(self.store, link.key) is not None:
+                continue
+            if link.key in self.store.finished(TABLES):
+                [row] = self.store.read_unit("runs", link.key).to_pylist()
+                return row["status"], f"{link.spec.name}: {row['reason']}"
+            return "failed", f"{link.spec.name}: {self.failures.get(link.key, 'no result was stored')}"
+        return None
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A run as this study names it: ``stages``, ``leg`` and ``leg_of`` as in its record, and how it ended where not
+    all of its trainings have finished.
+    """
+
+    name: str
+    key: str
+    spec: RunSpec
+    stages: list[dict[str, Any]] | None = None
+    leg: int | None = None
+    leg_of: str | None = None
+    ended: tuple[str, str] | None = None
 
 
 def _standing(store: Store, keys: Mapping[str, str]) -> str:
@@ -359,11 +559,7 @@ def run_params(spec: RunSpec) -> dict[str, Any]:
 
 
 def _publish(
-    context: StudyContext,
-    student: Student,
-    names: list[tuple[str, str, RunSpec]],
-    failures: dict[str, str],
-    tracking: Tracking,
+    context: StudyContext, student: Student, shown: list[_Shown], failures: dict[str, str], tracking: Tracking
 ) -> list[Run]:
     """Publish the records and curves of all runs under the names this study gives them; return those that finished."""
     store, loading = context.store, Loading.of(context.study.student)
@@ -372,11 +568,12 @@ def _publish(
     runs = []
     base = tracking.child(f"{student.key}:base", BASE, {"loss": "none", "lr": 0.0, "seed": 0})
     tracking.end(base, "FINISHED")
-    for name, key, spec in names:
-        tracking.child(key, name, run_params(spec))
+    for run in shown:
+        tracking.child(run.key, run.name, run_params(run.spec))
     tracking.flush()  # so that the table of runs has MLflow's ids
     ended = store.finished(TABLES)
-    for name, key, spec in names:
+    for run in shown:
+        name, key = run.name, run.key
         child = tracking.run_id(key)
         trained = key in ended and not (key in failures and not store.has_folder(DELTAS, key))
         if trained:
@@ -385,14 +582,19 @@ def _publish(
             curves.append(_renamed(store.read_unit("training_curves", key), name))
             tracking.curves(key)
         else:
-            why = failures.get(key, "no result was stored")
-            record = run_record(spec, key, "failed", student=student.key, reason=why, mlflow_run_id=child)
-            context.leave_out(f"run {name}", TrainingError(why))
+            status, why = run.ended or ("failed", failures.get(key, "no result was stored"))
+            record = run_record(run.spec, key, status, student=student.key, reason=why, mlflow_run_id=child)
+            if status == "failed":
+                context.leave_out(f"run {name}", TrainingError(why))
+            else:
+                context.progress.say(f"  [yellow]{name} {status}[/yellow]: {escape(why)}")
+        record = replace(record, stages=run.stages, leg=run.leg, leg_of=run.leg_of)
         if record.status == FINISHED:
             record = replace(record, delta=delta_folder(store, key))  # the store may have been moved
             snapshots = store.stored(SNAPSHOTS, key) if store.has_folder(SNAPSHOTS, key) else None
             measured = content_key(key, name, *loading.keyed)
-            runs.append(Run(name, measured, store.stored(DELTAS, key), snapshots, loading=loading))
+            delta = store.stored(DELTAS, key)
+            runs.append(Run(name, measured, delta, snapshots, leg=run.leg is not None, loading=loading))
         elif trained:
             context.progress.say(f"  [yellow]{name} {record.status}[/yellow]: {escape(record.reason or '')}")
         tracking.tags(key, {"status": record.status, "reason": without_credentials(record.reason or "")})

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 
+from raygeo.records import Seed
 from raygeo.report import typeset
 from raygeo.report.view import View
 
@@ -29,7 +30,7 @@ def selection(view: View) -> list[str]:
 
 def seeds(view: View) -> list[str]:
     """Configurations that were trained with one seed only."""
-    seeds: defaultdict[tuple[str, str], set[tuple[int, int | None]]] = defaultdict(set)
+    seeds: defaultdict[tuple[str, str], set[tuple[Seed, Seed]]] = defaultdict(set)
     for name, condition in view.conditions.items():
         if name not in view.failed:
             seeds[condition.configuration].add((condition.seed, condition.init_seed))

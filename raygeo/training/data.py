@@ -62,7 +62,7 @@ def open_data(loss: Loss, store: Store, inputs: RunInputs, needs: frozenset[Need
         pad_id=inputs.pad_id,
         behaviour=rank_0_first(behaviour),
         states=None if states is None else open_reference_states(states),
-        head=None if states is None else Checkpoint(inputs.student).head(),
+        head=None if states is None else Checkpoint(inputs.referred or inputs.student).head(),
         mismatched=mismatched,
         teacher=open_teacher_top(inputs.teacher) if "teacher" in needs and inputs.teacher is not None else None,
         heldout=None if inputs.heldout is None else Probe.load(inputs.heldout),

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from raygeo.cluster.settings import Gpus
-from raygeo.losses.base import Need
+from raygeo.losses.base import FROM_BASE, Need
 from raygeo.losses.registry import AnyLoss
 from raygeo.models.attention import check_name, is_flash
 from raygeo.models.lora import LoraSettings
@@ -220,16 +220,24 @@ class TrainingSettings(Execution):
     """How often a run resumes from its last checkpoint after a worker was lost, before it counts as failed."""
 
 
+Reference = Literal["start", "base"]
+"""Whose answers a loss compares with: what training starts from, or the study's student, where that is another."""
+
+
 class RunSpec(Settings):
     """One training run, fully resolved."""
 
     name: str
     loss: AnyLoss
     training: TrainingSettings
+    reference: Reference = "start"
 
-    def key(self, student_key: str, rollouts_key: str, teacher_key: str | None = None) -> str:
+    def key(self, student_key: str, rollouts_key: str, teacher_key: str | None = None, base_key: str = "") -> str:
         """Key of the run: of its loss, every setting that can change a bit of the result, the inputs' keys; not of its
-        name. A teacher matters to losses that learn from one.
+        name.
+
+        ``student_key`` is that of what it starts from. A teacher matters to losses that learn from one; ``base_key``,
+        that of the study's student, where that is the reference.
         """
         execution = self.training.model_dump(mode="json", include=set(Execution.model_fields))
         execution = {name: value for name, value in execution.items() if name not in LATER or value != LATER[name]}
@@ -237,6 +245,8 @@ class RunSpec(Settings):
             execution["adapters"] = "fp32"  # once they were in bf16, with masters in fp32
         if self.asks_base:
             execution["reference"] = "step"  # once the base's states were stored, which differ by rounding
+        if self.reference == "base" and self.loss.needs & FROM_BASE:
+            execution["reference_of"] = base_key
         if teacher_key is not None and "teacher" in self.loss.needs:
             execution["teacher"] = teacher_key
         return unit_key(self.revisions, "run", self.loss, execution, student_key, rollouts_key)
@@ -244,7 +254,8 @@ class RunSpec(Settings):
     @property
     def asks_base(self) -> bool:
         """Whether each step asks the base for its logits: with adapters it is there, and nothing need be stored."""
-        return self.training.lora is not None and "reference_logits" in self.loss.needs
+        adapted = self.training.lora is not None and self.reference == "start"
+        return adapted and "reference_logits" in self.loss.needs
 
     @property
     def needs(self) -> frozenset[Need]:

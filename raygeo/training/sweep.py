@@ -78,7 +78,9 @@ class Trial(tune.Trainable):
             self.workers = None
         self.workers = self.workers or Workers(shape, self.common, self.storage)
         job = choice["job"]
-        self.fitted = Fitted(self.common.store, RunSpec.model_validate_json(job["spec"]), self.common.inputs)
+        self.fitted = Fitted(
+            self.common.store, RunSpec.model_validate_json(job["spec"]), self.common.inputs_of(job["key"])
+        )
         micro = self.fitted.recall()
         self.workers.begin(job | {"micro_batch_size": micro})
         self.reached = 0
@@ -125,14 +127,16 @@ def run_sweep(
     examples: Sequence[RunSpec] = (),
     measure: Measure | None = None,
     study: str = "",
+    own: Mapping[str, RunInputs] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, str]:
     """Train every run of ``specs`` (content key to spec), then whatever ``search`` proposes, one Tune trial each.
 
     Finished runs are in the store. Trials reuse their drivers, and a driver its workers as long as runs have one shape.
     ``scheduler`` may stop runs early. ``examples`` show what may be proposed; workers ``measure`` the runs they finish,
-    for the search to go by. ``study`` is its name in the lines of logs. Returns why each run that failed did so, in a
-    line, by key; the others are not disturbed by it.
+    for the search to go by. ``own`` says by key what runs read that read other things than ``inputs``. ``study`` is its
+    name in the lines of logs. Returns why each run that failed did so, in a line, by key; the others are not disturbed
+    by it.
 
     Raises:
         ClusterError: the cluster can never hold the workers of one of the runs.
@@ -147,7 +151,9 @@ def run_sweep(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     storage = store.uri("ray", name)
     coordinators = Coordinators()
-    common = Common(inputs, store, coordinators, None if measure is None else ray.cloudpickle.dumps(measure), study)
+    common = Common(
+        inputs, store, coordinators, None if measure is None else ray.cloudpickle.dumps(measure), study, own or {}
+    )
     known = [run_choice(key, spec) for key, spec in specs.items()]
 
     def choice(spec: RunSpec) -> dict[str, Any]:

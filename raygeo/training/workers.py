@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -85,6 +85,7 @@ Measure = Callable[[str, str], Mapping[str, float]]
 class Common:
     """What all runs share: what they read, where they write, their coordinators, what is measured of those that finish,
     if anything (a pickled ``Measure``, because whoever unpickles it imports the analyses), and the study's name.
+    ``own`` says by key what runs read that do not learn from the student and the rollouts of all others.
     """
 
     inputs: RunInputs
@@ -92,6 +93,11 @@ class Common:
     coordinators: Coordinators
     measure: bytes | None = None
     study: str = ""
+    own: Mapping[str, RunInputs] = field(default_factory=dict)
+
+    def inputs_of(self, key: str) -> RunInputs:
+        """What the run with this key reads."""
+        return self.own.get(key, self.inputs)
 
 
 class Watch(UserCallback):
@@ -227,7 +233,7 @@ def _serve(config: dict[str, Any]) -> None:
         try:
             with about(common.study, spec.name), common.store.writing():
                 record = train(
-                    Job(spec, given["key"], common.inputs, common.store),
+                    Job(spec, given["key"], common.inputs_of(given["key"]), common.store),
                     lambda step, metrics: ray.get(coordinator.report.remote(step, metrics)),
                     lambda: ray.get(command) if ray.wait([command], timeout=0)[0] else None,  # noqa: B023
                     base,

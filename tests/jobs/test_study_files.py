@@ -37,6 +37,21 @@ def test_a_batch_holds_equally_many_rollouts_for_all_losses():
         assert rows == {32}, name
 
 
+def test_stages_begin_with_one_sft_run_of_each_seed():
+    runs = load("sft-then-dpo").plan.trials()
+    first = {run.trainings[0].key("student", "rollouts") for run in runs if run.is_chain}
+    assert first == {run.spec.key("student", "rollouts") for run in runs if run.name.startswith("sft-lr")}
+    assert len({tuple(spec.training.batch_size for spec in run.trainings) for run in runs if run.is_chain}) == 2
+
+
+def test_all_numbers_of_rounds_take_as_many_steps_and_prompts():
+    runs = load("rounds").plan.trials()
+    assert [len(run.trainings) for run in runs] == [1, 2, 4, 8]
+    assert {sum(spec.training.steps for spec in run.trainings) for run in runs} == {64}
+    assert {run.stages[0].sampling.prompts * len(run.trainings) for run in runs[1:]} == {512}
+    assert len({spec.loss for run in runs for spec in run.trainings}) == 1
+
+
 def test_the_direction_of_distillation_is_crossed_with_the_learning_rate():
     study = load("kd-direction")
     runs = {(s.loss.type, s.training.lr, s.training.seed) for s in study.specs()}

@@ -330,3 +330,25 @@ def test_the_plan_is_printed_with_what_it_assumes():
     text = console.export_text()
     for said in ("geometry.curvature, eigenvalues", "in all:", "assumed", "at most 40 tokens"):
         assert said in text
+
+
+def test_stages_and_rounds_are_counted():
+    sft, dpo = {"loss": {"type": "sft"}}, {"loss": {"type": "dpo"}}
+    runs = [
+        sft | {"name": "alone"},
+        {"stages": [sft, dpo], "name": "staged"},
+        sft | {"rounds": 3, "sampling": {"samples": 2, "prompts": 6, "prompts_per_task": 2}, "name": "rounds"},
+    ]
+    given = study(runs=runs, evaluation={"answers": {"max_new_tokens": 8}, "monitor": {"problems": 4}})
+    lines = {line.need.what: line.need for line in make_plan(given, find_facts(given), MACHINE)}
+    trained = {what: need.units for what, need in lines.items() if what.startswith("train ")}
+    assert sum(trained.values()) == 1 + 1 + 3  # the first stage is the run alone
+    assert lines["train, stages joined"].units == 1 + 2
+    assert lines["train, rollouts of rounds"].units == 3 * 3
+    assert lines["train, reference where stages begin"].units == 1
+    delta = next(need.disk["deltas"] for what, need in lines.items() if "alone" in what)
+    assert lines["train, stages joined"].disk["deltas"] == 2 * delta
+    assert lines["train, stages joined"].disk["snapshots"] == (1 + 2) * delta
+    assert lines["evaluate on the way"].units > lines["evaluate heldout"].units
+    ended = Facts(**{**vars(find_facts(given)), "settled": frozenset(spec.name for spec in given.plan.points())})
+    assert make_plan(given, ended, MACHINE, stages=("train",)) == []

@@ -80,3 +80,14 @@ def test_with_adapters_no_states_of_the_base_are_stored_and_each_step_passes_the
     adapted, base = DryModel(CONFIG, torch.float32, LoraSettings(**LORA)), DryModel(CONFIG)
     asking, plain = (adapted.training(loss, 2, 32, accumulating=False).flops for loss in (ASFT(), SFT()))
     assert asking == plain + base.scoring(2, 32).flops
+
+
+def test_sums_of_stages_and_students_between_them_need_room_too():
+    runs = [{"stages": [{"loss": {"type": "sft"}}, {"loss": {"type": "dft"}}]}]
+    staged = parse_study(tiny_study(runs=runs, training={"steps": 100, "snapshots": 0}))
+    kept = 2 * DELTA + DELTA + DELTA  # two deltas, their sum, and the snapshot where the first ends
+    with pytest.raises(ClusterError, match="2 runs leave"):
+        check_disk(staged, FACTS, MACHINE, kept - 1, lambda text: None)
+    told = []
+    check_disk(staged, FACTS, MACHINE, kept + DELTA // 2, told.append)
+    assert told  # there is no room for the student that the second begins with

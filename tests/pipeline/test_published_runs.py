@@ -100,7 +100,7 @@ class Bench:
         )  # fmt: skip
         tracked = Tracked()
         references = provide_references(self.context, STUDENT, self.rollouts) if referring else References()
-        runs, _ = train_runs(self.context, STUDENT, self.rollouts, references, tracked)
+        runs = train_runs(self.context, STUDENT, self.rollouts, references, tracked).runs
         published = [RunRecord.of(row) for row in self.store.table("runs").to_pylist()]
         return runs, {record.run: record for record in published}, tracked
 

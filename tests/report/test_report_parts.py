@@ -14,16 +14,16 @@ from raygeo.tables import SCHEMAS
 
 FIGURES = [
     "front",
-    "accuracy", "nll", "objective", "norms", "trajectories", "cosine", "map", "angles", "off-principal",
+    "accuracy", "nll", "objective", "monitor", "norms", "trajectories", "cosine", "map", "angles", "off-principal",
     "layer-alpha", "locking", "paths", "base-paths", "matched-paths", "curves", "layerwise", "wise", "planes",
     "rank-truncation", "heads", "head-effects", "spectra", "eigenvalues", "directional", "block-curvature",
     "expansions", "sharpness", "critical-sharpness", "cka", "layer-cka", "drift", "divergence", "coherence",
     "gradient-cosines", "forgetting", "compressibility", "tunability",
     "diversity", "prescreen",
 ]  # fmt: skip
-INAPPLICABLE = {"no_gold", "unrelated", "rounded", "pairs_left_out", "projections"}
-"""Caveats on what is not so in the made-up study: no accuracies, another base, weights stored in 16 bits, many runs,
-projected gradients."""
+INAPPLICABLE = {"no_gold", "legs", "unrelated", "rounded", "pairs_left_out", "projections"}
+"""Caveats on what is not so in the made-up study: no accuracies, stages, another base, weights stored in 16 bits, many
+runs, projected gradients."""
 
 
 def said(view, parts):
@@ -104,7 +104,7 @@ def test_a_study_in_which_nothing_is_analysed_says_nothing_of_analyses(tables):
     for analysis in registry.analyses().values():
         assert said(bare, analysis.report) == []
     page = render_page(bare, CONTEXT, draw_figures(bare, registry.parts()), registry.parts())
-    assert page.count("<figure ") == 4
+    assert page.count("<figure ") == 5
     assert registry.analyses()["norms"].report.figures[0].title in page.split("Not drawn, for want of data")[1]
 
 

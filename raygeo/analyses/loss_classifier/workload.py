@@ -13,7 +13,7 @@ from pydantic import Field
 from raygeo.geometry.connectivity.parts import part_of
 from raygeo.geometry.weights.recognition import chance, permuted_accuracies, recognise
 from raygeo.models.run import Run
-from raygeo.records import RunRecord
+from raygeo.records import RunRecord, Seed
 from raygeo.settings import Settings
 from raygeo.tables import schema
 from raygeo.workload import Rows, Task, Workload
@@ -90,7 +90,7 @@ class LossClassifier(Workload):
 
     def compute(self, state: None, payload: None) -> dict[str, Rows]:
         """Rows of both tables."""
-        seeds: defaultdict[str, set[tuple[int, int | None]]] = defaultdict(set)
+        seeds: defaultdict[str, set[tuple[Seed, Seed]]] = defaultdict(set)
         for _, loss, seed in self.known:
             seeds[loss].add(seed)
         losses = sorted(loss for loss, of in seeds.items() if len(of) > 1)

@@ -14,6 +14,7 @@ ANALYSIS = Analysis(
     settings=NormSettings,
     workloads=(Norms,),
     arguments=lambda of: (of.runs, of.base),
+    of_weights=True,
     report=Parts(
         columns=(
             Column("‖Δ‖", "‖Δ‖ is the Frobenius norm of the weight delta.", report.norm_cells),

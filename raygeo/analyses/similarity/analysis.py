@@ -14,6 +14,7 @@ ANALYSIS = Analysis(
     settings=SimilaritySettings,
     workloads=(Similarity,),
     arguments=lambda of: (of.runs, of.base, of.pairs),
+    of_weights=True,
     report=Parts(
         columns=(
             Column(

@@ -15,6 +15,7 @@ ANALYSIS = Analysis(
     settings=SubspaceSettings,
     workloads=(Subspaces,),
     arguments=lambda of: (of.runs, of.base, of.pairs),
+    of_weights=True,
     report=Parts(
         figures=(report.angle_profile,),
         sections=(report.reference_angles,),

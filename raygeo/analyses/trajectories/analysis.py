@@ -13,6 +13,7 @@ ANALYSIS = Analysis(
     settings=TrajectorySettings,
     workloads=(Trajectories,),
     arguments=lambda of: (of.runs, of.base, of.steps, of.reference),
+    of_weights=True,
     report=Parts(
         figures=(report.trajectories,),
         sections=(report.laws,),

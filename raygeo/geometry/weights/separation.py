@@ -14,7 +14,7 @@ from itertools import chain, combinations, islice, permutations, product
 
 import numpy as np
 
-from raygeo.records import Condition
+from raygeo.records import Condition, Seed
 
 LEVEL = 0.05
 """A test that cannot give a p-value below this is not made."""
@@ -136,9 +136,9 @@ def _pairs(conditions: list[Condition]) -> Iterator[tuple[int, int]]:
             yield i, j
 
 
-def _strata(conditions: list[Condition]) -> dict[tuple[str, int, int | None], list[int]]:
+def _strata(conditions: list[Condition]) -> dict[tuple[str, Seed, Seed], list[int]]:
     """Indices of the runs whose losses are exchangeable; no loss stands twice in one stratum."""
-    strata: defaultdict[tuple[str, int, int | None], list[int]] = defaultdict(list)
+    strata: defaultdict[tuple[str, Seed, Seed], list[int]] = defaultdict(list)
     for i, condition in enumerate(conditions):
         strata[condition.surroundings].append(i)
     return strata

@@ -13,7 +13,7 @@ from raygeo.pipeline.budget.cluster import Cluster
 from raygeo.pipeline.budget.facts import Facts
 from raygeo.pipeline.budget.plan import Line, changed_study, fits_with, gib, make_plan, remedy, stage_of
 from raygeo.pipeline.budget.show import advice
-from raygeo.pipeline.budget.stages import CHECKPOINTS, DELTAS, SNAPSHOTS, STAGES, Shapes, stage_needs
+from raygeo.pipeline.budget.stages import CHECKPOINTS, DELTAS, SNAPSHOTS, STAGES, STARTS, Shapes, stage_needs
 from raygeo.pipeline.config import Study
 
 ESCAPE = "If you know better, raygeo run --no-memory-check begins all the same."
@@ -67,11 +67,12 @@ def check_disk(study: Study, facts: Facts, cluster: Cluster, free: int | None, s
         needs = stage_needs(study, facts, Shapes(facts), cluster.gpu is not None, stages=("train",))
     except StudentError:
         return
-    deltas, snapshots = (sum(need.disk[what] for need in needs) for what in (DELTAS, SNAPSHOTS))
-    passing = max((need.disk[CHECKPOINTS] * cluster.place(study, need)[1] for need in needs), default=0)
+    deltas, snapshots = (sum(need.disk.get(what, 0) for need in needs) for what in (DELTAS, SNAPSHOTS))
+    passing = max((need.disk.get(CHECKPOINTS, 0) * cluster.place(study, need)[1] for need in needs), default=0)
+    passing += sum(need.disk.get(STARTS, 0) for need in needs)
     if deltas + snapshots + passing <= free:
         return
-    runs = sum(need.units for need in needs)
+    runs = sum(need.units for need in needs if CHECKPOINTS in need.disk)
     room = (free - deltas - passing) / runs / GIB
     fewer = (
         f"--set training.max_snapshot_gib={room:.3g} keeps as many snapshots as there is room for"

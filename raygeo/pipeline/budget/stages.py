@@ -14,6 +14,7 @@ import torch
 from raygeo.analyses.pairs import FEW, REPRESENTATIVES
 from raygeo.analyses.registry import analyses
 from raygeo.data.probes import HELDOUT_SEQUENCES
+from raygeo.data.sampling import DecodingSettings
 from raygeo.data.teacher import TeacherTop, row_bytes
 from raygeo.footprint.devices import Dtype
 from raygeo.footprint.model import DryModel
@@ -23,6 +24,7 @@ from raygeo.losses.base import FROM_BASE, Loss
 from raygeo.models.lora import LoraSettings
 from raygeo.pipeline.budget.facts import Facts
 from raygeo.pipeline.config import Study
+from raygeo.pipeline.plan import PlannedStage
 from raygeo.settings import Settings
 from raygeo.training.engine import BUCKET
 from raygeo.training.order import step_count
@@ -34,6 +36,8 @@ STAGES = ("student", "rollouts", "reference", "train", "evaluate", "geometry")
 """Those that need something."""
 DELTAS, SNAPSHOTS, CHECKPOINTS = "deltas", "snapshots", "checkpoints of a run in progress"
 """What runs leave in the store, and the two checkpoints that one has there while it writes the second."""
+STARTS = "students where a stage begins"
+"""What lies in the store while runs in stages or rounds are trained."""
 ROW = 1024
 """Bytes that a row takes of the process that splits rollouts: verdicts, keys and lengths, but no texts."""
 
@@ -70,7 +74,7 @@ def stage_needs(
         "student": lambda: [_student(study, shapes)],
         "rollouts": lambda: _rollouts(study, facts, shapes),
         "reference": lambda: [*_reference(study, facts, shapes), *_teacher(study, facts, shapes)],
-        "train": lambda: _training(study, facts, shapes, gpu),
+        "train": lambda: [*_training(study, facts, shapes, gpu), *_between(study, facts, shapes)],
         "evaluate": lambda: _evaluation(study, facts, shapes),
         **{
             f"geometry.{name}": partial(_analysis, study, facts, shapes, name, settings)
@@ -118,24 +122,32 @@ def _rollouts(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
 
 
 def _reference(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
-    specs = study.plan.points()
+    specs = study.plan.referring()
     needs = {need for spec in specs for need in spec.needs}
     if not needs & FROM_BASE:
         return []
+    return [_passes(study, facts, shapes, specs, "reference")]
+
+
+def _passes(study: Study, facts: Facts, shapes: Shapes, specs: Sequence[RunSpec], what: str) -> Need:
+    """What losses need of the base, or of ``specs`` each of a student of its own."""
+    needs = {need for spec in specs for need in spec.needs}
+    students = 1 if what == "reference" else len(specs)
     bf16 = any(spec.training.precision == "bf16" for spec in specs if spec.needs & FROM_BASE)
     model = shapes.of(torch.bfloat16 if bf16 else torch.float32)
     texts = facts.train
     rows = min(study.reference.batch_size, texts.count)
     passes = ("reference" in needs) + ("reference_logits" in needs) + ("mismatched" in needs)
+    passes *= students
     completions = texts.count * texts.mean * facts.completion
-    disk = {"log-probabilities": int(8 * completions)}
+    disk = {"log-probabilities": int(8 * completions) * students}
     if "reference_logits" in needs:
-        disk["final hidden states"] = int(completions * model.width * model.dtype.itemsize)
+        disk["final hidden states"] = int(completions * model.width * model.dtype.itemsize) * students
     dtype: Dtype = "bf16" if bf16 else "fp32"
     work = Work(model.scoring(1, round(texts.mean)).flops * texts.count * passes, dtype)
     device = {"weights": model.weights, "a batch": model.scoring(rows, texts.longest).peak}
     remedies = tuple(f"reference.batch_size={less}" for less in halves(rows))
-    return [Need("reference", passes, work, device, disk=disk, rate="reference log-probabilities", remedies=remedies)]
+    return Need(what, passes, work, device, disk=disk, rate="reference log-probabilities", remedies=remedies)
 
 
 def _teacher(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
@@ -166,6 +178,66 @@ def _training(study: Study, facts: Facts, shapes: Shapes, gpu: bool) -> list[Nee
         kept = {"lr", "seed", "init_seed", "weight_decay", "betas", "adam_epsilon", "warmup_ratio", "final_lr"}
         groups.setdefault((_kind(spec.loss), spec.training.model_dump_json(exclude=kept)), []).append(spec)
     return [_runs(study, facts, shapes, specs, gpu) for specs in groups.values()]
+
+
+def _between(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
+    """What runs in stages or rounds need besides their trainings: the student that each later one starts from, rollouts
+    of rounds, what losses need of those students, and the sums of what was changed.
+    """
+    lacking = {spec.name for spec in study.plan.points()} - facts.settled
+    chains = [run for run in study.plan.trials() if run.is_chain]
+    chains = [run for run in chains if any(spec.name in lacking for spec in run.trainings)]
+    if not chains:
+        return []
+    model = shapes.of(torch.float32)
+    later = {spec.name for run in chains for spec in run.trainings[1:]}
+    deltas = [4 * training_model(shapes, run.spec.training).trainable for run in chains]
+    several = [(len(run.trainings), delta) for run, delta in zip(chains, deltas, strict=True) if len(run.trainings) > 1]
+    needs = [
+        Need(
+            "train, stages joined",
+            len(later),
+            host={"weights of a student, fp32": model.weights},
+            disk={
+                DELTAS: sum(delta for _, delta in several),
+                SNAPSHOTS: sum((count - 1) * delta for count, delta in several),
+                STARTS: model.weights * len(several),
+            },
+            on="cpu",
+        )
+    ]
+    needs += [
+        _sampled(study, facts, shapes, stage) for run in chains for stage in run.stages if stage.rounds is not None
+    ]
+    compared = [
+        spec
+        for run in chains
+        for number, stage in enumerate(run.stages)
+        for spec in stage.specs
+        if spec.needs & FROM_BASE and (stage.rounds is not None or (number > 0 and spec.reference == "start"))
+    ]
+    if compared:
+        needs.append(_passes(study, facts, shapes, compared, "train, reference where stages begin"))
+    return needs
+
+
+def _sampled(study: Study, facts: Facts, shapes: Shapes, stage: PlannedStage) -> Need:
+    """The rollouts that all rounds of a stage draw."""
+    sample, asked, rounds = study.rollouts.sample, facts.prompts, stage.rounds or 0
+    decoding = stage.sampling.decoding(DecodingSettings() if sample is None else sample.decoding, 1)
+    samples = sample.decoding.samples if sample is not None else 1
+    prompts = stage.sampling.prompts or max(1, facts.train.count // samples)
+    texts = Texts(prompts, asked.mean, asked.longest)
+    what, units = f"train, rollouts of {stage.spec.name}", rounds * -(-prompts // decoding.prompts_per_task)
+    disk = {"rollouts": int(6 * rounds * prompts * decoding.samples * (asked.mean + decoding.max_new_tokens))}
+    engine = study.evaluation.engine.type
+    if engine != LOCAL.type:
+        return Need(what, units, disk=disk, rate="rollouts", unknown=f"what the engine {engine} holds is not looked at")
+    model = shapes.of(analysis_dtype(study))
+    rows = min(decoding.batch_size, prompts * decoding.samples)
+    work = decoding_work(model, texts, decoding.max_new_tokens, decoding.batch_size, decoding.samples) * rounds
+    peak = decoding_peak(model, rows, texts.longest, decoding.max_new_tokens)
+    return Need(what, units, work, {"weights": model.weights, "cache and logits": peak}, disk=disk, rate="rollouts")
 
 
 def _kind(loss: Loss) -> Any:
@@ -294,7 +366,7 @@ def _training_remedies(study: Study, spec: RunSpec, training: TrainingSettings) 
 
 
 def _evaluation(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
-    answers = study.evaluation.answers
+    answers, monitor = study.evaluation.answers, study.evaluation.monitor
     scale = scale_of(study, facts, shapes)
     samples, engine = answers.samples, study.evaluation.engine.type
     needs = []
@@ -322,7 +394,33 @@ def _evaluation(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
                 remedies=(*remedies, *LIGHTER),
             )
         )
+    if monitor is not None and engine == LOCAL.type:
+        needs.append(_monitor(study, facts, scale, monitor.problems))
     return needs
+
+
+def _monitor(study: Study, facts: Facts, scale: Scale, most: int) -> Need:
+    """Accuracy at kept steps, on training problems and on few of each benchmark."""
+    answers, points = study.evaluation.answers, scale.trained * (scale.snapshots + 1) + 1
+    asked = [facts.prompts, *facts.benchmarks.values()]
+    sets = [texts.first(most) for texts in asked if texts.count]
+    work = sum(
+        (
+            decoding_work(scale.model, texts, answers.max_new_tokens, answers.batch_size, answers.samples)
+            for texts in sets
+        ),
+        Work(),
+    )
+    longest = max((texts.longest for texts in sets), default=1)
+    rows = min(answers.batch_size, most * answers.samples)
+    peak = decoding_peak(scale.model, rows, longest, answers.max_new_tokens)
+    units = points * sum(-(-texts.count // answers.problems_per_task) for texts in sets)
+    disk = {"answers": int(4 * sum(texts.count for texts in sets) * answers.samples * answers.max_new_tokens * points)}
+    held = scale.resident() | {"cache and logits": peak}
+    remedies = tuple(f"evaluation.answers.batch_size={less}" for less in halves(rows))
+    return Need(
+        "evaluate on the way", units, work * points, held, disk=disk, rate="answers", remedies=(*remedies, *LIGHTER)
+    )
 
 
 def _analysis(study: Study, facts: Facts, shapes: Shapes, name: str, settings: Settings) -> list[Need]:
@@ -344,7 +442,7 @@ def _analysis(study: Study, facts: Facts, shapes: Shapes, name: str, settings: S
 def scale_of(study: Study, facts: Facts, shapes: Shapes) -> Scale:
     """The study as analyses see it."""
     specs = study.plan.points()
-    trained = len(study.specs()) or len(specs)
+    trained = sum(len(run.shown) for run in study.plan.trials()) or len(specs)
     losses = {spec.loss for spec in specs}
     loras = {spec.training.lora for spec in specs}
     low_rank = None not in loras
