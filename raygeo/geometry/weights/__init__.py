@@ -7,5 +7,6 @@ two of its deltas, ``growth`` laws of growth, ``heads`` the part of each attenti
 follows from them alone: ``inner_products``, ``noise_floors``, ``separation`` (the permutation test), ``embedding`` (a
 map of runs). ``principal``, ``masks``, ``intruders`` and ``power_law`` look at the weights themselves, beside what a
 ``random_delta`` does to them; ``signs`` compares entries of two deltas, ``recognition`` tells losses apart by features
-of deltas; ``locking`` and ``rank_one`` follow the deltas of one run. ``base`` and ``grouping`` read weights.
+of deltas; ``locking`` and ``rank_one`` follow the deltas of one run; ``compression`` prunes and rounds. ``base`` and
+``grouping`` read weights.
 """
