@@ -302,7 +302,7 @@ class Tables(Files):
     def _reading(self, path: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise StoreError(
                 f"{path} cannot be read ({error}); delete it and run the study again to make it anew."
             ) from error

@@ -224,6 +224,11 @@ def test_a_damaged_table_is_named(store):
         file.write(b"PAR1 broken")
     with pytest.raises(StoreError, match="k\\.parquet cannot be read"):
         store.publish("counts", ["k"])
+    store.publish_rows("counts", to_arrow("counts", ROWS))
+    file = Path(store.path("tables", "counts.parquet"))
+    file.write_bytes(file.read_bytes().replace(b"stage", b"\x96tage"))
+    with pytest.raises(StoreError, match="counts\\.parquet cannot be read"):
+        store.columns("counts")
 
 
 def test_bytes_round_trip(any_store):

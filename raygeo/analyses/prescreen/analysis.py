@@ -15,6 +15,7 @@ ANALYSIS = Analysis(
     arguments=lambda of: (read_runs(of),),
     after=("norms",),
     report=Parts(
+        verdicts=(report.prescreened,),
         figures=(report.heatmap,),
         sections=(report.verdicts, report.correlations),
         caveats=(report.limits,),

@@ -13,9 +13,9 @@ from raygeo.evaluation.rank_correlation import FEWEST
 from raygeo.report import plots, typeset
 from raygeo.report.plots import figure, heatmap_figure
 from raygeo.report.sheets import Cell, Sheet, known, section
+from raygeo.report.verdict import ALPHA, Finding
 from raygeo.report.view import View
 
-LEVEL = 0.05
 _MOST = 40
 
 
@@ -33,7 +33,7 @@ def heatmap(view: View) -> Figure | None:
         return None
     cells = frame.pivot(index="metric", columns="outcome", values="rho")[list(frame.outcome.unique())]
     strongest = cells.abs().max(axis=1).sort_values(ascending=False, kind="stable").index[:_MOST]
-    cells, held = cells.loc[strongest], frame[frame.p_holm <= LEVEL]
+    cells, held = cells.loc[strongest], frame[frame.p_holm <= ALPHA]
     fig, ax = heatmap_figure(cells, column=1.3, row=0.3, left=3.2)
     plots.heatmap(ax, cells, Normalize(-1, 1), matplotlib.colormaps["RdBu"], typeset.fixed)
     for row in held[held.metric.isin(cells.index)].itertuples():
@@ -54,12 +54,18 @@ def verdicts(view: View) -> Sheet:
     return Sheet(["outcome", "what pre-screens it"], rows, frozenset({"outcome", "what pre-screens it"}))
 
 
+def prescreened(view: View) -> Iterator[Finding]:
+    """What geometry says of outcomes beforehand, an outcome a sentence."""
+    for outcome, frame in view.frame("prescreen").groupby("outcome", sort=False):
+        yield Finding(f"What tells of {outcome} beforehand? {verdict(str(outcome), frame)}", "table-prescreen-verdicts")
+
+
 def verdict(outcome: str, frame: pd.DataFrame) -> str:
     """A sentence on what the rows of one outcome show, or on why they show nothing."""
     tested = frame.dropna(subset="p_holm")
     if tested.empty:
         return _nothing(frame)
-    held = tested[tested.p_holm <= LEVEL].sort_values("p_holm", kind="stable")
+    held = tested[tested.p_holm <= ALPHA].sort_values("p_holm", kind="stable")
     configurations = int(tested.configurations.min())
     size = (
         f"{typeset.count(len(tested))} metrics were tested over {typeset.count(configurations)} configurations, which "
@@ -92,7 +98,7 @@ def _partial(held: pd.DataFrame) -> str:
     controls = next((text for text in held.controls if isinstance(text, str)), None)
     if controls is None:
         return "Nothing was partialled out: neither the norm nor the learning rate varies, or they are not known."
-    left = held[held.partial_p_holm <= LEVEL]
+    left = held[held.partial_p_holm <= ALPHA]
     if left.empty:
         return f"With {controls} partialled out, none of this is left."
     return f"With {controls} partialled out, {', '.join(left.metric.head(5))} {'is' if len(left) == 1 else 'are'} left."
