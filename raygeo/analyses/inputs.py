@@ -1,7 +1,7 @@
 """What analyses are made of."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import pyarrow as pa
@@ -9,9 +9,11 @@ import pyarrow as pa
 from raygeo.analyses.pairs import Pairs, choose_pairs
 from raygeo.data.exam import Exam
 from raygeo.errors import DataError
+from raygeo.generation.renderer import ChatSettings, Renderer, renderer_for
 from raygeo.geometry.curvature.journal import Journals
 from raygeo.geometry.curvature.operators import Gather
 from raygeo.losses import Loss
+from raygeo.models.loading import load_tokenizer
 from raygeo.models.run import Run
 from raygeo.records import Condition, RunRecord, configurations
 from raygeo.store import AnyPath, Store
@@ -40,7 +42,8 @@ class AnalysisInputs:
     tables made so far, by name, those of analyses named in ``after`` among them; ``make_probes`` gives probe files by
     name, "solutions" and "curvature" among them, or none; ``exam`` holds problems with gold answers, if there are
     any. ``journals`` keep steps of unfinished tasks, ``gather`` joins the terms of an operator
-    in several processes. ``training`` is what runs learned from, where that is known.
+    in several processes. ``training`` is what runs learned from, where that is known; ``chat`` says how texts are put
+    to the student where there is no exam to say it.
     """
 
     base: AnyPath
@@ -53,6 +56,16 @@ class AnalysisInputs:
     journals: Journals | None = None
     gather: Gather | None = None
     training: Training | None = None
+    chat: ChatSettings = field(default_factory=ChatSettings)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """What texts are put to the student with: that of the exam or, without one, the base's as ``chat`` asks.
+
+        Raises:
+            StudentError: the base has no tokenizer, or not the chat template asked for.
+        """
+        return renderer_for(load_tokenizer(self.base), self.chat) if self.exam is None else self.exam.renderer
 
     @property
     def models(self) -> "AnalysisInputs":

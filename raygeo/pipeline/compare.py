@@ -128,6 +128,7 @@ def _inputs(context: StageContext, comparison: Comparison, models: Models) -> An
         make_probes=lambda: _probes(store, comparison, models),
         journals=partial(StoreJournal, store),
         gather=partial(ShardedOperator, settings=comparison.actors),
+        chat=comparison.chat,
     )
 
 

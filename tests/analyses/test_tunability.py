@@ -9,10 +9,13 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen3ForCausalLM
 from view_cases import finished, row_of, sheet_of, view_of
 
+from raygeo.analyses.inputs import AnalysisInputs
 from raygeo.analyses.tunability import report
 from raygeo.analyses.tunability.workload import Tunability, TunabilitySettings
 from raygeo.data.probes import Probe
-from raygeo.errors import DataError
+from raygeo.errors import DataError, StudentError
+from raygeo.generation.renderer import ChatSettings, PlainRenderer
+from raygeo.models.loading import load_tokenizer
 from raygeo.models.run import Run
 from raygeo.tables import BASE, to_arrow
 
@@ -32,6 +35,10 @@ def probe_file(tmp_path):
 @pytest.fixture
 def runs(student, tmp_path):
     return [Run(BASE, "key-base", None), save_run(tmp_path, "r1", noise(student, 1))]
+
+
+def plain(student):
+    return PlainRenderer(load_tokenizer(student))
 
 
 def nll(model, text):
@@ -73,7 +80,7 @@ def plainly_tuned(student, delta, texts, rank, seed=0):
 @pytest.mark.parametrize("rank", [None, 2])
 def test_tuning_is_that_of_a_plain_loop_and_weights_are_put_back(student, runs, probe_file, rank):
     texts = Probe.load(probe_file).sequences
-    workload = Tunability(TunabilitySettings(**SETTINGS, rank=rank), runs, student, probe_file)
+    workload = Tunability(TunabilitySettings(**SETTINGS, rank=rank), runs, student, probe_file, plain(student))
     rows = {row["run"]: row for row in compute_all(workload)["tuned"]}
     for run, delta in ((BASE, {}), ("r1", noise(student, 1))):
         before, after = plainly_tuned(student, delta, texts, rank)
@@ -86,14 +93,14 @@ def test_tuning_is_that_of_a_plain_loop_and_weights_are_put_back(student, runs, 
 def test_checkpointing_and_small_micro_batches_change_nothing(student, runs, probe_file):
     def after(**options):
         settings = TunabilitySettings(**SETTINGS | options, rank=2)
-        return compute_all(Tunability(settings, runs, student, probe_file), 1)["tuned"][0]["after"]
+        return compute_all(Tunability(settings, runs, student, probe_file, plain(student)), 1)["tuned"][0]["after"]
 
     np.testing.assert_allclose(after(micro_batch_size=1, gradient_checkpointing=True), after(), rtol=1e-4)
 
 
 def test_runs_are_held_against_the_tuned_base_over_seeds(student, runs, probe_file):
     settings = TunabilitySettings(**SETTINGS, rank=2, seeds=(0, 1))
-    workload = Tunability(settings, runs, student, probe_file)
+    workload = Tunability(settings, runs, student, probe_file, plain(student))
     tuned = compute_all(workload)["tuned"]
     assert len(tuned) == 4
     found = workload.aggregate({"tuned": to_arrow("tuned", tuned, workload.tables["tuned"])})["tunability"]
@@ -112,12 +119,24 @@ def test_new_data_is_read_and_refused(student, runs, probe_file, tmp_path):
     file = tmp_path / "new.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
     settings = TunabilitySettings(**SETTINGS, rank=2, pairs=str(file))
-    [row] = compute_all(Tunability(settings, runs[:1], student, probe_file), 0)["tuned"]
+    [row] = compute_all(Tunability(settings, runs[:1], student, probe_file, plain(student)), 0)["tuned"]
     assert row["text_tokens"] == [4, 4]
     assert row["last_loss"] < row["first_loss"]
+    chat = PlainRenderer(load_tokenizer(student))
+    chat.identity = "chat"
+    keys = [Tunability(settings, runs, student, probe_file, each).tasks()[0].key for each in (plain(student), chat)]
+    assert keys[0] != keys[1], "the same text is not the same tokens"
     file.write_text('{"prompt": "a"}')
     with pytest.raises(DataError, match=r"new.jsonl, line 1: no text 'prompt' and 'completion'"):
-        Tunability(settings, runs, student, probe_file)
+        Tunability(settings, runs, student, probe_file, plain(student))
+
+
+def test_without_an_exam_texts_are_put_as_the_comparison_asks(student):
+    given = AnalysisInputs(student, [], "", {}, dict().__getitem__, dict)
+    assert given.renderer.identity == plain(student).identity
+    asked = AnalysisInputs(student, [], "", {}, dict().__getitem__, dict, chat=ChatSettings(template="chat"))
+    with pytest.raises(StudentError, match="asks for a chat template"):
+        _ = asked.renderer
 
 
 def test_tunability_is_higher_where_the_run_is_a_better_start():

@@ -13,7 +13,7 @@ from torch import Tensor
 from raygeo.analyses.between import LikelihoodSettings
 from raygeo.data.probes import Probe
 from raygeo.errors import DeltaError
-from raygeo.geometry.bootstrap import Array, percentile_interval, resampled_means
+from raygeo.geometry.bootstrap import Array, percentile_intervals, resampled_means
 from raygeo.geometry.connectivity.measures import ProbeNLL
 from raygeo.geometry.connectivity.mixtures import Entries
 from raygeo.geometry.curvature.draws import named_generator
@@ -170,7 +170,8 @@ class Heads(Workload):
         row["norm"] = sum(linalg.norm(entry) ** 2 for entry in part.values()) ** 0.5
         for name, change in (("removed", removed), ("added", added)):
             options = {"resamples": self.settings.bootstrap, "seed": self.settings.seed}
-            low, high = percentile_interval(resampled_means(change, state.counts, **options))
+            drawn = resampled_means(change[:, None], state.counts, **options)
+            [(low, high)] = percentile_intervals(drawn, len(state.counts))
             row |= {name: float(change.sum() / state.counts.sum()), f"{name}_low": low, f"{name}_high": high}
         return row | {"gain": float((ends[0] - ends[1]).sum() / state.counts.sum()), "n": len(state.counts)}
 

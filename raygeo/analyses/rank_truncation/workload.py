@@ -13,7 +13,7 @@ from raygeo.analyses.between import AccuracySettings, Asked, LikelihoodSettings
 from raygeo.data.exam import Exam
 from raygeo.data.probes import Probe
 from raygeo.errors import DeltaError
-from raygeo.geometry.bootstrap import Array, percentile_interval, resampled_means
+from raygeo.geometry.bootstrap import Array, percentile_intervals, resampled_means
 from raygeo.geometry.connectivity.measures import ProbeNLL
 from raygeo.geometry.connectivity.retention import Retention, retention
 from raygeo.geometry.connectivity.truncation import Truncation
@@ -184,8 +184,8 @@ class RankTruncation(Workload):
 
     def _likelihood(self, sums: Array, counts: Array) -> dict[str, Any]:
         settings = self.settings
-        drawn = resampled_means(sums, counts, resamples=settings.bootstrap, seed=settings.seed)
-        low, high = percentile_interval(drawn)
+        drawn = resampled_means(sums[:, None], counts, resamples=settings.bootstrap, seed=settings.seed)
+        [(low, high)] = percentile_intervals(drawn, len(counts))
         nll = float(sums.sum() / counts.sum())
         return {"nll": nll, "nll_low": low, "nll_high": high, "n": len(counts), "tokens": int(counts.sum())}
 

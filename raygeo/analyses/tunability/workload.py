@@ -16,7 +16,7 @@ from raygeo.analyses.tunability.tuning import trainable, tune
 from raygeo.data.passages import read_pairs
 from raygeo.data.probes import Probe
 from raygeo.errors import DeltaError
-from raygeo.generation.renderer import Renderer, renderer_for
+from raygeo.generation.renderer import Renderer
 from raygeo.geometry.bootstrap import Array, percentile_intervals, resampled_means, token_means
 from raygeo.geometry.connectivity.measures import ProbeNLL, halves
 from raygeo.geometry.curvature.chain import checkpointed
@@ -87,7 +87,7 @@ class Tunability(Workload):
         runs: the runs, the base among them.
         base: folder of the base student.
         probe: probe file of the held-out solutions.
-        renderer: what texts of a file are put to the student with; by default as they are.
+        renderer: what texts of a file are put to the student with.
 
     Raises:
         DataError: the file of ``pairs`` cannot be read.
@@ -117,7 +117,7 @@ class Tunability(Workload):
         runs: Sequence[Run],
         base: AnyPath,
         probe: AnyPath,
-        renderer: Renderer | None = None,
+        renderer: Renderer,
     ):
         self.settings = settings
         self.runs = list(runs)
@@ -129,7 +129,7 @@ class Tunability(Workload):
     def tasks(self) -> list[Task]:
         """A task a run and seed; all cost the same."""
         recipe = RecipeSettings.of(self.settings).model_dump(mode="json", exclude={"micro_batch_size"})
-        texts = Probe.load(self.probe).key if self.given is None else [self._form, self.given]
+        texts = Probe.load(self.probe).key if self.given is None else [self.renderer.identity, self.given]
         return [
             Task(
                 self.key(recipe, texts, seed, run.name, run.key),
@@ -141,10 +141,6 @@ class Tunability(Workload):
             for seed in self.settings.seeds
         ]
 
-    @property
-    def _form(self) -> str:
-        return "plain" if self.renderer is None else self.renderer.identity
-
     def setup(self) -> _State:
         """Load the base student once, halve the texts and tokenise what is measured."""
         full = self.settings.rank is None
@@ -155,8 +151,7 @@ class Tunability(Workload):
         if self.given is None:
             probe = Probe.load(self.probe)
         else:
-            renderer = self.renderer or renderer_for(student.tokenizer)
-            probe = Probe("pairs", renderer.encode_many(self.given))
+            probe = Probe("pairs", self.renderer.encode_many(self.given))
         train, measured = halves(probe)
         return _State(student, train.sequences, ProbeNLL(measured, self.settings.micro_batch_size, student.pad_id))
 

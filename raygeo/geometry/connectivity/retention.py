@@ -73,5 +73,7 @@ def retention(
 def least_place(shares: Array, keep: float) -> Array:
     """In each row of ``shares`` [R, P], the first place from which on all are at least ``keep``; P if none is: [R]."""
     short = shares < keep
+    if not shares.shape[1]:
+        return np.zeros(len(shares), dtype=int)
     last_short = shares.shape[1] - np.argmax(short[:, ::-1], axis=1)
     return np.where(short.any(1), last_short, 0)

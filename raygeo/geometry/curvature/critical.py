@@ -63,8 +63,9 @@ def critical_step(
 
     A pair of passes at ``first`` and -``first`` gives slope and curvature, hence the step of the quadratic through
     them. From there steps are doubled or halved until the loss is seen on both sides, and their bracket is bisected, in
-    logarithms, until its ends differ by no more than ``tolerance``. A rise that is over before the first step tried, or
-    between two steps of which neither rises, is not seen.
+    logarithms, until its ends differ by no more than ``tolerance``. A change within the ``resolution`` may be one next
+    to eta_c: it is not given up before half that step has shown no fall either. A rise that is over before the first
+    step tried, or between two steps of which neither rises, is not seen.
 
     Args:
         rise: the change of the loss at a step, of either sign; NaN and infinity count as a rise.
@@ -99,8 +100,9 @@ def critical_step(
     step = 2 * downhill / curvature if downhill > 0 and curvature > 0 else first
     step = min(max(step, first / 2**doublings), first * 2**doublings)
     found = ask(sign * step)
+    low: float | None
     if found <= 0:
-        low = step
+        start = low = step
         for _ in range(doublings):
             step *= 2
             if not ask(sign * step) <= 0:
@@ -110,18 +112,21 @@ def critical_step(
             return outcome("does not rise")
         high = step
         if dip >= -resolution:
-            return outcome("rises at once")
+            ask(sign * start / 2)
     else:
-        high = step
+        high, low, unseen = step, None, 0
         for _ in range(doublings):
             step /= 2
             found = ask(sign * step)
-            if found < -resolution or abs(found) <= resolution:
+            if found <= 0:
+                low = low or step
+            else:
+                high, low = step, None
+            unseen = unseen + 1 if abs(found) <= resolution else 0
+            if dip >= -resolution and unseen == 2 or dip < -resolution and low is not None:
                 break
-            high = step
-        if not found < -resolution:
-            return outcome("rises at once")
-        low = step
+    if low is None or dip >= -resolution:
+        return outcome("rises at once")
     while high > (1 + tolerance) * low:
         middle = math.sqrt(low * high)
         if ask(sign * middle) <= 0:

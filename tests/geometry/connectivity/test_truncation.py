@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from connectivity_cases import compute_all, exam, noise, save_run
+from connectivity_cases import compute_all, exam, noise, save_probe, save_run
 from delta_cases import gaussian, lora_run, low_rank
 from transformers import Qwen3ForCausalLM
+from view_cases import row_of, sheet_of, view_of
 
+from raygeo.analyses.rank_truncation.report import least, limits, truncation
 from raygeo.analyses.rank_truncation.workload import RankTruncation, RankTruncationSettings
 from raygeo.data.probes import Probe, nll
 from raygeo.errors import DeltaError
@@ -14,7 +16,7 @@ from raygeo.geometry.connectivity.retention import least_place, retention
 from raygeo.geometry.connectivity.truncation import Truncation, full_rank, leading_directions, random_directions
 from raygeo.models.delta import Dense, LowRank
 from raygeo.models.run import Run
-from raygeo.tables import BASE
+from raygeo.tables import BASE, to_arrow
 
 ENTRIES = {
     "factors": low_rank(40, 30, 6, seed=1),
@@ -100,6 +102,8 @@ def test_a_least_rank_is_as_sure_as_the_texts_are_alike():
     equal = retention(start, [near], start + rng.normal(0, 1, 40), counts, keep=0.99, resamples=500, seed=0)
     assert (equal.shares, equal.intervals, equal.least, equal.least_interval) == ([], [], None, None)
     assert least_place(np.array([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]), 0.5).tolist() == [0, 1, 2]
+    none = retention(start, [], end, counts, keep=0.99, resamples=100, seed=0)
+    assert (none.shares, none.least, none.least_interval) == ([], 0, (0, 0)), "the place after all points"
 
 
 QUICK = {"bootstrap": 100, "max_new_tokens": 3}
@@ -160,6 +164,24 @@ def test_of_adapters_no_more_than_their_rank_is_cut(student, probe_file, tmp_pat
     only_a_norm = save_run(tmp_path, "norm", {"model.norm.weight": gaussian(16, seed=1)})
     with pytest.raises(DeltaError, match="changes no matrix"):
         compute_all(RankTruncation(settings, [only_a_norm], student, probe_file, None))
+
+
+def test_with_no_rank_left_to_cut_the_least_is_the_whole_and_one_text_has_no_interval(student, tmp_path):
+    run = lora_run(tmp_path, "lora", {"model.layers.0.self_attn.q_proj": low_rank(16, 16, 1, seed=1, scale=3.0)})
+    # Each text many times, so that the gain, whatever its sign, is told from 0.
+    [text] = Probe.load(save_probe(tmp_path / "one.npz", texts=1)).sequences
+    Probe("texts", [text] * 4).save(tmp_path / "same.npz")
+    settings = RankTruncationSettings(ranks=(16, 32), accuracy_problems=0, **QUICK)
+    found = compute_all(RankTruncation(settings, [run], student, tmp_path / "same.npz", None))
+    assert [row["kind"] for row in found["rank_truncation"]] == ["base", "whole"]
+    [row] = found["least_ranks"]
+    assert (row["least_rank"], row["least_low"], row["least_high"], row["full_rank"]) == (1, 1, 1, 1)
+    alone = compute_all(RankTruncation(settings, [run], student, tmp_path / "one.npz", None))
+    assert {row["nll_low"] for row in alone["rank_truncation"]} == {None}
+    tables = RankTruncation.tables
+    seen = view_of(**{name: [*to_arrow(name, rows, tables[name]).to_pylist()] for name, rows in found.items()})
+    assert row_of(sheet_of(least, seen), "lora")["least rank"][0] == "1 of 1"
+    assert truncation.draw(seen) is not None and limits(seen)
 
 
 def _factors():

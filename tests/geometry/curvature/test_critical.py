@@ -56,6 +56,23 @@ def test_directions_that_go_up_or_down_for_ever_have_no_critical_step():
     assert (rounding.outcome, rounding.step) == ("rises at once", None), "a dip below the resolution is none"
 
 
+@pytest.mark.parametrize(
+    ("rise", "first", "resolution", "expected"),
+    [
+        (lambda step: -step + 0.25 * step**2 + 0.125 * step**3, 2**-6, 1e-4, 2),
+        (lambda step: -step + step**2 / 8, 2**-20, 1e-4, 8),
+        (lambda step: -step + step**2 / 6, 2**-20, 1e-4, 6),
+        (lambda step: -step + 0.25 * step**2 + 0.125 * step**3, 2**-20, 1e-4, 2),
+    ],
+    ids=["a fall was seen at first", "the first guess is exact", "or nearly so", "half the first guess is exact"],
+)
+def test_next_to_the_critical_step_a_change_below_the_resolution_is_no_rise_at_once(rise, first, resolution, expected):
+    found = critical_step(rise, first, resolution=resolution, doublings=30)
+    assert found.outcome == "found"
+    assert found.low * (1 - 1e-4) <= expected <= found.high * (1 + 1e-4)
+    assert found.high <= 1.1 * found.low
+
+
 @pytest.mark.parametrize("beyond", [math.nan, math.inf])
 def test_a_loss_that_diverges_rises(beyond):
     found = critical_step(lambda step: -step if step < 3 else beyond, 100.0)

@@ -199,6 +199,13 @@ def test_effects_are_those_of_weights_set_back_by_hand(case):
         assert all(row["head"] is None for row in rows if row["chosen"] == "control")
 
 
+def test_of_one_text_there_is_no_interval(case, tmp_path):
+    base, _, runs = case
+    make_probe([(2, 5)], 20).save(tmp_path / "one.npz")
+    [row, *_] = rows_of((base, tmp_path / "one.npz", runs), largest=1, random=0)["head_effects"]
+    assert [row[f"{what}_{end}"] for what in ("removed", "added") for end in ("low", "high")] == [None] * 4
+
+
 def test_the_largest_and_random_others_are_measured_with_controls_of_their_modules(case):
     found = rows_of(case, largest=3, random=2, controls=2)
     norms = {(r["run"], r["module"], r["kind"], r["head"]): r["norm"] for r in found["heads"]}
