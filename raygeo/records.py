@@ -52,6 +52,13 @@ class Condition:
         """The condition without its loss: runs that agree in it would be one if the loss did not matter."""
         return self.settings, self.seed, self.init_seed
 
+    @property
+    def seed_order(self) -> tuple[int, ...]:
+        """Both seeds, so that conditions of one stage and of several can be sorted by them."""
+        return tuple(
+            seed or 0 for of in (self.seed, self.init_seed) for seed in (of if isinstance(of, tuple) else (of,))
+        )
+
     def seeds(self, other: "Condition") -> Seeds:
         """Which seeds differ."""
         order, init = self.seed != other.seed, self.init_seed != other.init_seed
@@ -107,6 +114,11 @@ class RunRecord:
             labels = [str(stage["label"]) for stage in self.stages]
             return "+".join(labels) if self.leg is None else f"{labels[-1]} after {'+'.join(labels[:-1])}"
         return None if self.loss is None else str(self.loss["type"])
+
+    @property
+    def lr(self) -> float | None:
+        """Its learning rate; None where that is not known, and of a run in stages, each of which has its own."""
+        return None if self.training is None or self.stages is not None else self.training["lr"]
 
     @property
     def condition(self) -> Condition | None:

@@ -142,7 +142,7 @@ def inputs(**tables):
     return SimpleNamespace(
         runs=[SimpleNamespace(name=BASE, delta=None), *(SimpleNamespace(name=n, delta="d") for n in conditions)],
         conditions=conditions | {BASE: Condition("", "", 0, None)},
-        records={name: SimpleNamespace(training={"lr": 1e-5}) for name in list(conditions)[:2]},
+        records={name: SimpleNamespace(lr=1e-5) for name in list(conditions)[:2]},
         reference="sft-s0",
         table=lambda name: known.get(name, schemas()[name].empty_table()),
     )

@@ -49,5 +49,4 @@ def _predictors(of: AnalysisInputs) -> Iterator[tuple[str, Mapping[str, float]]]
     sparsity = column("off_principal", "update_sparsity", scope="global")
     yield "share of weights changed", {run: 1 - value for run, value in sparsity.items()}
     yield "effective rank", column("deltas", "effective_rank", scope="global")
-    rates = {run: record.training for run, record in of.records.items()}
-    yield "learning rate", {run: training["lr"] for run, training in rates.items() if training is not None}
+    yield "learning rate", {run: lr for run, record in of.records.items() if (lr := record.lr) is not None}

@@ -12,17 +12,20 @@ from raygeo.report.view import View
     "Losses recognised by their deltas",
     """The loss of each run as predicted from the runs of other seeds: the nearest mean of a loss, by features of the
     delta by module type, standardised without the seed held out. Beside the accuracy stand always saying the most
-    frequent loss, and accuracies with losses permuted within seeds (mean, 95th percentile, and p).""",
+    frequent loss, and accuracies with losses permuted among runs of the same settings and seeds (mean, 95th percentile,
+    and p).""",
 )
 def accuracies(view: View) -> Sheet:
     """Accuracy beside chance and the permutation null, by features."""
     rows: list[list[Cell]] = []
     for row in view.rows("loss_classifier"):
-        if row["reason"]:
+        if row["accuracy"] is None:
             rows.append([typeset.MISSING, *[typeset.MISSING] * 5, row["reason"]])
             continue
         right = f"{typeset.count(row['correct'])} of {typeset.count(row['runs'])}"
-        null = share(row["null_mean"]), f"95 %: {share(row['null_high'])}"
+        null: Cell = typeset.MISSING
+        if row["p"] is not None:
+            null = share(row["null_mean"]), f"95 %: {share(row['null_high'])}"
         sizes = f"{typeset.count(row['losses'])} losses, {typeset.count(row['seeds'])} seeds"
         accuracy = share(row["accuracy"]), right
         rows.append([row["features"], typeset.count(row["dimension"]), accuracy, share(row["chance"]), null])
@@ -53,13 +56,14 @@ def confounded(view: View) -> list[str]:
     rows = view.rows("loss_classifier")
     if not rows:
         return []
-    if rows[0]["reason"]:
+    if rows[0]["accuracy"] is None:
         return [f"Losses could not be recognised by their deltas: {rows[0]['reason']}."]
+    untested = [f"Recognised losses are not tested: {rows[0]['reason']}."] if rows[0]["reason"] else []
     return [
+        *untested,
         "A loss that is recognised need not differ in kind: losses trained at other learning rates, on other rows or "
         "for other numbers of steps differ in the norm alone, which `norms` and `both` see and `spectra` sees in part. "
-        "Runs of one seed share data order and adapter, so that a seed is held out as a whole; few seeds leave p "
-        "coarse, and nothing is claimed of models or data that were not trained on."
+        "Runs of one seed share their data order, so that a seed is held out as a whole; few seeds leave p coarse, and nothing is claimed of models or data that were not trained on."
     ]
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from statistics import fmean
 from typing import ClassVar
 
@@ -36,21 +36,23 @@ class LossClassifier(Workload):
     """Nearest-centroid recognition of losses, leave-one-seed-out; one task over all runs.
 
     Features are, by module type that all runs trained, the means over its matrices of the logarithms of columns of
-    table ``deltas`` (``FEATURES``). All runs of one seed (of data order and adapter) are held out together and
+    table ``deltas`` (``FEATURES``). All runs of one data order, that of the first stage, are held out together and
     predicted from the others, features standardised by those others alone (``weights.recognition``). ``chance`` is the
-    accuracy of the most frequent loss; the null permutes losses within each seed, ``null_high`` is its 95th percentile
-    and ``p`` (1 + labelings at least as accurate) / (1 + draws), this one being among them.
+    accuracy of the most frequent loss; the null permutes losses among runs that agree in everything else, seeds and
+    settings, for these alone would be one run if the loss did not matter (``weights.separation``). ``null_high`` is its
+    95th percentile and ``p`` (1 + labelings at least as accurate) / (1 + draws), this one being among them. Where no
+    two runs of different losses agree so, there is neither, and the ``reason`` is given.
 
     Only losses with runs of at least two seeds take part; where fewer than two losses have, there is one row that gives
-    the ``reason``. A loss goes by its type, whatever its options.
+    the ``reason``. A loss goes by its type, whatever its options, a run in stages by those of all of them.
     """
 
     name = "loss-classifier"
     tables: ClassVar = {
         "loss_classifier": schema(
             """How often the loss of a run is recognised by its delta, by `features`: "norms" of module types, "spectra"
-            (ranks), or "both". `null_*` are accuracies with losses permuted within seeds; `reason` says why there is
-            none.""",
+            (ranks), or "both". `null_*` are accuracies with losses permuted among runs of the same settings and seeds;
+            `reason` says why there is no accuracy, or no null.""",
             "features: text; runs, losses, seeds, dimension, correct: int; accuracy, chance, null_mean, null_high, p: "
             "float; draws: int; reason: text",
         ),
@@ -69,11 +71,11 @@ class LossClassifier(Workload):
         self.settings = settings
         self.features = _features(deltas)
         self.known = [
-            (run.name, str(record.loss["type"]), (condition.seed, condition.init_seed))
+            (run.name, label, _first(condition.seed), condition.surroundings)
             for run in runs
             if run.name in self.features
             and (record := records.get(run.name)) is not None
-            and record.loss is not None
+            and (label := record.label) is not None
             and (condition := record.condition) is not None
         ]
 
@@ -90,35 +92,39 @@ class LossClassifier(Workload):
 
     def compute(self, state: None, payload: None) -> dict[str, Rows]:
         """Rows of both tables."""
-        seeds: defaultdict[str, set[tuple[Seed, Seed]]] = defaultdict(set)
-        for _, loss, seed in self.known:
+        seeds: defaultdict[str, set[int | None]] = defaultdict(set)
+        for _, loss, seed, _ in self.known:
             seeds[loss].add(seed)
         losses = sorted(loss for loss, of in seeds.items() if len(of) > 1)
         taken = [row for row in self.known if row[1] in losses]
         common = sorted(set.intersection(*(set(self.features[run]) for run, *_ in taken))) if taken else []
         if len(losses) < 2 or not common:
             return {"loss_classifier": [_without(losses, taken)], "loss_predictions": []}
-        labels = np.array([losses.index(loss) for _, loss, _ in taken])
-        places = {seed: i for i, seed in enumerate(dict.fromkeys(seed for *_, seed in taken))}
-        folds = np.array([places[seed] for *_, seed in taken])
+        labels = np.array([losses.index(loss) for _, loss, *_ in taken])
+        folds = _numbered([seed for _, _, seed, _ in taken])
+        alike = _numbered([surroundings for *_, surroundings in taken])
+        exchangeable = any(len(set(labels[alike == each])) > 1 for each in alike)
         rows, predictions = [], []
         for name, columns in FEATURES.items():
             kept = [key for key in common if key.partition(" ")[0] in columns]
             values = np.array([[self.features[run][key] for key in kept] for run, *_ in taken])
             predicted = recognise(values, labels, folds)
-            null = permuted_accuracies(values, labels, folds, self.settings.permutations, self.settings.seed)
             correct = int((predicted == labels).sum())
             accuracy = correct / len(taken)
-            hits = int((null >= accuracy - 1e-12).sum())
-            rows.append(
-                {"features": name, "runs": len(taken), "losses": len(losses), "seeds": len(places)}
-                | {"dimension": len(kept), "correct": correct, "accuracy": accuracy, "chance": chance(labels, folds)}
-                | {"null_mean": float(null.mean()), "null_high": float(np.quantile(null, 0.95)), "reason": ""}
-                | {"p": (1 + hits) / (1 + len(null)), "draws": len(null)}
-            )
+            row = {"features": name, "runs": len(taken), "losses": len(losses), "seeds": len(set(folds.tolist()))}
+            row |= {"dimension": len(kept), "correct": correct, "accuracy": accuracy, "chance": chance(labels, folds)}
+            if exchangeable:
+                settings = self.settings
+                null = permuted_accuracies(values, labels, folds, alike, settings.permutations, settings.seed)
+                hits = int((null >= accuracy - 1e-12).sum())
+                row |= {"null_mean": float(null.mean()), "null_high": float(np.quantile(null, 0.95)), "reason": ""}
+                row |= {"p": (1 + hits) / (1 + len(null)), "draws": len(null)}
+            else:
+                row["reason"] = _UNLIKE
+            rows.append(row)
             predictions += [
                 {"features": name, "run": run, "loss": loss, "predicted": losses[label]}
-                for (run, loss, _), label in zip(taken, predicted, strict=True)
+                for (run, loss, *_), label in zip(taken, predicted, strict=True)
             ]
         return {"loss_classifier": rows, "loss_predictions": predictions}
 
@@ -131,6 +137,23 @@ def _features(deltas: pa.Table) -> dict[str, dict[str, float]]:
             for column in FEATURES["both"]:
                 found[row["run"]][f"{column} {part_of(row['module'], 'module type')}"].append(math.log(row[column]))
     return {run: {key: fmean(values) for key, values in of.items()} for run, of in found.items()}
+
+
+_UNLIKE = (
+    "no two runs of different losses agree in settings and seeds, so that no labels are exchangeable: train losses "
+    "with the same settings and seeds"
+)
+
+
+def _first(seed: Seed) -> int | None:
+    """The seed of the data order that a run starts with."""
+    return seed[0] if isinstance(seed, tuple) else seed
+
+
+def _numbered(values: Sequence[Hashable]) -> np.ndarray:
+    """Each value by its place among the different ones."""
+    places = {value: i for i, value in enumerate(dict.fromkeys(values))}
+    return np.array([places[value] for value in values])
 
 
 def _without(losses: list[str], taken: Sequence[object]) -> dict[str, object]:

@@ -62,10 +62,9 @@ class Runs:
 def read_runs(of: AnalysisInputs) -> Runs:
     """What analyses and the evaluation found of every trained run."""
     conditions, trained = of.conditions, [run.name for run in of.runs if run.delta is not None]
-    seeds = {name: (conditions[name].seed, conditions[name].init_seed or 0) for name in trained}
-    names = sorted(trained, key=lambda name: (seeds[name], name))
+    names = sorted(trained, key=lambda name: (conditions[name].seed_order, name))
     places = {c: i for i, c in enumerate(dict.fromkeys(conditions[name].configuration for name in names))}
-    known = {name: (of.records[name].training or {}).get("lr") for name in names if name in of.records}
+    known = {name: of.records[name].lr for name in names if name in of.records}
     predictors: dict[str, dict[str, float]] = {}
     outcomes: dict[str, dict[str, float]] = {}
     for run, shift, accuracy in _accuracies(of.table("accuracy"), of.table("benchmarks")):
@@ -74,7 +73,7 @@ def read_runs(of: AnalysisInputs) -> Runs:
     for analysis in analyses().values():
         for run, metric, value in (row for metrics in analysis.report.metrics for row in metrics(seen)):
             role = next((one.role for one in analysis.report.declared if one.covers(metric)), None)
-            if value is not None and role is not None and run in seeds and np.isfinite(value):
+            if value is not None and role is not None and run in names and np.isfinite(value):
                 (outcomes if role == "outcome" else predictors).setdefault(metric, {})[run] = float(value)
     return Runs(
         tuple(names),

@@ -20,12 +20,16 @@ def recognise(features: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np
 
 
 def permuted_accuracies(
-    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, draws: int, seed: int
+    features: np.ndarray, labels: np.ndarray, folds: np.ndarray, alike: np.ndarray, draws: int, seed: int
 ) -> np.ndarray:
-    """Accuracies [draws] of ``recognise`` with labels permuted within each fold, which keeps how often each occurs."""
+    """Accuracies [draws] of ``recognise`` with labels permuted among runs that agree in ``alike`` [n].
+
+    These are runs that would be one if the label did not matter, so that their labels are exchangeable; those of others
+    are not, whatever fold they are in.
+    """
     rng = np.random.default_rng(seed)
     distances = _distances(features, folds)
-    members = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+    members = [np.flatnonzero(alike == each) for each in np.unique(alike)]
     found = np.empty(draws)
     for i in range(draws):
         other = labels.copy()

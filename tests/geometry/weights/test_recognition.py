@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from delta_cases import all_rows
@@ -5,7 +7,9 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from view_cases import row_of, sheet_of, view_of
 
+from raygeo.analyses.loss_classifier.report import accuracies, confounded
 from raygeo.analyses.loss_classifier.workload import LossClassifier, LossClassifierSettings
 from raygeo.analyses.norms.workload import Norms
 from raygeo.geometry.weights.recognition import chance, permuted_accuracies, recognise
@@ -59,15 +63,15 @@ def test_the_null_of_noise_is_chance_and_its_p_values_are_uniform():
     for seed in range(60):
         values, labels, folds = points(1.0, seed)
         values = np.random.default_rng(seed).normal(size=values.shape)
-        null = permuted_accuracies(values, labels, folds, 99, seed)
+        null = permuted_accuracies(values, labels, folds, folds, 99, seed)
         low += (1 + (null >= (recognise(values, labels, folds) == labels).mean() - 1e-12).sum()) / 100 <= 0.1
     assert low <= 12
     assert null.mean() == pytest.approx(1 / 3, abs=0.06)
 
 
-def test_permutations_keep_the_losses_of_each_seed():
+def test_permutations_keep_the_losses_of_runs_that_are_alike():
     values, labels, folds = np.zeros((4, 1)), np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1])
-    assert set(permuted_accuracies(values, labels, folds, 20, 0)) == {0.0}, "each seed has one loss, so none is moved"
+    assert set(permuted_accuracies(values, labels, folds, folds, 20, 0)) == {0.0}, "each has one loss, so none is moved"
 
 
 def test_chance_is_the_most_frequent_loss_elsewhere():
@@ -132,3 +136,36 @@ def test_a_loss_of_one_seed_and_runs_of_unknown_training_take_no_part():
     known = {name: record for name, record in records.items() if name != "sft-s0"}
     assert "sft-s0" not in {row["run"] for row in tables_of(runs, deltas, known)["loss_predictions"]}
     assert LossClassifier(LossClassifierSettings(), runs, deltas, {}).tasks() == []
+
+
+def test_only_runs_alike_in_all_but_the_loss_are_permuted():
+    runs, deltas, records = study(1.0)
+    rates = {"sft": 1e-5, "dpo": 1e-6}
+    apart = {n: replace(r, training=r.training | {"lr": rates[r.label]}) for n, r in records.items()}
+    given = tables_of(runs, deltas, apart)["loss_classifier"]
+    assert [row["accuracy"] for row in given][1:] == [1, 1]
+    assert {(row.get("p"), row.get("null_mean")) for row in given} == {(None, None)}
+    assert {row["reason"].partition(",")[0] for row in given} == {
+        "no two runs of different losses agree in settings and seeds"
+    }
+    seen = view_of(loss_classifier=to_arrow("loss_classifier", given, LossClassifier.tables["loss_classifier"]).to_pylist())
+    assert row_of(sheet_of(accuracies, seen), "spectra")["p"] == "–"
+    assert confounded(seen)[0].startswith("Recognised losses are not tested: no two runs")
+
+
+def test_a_run_in_stages_goes_by_all_of_them_and_by_its_first_data_order():
+    runs, deltas, records = study(1.0, losses=("sft", "dpo"))
+
+    def staged(record, first):
+        stages = [{"label": name, "loss": {"type": name}, "training": record.training} for name in (first, "dpo")]
+        stages[1]["training"] = record.training | {"seed": 7, "init_seed": int(record.training["seed"])}
+        return replace(record, loss={"type": "dpo"}, stages=stages)
+
+    known = {name: staged(record, record.label) for name, record in records.items()}
+    found = tables_of(runs, deltas, known)
+    assert {row["loss"] for row in found["loss_predictions"]} == {"sft+dpo", "dpo+dpo"}
+    assert found["loss_classifier"][0]["seeds"] == 3
+    assert {record.lr for record in known.values()} == {None}
+    again = {n: replace(r, training=r.training | {"seed": 0, "init_seed": i}) for i, (n, r) in enumerate(records.items())}
+    [row] = tables_of(runs, deltas, again)["loss_classifier"]
+    assert row["reason"].startswith("no loss has runs of two seeds"), "adapters make no data order"
