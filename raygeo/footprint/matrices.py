@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from raygeo.footprint.need import Need, Scale, Work, rate_name
+from raygeo.footprint.need import Need, Scale, Terms, Work, rate_name
 
 
 def matrices(scale: Scale) -> dict[str, tuple[int, int]]:
@@ -21,12 +21,27 @@ def decomposition(shape: tuple[int, int]) -> float:
     return 6.0 * m * n * n
 
 
-def weights_needed(name: str, scale: Scale, units: int, *, decompositions: int = 0, products: int = 0) -> Need:
-    """An analysis that decomposes every matrix of each run's delta so often, and multiplies it with so many others.
+def _every(parameter: str) -> bool:
+    return True
 
-    Of LoRA deltas only factors are read: their triangles [r, r] are decomposed and multiplied.
+
+def weights_needed(
+    name: str,
+    scale: Scale,
+    units: int,
+    *,
+    decompositions: int = 0,
+    products: int = 0,
+    chosen: Callable[[str], bool] = _every,
+    host: Terms | None = None,
+) -> Need:
+    """An analysis that decomposes every ``chosen`` matrix of each run's delta so often, and multiplies it with so many
+    others.
+
+    Of LoRA deltas only factors are read: their triangles [r, r] are decomposed and multiplied. ``host`` is the memory
+    of a task; by default that of a decomposition of the largest tensor.
     """
-    shapes = matrices(scale).values()
+    shapes = [shape for parameter, shape in matrices(scale).items() if chosen(parameter)]
     if scale.rank is not None:
         rank = scale.rank
         one = sum(4.0 * (m + n) * rank * rank + decomposition((rank, rank)) for m, n in shapes)
@@ -37,7 +52,7 @@ def weights_needed(name: str, scale: Scale, units: int, *, decompositions: int =
         both = sum(2.0 * m * n for m, n in shapes)
         largest = max(map(math.prod, scale.model.shapes.values()))
     flops = scale.trained * (decompositions * one + products * both)
-    host = {"a matrix and its decomposition": 4 * 8 * largest}
+    host = host or {"a matrix and its decomposition": 4 * 8 * largest}
     return Need(f"geometry.{name}", units, Work(flops, "fp64"), host=host, on="cpu", rate=rate_name(name))
 
 

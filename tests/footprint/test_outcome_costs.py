@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 from math import prod
 
@@ -58,3 +59,24 @@ def test_answers_are_drawn_of_every_run_and_texts_read_once(scale):
     assert analysis.cost(analysis.settings(), scale) == []
     texts = need("forgetting", scale, texts="old.txt", passages=8, passage_tokens=16)
     assert texts.work.flops == pytest.approx((scale.scoring(Texts(8, 16.0, 16), 4) + scale.mixing(4)).flops)
+
+
+def test_kept_deltas_are_held_as_factors_and_blocks_and_the_embedding_is_left_out(scale):
+    full = replace(scale, model=DryModel(SHAPE), rank=None, snapshots=3)
+    shapes = [shape for shape in scale.model.shapes.values() if len(shape) == 2]
+    widest = max(sum(shape) for shape in shapes)
+    for name in ("subspace_locking", "rank_one"):
+        low = sum(need(name, replace(scale, snapshots=3)).host.values())
+        assert 4 * widest * 8 <= low <= 8 * (8 * widest * 16 + 3 * 16 * 16), "factors of rank 4 of four deltas"
+    assert sum(need("rank_one", full).host.values()) == 3 * 2**22 * 8
+    one = need("subspace_locking", full, modules=("*.0.self_attn.q_proj",))
+    every = need("subspace_locking", full)
+    assert 0 < one.work.flops < every.work.flops < need("norms", full).work.flops * 4
+    large = DryModel(SHAPE.__class__(**SHAPE.to_dict() | {"vocab_size": 100_000}))
+    assert need("subspace_locking", replace(full, model=large)).host == every.host
+
+
+@pytest.mark.parametrize("name", ["intruders", "layer_alpha"])
+def test_the_random_delta_of_a_full_one_takes_its_singular_values(scale, name):
+    low, full = need(name, scale), need(name, replace(scale, rank=None))
+    assert full.work.flops == pytest.approx(low.work.flops * 10 / 7), "1 + 3 and 1 + 2 of three runs"

@@ -27,7 +27,11 @@ ANALYSIS = Analysis(
                 for way in ("gradient", "delta")
                 for of in ("", "_distance", "_curvature")
             ),
-            *(Metric(f"critical_sharpness.{way}_random", role=None) for way in ("gradient", "delta")),
+            *(
+                Metric(f"critical_sharpness.{way}{of}_random", role=None)
+                for way in ("gradient", "delta")
+                for of in ("", "_curvature")
+            ),
         ),
     ),
     cost=cost,

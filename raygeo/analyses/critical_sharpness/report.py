@@ -1,8 +1,10 @@
 """What is shown of critical sharpness."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -24,7 +26,8 @@ _TITLES = {
     """2 / η, where η is the smallest step at which the probe's NLL rises above its start: against its gradient, where
     η is the largest learning rate that does not raise it; and from the base along each run's delta, in units of that
     delta, so that below 2 the whole delta lowers the NLL. Crosses are random directions of equal norm, in the sense
-    that goes down. A direction along which the NLL rises at once has no point.""",
+    that goes down. A direction along which the NLL rises at once has no point, so that the crosses are those of the random
+    directions that can be walked at all; how many these are stands in the table.""",
 )
 def critical(view: View) -> Figure | None:
     """Draw critical sharpness, one row a run and one panel a direction."""
@@ -55,14 +58,15 @@ def critical(view: View) -> Figure | None:
     "Critical sharpness of every run",
     """2 / η with the interval that the step was bracketed in; beside it what slope and curvature at the first short
     step say it is (equal where the loss is quadratic), the distance walked until the NLL rises, the lowest NLL on the
-    way less that of the start, and the geometric mean over random directions of equal norm. A dash where the NLL rises
-    at once, or not at all.""",
+    way less that of the start. Of random directions of equal norm stands the geometric mean with how many of those drawn
+    it is of, as the others have no critical step. u'Hu is the curvature along the unit direction, which every line has;
+    beside it is its mean over all random directions. A dash where the NLL rises at once, or not at all.""",
     folded=True,
 )
 def steps(view: View) -> Sheet:
     """One row a run and direction."""
     frame = view.frame("critical_sharpness")
-    means = _null_means(view)
+    nulls = _nulls(view)
     rows: list[list[Cell]] = []
     for name in view.order(frame.run):
         rows += [
@@ -71,19 +75,44 @@ def steps(view: View) -> Sheet:
                 row.direction,
                 row.outcome,
                 with_interval(row.sharpness, row.sharpness_low, row.sharpness_high),
-                *map(typeset.significant, (row.quadratic, row.distance, row.dip, means.get((name, row.direction)))),
+                *map(typeset.significant, (row.quadratic, row.distance, row.dip)),
+                _of_random(null := nulls.get((name, row.direction))),
+                typeset.significant(row.curvature),
+                typeset.MISSING if null is None else typeset.significant(null.curvature),
             ]
             for row in frame[(frame.run == name) & (frame.kind == OWN)].itertuples()
         ]
     columns = ["run", "direction", "outcome", "critical sharpness", "of the quadratic", "distance", "lowest rise"]
-    return Sheet([*columns, "random directions"], rows, frozenset({"run", "direction", "outcome"}))
+    columns += ["random directions", "u'Hu", "u'Hu of random directions"]
+    return Sheet(columns, rows, frozenset({"run", "direction", "outcome"}))
 
 
-def _null_means(view: View) -> dict[tuple[str, str], float]:
-    """Geometric means over random directions, by run and direction."""
-    frame = view.frame("critical_sharpness", kind=RANDOM).dropna(subset="sharpness")
-    grouped = frame.groupby(["run", "direction"]).sharpness
-    return {(str(run), str(direction)): float(np.exp(np.log(of).mean())) for (run, direction), of in grouped}
+class _Null(NamedTuple):
+    """Of the random directions beside one: the geometric mean of the ``known`` critical sharpnesses among those
+    ``drawn``, None if there is none, and the mean curvature of all."""
+
+    sharpness: float | None
+    known: int
+    drawn: int
+    curvature: float
+
+
+def _nulls(view: View) -> dict[tuple[str, str], _Null]:
+    """The null of each run and direction."""
+    grouped = view.frame("critical_sharpness", kind=RANDOM).groupby(["run", "direction"])
+    return {(str(run), str(direction)): _null(rows) for (run, direction), rows in grouped}
+
+
+def _null(rows: pd.DataFrame) -> _Null:
+    found = rows.sharpness.dropna()
+    mean = float(np.exp(np.log(found).mean())) if len(found) else None
+    return _Null(mean, len(found), len(rows), float(rows.curvature.mean()))
+
+
+def _of_random(null: _Null | None) -> Cell:
+    if null is None:
+        return typeset.MISSING
+    return typeset.significant(null.sharpness), f"{typeset.count(null.known)} of {typeset.count(null.drawn)}"
 
 
 def limits(view: View) -> list[str]:
@@ -106,14 +135,25 @@ def limits(view: View) -> list[str]:
             f"{typeset.count(len(lost))} of {typeset.count(len(frame))} lines have no critical step: {told}. Falls of "
             "the NLL below 10⁻⁶ of it, which is what fp32 resolves, count as none."
         )
+    random = frame[frame.kind == RANDOM]
+    if random.sharpness.isna().any():
+        sentences.append(
+            f"Critical sharpness of random directions is that of the {typeset.count(random.sharpness.notna().sum())} "
+            f"of {typeset.count(len(random))} that have a critical step, and not of a random direction: hold runs "
+            "against u'Hu of random directions, which is of all."
+        )
     return sentences
 
 
 def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
-    """Critical sharpness against the gradient and along the delta, the distances walked, and those of random ones."""
+    """Critical sharpness against the gradient and along the delta, the distances walked, the curvature u'Hu, and those
+    of random directions of equal norm: `_curvature_random` is the mean of all of them, `_random` the geometric mean of
+    those along which there is a critical step.
+    """
     for row in view.rows("critical_sharpness", kind=OWN):
         yield row["run"], f"critical_sharpness.{row['direction']}", row["sharpness"]
         yield row["run"], f"critical_sharpness.{row['direction']}_distance", row["distance"]
         yield row["run"], f"critical_sharpness.{row['direction']}_curvature", row["curvature"]
-    for (run, direction), mean in _null_means(view).items():
-        yield run, f"critical_sharpness.{direction}_random", mean
+    for (run, direction), null in _nulls(view).items():
+        yield run, f"critical_sharpness.{direction}_random", null.sharpness
+        yield run, f"critical_sharpness.{direction}_curvature_random", null.curvature

@@ -42,7 +42,7 @@ class Intruders(Workload):
     change mixes their vectors, and any direction that D makes leading is near-orthogonal to all others.
 
     Everything is exact, in fp64: a matrix [m, n], m <= n, takes 1 + 2 runs eigenproblems of size m and as many products
-    [m, n] [n, m]; memory holds about six such matrices. Rows above scope "module" add counts and energies.
+    [m, n] [n, m], of full deltas 1 + 3 runs, as the random one has their singular values; memory holds about six such matrices. Rows above scope "module" add counts and energies.
     """
 
     name = "intruders"
@@ -97,7 +97,7 @@ class Intruders(Workload):
             base.check(payload, entry)
             move = entry.dense(torch.float64)
             found = leading(before, weight, move, k)
-            chance = leading(before, weight, random_like(entry, self.settings.seed).dense(torch.float64), k)
+            chance = leading(before, weight, random_like(entry, self.settings.seed, payload).dense(torch.float64), k)
             energy = move.square().sum().item()
             rows += [
                 {"run": run.name, **place(payload), "epsilon": epsilon, "directions": k, "delta_energy": energy}

@@ -41,7 +41,8 @@ class LayerAlpha(Workload):
     left there is no law, and the row is null. Above scope "module" are unweighted means over the ``matrices`` that have
     one, of errors too.
 
-    Exact, in fp64: a matrix [m, n], m <= n, takes 1 + 2 runs products [m, n] [n, m] and as many sets of eigenvalues.
+    Exact, in fp64: a matrix [m, n], m <= n, takes 1 + 2 runs products [m, n] [n, m] and as many sets of eigenvalues,
+    of full deltas 1 + 3 runs, as the random one has their singular values.
     """
 
     name = "layer-alpha"
@@ -94,7 +95,7 @@ class LayerAlpha(Workload):
                 continue
             base.check(payload, entry)
             after = self._fit(weight + entry.dense(torch.float64))
-            chance = self._fit(weight + random_like(entry, self.settings.seed).dense(torch.float64))
+            chance = self._fit(weight + random_like(entry, self.settings.seed, payload).dense(torch.float64))
             changes = {"change": _change(before, after), "null_change": _change(before, chance)}
             rows.append({"run": run.name, **here, **_columns(after), **changes})
         return {"layer_alpha": rows}

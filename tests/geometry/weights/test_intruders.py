@@ -53,7 +53,7 @@ def test_every_row_equals_its_definition_with_the_random_delta_as_its_null(runs,
             weight = Checkpoint(base).tensor(name)
             for epsilon in (0.5, 0.9):
                 row = found[run.name, name.removesuffix(".weight"), epsilon]
-                for prefix, delta in (("", entry), ("null_", random_like(entry, 3))):
+                for prefix, delta in (("", entry), ("null_", random_like(entry, 3, name))):
                     count, share = by_definition(weight, delta.dense(torch.float64), 6, epsilon)
                     assert row[f"{prefix}intruders"] == count
                     assert row[f"{prefix}intruder_share"] == pytest.approx(count / 6)
@@ -116,6 +116,7 @@ def test_the_random_delta_keeps_shape_rank_and_spectrum_and_nothing_else(entry):
     assert abs(linalg.inner(random, entry)) < 0.2 * linalg.norm(entry) ** 2
     torch.testing.assert_close(random_like(entry, 0).b, random.b, rtol=0, atol=0)
     assert not torch.equal(random_like(entry, 1).b, random.b)
+    assert not torch.equal(random_like(entry, 0, Q0).b, random_like(entry, 0, V1).b), "each matrix has its own"
 
 
 def test_random_singular_vectors_are_uniform():

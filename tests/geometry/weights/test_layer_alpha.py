@@ -86,7 +86,7 @@ def test_changes_stand_beside_those_of_a_random_delta(rows):
     by_place = {(r["run"], r["scope"], r["module"]): r for r in found}
     row, before = (by_place[who, "module", Q.format(0)] for who in ("run", BASE))
     assert row["change"] == row["alpha"] - before["alpha"] != 0
-    random = heavy(48, 64, 0).double() + random_like(run.open()[Q0], 0).dense(torch.float64)
+    random = heavy(48, 64, 0).double() + random_like(run.open()[Q0], 0, Q0).dense(torch.float64)
     alpha = fit_power_law(torch.linalg.svdvals(random).square().numpy(), 1e-5).alpha
     assert row["null_change"] == pytest.approx(alpha - before["alpha"], rel=1e-8)
     assert before.get("change") is before.get("null_change") is None
