@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from raygeo.report.view import View
 from raygeo.settings import Settings
 from raygeo.workload import Workload
 
@@ -23,6 +24,10 @@ def _never(settings: Any) -> bool:
     return False
 
 
+def _always(view: View) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Metric:
     """A number of each run, by its name in the tracker.
@@ -32,6 +37,7 @@ class Metric:
         among: what it is made of. All but those among the "study" can judge one run by itself.
         better: which way is better; None where neither is, so that an objective must say.
         role: what it is in the pre-screen, None where it takes no part.
+        takes_part: of what was found, whether it has that role in this study.
         names: of the analysis's settings, or of the benchmarks that are answered, what may stand for ``*``, a part for
             each; the chief one first; None where only data tell.
         lacking: what a study needs that has none of its names.
@@ -45,6 +51,7 @@ class Metric:
     among: Among = "study"
     better: Literal["max", "min"] | None = None
     role: Role | None = "predictor"
+    takes_part: Callable[[View], bool] = _always
     names: Callable[[Any], Iterable[str | tuple[str, ...]]] | None = None
     lacking: str = ""
     made_by: tuple[type[Workload], ...] = ()

@@ -116,7 +116,8 @@ LINES = view_of(
         line("base", "gradient", "own", 4.0),
         line("sft", "gradient", "own", 8.0),
         line("sft", "gradient", "random", 10.0),
-        line("sft", "gradient", "random", 40.0),
+        line("sft", "gradient", "random", 40.0) | {"curvature": 1.0},
+        line("sft", "gradient", "random", None, "rises at once") | {"curvature": 4.0},
         line("sft", "delta", "own", 1.5),
         line("dpo", "delta", "own", None, "rises at once"),
     ],
@@ -131,13 +132,17 @@ def test_critical_sharpness_stands_beside_random_directions():
     sheet = sheet_of(critical.steps, LINES)
     row = row_of(sheet, "sft", "gradient")
     assert row["critical sharpness"] == ("8.00", "[7.20, 8.80]")
-    assert row["random directions"] == "20.0", "their geometric mean"
+    assert row["random directions"] == ("20.0", "2 of 3"), "the geometric mean of those that have one"
+    assert row["u'Hu of random directions"] == "1.77", "the mean of all three"
+    assert row_of(sheet, "sft", "delta")["random directions"] == "–"
+    assert critical.limits(LINES)[-1].startswith("Critical sharpness of random directions is that of the 2 of 3")
     assert row_of(sheet, "dpo", "delta")["critical sharpness"] == "–"
     assert "1 along the delta (own, rises at once)" in " ".join(critical.limits(LINES))
     found = {(run, name): value for run, name, value in critical.metrics(LINES)}
     assert found["sft", "critical_sharpness.delta"] == 1.5
     assert found["dpo", "critical_sharpness.delta"] is None
     assert found["sft", "critical_sharpness.gradient_random"] == pytest.approx(20)
+    assert found["sft", "critical_sharpness.gradient_curvature_random"] == pytest.approx(5.3 / 3)
 
 
 def test_without_rows_nothing_is_shown():

@@ -94,7 +94,8 @@ def test_the_sentence_names_what_holds_and_what_is_left_of_it():
     said = dict(sheet_of(verdicts, view(runs())).rows)
     assert "own (ρ " in said["forgetting"]
     assert (
-        " do. With delta_norm, log lr partialled out, own is left. 8 metrics were tested over 24" in said["forgetting"]
+        " do. With delta_norm, log lr partialled out, own is left; delta_norm is itself one of these. 8 metrics were"
+        in said["forgetting"]
     )
     assert said["constant"] == "Nothing can be told: it, or every metric, is the same for all runs."
 
@@ -106,6 +107,27 @@ def test_the_sentence_says_that_none_does_and_what_it_would_take():
     [(_, said), _] = sheet_of(verdicts, view(none)).rows
     assert said.startswith("None does, at this number of runs. 5 metrics were tested over 24 configurations")
     assert said.endswith("one of 0.5 takes 45.")
+
+
+def test_the_norm_alone_is_named_as_what_is_partialled_out_and_not_as_gone():
+    given = runs()
+    norm = given.predictors["delta_norm"]
+    relative = {name: value / 7 for name, value in norm.items()}
+    few = Runs(given.names, given.groups, given.lr, {"delta_norm": norm, "relative": relative}, given.outcomes)
+    said = dict(sheet_of(verdicts, view(few)).rows)["forgetting"]
+    assert "delta_norm is itself one of these; 1 metric varies with these alone and cannot be tested." in said
+    assert "left" not in said
+    echo = Runs(given.names, given.groups, given.lr, given.predictors | {"own": norm}, given.outcomes)
+    assert "none is shown to be left; delta_norm is itself" in dict(sheet_of(verdicts, view(echo)).rows)["forgetting"]
+
+
+def test_too_few_permutations_are_blamed_and_not_the_runs():
+    few = PrescreenSettings(bootstrap=100, permutations=99)
+    said = dict(sheet_of(verdicts, view(runs(), few)).rows)["forgetting"]
+    assert said.startswith("None can: of 99 permutations the least p is 0.080 once it is corrected over 8 metrics")
+    assert "geometry.prescreen.permutations to 159 or more" in said
+    enough = PrescreenSettings(bootstrap=100, permutations=159)
+    assert "own (ρ" in dict(sheet_of(verdicts, view(runs(), enough)).rows)["forgetting"]
 
 
 def test_of_few_configurations_nothing_is_tested_and_nothing_told():
@@ -167,6 +189,42 @@ def test_benchmarks_of_a_shift_are_one_outcome_over_all_their_answers():
     ]
     found = read_runs(inputs(accuracy=accuracy, benchmarks=shifts)).outcomes
     assert found == {"in-distribution accuracy": {"sft-s0": 0.5}, "OOD accuracy": {"sft-s0": 0.25}}
+
+
+def test_accuracy_on_retention_is_an_outcome_where_forgetting_is_not_its_mirror_image():
+    tables = {
+        "accuracy": [answered(name, "old", 10, 5) for name in ("sft-s0", "dpo-s0", BASE)],
+        "benchmarks": [{"benchmark": "old", "shift": "retention"}],
+    }
+
+    def forgot(measure, source):
+        return [{"run": "sft-s0", "source": source, "measure": measure, "base": 0.5, "value": 0.5, "drop": 0.0}]
+
+    assert read_runs(inputs(**tables)).outcomes == {"accuracy on retention": {"sft-s0": 0.5, "dpo-s0": 0.5}}
+    assert read_runs(inputs(**tables, forgetting=forgot("accuracy", "old"))).outcomes == {"forgetting": {"sft-s0": 0.0}}
+    assert set(read_runs(inputs(**tables, forgetting=forgot("nll", "texts"))).outcomes) == {
+        "accuracy on retention", "forgetting"
+    }  # fmt: skip
+
+
+def test_as_many_answers_are_not_all_benchmarks():
+    accuracy = [answered("sft-s0", "a", 10, 5), answered("sft-s0", "b", 10, 5), answered("dpo-s0", "a", 20, 9)]
+    shifts = [{"benchmark": name, "shift": "ood"} for name in "ab"]
+    assert read_runs(inputs(accuracy=accuracy, benchmarks=shifts)).outcomes == {"OOD accuracy": {"sft-s0": 0.5}}
+
+
+def test_tunability_is_an_outcome_on_new_data_alone():
+    def tuned(texts):
+        return read_runs(inputs(tunability=[{"run": "sft-s0", "texts": texts, "over_base": 0.2, "gain": 0.1}])).outcomes
+
+    assert tuned("pairs") == {"tunability": {"sft-s0": 0.2}}
+    assert tuned("solutions") == {}
+
+
+def test_runs_in_stages_are_sorted_among_the_others():
+    given = inputs()
+    given.conditions["dpo-s0"] = Condition("sft+dpo", "settings", (0, 3), (None, 1))
+    assert read_runs(given).names == ("sft-s0", "dpo-s0", "sft-s1")
 
 
 def test_numbers_of_analyses_are_read_with_their_roles_and_runs_grouped():

@@ -111,6 +111,7 @@ def test_runs_are_held_against_the_tuned_base_over_seeds(student, runs, probe_fi
     assert run["seed_sd"] == pytest.approx(np.std(after["r1"], ddof=1))
     assert run["over_base"] == pytest.approx(np.mean(after[BASE]) - np.mean(after["r1"]))
     assert run["gain"] == pytest.approx(run["before"] - run["after"])
+    assert {row["texts"] for row in found} == {"solutions"}
     assert base["over_base"] == base["over_base_low"] == base["over_base_high"] == 0
 
 
@@ -132,9 +133,9 @@ def test_new_data_is_read_and_refused(student, runs, probe_file, tmp_path):
 
 
 def test_without_an_exam_texts_are_put_as_the_comparison_asks(student):
-    given = AnalysisInputs(student, [], "", {}, dict().__getitem__, dict)
+    given = AnalysisInputs(student, [], "", {}, {}.__getitem__, dict)
     assert given.renderer.identity == plain(student).identity
-    asked = AnalysisInputs(student, [], "", {}, dict().__getitem__, dict, chat=ChatSettings(template="chat"))
+    asked = AnalysisInputs(student, [], "", {}, {}.__getitem__, dict, chat=ChatSettings(template="chat"))
     with pytest.raises(StudentError, match="asks for a chat template"):
         _ = asked.renderer
 
@@ -142,8 +143,14 @@ def test_without_an_exam_texts_are_put_as_the_comparison_asks(student):
 def test_tunability_is_higher_where_the_run_is_a_better_start():
     ends = {"before": 1.0, "gain": 0.3}
     rows = [ends | {"run": run, "after": 0.7, "over_base": over} for run, over in ((BASE, 0.0), ("sft", 0.2))]
-    rows = [row | {"steps": 20, "seeds": 1, "n": 64, "tokens": 900} for row in rows]
+    rows = [row | {"texts": "solutions", "steps": 20, "seeds": 1, "n": 64, "tokens": 900} for row in rows]
     view = view_of(runs=finished("sft"), tunability=rows)
     assert ("sft", "tunability", 0.2) in list(report.metrics(view))
     assert row_of(sheet_of(report.tuned, view), BASE)["below the tuned base"] == "–"
-    assert "after 20 steps" in report.recipe(view)[0]
+    own, said = report.recipe(view)
+    assert "of the task that runs were trained on" in own
+    assert "after 20 steps" in said
+    assert not report.on_new_data(view)
+    new = view_of(runs=finished("sft"), tunability=[row | {"texts": "pairs"} for row in rows])
+    assert report.on_new_data(new)
+    assert len(report.recipe(new)) == 1

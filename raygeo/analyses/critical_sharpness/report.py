@@ -26,8 +26,8 @@ _TITLES = {
     """2 / η, where η is the smallest step at which the probe's NLL rises above its start: against its gradient, where
     η is the largest learning rate that does not raise it; and from the base along each run's delta, in units of that
     delta, so that below 2 the whole delta lowers the NLL. Crosses are random directions of equal norm, in the sense
-    that goes down. A direction along which the NLL rises at once has no point, so that the crosses are those of the random
-    directions that can be walked at all; how many these are stands in the table.""",
+    that goes down. A direction along which the NLL rises at once has no point: crosses are of those random directions
+    that can be walked at all, and the table says how many these are.""",
 )
 def critical(view: View) -> Figure | None:
     """Draw critical sharpness, one row a run and one panel a direction."""
@@ -58,9 +58,9 @@ def critical(view: View) -> Figure | None:
     "Critical sharpness of every run",
     """2 / η with the interval that the step was bracketed in; beside it what slope and curvature at the first short
     step say it is (equal where the loss is quadratic), the distance walked until the NLL rises, the lowest NLL on the
-    way less that of the start. Of random directions of equal norm stands the geometric mean with how many of those drawn
-    it is of, as the others have no critical step. u'Hu is the curvature along the unit direction, which every line has;
-    beside it is its mean over all random directions. A dash where the NLL rises at once, or not at all.""",
+    way less that of the start. Of random directions of equal norm there is the geometric mean, and how many of those
+    drawn it is of, as the others have no critical step. u'Hu is the curvature along the unit direction, which every
+    line has; beside it is its mean over all random directions. A dash where the NLL rises at once, or not at all.""",
     folded=True,
 )
 def steps(view: View) -> Sheet:
@@ -89,12 +89,13 @@ def steps(view: View) -> Sheet:
 
 class _Null(NamedTuple):
     """Of the random directions beside one: the geometric mean of the ``known`` critical sharpnesses among those
-    ``drawn``, None if there is none, and the mean curvature of all."""
+    ``drawn``, None if there is none, and the mean curvature of all.
+    """
 
     sharpness: float | None
     known: int
     drawn: int
-    curvature: float
+    curvature: float | None
 
 
 def _nulls(view: View) -> dict[tuple[str, str], _Null]:
@@ -106,7 +107,8 @@ def _nulls(view: View) -> dict[tuple[str, str], _Null]:
 def _null(rows: pd.DataFrame) -> _Null:
     found = rows.sharpness.dropna()
     mean = float(np.exp(np.log(found).mean())) if len(found) else None
-    return _Null(mean, len(found), len(rows), float(rows.curvature.mean()))
+    bends = rows.curvature.dropna()
+    return _Null(mean, len(found), len(rows), float(bends.mean()) if len(bends) else None)
 
 
 def _of_random(null: _Null | None) -> Cell:

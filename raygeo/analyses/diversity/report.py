@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
-from raygeo.analyses.diversity.shifted import ood_accuracy
+from raygeo.analyses.shifted import shifted_accuracy
 from raygeo.evaluation.diversity import ACROSS, ENTROPY, EQUATIONS, FINALS, PER_INPUT
 from raygeo.report import typeset
 from raygeo.report.plots import figure, interval, legend, lines, make_panels, name_rows, rows_height, run_rows
@@ -42,7 +42,7 @@ def diversity(view: View) -> Figure | None:
         return None
     shown = [quantity for quantity in _SHOWN if (frame.quantity == quantity).any()]
     curve = frame[frame.quantity.str.startswith("pass@")]
-    benchmarks, accuracy = ood_accuracy(view)
+    benchmarks, accuracy = shifted_accuracy(view, "ood")
     inputs = frame[frame.quantity == PER_INPUT].set_index("run").value
     both = [name for name in view.order(frame.run) if name in accuracy and name in inputs.index]
     labels, place = run_rows(view, frame.run)
@@ -81,7 +81,7 @@ def values(view: View) -> Sheet:
     """One row a run."""
     frame = view.frame("diversity")
     cells = {(row.run, row.quantity): with_interval(row.value, row.low, row.high) for row in frame.itertuples()}
-    _, accuracy = ood_accuracy(view)
+    _, accuracy = shifted_accuracy(view, "ood")
     rows: list[list[Cell]] = [
         [
             name,

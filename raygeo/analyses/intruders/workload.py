@@ -42,7 +42,8 @@ class Intruders(Workload):
     change mixes their vectors, and any direction that D makes leading is near-orthogonal to all others.
 
     Everything is exact, in fp64: a matrix [m, n], m <= n, takes 1 + 2 runs eigenproblems of size m and as many products
-    [m, n] [n, m], of full deltas 1 + 3 runs, as the random one has their singular values; memory holds about six such matrices. Rows above scope "module" add counts and energies.
+    [m, n] [n, m], of full deltas 1 + 3 runs, as the random one has their singular values; memory holds about six such
+    matrices. Rows above scope "module" add counts and energies.
     """
 
     name = "intruders"

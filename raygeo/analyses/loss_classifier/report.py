@@ -63,7 +63,8 @@ def confounded(view: View) -> list[str]:
         *untested,
         "A loss that is recognised need not differ in kind: losses trained at other learning rates, on other rows or "
         "for other numbers of steps differ in the norm alone, which `norms` and `both` see and `spectra` sees in part. "
-        "Runs of one seed share their data order, so that a seed is held out as a whole; few seeds leave p coarse, and nothing is claimed of models or data that were not trained on."
+        "Runs of one seed share their data order, so that a seed is held out as a whole; few seeds leave p coarse, and "
+        "nothing is claimed of models or data that were not trained on.",
     ]
 
 

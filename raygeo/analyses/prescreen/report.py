@@ -1,5 +1,6 @@
 """What is shown of the pre-screen."""
 
+import math
 from collections.abc import Iterator
 
 import matplotlib
@@ -73,7 +74,7 @@ def verdict(outcome: str, frame: pd.DataFrame) -> str:
         f"{typeset.count(tested.needed.max())}."
     )
     if held.empty:
-        return f"None does, at this number of runs. {size}"
+        return f"{_too_few(len(tested), int(tested.permutations.min())) or 'None does, at this number of runs.'} {size}"
     return f"{_listed(held)} {_partial(held)} {size}"
 
 
@@ -84,6 +85,19 @@ def _nothing(frame: pd.DataFrame) -> str:
     return (
         f"Nothing can be told: it is known of {typeset.count(configurations)} configurations, and at least {FEWEST} "
         f"are needed; to see a correlation of {SOUGHT:g} with 80 % power, {typeset.count(frame.needed.max())}."
+    )
+
+
+def _too_few(metrics: int, permutations: int) -> str:
+    """Why no metric can hold whatever the runs are like, or nothing if one can."""
+    least = metrics / (1 + permutations)
+    if least <= ALPHA:
+        return ""
+    enough = math.ceil(metrics / ALPHA - 1e-9) - 1
+    return (
+        f"None can: of {typeset.count(permutations)} permutations the least p is {typeset.p_value(least)} once it is "
+        f"corrected over {typeset.count(metrics)} metrics; set geometry.prescreen.permutations to {enough} or more, or "
+        "name fewer predictors."
     )
 
 
@@ -98,10 +112,20 @@ def _partial(held: pd.DataFrame) -> str:
     controls = next((text for text in held.controls if isinstance(text, str)), None)
     if controls is None:
         return "Nothing was partialled out: neither the norm nor the learning rate varies, or they are not known."
-    left = held[held.partial_p_holm <= ALPHA]
-    if left.empty:
-        return f"With {controls} partialled out, none of this is left."
-    return f"With {controls} partialled out, {', '.join(left.metric.head(5))} {'is' if len(left) == 1 else 'are'} left."
+    tested, left = held.dropna(subset="partial_p_holm"), held[held.partial_p_holm <= ALPHA]
+    own = [metric for metric in held.metric if metric in controls.split(", ")]
+    others = len(held) - len(tested) - len(own)
+    said = []
+    if not left.empty:
+        said.append(f"{', '.join(left.metric.head(5))} {'is' if len(left) == 1 else 'are'} left")
+    elif not tested.empty:
+        said.append("none is shown to be left")
+    if own:
+        said.append(f"{', '.join(own)} {'is itself one of these' if len(own) == 1 else 'are themselves among these'}")
+    if others:
+        what = "1 metric varies" if others == 1 else f"{typeset.count(others)} metrics vary"
+        said.append(f"{what} with these alone and cannot be tested")
+    return f"With {controls} partialled out, {'; '.join(said)}."
 
 
 @section(

@@ -4,19 +4,20 @@ Spearman's correlations over runs of every metric with every outcome, with the n
 partialled out besides. Runs that differ in seeds alone are one cluster.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
+from raygeo.analyses.forgetting.workload import ACCURACY
 from raygeo.analyses.inputs import AnalysisInputs
 from raygeo.analyses.registry import analyses, published_view
+from raygeo.analyses.shifted import shifted_accuracy
 from raygeo.evaluation.rank_correlation import FEWEST, Correlations, correlate, detectable, needed, spearman
 from raygeo.evaluation.statistics import holm
 from raygeo.settings import Settings
@@ -28,7 +29,9 @@ NORM = "delta_norm"
 SOUGHT = 0.5
 """The correlation for which the page says how many configurations it takes."""
 SHIFTS = {"none": "in-distribution accuracy", "ood": "OOD accuracy", "retention": "accuracy on retention"}
-"""Outcomes made of the answers to all benchmarks of one shift."""
+"""Outcomes made of the answers to all benchmarks of one shift; that of retention only where ``forgetting``, its mirror
+image, is not measured by accuracy.
+"""
 
 
 class PrescreenSettings(Settings):
@@ -67,14 +70,19 @@ def read_runs(of: AnalysisInputs) -> Runs:
     known = {name: of.records[name].lr for name in names if name in of.records}
     predictors: dict[str, dict[str, float]] = {}
     outcomes: dict[str, dict[str, float]] = {}
-    for run, shift, accuracy in _accuracies(of.table("accuracy"), of.table("benchmarks")):
-        outcomes.setdefault(SHIFTS[shift], {})[run] = accuracy
     seen = published_view(of.table, of.reference)
+    for shift, outcome in SHIFTS.items():
+        if accuracies := {run: x for run, x in shifted_accuracy(seen, shift)[1].items() if run in names}:
+            outcomes[outcome] = accuracies
+    if (seen.frame("forgetting").measure == ACCURACY).any():
+        outcomes.pop(SHIFTS["retention"], None)  # the base's accuracy less it is ``forgetting``
     for analysis in analyses().values():
         for run, metric, value in (row for metrics in analysis.report.metrics for row in metrics(seen)):
-            role = next((one.role for one in analysis.report.declared if one.covers(metric)), None)
-            if value is not None and role is not None and run in names and np.isfinite(value):
-                (outcomes if role == "outcome" else predictors).setdefault(metric, {})[run] = float(value)
+            declared = next((one for one in analysis.report.declared if one.covers(metric)), None)
+            if declared is None or declared.role is None or not declared.takes_part(seen):
+                continue
+            if value is not None and run in names and np.isfinite(value):
+                (outcomes if declared.role == "outcome" else predictors).setdefault(metric, {})[run] = float(value)
     return Runs(
         tuple(names),
         tuple(places[conditions[name].configuration] for name in names),
@@ -82,20 +90,6 @@ def read_runs(of: AnalysisInputs) -> Runs:
         predictors,
         outcomes,
     )
-
-
-def _accuracies(accuracy: pa.Table, benchmarks: pa.Table) -> Iterator[tuple[str, str, float]]:
-    """Run, shift, and accuracy over all answers to the benchmarks of that shift, of runs that answered all of them."""
-    shifts = {row["benchmark"]: row["shift"] for row in benchmarks.to_pylist()}
-    found: dict[tuple[str, str], tuple[int, int]] = {}
-    for row in accuracy.to_pylist():
-        place = row["run"], shifts.get(row["benchmark"], "none")
-        n, correct = found.get(place, (0, 0))
-        found[place] = n + row["n"], correct + row["correct"]
-    most = {shift: max(n for (_, of), (n, _) in found.items() if of == shift) for _, shift in found}
-    for (run, shift), (n, correct) in found.items():
-        if n == most[shift]:
-            yield run, shift, correct / n
 
 
 class Prescreen(Workload):
@@ -113,9 +107,11 @@ class Prescreen(Workload):
             interval that draws configurations; `p` is of permutations of configurations, `p_holm` corrected over the
             metrics of an outcome. The same stands behind `partial`, with the `controls` partialled out. `detectable` is
             the correlation that so many configurations find with 80 % power after the correction, `needed` how many it
-            takes for one of {SOUGHT:g}. Below {FEWEST} configurations nothing is tested.""",
+            takes for one of {SOUGHT:g}; no p is below 1 / (1 + `permutations`). Below {FEWEST} configurations nothing
+            is tested.""",
             "outcome, metric: text; runs, configurations: int; rho, low, high, p, p_holm: float; controls: text; "
-            "partial_rho, partial_low, partial_high, partial_p, partial_p_holm, detectable: float; needed: int",
+            "partial_rho, partial_low, partial_high, partial_p, partial_p_holm, detectable: float; needed, "
+            "permutations: int",
         )
     }
 
@@ -184,6 +180,7 @@ class Prescreen(Workload):
         common |= {"controls": ", ".join(controls) if many and controls else None}
         return [
             {"outcome": outcome, "metric": metric, **common, "rho": _number(rho[i, k])}
+            | ({} if result is None else {"permutations": self.settings.permutations})
             | ({} if result is None else {n: _number(values[i, k]) for n, values in result._asdict().items()})
             for i, metric in enumerate(metrics)
             for k, outcome in enumerate(outcomes)

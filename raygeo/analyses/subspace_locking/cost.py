@@ -14,7 +14,9 @@ def cost(settings: SubspaceLockingSettings, scale: Scale) -> list[Need]:
     Gram matrix of that side, its eigenvectors and a block of the matrix.
     """
     shapes = [shape for name, shape in matrices(scale).items() if settings.chooses(name)]
-    held = {"a delta's factors or Gram matrix, and vectors": max((_values(s, scale.rank) * 8 for s in shapes), default=0)}
+    held = {
+        "a delta's factors or Gram matrix, and vectors": max((_values(s, scale.rank) * 8 for s in shapes), default=0)
+    }
     kept = scale.snapshots + 1
     return [
         weights_needed(

@@ -22,7 +22,7 @@ ANALYSIS = Analysis(
         caveats=(report.recipe,),
         metrics=(report.metrics,),
         declared=(
-            Metric("tunability", better="max", role="outcome"),
+            Metric("tunability", better="max", role="outcome", takes_part=report.on_new_data),
             Metric("tunability_gain", better="max", role=None),
         ),
     ),

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
+from raygeo.analyses.tunability.workload import NEW
 from raygeo.report import typeset
 from raygeo.report.plots import figure, interval, make_panels, name_rows, rows_height, run_rows
 from raygeo.report.sheets import Cell, Sheet, nats, section, with_interval
@@ -21,9 +22,10 @@ _SHOWN = {
 @figure(
     "tunability",
     "How well can runs be tuned further?",
-    """NLL of new texts before and after one fixed fine-tune from each run's weights, on other texts of the same kind,
-    and how far below that of the base, tuned in the same way, it ends: below zero a run is a worse start than the base
-    was. Bars are 95 % intervals over texts.""",
+    """NLL of texts before and after one fixed fine-tune from each run's weights, on other texts of the same kind, and
+    how far below that of the base, tuned in the same way, it ends: below zero a run is a worse start than the base was.
+    Of new data (`pairs`) that says how a run can be tuned further; of held-out solutions, of the runs' own task, it is
+    in part what a run has learned already. Bars are 95 % intervals over texts.""",
 )
 def tunability(view: View) -> Figure | None:
     """Draw the NLL before and after, and the end against the base's, one row a run."""
@@ -46,8 +48,8 @@ def tunability(view: View) -> Figure | None:
 
 @section(
     "Tuned further",
-    """NLL of new texts in nats a token, before and after the fixed fine-tune, with 95 % intervals over texts. The
-    spread is the standard deviation over seeds of the fine-tune, where there are several.""",
+    """NLL of texts that were not tuned on, in nats a token, before and after the fixed fine-tune, with 95 % intervals
+    over texts. The spread is the standard deviation over seeds of the fine-tune, where there are several.""",
 )
 def tuned(view: View) -> Sheet:
     """One row a run."""
@@ -68,24 +70,36 @@ def tuned(view: View) -> Sheet:
     return Sheet(columns, rows, frozenset({"run"}))
 
 
+def on_new_data(view: View) -> bool:
+    """Whether runs were tuned on other data than their own task, so that tunability is an outcome."""
+    return any(row["texts"] == NEW for row in view.rows("tunability"))
+
+
 def recipe(view: View) -> list[str]:
     """What the fine-tune was."""
     frame = view.frame("tunability")
     if frame.empty:
         return []
     steps, texts = (typeset.count(frame[column].max()) for column in ("steps", "n"))
+    own = (
+        "Tunability is on held-out solutions, which are of the task that runs were trained on: how far a run ends "
+        "below the tuned base is in part what it had learned before, and the pre-screen leaves it out. Name new data in "
+        "geometry.tunability.pairs to see what further tuning can do."
+    )
     return [
+        *([] if on_new_data(view) else [own]),
         f"Tunability is after {steps} steps at one learning rate, the same from all weights, on half of the texts; the "
         f"other {texts} are measured. A run that would do better at another rate, or after more steps, is not given "
         "them. Intervals are over texts, not over fine-tunes: the spread over seeds says what the order of texts and "
-        "the adapters do."
+        "the adapters do.",
     ]
 
 
 def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     """How well a run can be tuned further, `tunability`: how far below that of the base, tuned in the same way, its NLL
-    of new texts ends, nats a token; higher is better, below zero it is a worse start than the base. `tunability_gain`
-    is by how much its own NLL fell.
+    of other texts ends, nats a token; higher is better, below zero it is a worse start than the base. Without `pairs`
+    the texts are of the runs' own task, and it is in part what a run had learned before. `tunability_gain` is by how
+    much its own NLL fell.
     """
     for row in view.rows("tunability"):
         yield row["run"], "tunability", row["over_base"]

@@ -1,4 +1,4 @@
-"""How well runs can be tuned further: the NLL of new texts after one fixed fine-tune from each run's weights."""
+"""How well runs can be tuned further: the NLL of other texts after one fixed fine-tune from each run's weights."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ from raygeo.store import AnyPath
 from raygeo.tables import BASE, schema
 from raygeo.workload import Rows, Task, Workload
 
+OWN, NEW = "solutions", "pairs"
+"""What is tuned on: held-out solutions, which are of the runs' own task, or new data."""
+
 
 def _is_off(asked: bool) -> bool:
     return not asked
@@ -58,8 +61,9 @@ class TunabilitySettings(RecipeSettings):
     """The fine-tune, and what it is on."""
 
     pairs: AnyPlace | None = None
-    """New data: a file of JSON lines with ``prompt`` and ``completion``. By default the held-out solutions; either way
-    every other one is trained on, and the rest is measured."""
+    """New data: a file of JSON lines with ``prompt`` and ``completion``; with these alone is tunability an outcome in
+    the pre-screen. By default the held-out solutions, which are of the runs' own task, so that what a run has learned of
+    it already counts as well. Either way every other text is trained on, and the rest is measured."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Seeds of the order of texts and of adapters, a fine-tune each."""
     bootstrap: int = Field(2000, ge=100)
@@ -101,11 +105,12 @@ class Tunability(Workload):
             "run: text; seed, steps: int; before, after, text_tokens: doubles; first_loss, last_loss: float",
         ),
         "tunability": schema(
-            """NLL of new texts, nats a token, `before` and `after` a fixed fine-tune of `steps` steps from a run's
-            weights, the mean over `seeds`; `gain` is before - after, `over_base` how far below that of the base, tuned
+            """NLL of texts that are not tuned on, nats a token, `before` and `after` a fixed fine-tune of `steps` steps
+            from a run's weights, the mean over `seeds`; `texts` is pairs (new data) or solutions (of the runs' own
+            task); `gain` is before - after, `over_base` how far below that of the base, tuned
             in the same way, the run's NLL ends, `seed_sd` the standard deviation of `after` over seeds. Low and high
             are ends of 95 % intervals over texts, paired.""",
-            "run: text; steps, seeds: int; before, before_low, before_high, after, after_low, after_high, gain, "
+            "run, texts: text; steps, seeds: int; before, before_low, before_high, after, after_low, after_high, gain, "
             "gain_low, gain_high, over_base, over_base_low, over_base_high, seed_sd: float; n, tokens: int",
         ),
     }
@@ -204,7 +209,12 @@ class Tunability(Workload):
             columns["over_base"] = base - after
         sums = np.stack(list(columns.values()), -1)
         resampled = resampled_means(sums, counts, resamples=self.settings.bootstrap, seed=self.settings.seed)
-        row: dict[str, Any] = {"run": run, "steps": rows[0]["steps"], "seeds": len(rows)}
+        row: dict[str, Any] = {
+            "run": run,
+            "texts": OWN if self.given is None else NEW,
+            "steps": rows[0]["steps"],
+            "seeds": len(rows),
+        }
         row |= {"n": len(counts), "tokens": int(counts.sum())}
         intervals = percentile_intervals(resampled, len(counts))
         for name, value, ends in zip(columns, token_means(sums, counts).tolist(), intervals, strict=True):

@@ -123,7 +123,7 @@ def critical_step(
             else:
                 high, low = step, None
             unseen = unseen + 1 if abs(found) <= resolution else 0
-            if dip >= -resolution and unseen == 2 or dip < -resolution and low is not None:
+            if (dip >= -resolution and unseen == 2) or (dip < -resolution and low is not None):
                 break
     if low is None or dip >= -resolution:
         return outcome("rises at once")

@@ -181,7 +181,8 @@ def test_with_no_rank_left_to_cut_the_least_is_the_whole_and_one_text_has_no_int
     tables = RankTruncation.tables
     seen = view_of(**{name: [*to_arrow(name, rows, tables[name]).to_pylist()] for name, rows in found.items()})
     assert row_of(sheet_of(least, seen), "lora")["least rank"][0] == "1 of 1"
-    assert truncation.draw(seen) is not None and limits(seen)
+    assert truncation.draw(seen) is not None
+    assert limits(seen)
 
 
 def _factors():

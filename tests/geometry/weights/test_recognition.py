@@ -148,7 +148,9 @@ def test_only_runs_alike_in_all_but_the_loss_are_permuted():
     assert {row["reason"].partition(",")[0] for row in given} == {
         "no two runs of different losses agree in settings and seeds"
     }
-    seen = view_of(loss_classifier=to_arrow("loss_classifier", given, LossClassifier.tables["loss_classifier"]).to_pylist())
+    seen = view_of(
+        loss_classifier=to_arrow("loss_classifier", given, LossClassifier.tables["loss_classifier"]).to_pylist()
+    )
     assert row_of(sheet_of(accuracies, seen), "spectra")["p"] == "–"
     assert confounded(seen)[0].startswith("Recognised losses are not tested: no two runs")
 
@@ -166,6 +168,8 @@ def test_a_run_in_stages_goes_by_all_of_them_and_by_its_first_data_order():
     assert {row["loss"] for row in found["loss_predictions"]} == {"sft+dpo", "dpo+dpo"}
     assert found["loss_classifier"][0]["seeds"] == 3
     assert {record.lr for record in known.values()} == {None}
-    again = {n: replace(r, training=r.training | {"seed": 0, "init_seed": i}) for i, (n, r) in enumerate(records.items())}
+    again = {
+        n: replace(r, training=r.training | {"seed": 0, "init_seed": i}) for i, (n, r) in enumerate(records.items())
+    }
     [row] = tables_of(runs, deltas, again)["loss_classifier"]
     assert row["reason"].startswith("no loss has runs of two seeds"), "adapters make no data order"
