@@ -1,4 +1,4 @@
-"""The command line: ``raygeo init | run | plan | compare | data | losses | analyses | show | report | export | ...``."""
+"""The command line: ``raygeo init | run | plan | compare | data | losses | analyses | show | report | ui | ...``."""
 
 import os
 import sys
@@ -258,7 +258,9 @@ def schema(
 def init(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a folder, or a data set on the hub.")],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The student: a folder or a hub id.")],
-    out: Annotated[Path, typer.Option("--out", help="The study file to write; it must not exist.")] = Path("study.yaml"),
+    out: Annotated[Path, typer.Option("--out", help="The study file to write; it must not exist.")] = Path(
+        "study.yaml"
+    ),
     rows: Annotated[int, typer.Option(min=0, help="Read this many records, the first ones; 0 reads all.")] = 1000,
     overrides: Annotated[
         list[str],

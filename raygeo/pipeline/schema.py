@@ -39,6 +39,8 @@ def study_schema() -> Schema:
     """
     schema = Study.model_json_schema()
     definitions: dict[str, Schema] = schema["$defs"]
+    runs = schema["properties"]["runs"]
+    runs["minItems"] = runs.pop("minLength")  # pydantic takes what stands behind a validator for a text
     training, entry = definitions[TrainingDefaults.__name__], definitions[RunEntry.__name__]
     for name, setting in training["properties"].items():  # of settings that may be left out pydantic keeps no bounds
         bounded = {key: value for key, value in setting.items() if key != "default"}
@@ -54,7 +56,7 @@ def study_schema() -> Schema:
 
 
 class _Varying:
-    """Makes schemas of settings of which any, at any depth, may vary; ``definitions`` are those of settings as they are.
+    """Makes schemas of settings that may vary, at any depth, from the ``definitions`` of settings as they are.
 
     ``made`` holds new definitions, by name.
     """
