@@ -2,19 +2,17 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from typing import Any, Protocol
 
 import pyarrow as pa
 import yaml
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from raygeo.analyses.registry import parts, schemas, view
+from raygeo.analyses.registry import parts, view
 from raygeo.errors import ConfigError
 from raygeo.pipeline.missing import missing_parts
 from raygeo.pipeline.report import curves, measured, published_tables
@@ -72,8 +70,8 @@ def _find(store: Store, name: str | None, rows: int) -> Shown:
         near = get_close_matches(name, [*seen.names, *known], 1)
         hint = f"did you mean {near[0]!r}?" if near else f"its runs are {', '.join(seen.names) or 'none'}."
         raise ConfigError(f"{store.location} has no run and no table {name!r}; {hint}")
-    table = store.table(name, schemas().get(name))
-    return ShownTable(name, table.num_rows, table.slice(0, rows))
+    first, count = store.first_rows(name, rows)
+    return ShownTable(name, count, first)
 
 
 @dataclass(frozen=True)
@@ -226,14 +224,14 @@ def _say_pairs(out: Console, pairs: Mapping[str, Any]) -> None:
         _say(out, f"{key.ljust(width)}  {value}")
 
 
-def _say_table(out: Console, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] | None = None) -> None:
-    rows = list(rows)
+def _say_table(out: Console, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Print rows in aligned columns, a line each however long."""
     names = list(columns or (rows[0] if rows else ()))
-    table = Table(*(Text(name) for name in names), box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(_cell(row[name])) for name in names))
-    if names:
-        out.print(table)
+    cells = [names, *([_cell(row[name]) for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for number, line in enumerate(cells):
+        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        _say(out, text, "bold" if number == 0 else "")
 
 
 def _cell(value: Any) -> str:

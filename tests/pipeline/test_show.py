@@ -55,7 +55,7 @@ def stored(store):
             {"run": run, "benchmark": "heldout", "n": 8, "correct": right, "accuracy": right / 8}
             for run, right in (("base", 2), (records[0].run, 6))
         ],
-        "curves": [{"run": records[0].run, "step": step, "metric": "nll", "value": 1 / (step or 1)} for step in range(30)],
+        "training_curves": [{"run": records[0].run, "step": step, "metric": "nll", "value": 1 / (step or 1)} for step in range(30)],
     }  # fmt: skip
     for table, found in rows.items():
         store.publish_rows(table, to_arrow(table, found))
@@ -89,7 +89,7 @@ def test_a_study_with_its_stages_runs_and_tables(stored):
         "sft-lr1e-05-s0": ("finished", {"heldout": 0.75}),
         "dpo-lr0.0001-s0": ("failed", {}),
     }
-    assert {"runs", "accuracy", "curves"} <= set(plain["tables"])
+    assert {"runs", "accuracy", "training_curves"} <= set(plain["tables"])
 
 
 def test_a_run_with_its_settings_and_metrics(stored):
@@ -105,9 +105,9 @@ def test_a_run_with_its_settings_and_metrics(stored):
 
 
 def test_a_table_is_cut_and_counted(stored):
-    text = text_of(stored, "curves", "--rows", "3")
-    assert "curves: 3 of 30 rows" in text
-    plain = plain_of(stored, "curves", "--rows", "3")
+    text = text_of(stored, "training_curves", "--rows", "3")
+    assert "training_curves: 3 of 30 rows" in text
+    plain = plain_of(stored, "training_curves", "--rows", "3")
     assert plain["count"] == 30
     assert [row["step"] for row in plain["rows"]] == [0, 1, 2]
 
