@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from rich.text import Text
 from raygeo.analyses.registry import parts, view
 from raygeo.errors import ConfigError
 from raygeo.pipeline.missing import missing_parts
-from raygeo.pipeline.report import curves, measured, published_tables
+from raygeo.pipeline.report import measured, published_tables
 from raygeo.pipeline.standing import known_about
 from raygeo.records import RunRecord
 from raygeo.report.console import sentences, summary
@@ -82,12 +82,11 @@ class ShownRun:
     name: str
     accuracy: list[dict[str, Any]]
     metrics: Mapping[str, float]
-    curves: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
         """It as plain data."""
         record = {"run": self.name} if self.record is None else asdict(self.record)
-        return record | {"accuracy": self.accuracy, "metrics": dict(self.metrics), "curves": self.curves}
+        return record | {"accuracy": self.accuracy, "metrics": dict(self.metrics)}
 
     def say(self, out: Console) -> None:
         """Print it."""
@@ -151,7 +150,7 @@ class ShownStudy:
         _say(out, f"stages done: {done or 'none known'}")
         if self.lacking:
             _say(out, f"not done: {', '.join(self.lacking)}", "yellow")
-        states = [run["status"] for run in self.runs]
+        states = [run["status"] for run in self.runs if run["run"] != BASE]
         counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         _say(out, f"runs: {counted or 'none'}")
         for run in self.runs:
@@ -201,16 +200,13 @@ def _study(store: Store, seen: View, failures: Failures, tables: list[str], abou
 
 
 def _run(seen: View, name: str, failures: Failures) -> ShownRun:
-    made = parts()
-    found = curves(seen, made, failures).get(name, [])
     return ShownRun(
         record=seen.records.get(name),
         name=name,
         accuracy=[
             {key: value for key, value in row.items() if key != "run"} for row in seen.rows("accuracy", run=name)
         ],
-        metrics=measured(seen, made, failures).get(name, {}),
-        curves=sorted({metric for metric, _, _ in found}),
+        metrics=measured(seen, parts(), failures).get(name, {}),
     )
 
 

@@ -29,7 +29,7 @@ SFT = {"loss": {"type": "sft"}}
         ({"runs": [SFT | {"per_device_train_batch_size": 4}]}, "is called 'micro_batch_size' here."),
         ({"runs": [{"loss": {"type": "sftt"}}]}, "'sftt' is not a loss (did you mean 'sft'?)"),
         ({"rollouts": {"read": [{"type": "json", "path": "x"}]}}, "rollouts.read.0.type: there is no 'json'; did you"),
-        ({"evaluation": {"engine": {"type": "vlm"}}}, "evaluation.engine.type: there is no 'vlm'; did you mean 'vllm'?"),
+        ({"evaluation": {"engine": {"type": "vlm"}}}, "evaluation.engine.type: there is no 'vlm'; did you mean 'vllm'"),
         ({"evaluation": {"engine": {"type": "sglang"}}}, "there is no 'sglang'; it is one of 'local', "),
         ({"quite_unknown": 1}, "quite_unknown: unknown key; allowed here: actors, "),
     ],

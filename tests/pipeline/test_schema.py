@@ -35,7 +35,7 @@ def test_shipped_studies_are_valid(validator, path):
 RIGHT = {
     "lists": tiny_study(runs=[{"loss": {"type": "dpo", "beta": [0.1, 0.3]}, "lr": [1e-4, 1e-3], "seed": [0, 1]}]),
     "whole settings": tiny_study(runs=[{"loss": {"type": "sft"}, "lora": [None, {"r": 4}]}]),
-    "within settings": tiny_study(runs=[{"loss": {"type": "sft"}, "lora": {"r": [2, 4], "target_modules": ["q_proj"]}}]),
+    "within some": tiny_study(runs=[{"loss": {"type": "sft"}, "lora": {"r": [2, 4], "target_modules": ["q_proj"]}}]),
     "defaults": tiny_study(training={"steps": 4, "batch_size": [4, 8], "betas": [0.9, 0.95]}),
     "ranges": tiny_study(runs=[{"loss": {"type": "sft"}, "lr": {"log_uniform": [1e-5, 1e-3]}}], sweep=RANDOM),
     "ranges of losses": tiny_study(runs=[{"loss": {"type": "dpo", "beta": {"uniform": [0.1, 1]}}}], sweep=RANDOM),

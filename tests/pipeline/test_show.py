@@ -55,7 +55,9 @@ def stored(store):
             {"run": run, "benchmark": "heldout", "n": 8, "correct": right, "accuracy": right / 8}
             for run, right in (("base", 2), (records[0].run, 6))
         ],
-        "training_curves": [{"run": records[0].run, "step": step, "metric": "nll", "value": 1 / (step or 1)} for step in range(30)],
+        "training_curves": [
+            {"run": records[0].run, "step": step, "metric": "nll", "value": 1.0} for step in range(30)
+        ],
     }  # fmt: skip
     for table, found in rows.items():
         store.publish_rows(table, to_arrow(table, found))
