@@ -20,10 +20,13 @@ def explain(problem: Any, root: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{place}: {_unknown(problem['loc'], root)}"
     if problem["type"] == "union_tag_invalid":
-        key, known = problem["ctx"]["discriminator"].strip("'"), problem["ctx"]["expected_tags"].split(", ")
+        known = problem["ctx"]["expected_tags"].split(", ")
         near = get_close_matches(f"'{problem['ctx']['tag']}'", known, 1)
         hint = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(known)}."
-        return f"{place}.{key}: there is no {problem['ctx']['tag']!r}; {hint}"
+        return f"{place}.type: there is no {problem['ctx']['tag']!r}; {hint}"
+    if problem["type"] == "union_tag_not_found":
+        known = [kind for model in _models_at(problem["loc"], root) if (kind := tag(model)) is not None]
+        return f"{place}: it has no type; give one of {', '.join(known)}."
     shown = repr(read)[:200] if not isinstance(read, (dict, list)) else f"{type(read).__name__} {str(read)[:80]}"
     return f"{place}: {problem['msg'].removeprefix('Value error, ')} (read {shown})"
 
@@ -37,7 +40,7 @@ def _unknown(location: Sequence[int | str], root: type[BaseModel]) -> str:
             return f"{hint}."
     allowed = sorted({name for model in models for name in model.model_fields})
     near = get_close_matches(key, allowed, 1, _SURELY)
-    if not near and (places := _places(key, root)):
+    if not near and (places := _places(key, root, location[:-1])):
         return f"is no setting here; it is {' or '.join(places)}."
     near = near or get_close_matches(key, allowed, 1, _PERHAPS)
     hint = f"did you mean {near[0]!r}?" if near else f"allowed here: {', '.join(allowed)}."
@@ -52,16 +55,29 @@ def _hint(model: type[Settings], key: str) -> str:
     return f"is called {instead!r} here" if instead in model.model_fields else instead
 
 
-def _places(key: str, root: type[BaseModel]) -> list[str]:
-    """Where in the settings this key belongs, under its own name or another: the places nearest to the top."""
-    level = list(_below(root, ""))
-    seen: set[type[BaseModel]] = {root}
+def _places(key: str, root: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Where in the settings this key belongs, under its own name or another: further in than it stands, or else the
+    places nearest to the top.
+
+    None where it stands in one of them, with a type that does not have it.
+    """
+    above = ".".join(map(str, location))
+    if further := _nearest(key, [(above, model) for model in _models_at(location, root)]):
+        return further
+    here = "".join(f"{part}." for part in location if isinstance(part, str))
+    found = _nearest(key, [("", root)])
+    return [place for place in found if not here.startswith(f"{place.rpartition('.')[0]}.")]
+
+
+def _nearest(key: str, level: list[tuple[str, type[BaseModel]]]) -> list[str]:
+    """The places of a key below these models, fewest steps down."""
+    seen = {model for _, model in level}
     while level:
+        level = [(place, inner) for above, model in level for place, inner in _below(model, above) if inner not in seen]
         found = [f"{above}.{name}" for above, model in level if (name := _named(model, key))]
         if found:
             return list(dict.fromkeys(found))[:_MOST_PLACES]
         seen |= {model for _, model in level}
-        level = [(place, inner) for above, model in level for place, inner in _below(model, above) if inner not in seen]
     return []
 
 

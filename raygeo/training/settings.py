@@ -193,6 +193,7 @@ class TrainingSettings(Execution):
         "data_seed": "seed",
         "train_batch_size": "batch_size",
         "per_device_train_batch_size": "micro_batch_size",
+        "per_device_eval_batch_size": "is given where it is measured, as in evaluation.answers.batch_size",
         "train_micro_batch_size_per_gpu": "micro_batch_size",
         "gradient_accumulation_steps": "follows from batch_size, micro_batch_size and workers; give batch_size",
         "warmup_steps": "is given as warmup_ratio, a share of the steps",
