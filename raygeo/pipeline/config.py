@@ -258,6 +258,18 @@ class AskedAnalyses(Settings):
 
     renamed: ClassVar[dict[str, str]] = {"yardsticks": "cosine_baselines"}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_they_are_made_of(cls, given: Any) -> Any:
+        """Switch off what nobody asked for by name if what it is made of is switched off."""
+        if not isinstance(given, Mapping):
+            return given
+        given = dict(given)
+        for name, analysis in analyses().items():
+            if name not in given and any(given.get(earlier, analyses()[earlier]) is None for earlier in analysis.after):
+                given[name] = None
+        return given
+
     def asked(self) -> dict[str, Settings]:
         """The settings of every analysis that is asked for, by name, in order."""
         given = {name: getattr(self, name) for name in type(self).model_fields}
