@@ -77,6 +77,14 @@ def test_settings_of_the_reader_are_written_down(folder, tmp_path):
     assert study.student.chat.system == "Add."
 
 
+def test_where_there_are_gpus_they_are_asked_for(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    draft_study(str(folder / "mixed.jsonl"), str(folder / "student"), tmp_path / "study.yaml")
+    study = load_study(tmp_path / "study.yaml")
+    assert {(spec.training.gpus, spec.training.precision) for spec in study.specs()} == {(1, "bf16")}
+    assert study.actors.gpus == 1
+
+
 @pytest.mark.parametrize(
     ("data", "model", "error", "said"),
     [
