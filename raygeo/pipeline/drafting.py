@@ -51,7 +51,7 @@ def draft_study(data: str, model: str, out: Path, *, overrides: Sequence[str] = 
     renderer, config = renderer_for(load_tokenizer(source), asked.chat), read_config(source)
     context = context_length(config)
     reader = asked.reader.resolved()
-    described = reader.described()
+    described = " ".join(reader.described().split())
     if rows:
         reader = reader.model_copy(update={"limit": min(rows, reader.limit or rows)})
     lengths: list[tuple[int, int]] = []
@@ -134,7 +134,7 @@ def _head(
     yield "rollouts:"
     yield f"  read: [{_flow(raw['reader'])}]   # {described}"
     if found.graded:
-        yield f"  grading: {found.grading.grading}   # {found.grading.reason}"
+        yield f"  grading: {found.grading.grading}   # {' '.join(found.grading.reason.split())}"
 
 
 def _training(
