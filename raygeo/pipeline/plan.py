@@ -188,7 +188,7 @@ class RunEntry(_Entry):
         training = defaults.at({place: value for place, value in values.items() if place[0] not in self.own})
         own = self.at({place: value for place, value in values.items() if place[0] in self.own})
         training |= dict.fromkeys(self.given) | {name: own[name] for name in own.keys() & self.given}
-        found = []
+        found: list[PlannedStage] = []
         for part in self.parts:
             written = part.model_dump()
             loss = own["loss"] if part is self else written["loss"]
