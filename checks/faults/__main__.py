@@ -12,6 +12,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from subprocess import TimeoutExpired
 
 import ray
 from rich.console import Console
@@ -59,11 +60,17 @@ def strike(fault: Fault, stage: str, prepared: Prepared, expected: Left, log: Pa
         wrong.append(f"it ended with {code}")
     fault.heal()
     with log.open("a") as out:
-        again = fault.start(arguments, out).wait(600)
+        repeated = fault.start(arguments, out)
+        try:
+            again = repeated.wait(600)
+        finally:
+            repeated.kill()
     if again:
         wrong.append(f"the same command ended with {again}")
     now = stamps(prepared.store)
     kept = sum(now.get(path) == stamp for path, stamp in finished.items())
+    if kept < len(finished):
+        wrong.append(f"{len(finished) - kept} of {len(finished)} finished units were made again")
     wrong += expected.unlike(Left.of(prepared.store))
     wrong += untracked(fault.uri, prepared.store)
     said = log.read_text()
@@ -108,7 +115,7 @@ def main() -> None:
                 try:
                     with fault.place():
                         outcome = strike(fault, stage, prepared, expected[stage], log)
-                except (RuntimeError, TimeoutError) as error:
+                except (RuntimeError, TimeoutError, TimeoutExpired) as error:
                     outcome = Outcome(kind.what, stage, None, 0, 0, 0.0, [str(error)])
                 outcomes.append(outcome)
                 console.print(

@@ -1,11 +1,12 @@
 """Which metrics a study measures, and what to say where it is asked for another."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.registry import Known, metrics
+from raygeo.evaluation.answered import Answered
 from raygeo.report.metric import Metric
 
 
@@ -22,11 +23,11 @@ class Measures:
 
     Args:
         asked: settings of the analyses that are asked for, by name.
-        benchmarks: names of the benchmarks that are answered, the chief one first.
+        answered: the benchmarks that are answered, the chief one first, and how often.
     """
 
-    def __init__(self, asked: Mapping[str, Any], benchmarks: Sequence[str]):
-        self.asked, self.benchmarks = asked, benchmarks
+    def __init__(self, asked: Mapping[str, Any], answered: Answered):
+        self.asked, self.answered = asked, answered
 
     def find(self, name: str) -> Measured:
         """The metric called ``name``; ``accuracy`` alone stands for the chief one of ``accuracy.*``.
@@ -46,10 +47,7 @@ class Measures:
         if metric.covers(name) and (names is None or name in names):
             return Measured(name, metric, analysis)
         if analysis is None and not names:
-            raise ValueError(
-                f"{name} needs problems: hold prompts out (rollouts.heldout) and let them be answered "
-                "(evaluation.heldout), or give evaluation.benchmarks"
-            )
+            raise ValueError(f"{name} needs {metric.lacking}")
         if analysis is not None and not names:
             raise ValueError(f"{name} is not measured of single runs with these settings of geometry.{analysis.name}")
         assert names
@@ -60,10 +58,7 @@ class Measures:
     def names(self, *, alone: bool = False) -> list[str]:
         """All metrics of the study; those that judge a run as soon as it is trained, if they are to do so ``alone``."""
         return [
-            name
-            for known in self._known()
-            if not alone or known.metric.among != "study"
-            for name in self._names(known) or [known.metric.name]
+            name for known in self._known() if not alone or known.metric.among != "study" for name in self._shown(known)
         ]
 
     def _known(self) -> Iterator[Known]:
@@ -71,11 +66,11 @@ class Measures:
 
     def _names(self, known: Known) -> list[str] | None:
         """The full names of a metric; None where only data tell."""
-        if known.analysis is not None:
-            return known.metric.known(self.asked[known.analysis.name])
-        if known.metric.name.count("*") == 1:
-            return [known.metric.name.replace("*", name) for name in self.benchmarks]
-        return known.metric.known(None)
+        return known.metric.known(self.answered if known.analysis is None else self.asked[known.analysis.name])
+
+    def _shown(self, known: Known) -> list[str]:
+        names = self._names(known)
+        return [known.metric.name] if names is None else names
 
     def _near(self, name: str) -> str:
         every = self.names()

@@ -215,7 +215,10 @@ def _weight(value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise SetAside("weight is not a number")
-    weight = float(value)
+    try:
+        weight = float(value)
+    except OverflowError:
+        weight = math.inf
     if not math.isfinite(weight) or weight < 0:
         raise SetAside("weight is not a number from 0")
     return weight

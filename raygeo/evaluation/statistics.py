@@ -230,7 +230,7 @@ def pass_rows(answers: pa.Table) -> Rows:
     """
     rows = []
     for (benchmark, run), asked in _by_benchmark_and_run(answers).items():
-        for k in _sizes(asked.samples):
+        for k in pass_sizes(asked.samples):
             values = [pass_at(k, correct, asked.samples) for correct in asked.correct.values()]
             low, high = clustered(values, asked.samples // k)
             row = {"run": run, "benchmark": benchmark, "k": k, "pass_at_k": float(np.mean(values))}
@@ -238,7 +238,7 @@ def pass_rows(answers: pa.Table) -> Rows:
     return rows
 
 
-def _sizes(samples: int) -> Iterator[int]:
+def pass_sizes(samples: int) -> Iterator[int]:
     """Powers of two below the number of samples, and that number, if it is more than one."""
     k = 1
     while k < samples:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from raygeo.data.validation import LEAST_TAIL
 from raygeo.errors import TrainingError
 from raygeo.losses.base import LossInputs, Need, Unit, masked_sum
 from raygeo.losses.pointwise import Pointwise
@@ -80,5 +81,5 @@ def bucketed(tokens: TokenLogits, title: str) -> tuple[Tensor, Tensor]:
     if ids.shape[-1] == logprobs.shape[-1]:
         return teacher, student
     others = logprobs.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-    tail = tail.clamp(min=torch.finfo(torch.float32).tiny).to(logprobs.dtype).log()[:, None]
+    tail = tail.clamp(min=LEAST_TAIL).to(logprobs.dtype).log()[:, None]
     return torch.cat([teacher, tail], -1), torch.cat([student, others], -1)

@@ -19,6 +19,7 @@ from raygeo.data.reference import ReferenceSettings
 from raygeo.data.sampling import DecodingSettings
 from raygeo.data.teacher import TeacherSettings
 from raygeo.errors import ConfigError
+from raygeo.evaluation.answered import Answered
 from raygeo.evaluation.answers import AnswerSettings
 from raygeo.generation.choice import LOCAL, AnyEngine
 from raygeo.generation.renderer import ChatSettings
@@ -247,6 +248,18 @@ class AskedAnalyses(Settings):
 
     renamed: ClassVar[dict[str, str]] = {"yardsticks": "cosine_baselines"}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_they_are_made_of(cls, given: Any) -> Any:
+        """Switch off what nobody asked for by name if what it is made of is switched off."""
+        if not isinstance(given, Mapping):
+            return given
+        given = dict(given)
+        for name, analysis in analyses().items():
+            if name not in given and any(given.get(earlier, analyses()[earlier]) is None for earlier in analysis.after):
+                given[name] = None
+        return given
+
     def asked(self) -> dict[str, Settings]:
         """The settings of every analysis that is asked for, by name, in order."""
         given = {name: getattr(self, name) for name in type(self).model_fields}
@@ -368,7 +381,7 @@ class Study(Settings):
             said = "sweep.scheduler stops runs by their NLL at a step, and stages and rounds count anew; leave it out"
             raise refusal(("runs", chains[0]), self.runs[chains[0]].stem, said)
         if self.sweep is not None:
-            find_judged(self, self.benchmarks)
+            find_judged(self, self.answered)
             watched = self.sweep.scheduler.metric if self.sweep.scheduler is not None else ""
             if watched == "heldout_nll" and self.rollouts.heldout == 0:
                 said = "heldout_nll is measured on held-out prompts; give rollouts.heldout"
@@ -402,11 +415,11 @@ class Study(Settings):
         if self.student.model != GYM or not isinstance(benchmark.problems, int):
             return f"{' and '.join(said)} are of the problems of {GYM}; leave them out" if said else None
         gym, sample = self.student.gym, self.rollouts.sample
-        if sample is None or not isinstance(sample.prompts, int):
-            return None
         names = getattr(gym, benchmark.families) if isinstance(benchmark.families, str) else benchmark.families
         if not names:
-            return f"there are no {benchmark.families} families to draw from; name some in student.gym"
+            return f"there are no {benchmark.families or ''} families to draw from; name some in student.gym"
+        if sample is None or not isinstance(sample.prompts, int):
+            return None
         within = benchmark.level == "usual" and set(names) <= set(gym.trained)
         if within == (benchmark.shift == "none"):
             return None
@@ -470,15 +483,17 @@ class Study(Settings):
         return Plan(self.runs, self.training, self.sweep or SweepSettings())
 
     @property
-    def benchmarks(self) -> list[str]:
-        """The names of the benchmarks that are answered, the held-out prompts first."""
+    def answered(self) -> Answered:
+        """The benchmarks that are answered, the held-out prompts first, and how often."""
         heldout = self.evaluation.heldout and self.rollouts.heldout > 0
-        return [HELDOUT] * heldout + [benchmark.name for benchmark in self.evaluation.benchmarks]
+        shifts = {HELDOUT: "none"} if heldout else {}
+        shifts |= {benchmark.name: benchmark.shift for benchmark in self.evaluation.benchmarks}
+        return Answered(shifts, self.evaluation.answers.samples)
 
     @property
     def judged(self) -> Judged:
         """What the runs of its sweep are judged by."""
-        return find_judged(self, self.benchmarks)
+        return find_judged(self, self.answered)
 
     def specs(self) -> list[RunSpec]:
         """Every run known before training starts, resolved, in the order of the file; of one in stages, the last."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from raygeo.analyses.measured import Measured, Measures
+from raygeo.evaluation.answered import Answered
 from raygeo.search.settings import Constraint, Mode, Objective
 from raygeo.search.space import refusal
 
@@ -33,14 +34,14 @@ class Judged:
         return [*(one.metric for one in self.objectives), *(one.metric for one in self.constraints)]
 
 
-def find_judged(study: Study, benchmarks: list[str]) -> Judged:
-    """What the sweep of a study that answers ``benchmarks`` judges by.
+def find_judged(study: Study, answered: Answered) -> Judged:
+    """What the sweep of a study that has these benchmarks ``answered`` judges by.
 
     Raises:
         ValidationError: the study does not measure a metric, or not when it is wanted; the place, and what to do.
     """
     sweep, asked = study.plan.sweep, study.geometry.asked()
-    measures, measured = Measures(asked, benchmarks), {}
+    measures, measured = Measures(asked, answered), {}
     objectives, constraints = [], []
     for index, objective in enumerate(sweep.objectives):
         found = _find(study, measures, ("sweep", "objectives", index, "metric"), objective.metric)
@@ -69,7 +70,7 @@ def _find(study: Study, measures: Measures, place: tuple[str | int, ...], name: 
         return found
     if metric.among == "study":
         said = (
-            f"{found.name} compares runs with each other, so that it is known once all are trained; sweep.search: "
+            f"{found.name} is made of what is known once all runs are trained and evaluated; sweep.search: "
             f"optuna judges each when it ends, by one of {', '.join(measures.names(alone=True))}"
         )
         raise refusal(place, name, said)

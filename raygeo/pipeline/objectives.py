@@ -17,6 +17,7 @@ from raygeo.data.exam import Exam
 from raygeo.data.grading import Grading
 from raygeo.data.readers import Prompt
 from raygeo.errors import DataError
+from raygeo.evaluation.answered import Answered
 from raygeo.evaluation.answers import Answers, AnswerSettings
 from raygeo.evaluation.statistics import accuracy_rows, pass_rows
 from raygeo.generation.engine import EngineSettings
@@ -71,7 +72,7 @@ class Objectives:
 
         ``run_workload`` computes the units that ``store`` lacks.
         """
-        measures = Measures(self.asked, list(self.benchmarks))
+        measures = Measures(self.asked, Answered(dict.fromkeys(self.benchmarks, "none"), self.answers.samples))
         wanted = [measures.find(name) for name in self.metrics]
         found: dict[str, float] = {}
         groups: dict[str, tuple[Analysis, tuple[type[Workload], ...], Settings, bool]] = {}

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from raygeo.data.readers import Prompt, read_prompts
-from raygeo.pipeline.config import GYM, Benchmark, StudentSettings, Study
+from raygeo.errors import ConfigError
+from raygeo.pipeline.config import GYM, WORD_PROBLEMS, Benchmark, StudentSettings, Study, read_yaml
+from raygeo.pipeline.standing import STUDY
+from raygeo.store import Store
 from raygeo.toy.architecture import build_model
 from raygeo.toy.builtin import problems
 from raygeo.toy.gym.family import LevelName
@@ -12,6 +15,9 @@ from raygeo.toy.gym.problems import check_levels
 from raygeo.toy.gym.student import Role, gym_problems
 from raygeo.toy.gym.tokenizer import gym_tokenizer
 from raygeo.toy.word_problems import word_tokenizer
+
+_MOST_STORES = 100
+"""Studies that may have continued one another."""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
@@ -41,20 +47,47 @@ def builtin_prompts(
 
 
 def check_builtin(study: Study) -> None:
-    """Draw what the study asks of reasoning-gym, where it does.
+    """See that built-in problems are those of the student, and draw what the study asks of reasoning-gym.
 
     Raises:
-        ConfigError: reasoning-gym is not installed, refuses a level, or has not so many different problems.
+        ConfigError: reasoning-gym is not installed, refuses a level, or has not so many different problems; or word
+            problems are asked for of a run whose student was made for others.
     """
+    sample = study.rollouts.sample
+    prompts = sample.prompts if sample is not None and isinstance(sample.prompts, int) else None
+    benchmarks = [benchmark for benchmark in study.evaluation.benchmarks if isinstance(benchmark.problems, int)]
+    if study.student.from_run is not None and (prompts is not None or benchmarks):
+        origin = _origin(study.student.from_store)
+        if origin != WORD_PROBLEMS:
+            place = "rollouts.sample.prompts" if prompts is not None else "evaluation.benchmarks"
+            raise ConfigError(
+                f"a number of problems, in {place}, is of word problems here, and the run {study.student.from_run} "
+                f"began with {origin or 'another student'}; say "
+                "where problems are read."
+            )
     if study.student.model != GYM:
         return
-    gym, sample = study.student.gym, study.rollouts.sample
-    check_levels(gym.families())
-    if sample is not None and isinstance(sample.prompts, int):
-        builtin_prompts(study, sample.prompts, sample.prompts_seed)
-    for benchmark in study.evaluation.benchmarks:
-        if isinstance(benchmark.problems, int):
-            benchmark_problems(study, benchmark)
+    check_levels(study.student.gym.families())
+    if sample is not None and prompts is not None:
+        builtin_prompts(study, prompts, sample.prompts_seed)
+    for benchmark in benchmarks:
+        benchmark_problems(study, benchmark)
+
+
+def _origin(location: str | None) -> str | None:
+    """The model that the study in a store began with, its run continued or not; None where the store does not say."""
+    for _ in range(_MOST_STORES):
+        if location is None:
+            break
+        written = Store(location, create=False).read_bytes(STUDY)
+        raw = read_yaml((written or b"").decode(errors="replace"))
+        student = raw.get("student") if isinstance(raw, dict) else None
+        if not isinstance(student, dict):
+            break
+        if student.get("from_run") is None:
+            return str(student.get("model"))
+        location = student.get("from_store")
+    return None
 
 
 def made_tokenizer(settings: StudentSettings) -> "PreTrainedTokenizerFast":

@@ -32,7 +32,9 @@ class Metric:
         among: what it is made of. All but those among the "study" can judge one run by itself.
         better: which way is better; None where neither is, so that an objective must say.
         role: what it is in the pre-screen, None where it takes no part.
-        names: of the analysis's settings, what may stand for ``*``, the chief one first; None where only data tell.
+        names: of the analysis's settings, or of the benchmarks that are answered, what may stand for ``*``, a part for
+            each; the chief one first; None where only data tell.
+        lacking: what a study needs that has none of its names.
         made_by: the workloads that make it, where they are not all of the analysis.
         only: of the analysis's settings and a name, the settings with which those workloads make little else.
         over_changed: of the analysis's settings, whether it is taken over the weights that any run changed, so that it
@@ -43,7 +45,8 @@ class Metric:
     among: Among = "study"
     better: Literal["max", "min"] | None = None
     role: Role | None = "predictor"
-    names: Callable[[Any], Iterable[str]] | None = None
+    names: Callable[[Any], Iterable[str | tuple[str, ...]]] | None = None
+    lacking: str = ""
     made_by: tuple[type[Workload], ...] = ()
     only: Callable[[Any, str], Settings] = _as_they_are
     over_changed: Callable[[Any], bool] = _never
@@ -56,4 +59,10 @@ class Metric:
         """Its names under the analysis's ``settings``; None where only data tell."""
         if "*" not in self.name:
             return [self.name]
-        return None if self.names is None else [self.name.replace("*", part) for part in self.names(settings)]
+        return None if self.names is None else [self._filled(parts) for parts in self.names(settings)]
+
+    def _filled(self, parts: str | tuple[str, ...]) -> str:
+        found = self.name
+        for part in (parts,) if isinstance(parts, str) else parts:
+            found = found.replace("*", part, 1)
+        return found

@@ -1,8 +1,18 @@
 """What is shown of every study, whatever is analysed: training, accuracy, and their limits."""
 
+from operator import attrgetter
+
 from raygeo.report import limits, monitor, passes, results, stages, training, trials, verdict
 from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
+
+_benchmarks, _shifted, _passes = attrgetter("names"), attrgetter("shifted"), attrgetter("passes")
+_NO_PROBLEMS = (
+    "problems: hold prompts out (rollouts.heldout) and let them be answered (evaluation.heldout), or give "
+    "evaluation.benchmarks"
+)
+_NO_SHIFT = "a benchmark with shift: ood, and one without a shift or held-out prompts that are answered"
+_ONE_ANSWER = "several answers a problem; give evaluation.answers.samples"
 
 STUDY = Parts(
     verdicts=(verdict.against_base, verdict.between_runs),
@@ -19,11 +29,12 @@ STUDY = Parts(
     ),
     metrics=(results.accuracies, results.drop_metrics, passes.metrics),
     declared=(
-        Metric("accuracy.*", "itself", "max", role="outcome"),
-        Metric("accuracy_low.*", "itself", "max", role=None),
-        Metric("accuracy_high.*", "itself", "max", role=None),
-        *(Metric(f"drop{end}.*", "itself", "min", role=None) for end in ("", "_low", "_high")),
-        Metric("pass_at_*.*", "itself", "max", role=None),
+        *(
+            Metric(f"accuracy{end}.*", "itself", "max", None if end else "outcome", _benchmarks, lacking=_NO_PROBLEMS)
+            for end in ("", "_low", "_high")
+        ),
+        *(Metric(f"drop{end}.*", "study", "min", None, _shifted, lacking=_NO_SHIFT) for end in ("", "_low", "_high")),
+        Metric("pass_at_*.*", "itself", "max", None, _passes, lacking=_ONE_ANSWER),
         Metric("heldout_nll", "training", "min", role=None),
         Metric("nll", "training", "min", role=None),
     ),

@@ -202,7 +202,7 @@ def chosen(engine: Any, spec: RunSpec, data: Data, batch: np.ndarray) -> np.ndar
     assert found is not None
     if dist.is_initialized():
         dist.all_reduce(found)
-    return batch[loss.choose(found.cpu()[places], math.ceil(loss.kept_share * len(batch)))]
+    return batch[loss.choose(found.cpu()[places], math.ceil(loss.kept_share * len(batch) - 1e-9))]
 
 
 def _split(settings: TrainingSettings, data: Data, batch: np.ndarray) -> list[np.ndarray]:

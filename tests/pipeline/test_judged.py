@@ -59,7 +59,7 @@ def test_a_bound_on_what_is_not_measured_is_refused():
 def test_metrics_among_all_runs_are_for_grids_and_draws():
     objective = [{"metric": "cosine_to_reference", "mode": "max"}]
     assert study(objective, run=SEARCHED, sweep={"search": "random"}).judged.metrics == ["cosine_to_reference"]
-    with pytest.raises(ConfigError, match=r"compares runs with each other.*judges each when it ends.*kl_to_base"):
+    with pytest.raises(ConfigError, match=r"known once all runs are trained.*judges each when it ends.*kl_to_base"):
         study(objective, run=SEARCHED, sweep={"search": "optuna"})
     study([{"metric": "kl_to_base", "mode": "min"}], run=SEARCHED, sweep={"search": "optuna"})
 
@@ -93,3 +93,28 @@ def test_without_held_out_prompts_only_what_needs_none_judges(sweep, said):
     with pytest.raises(ConfigError, match=said):
         parse_study(tiny_study(sweep=sweep, **parts))
     parse_study(tiny_study(sweep={"objectives": [{"metric": "delta_norm", "mode": "min"}]}, **parts))
+
+
+HARD = {"name": "hard", "problems": 4, "shift": "ood"}
+
+
+def test_a_drop_is_that_of_a_shifted_benchmark_and_known_at_the_end():
+    evaluation = {"benchmarks": [{"name": "near", "problems": 4}, HARD]}
+    assert study(["drop"], evaluation=evaluation).judged.metrics == ["drop.hard"]
+    with pytest.raises(ConfigError, match=r"drop\.near is not measured; of its kind are drop\.hard"):
+        study(["drop.near"], evaluation=evaluation)
+    with pytest.raises(ConfigError, match="drop needs a benchmark with shift: ood"):
+        study(["drop"])
+    with pytest.raises(ConfigError, match="needs a benchmark with shift: ood, and one without a shift"):
+        study(["drop.hard"], evaluation={"heldout": False, "benchmarks": [HARD]})
+    with pytest.raises(ConfigError, match=r"drop\.hard is made of what is known once all runs are trained"):
+        study(["drop.hard"], run=SEARCHED, sweep={"search": "optuna", "samples": 2}, evaluation=evaluation)
+
+
+def test_pass_at_k_is_of_so_many_answers():
+    evaluation = {"answers": {"max_new_tokens": 40, "samples": 4, "temperature": 1.0}}
+    assert study(["pass_at_2.heldout"], evaluation=evaluation).judged.metrics == ["pass_at_2.heldout"]
+    with pytest.raises(ConfigError, match=r"pass_at_3\.heldout is not measured; of its kind are pass_at_1\.heldout"):
+        study(["pass_at_3.heldout"], evaluation=evaluation)
+    with pytest.raises(ConfigError, match=r"pass_at_2\.heldout needs several answers a problem"):
+        study(["pass_at_2.heldout"])

@@ -260,9 +260,10 @@ def test_a_store_says_which_renderer_engine_reader_and_rules_of_grading_are_of_a
         monkeypatch.setattr(kind, revision, 9)
     said = "The table {} was made by other revisions of the code: {}. Run the study again to make it anew."
     both = "grading of revision 2 (now 9), renderer plain of revision 2 (now 9)"
+    following = ("answers", "accuracy", "drops", "mcnemar", "pass_at_k")
     assert outdated_tables(context.store) == [
         said.format("rollouts", f"{both}, reader jsonl of revision 1 (now 9)"),
-        said.format("answers", f"{both}, engine local of revision 1 (now 9)"),
+        *(said.format(table, f"{both}, engine local of revision 1 (now 9)") for table in following),
     ]
 
 

@@ -148,7 +148,7 @@ def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     frame, measured = view.frame("heads"), view.frame("head_effects")
     for name in view.order(frame.run):
         for kind, own in frame[(frame.run == name) & (frame.norm > 0)].groupby("kind"):
-            where = "" if kind == "head" else f".{str(kind).replace('-', '_')}"
+            where = f".{str(kind).replace('-', '_')}"
             yield name, f"heads.evenness{where}", evenness(own.norm.tolist())
             yield name, f"heads.evenness_random{where}", evenness(own.random_norm.tolist())
         for chosen, rows in measured[measured.run == name].groupby("chosen"):
