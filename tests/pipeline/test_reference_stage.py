@@ -104,8 +104,9 @@ def test_a_pass_that_failed_fails_what_needs_it_alone(store, folder, first):
     what = {"study": "the base's log-probabilities", "stage": "the start's log-probabilities"}[first]
     assert failed.lacking(second.needs).startswith(f"it needs {what}, which could not be made")
     assert list(context.missing) == [what + {"study": "", "stage": " for x-leg2"}[first]]
-    for start in ("b", "c"):
-        found = provide_references(context, Student(start, folder, None, ""), rollouts, third)
+    for start, reference in (("b", "start"), ("c", "start"), ("b", "base")):
+        spec = third.model_copy(update={"reference": reference})
+        found = provide_references(context, Student(start, folder, None, ""), rollouts, spec)
         assert found.lacking(third.needs) is None
         assert found.logprobs is not None
     assert len(context.missing) == 1
