@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Optional, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from raygeo.analyses.analysis import Need
 from raygeo.analyses.registry import analyses
@@ -27,10 +27,11 @@ from raygeo.losses.base import FROM_BASE
 from raygeo.models.attention import is_flash
 from raygeo.models.loading import Loading
 from raygeo.paths import local_path, without_credentials
+from raygeo.pipeline.explaining import explain
 from raygeo.pipeline.judged import Judged, find_judged
 from raygeo.pipeline.plan import MOST_RUNS, Plan, RunEntries, TrainingDefaults
 from raygeo.search.settings import SweepSettings
-from raygeo.search.space import Range, Varied, models_in, refusal, tag
+from raygeo.search.space import Range, Varied, refusal
 from raygeo.settings import AnyPlace, Name, Settings, faults
 from raygeo.toy.builtin import WordProblems
 from raygeo.toy.gym.family import LevelName
@@ -53,6 +54,16 @@ TRAIN = "train"
 
 class StudentSettings(Loading):
     """What learns, and how it is held where it is measured."""
+
+    foreign: ClassVar[dict[str, str]] = {
+        "model_name_or_path": "model",
+        "name": "model",
+        "path": "model",
+        "torch_dtype": "dtype",
+        "tokenizer": "is that of the model's folder",
+        "peft_config": "is a setting of training: training.lora",
+        "chat_template": "is given as chat.template",
+    }
 
     model: AnyPlace = WORD_PROBLEMS
     """A Hugging Face folder, a hub id, ``builtin:word-problems``, ``builtin:reasoning-gym``, or ``builtin:text``, made
@@ -200,7 +211,7 @@ class Benchmark(Settings):
     limit: int | None = Field(None, ge=1)
     """Use only the first so many."""
 
-    @field_validator("problems", mode="before")
+    @field_validator("problems", mode="before", json_schema_input_type=int | AnyPromptReader | str)
     @classmethod
     def _by_name(cls, problems: Any) -> Any:
         return {"type": "problems", "path": problems} if isinstance(problems, str) else problems
@@ -301,6 +312,22 @@ def _is_none(value: Any) -> bool:
 
 class Study(Settings):
     """A whole study."""
+
+    foreign: ClassVar[dict[str, str]] = {
+        "output_dir": "store",
+        "run_name": "name",
+        "experiment_name": "name",
+        "seeds": "is given as training.seed, a list",
+        "model": "is given as student.model",
+        "model_name_or_path": "is given as student.model",
+        "dataset": "is given as rollouts.read",
+        "dataset_name": "is given as rollouts.read",
+        "loss": "is given as runs, a list of entries with a loss each",
+        "losses": "is given as runs, a list of entries with a loss each",
+        "lora_r": "is given as training.lora.r",
+        "analyses": "geometry",
+        "metrics": "geometry",
+    }
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     """Name of the study and of its MLflow experiment."""
@@ -553,7 +580,7 @@ def parse_settings(model: type[S], raw: dict[str, Any], origin: str) -> S:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(_listed(origin, [_explain(problem, model) for problem in error.errors()])) from None
+        raise ConfigError(_listed(origin, [explain(problem, model) for problem in error.errors()])) from None
 
 
 def _listed(origin: str, said: list[str]) -> str:
@@ -635,49 +662,6 @@ def _number(text: str) -> Any:
         return float(text)
     except ValueError:
         return text
-
-
-def _explain(problem: Any, root: type[BaseModel]) -> str:
-    place = ".".join(str(part) for part in problem["loc"]) or "the study"
-    read = problem["input"]
-    shown = repr(read)[:200] if not isinstance(read, (dict, list)) else f"{type(read).__name__} {str(read)[:80]}"
-    if problem["type"] == "extra_forbidden":
-        key = str(problem["loc"][-1])
-        models = _models_at(problem["loc"][:-1], root)
-        for model in models:
-            if issubclass(model, Settings) and (hint := _hint(model, key)):
-                return f"{place}: {hint}."
-        allowed = sorted({name for model in models for name in model.model_fields})
-        near = difflib.get_close_matches(key, allowed, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed here: {', '.join(allowed)}."
-        return f"{place}: unknown key; {hint}"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')} (read {shown})"
-
-
-def _hint(model: type[Settings], key: str) -> str:
-    """What to write instead of a key that an earlier version or another library has; "" for any other."""
-    if key in model.renamed:
-        return f"is now called {model.renamed[key]!r}"
-    instead = model.foreign.get(key, "")
-    return f"is called {instead!r} here" if instead in model.model_fields else instead
-
-
-def _models_at(location: Sequence[int | str], root: type[BaseModel]) -> list[type[BaseModel]]:
-    """Models that may stand at a location of ``root``, following union tags and list indices as pydantic reports
-    them.
-    """
-    models: list[type[BaseModel]] = [root]
-    for part in location:
-        if isinstance(part, int):
-            continue
-        following = [child for model in models for child in _children(model, part)]
-        models = following or [m for m in models if tag(m) == part or m.__name__ == part] or models
-    return models
-
-
-def _children(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
-    info = model.model_fields.get(field)
-    return list(models_in(info.annotation)) if info else []
 
 
 def study_yaml(study: Study) -> str:
