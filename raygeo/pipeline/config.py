@@ -1,6 +1,7 @@
 """The study as typed models: one YAML file, refused before anything starts if a key or a value is wrong."""
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -356,7 +357,7 @@ class Study(Settings):
     actors: ActorSettings = ActorSettings()
     """Resources of the actors that everything but training runs on."""
     reference_run: str | None = None
-    """The run others are compared with in summaries; by default the first."""
+    """The run others are compared with in summaries, not one of its stages or rounds; by default the first."""
     caveats: tuple[str, ...] = ()
     """What a reader of the report must know about this study."""
 
@@ -366,13 +367,18 @@ class Study(Settings):
             self._refuse_ranges()
         if (count := self.plan.count()) > MOST_RUNS:
             raise ValueError(f"its runs are {count:,} with all that varies; a study has at most {MOST_RUNS:,}")
-        names = [name for trial in self.plan.trials() for name in trial.shown]
-        twice = sorted({name for name in names if names.count(name) > 1} & {run.name for run in self.plan.trials()})
-        if twice:
-            raise ValueError(f"runs {twice} appear more than once; give them different settings, or a name each")
+        trials = self.plan.trials()
+        names = [trial.name for trial in trials]
+        named = Counter(name for trial in trials for name in trial.names)
+        if twice := sorted(name for name in {*names} if named[name] > 1):
+            also = "" if names.count(twice[0]) > 1 else ", once as a stage or round of another run"
+            raise ValueError(f"runs {twice} appear more than once{also}; give them different settings, or a name each")
         if "base" in names:
             raise ValueError("a run cannot be named 'base', which is the untrained student")
         if self.reference_run is not None and self.reference_run not in names:
+            whole = next((trial.name for trial in trials if self.reference_run in trial.names), None)
+            if whole is not None:
+                raise ValueError(f"reference_run {self.reference_run!r} is only a part of a run; name {whole!r}")
             near = difflib.get_close_matches(self.reference_run, names, 1) or names[:1]
             hint = f"did you mean {near[0]!r}?" if near else "its runs are chosen by the sweep; leave it out."
             raise ValueError(f"reference_run {self.reference_run!r} is not a run of the study; {hint}")
@@ -413,6 +419,7 @@ class Study(Settings):
         else:
             self.geometry.refuse_lacking({})
         self._refuse_no_teacher()
+        self._refuse_altered_rounds()
         sample = self.rollouts.sample
         if sample is not None:
             if sample.teacher == "builtin" and not self.student.built_in and not sample.engine.elsewhere:
@@ -454,6 +461,13 @@ class Study(Settings):
         learning = [spec.name for spec in self.plan.points() if "teacher" in spec.needs]
         if not learning or self.teacher is not None:
             return
+        stages = [(run.name, stage) for run in self.plan.trials() for stage in run.stages if stage.rounds is not None]
+        if asking := [name for name, stage in stages if "teacher" in stage.spec.needs]:
+            raise ValueError(
+                f"run {asking[0]} learns in rounds from a teacher's next-token probabilities, and the rollouts of "
+                "rounds, which the run itself writes, come with none; name a model that is asked for them, as in "
+                "teacher: {model: FOLDER}"
+            )
         sample = self.rollouts.sample
         if sample is not None:
             known, instead = sample.decoding.top_logprobs > 0, "set rollouts.sample.decoding.top_logprobs"
@@ -468,6 +482,17 @@ class Study(Settings):
                 f"run {learning[0]} learns from a teacher's next-token probabilities, and there are none; name a model "
                 f"that is asked for them, as in teacher: {{model: FOLDER}}, or {instead}"
             )
+
+    def _refuse_altered_rounds(self) -> None:
+        """Raise where what is done to the study's rollouts would not be done to those of rounds."""
+        altered = [name for name in ("negative_share", "shuffle_rewards") if getattr(self.rollouts, name) is not None]
+        for index, entry in enumerate(self.runs if altered else ()):
+            if any(part.rounds is not None for part in entry.parts):
+                said = (
+                    f"rounds learn from rollouts that the run writes, to which rollouts.{altered[0]} is not applied; "
+                    "leave one of the two out, or make it a study of its own"
+                )
+                raise refusal(("runs", index), entry.stem, said)
 
     def _refuse_ranges(self) -> None:
         """Raise where a range stands though every value is to be listed."""

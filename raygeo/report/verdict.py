@@ -182,10 +182,10 @@ def _gains(view: View, benchmark: str) -> dict[str, float]:
 
 
 def _configurations(view: View) -> dict[object, list[str]]:
-    """Names of the finished runs of each configuration."""
+    """Names of the finished runs of each configuration, without single stages of runs."""
     found: dict[object, list[str]] = {}
     for name, condition in view.conditions.items():
-        if name not in view.failed:
+        if name not in view.failed | view.legs:
             found.setdefault(condition.configuration, []).append(name)
     return found
 

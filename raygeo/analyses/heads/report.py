@@ -132,7 +132,8 @@ def limits(view: View) -> list[str]:
             "Queries are grouped: the keys and values that several query heads share are counted as heads of their "
             "own, and a query head without its update still reads the changed ones."
         )
-    if left := [name for name in view.order({*view.names}) if name not in set(frame.run) | view.failed]:
+    looked_at = set(frame.run)
+    if left := [name for name in view.names if name not in looked_at | view.failed | view.legs]:
         sentences.append(f"No head of {', '.join(left)} was looked at: these runs leave attention's weights alone.")
     return sentences
 
