@@ -1,4 +1,4 @@
-"""The command line: ``raygeo run | plan | compare | data | losses | analyses | report | export | ui | store | ...``."""
+"""The command line: ``raygeo init | run | plan | compare | data | losses | analyses | show | report | ui | ...``."""
 
 import os
 import sys
@@ -40,6 +40,23 @@ def stoppable() -> Iterator[None]:
             if "ray" in sys.modules:
                 sys.modules["ray"].shutdown()
             raise typer.Exit(128 + (asked() or SIGINT)) from None
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"raygeo {version('raygeo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """What each offline reasoning loss does to the weights of a student."""
 
 
 @app.command()
@@ -219,6 +236,58 @@ def analyses(
         table.add_row(Text(analysis.name, "bold"), Text(analysis.question), Text(needs), Text(found[analysis.name]))
     console.print(table)
     console.print("raygeo analyses NAME prints one in full, with its options and tables.")
+
+
+@app.command()
+def schema(
+    out: Annotated[Path | None, typer.Option("--out", help="Write it here; by default to standard output.")] = None,
+) -> None:
+    """Print the JSON schema of a study file, by which editors complete and check it."""
+    import json
+
+    from raygeo.pipeline.schema import study_schema
+
+    text = json.dumps(study_schema(), indent=1, ensure_ascii=False)
+    if out is None:
+        typer.echo(text)
+    else:
+        out.write_text(f"{text}\n", encoding="utf-8")
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A file, a folder, or a data set on the hub.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The student: a folder or a hub id.")],
+    out: Annotated[Path, typer.Option("--out", help="The study file to write; it must not exist.")] = Path(
+        "study.yaml"
+    ),
+    rows: Annotated[int, typer.Option(min=0, help="Read this many records, the first ones; 0 reads all.")] = 1000,
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", help="A setting of the reader or of chat, as fields.completion=answer; may be repeated."),
+    ] = [],  # noqa: B006 (typer copies it)
+) -> None:
+    """Write a study of graded rollouts and a model, with the losses that the rollouts allow; `raygeo plan` reads it."""
+    from raygeo.pipeline.drafting import draft_study
+
+    for said in draft_study(data, model, out, overrides=overrides, rows=rows):
+        typer.echo(said)
+
+
+@app.command()
+def show(
+    store: StoreArgument,
+    name: Annotated[str | None, typer.Argument(metavar="[RUN|TABLE]", help="Show this run, or this table.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of a table, the first ones.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print how far a store's study is, its results and its verdict; or a run's settings and metrics; or a table."""
+    from rich.console import Console
+
+    from raygeo.pipeline.show import show as show_store
+    from raygeo.store import Store
+
+    show_store(Store(store, create=False), name, rows=rows, as_json=as_json, out=Console())
 
 
 @app.command()

@@ -1,5 +1,7 @@
+import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 from typer.testing import CliRunner
@@ -17,6 +19,17 @@ def run(*arguments: str):
 def test_help_names_every_command():
     text = run("--help").output
     assert all(command in text for command in ("run", "losses", "report", "ui", "doctor"))
+
+
+def test_the_version_is_one_line():
+    done = run("--version")
+    assert done.exit_code == 0
+    assert done.output == f"raygeo {version('raygeo')}\n"
+
+
+def test_the_schema_is_written_where_it_is_asked_for(tmp_path):
+    assert run("schema", "--out", str(tmp_path / "schema.json")).exit_code == 0
+    assert json.loads((tmp_path / "schema.json").read_text()) == json.loads(run("schema").output)
 
 
 def test_losses_lists_every_loss_with_its_formula(monkeypatch):

@@ -269,8 +269,7 @@ def test_solutions_that_cannot_be_used_are_named(tmp_path):
         comparison = plan_comparison(
             str(base), [str(base)], names=["same"], store=str(tmp_path / "store"), solutions=str(file),
             overrides=[
-                "geometry.norms=null", "geometry.loss_classifier=null", "geometry.curvature=null",
-                "geometry.cka=null",
+                "geometry.norms=null", "geometry.curvature=null", "geometry.cka=null",
             ],
         )  # fmt: skip
         with pytest.raises(DataError, match=said):

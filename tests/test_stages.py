@@ -106,9 +106,67 @@ def test_a_study_with_stages_is_written_and_read_again():
     assert parse_study(yaml.safe_load(study_yaml(given))) == given
 
 
+def test_a_first_training_compares_with_the_base_by_whatever_name():
+    """So it has one key, and with adapters none of the base's answers need be stored."""
+    loss = next(s.loss for s in trainings({"loss": "all"}) if "reference_logits" in s.loss.needs)
+    entry = {"loss": loss.model_dump(), "lora": {"r": 2}, "reference": "base"}
+    for given in (study(entry), study({"stages": [entry, SFT]})):
+        [first] = given.plan.referring()[:1]
+        assert first.reference == "start"
+        assert first.needs == loss.needs - {"reference_logits"}
+
+
+def test_runs_that_a_search_chooses_have_the_keys_of_their_trainings():
+    search = {"sweep": {"search": "optuna"}, "training": {"lr": [1e-5, 1e-4]}}
+    named, unnamed = (study(DPO | more, **search).plan for more in ({"reference": "base"}, {}))
+    [run], [other] = (plan.runs_of(0, {("lr",): 1e-5}) for plan in (named, unnamed))
+    assert run.spec.key("student", "rollouts") == other.spec.key("student", "rollouts", base_key="student")
+    assert "start" == run.spec.reference == run.trainings[0].reference
+
+
 def test_only_what_the_base_is_asked_by_refers_to_it():
     given = study({"stages": [SFT, DPO]}, {"stages": [DPO, DPO | {"reference": "base"}], "name": "twice"}, DPO)  # once
     assert [spec.name for spec in given.plan.referring() if spec.needs] == ["twice-leg1", "twice-leg2"]
+
+
+def test_a_study_may_not_call_a_run_as_a_stage_or_round_of_another():
+    for runs, twice in (
+        ([{"stages": [SFT, DPO], "name": "x"}, SFT | {"name": "x-leg2"}], "x-leg2"),
+        ([GRPO | {"rounds": 2, "name": "x"}, SFT | {"name": "x-round1"}], "x-round1"),
+        ([{"stages": [SFT, GRPO | {"rounds": 2}], "name": "x"}, SFT | {"name": "x-leg2-round2"}], "x-leg2-round2"),
+    ):
+        with pytest.raises(ConfigError, match=f"{twice}'.* once as a stage or round of another run"):
+            study(*runs)
+    study(GRPO | {"rounds": 2, "name": "x"}, SFT | {"name": "x-round3"})
+
+
+@pytest.mark.parametrize("part", ["x-leg1", "x-leg2", "x-leg2-round1"])
+def test_other_runs_are_not_compared_with_a_part_of_a_run(part):
+    runs = [SFT, {"stages": [SFT, GRPO | {"rounds": 2}], "name": "x"}]
+    with pytest.raises(ConfigError, match=f"'{part}' is only a part of a run; name 'x'"):
+        study(*runs, reference_run=part)
+    assert study(*runs, reference_run="x").reference_run == "x"
+
+
+@pytest.mark.parametrize("altered", [{"shuffle_rewards": 0}, {"negative_share": 0.5}])
+def test_what_is_done_to_the_rollouts_of_the_study_is_refused_with_rounds(altered):
+    rollouts = {"read": [{"type": "jsonl", "path": "rollouts.jsonl"}]} | altered
+    for entry in (GRPO | {"rounds": 2}, {"stages": [SFT, GRPO | {"rounds": 2}]}):
+        with pytest.raises(ConfigError, match=rf"rollouts\.{next(iter(altered))} is not applied"):
+            study(SFT, entry, rollouts=rollouts)
+    study(SFT, {"stages": [SFT, DPO]}, rollouts=rollouts)
+
+
+def test_losses_on_a_teacher_need_one_that_can_be_asked_of_rounds():
+    taught = {"loss": {"type": "kd-forward"}}
+    sampled = {"rollouts": {"sample": {"decoding": {"top_logprobs": 4}}}}
+    for changes in (sampled, {}):
+        for entry in (taught | {"rounds": 2}, {"stages": [SFT, taught | {"rounds": 2}]}):
+            with pytest.raises(ConfigError, match=r"learns in rounds .* teacher: \{model: FOLDER\}"):
+                study(entry, **changes)
+    study({"stages": [taught, SFT | {"rounds": 2}]}, **sampled)
+    [run] = study(taught | {"rounds": 2}, teacher={"model": "some/model"}, **sampled).plan.trials()
+    assert run.stages[0].sampling.decoding(DecodingSettings(top_logprobs=4), 1).top_logprobs == 0  # nobody reads them
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_every_table_is_there(finished):
     optional = {
         "matched_paths", "matched_barriers", "curve_paths", "curve_barriers", "planes", "plane_runs", "intruders",
         "layer_alpha", "loss_predictions", "retained", "forgetting", "forgetting_laws", "compressibility", "tuned",
-        "tunability", "diversity",
+        "tunability", "diversity", "rank_truncation", "least_ranks", "heads", "head_effects", "critical_sharpness",
     }  # fmt: skip
     assert {name for name, rows in tables.items() if rows == 0} <= {
         "missing",
@@ -75,6 +75,13 @@ def test_every_table_is_there(finished):
         "set_aside",
         "reference_states",
         "trials",
+        "objectives",
+        "stages",
+        "monitor",
+        "partings",
+        "drops",
+        "prescreen",
+        "teacher_top",
     } | optional
     assert set(store.table("answers")["run"].to_pylist()) == {
         "base", "sft-lr0.001-s0", "sft-lr0.001-s1", "dpo-lr0.001-s0", "grpo-lora",

@@ -30,6 +30,17 @@ def _is_none(count: int) -> bool:
 class DecodingSettings(Settings):
     """How completions are drawn from a model."""
 
+    foreign: ClassVar[dict[str, str]] = {
+        "n": "samples",
+        "num_generations": "samples",
+        "num_return_sequences": "samples",
+        "max_tokens": "max_new_tokens",
+        "max_completion_length": "max_new_tokens",
+        "do_sample": "is not a setting; temperature: 0 decodes greedily",
+        "top_p": "is not offered; completions are drawn from the whole law",
+        "top_k": "is not offered; completions are drawn from the whole law",
+    }
+
     samples: int = Field(8, ge=1, le=1 << 16)
     """Completions per prompt."""
     temperature: float = Field(1.0, ge=0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import raygeo
-from raygeo.pipeline.report import PACKAGES
+from raygeo.versions import PACKAGES
 
 MISSING = "missing"
 

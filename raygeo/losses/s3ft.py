@@ -18,7 +18,8 @@ class S3FT(Imitation):
     Who wrote a rollout is said by its ``source``. A prompt without a correct rollout of either is left out. The paper
     asks the student once, and where that answer is wrong it first tries a paraphrase of the gold answer in the
     student's words; here any of the student's rollouts may be the right one, and nothing is paraphrased. The student's
-    rollouts are data: they are those of the model that you sampled, and are not drawn anew while it learns.
+    rollouts are data: they are those of the model that you sampled, and are not drawn anew while it learns, but in
+    rounds, where all are its own.
     """
 
     title: ClassVar[str] = "S3FT"

@@ -36,6 +36,7 @@ class LoraSettings(Settings):
     foreign: ClassVar[dict[str, str]] = {
         "rank": "r",
         "lora_r": "r",
+        "lora_target_modules": "target_modules",
         "lora_dropout": "is not offered; adapters are trained without dropout",
     }
 

@@ -77,7 +77,7 @@ def chain_of(context: StudyContext, student: Student, rollouts: Rollouts, run: P
     for index, stage in enumerate(run.stages):
         for number, spec in enumerate(stage.specs, 1):
             start = student if not links else _after(context.store, links[-1])
-            if start is student:  # which is the base
+            if start is student:  # the base, in the first round too
                 spec = spec.model_copy(update={"reference": "start"})
             if links and spec.training.lora is not None:
                 spec = _with_new_adapter(spec, len(links))
@@ -140,6 +140,7 @@ def _join(context: StudyContext, student: Student, chain: Chain, links: Sequence
             save_sum(deltas, folder)
 
     name = chain.run.name if whole else chain.run.stages[links[0].stage].spec.name
+    context.pool.close()  # it may need the CPUs of idle actors, such as those that sampled the last round
     call(work, f"adding up the stages of {name}", context.progress, cpus=context.study.student.cpus, gpus=0)
     spec = chain.run.spec if whole else chain.run.stages[links[0].stage].spec
     record = run_record(

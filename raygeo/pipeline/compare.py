@@ -22,7 +22,7 @@ from raygeo.pipeline.context import StageContext, timed_stage
 from raygeo.pipeline.geometry import analyse, published, run_records
 from raygeo.pipeline.journal import StoreJournal
 from raygeo.pipeline.probes import PROBES, save_probes
-from raygeo.pipeline.report import save_page, say_summary, versions
+from raygeo.pipeline.report import save_page, say_summary
 from raygeo.pipeline.standing import COMPARED, COMPARISON, Standing, now
 from raygeo.progress import Progress, StageTime, stage_table
 from raygeo.report.page import PageContext
@@ -30,6 +30,7 @@ from raygeo.settings import content_key
 from raygeo.store import AnyPath, Store
 from raygeo.store.cleaning import COMPARISON as COMPARED_HERE
 from raygeo.store.lease import held
+from raygeo.versions import versions
 
 UNKNOWN = (
     "How the models were trained is not known here, neither their losses and learning rates nor their seeds and data, "

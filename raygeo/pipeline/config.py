@@ -1,13 +1,14 @@
 """The study as typed models: one YAML file, refused before anything starts if a key or a value is wrong."""
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Optional, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 
 from raygeo.analyses.analysis import Need
 from raygeo.analyses.registry import analyses
@@ -26,10 +27,11 @@ from raygeo.losses.base import FROM_BASE
 from raygeo.models.attention import is_flash
 from raygeo.models.loading import Loading
 from raygeo.paths import local_path, without_credentials
+from raygeo.pipeline.explaining import explain
 from raygeo.pipeline.judged import Judged, find_judged
 from raygeo.pipeline.plan import MOST_RUNS, Plan, RunEntries, TrainingDefaults
 from raygeo.search.settings import SweepSettings
-from raygeo.search.space import Range, Varied, models_in, refusal, tag
+from raygeo.search.space import Range, Varied, refusal
 from raygeo.settings import AnyPlace, Name, Settings, faults
 from raygeo.toy.builtin import WordProblems
 from raygeo.toy.gym.family import LevelName
@@ -52,6 +54,16 @@ TRAIN = "train"
 
 class StudentSettings(Loading):
     """What learns, and how it is held where it is measured."""
+
+    foreign: ClassVar[dict[str, str]] = {
+        "model_name_or_path": "model",
+        "name": "model",
+        "path": "model",
+        "torch_dtype": "dtype",
+        "tokenizer": "is that of the model's folder",
+        "peft_config": "is a setting of training: training.lora",
+        "chat_template": "is given as chat.template",
+    }
 
     model: AnyPlace = WORD_PROBLEMS
     """A Hugging Face folder, a hub id, ``builtin:word-problems``, ``builtin:reasoning-gym``, or ``builtin:text``, made
@@ -199,7 +211,7 @@ class Benchmark(Settings):
     limit: int | None = Field(None, ge=1)
     """Use only the first so many."""
 
-    @field_validator("problems", mode="before")
+    @field_validator("problems", mode="before", json_schema_input_type=int | AnyPromptReader | str)
     @classmethod
     def _by_name(cls, problems: Any) -> Any:
         return {"type": "problems", "path": problems} if isinstance(problems, str) else problems
@@ -247,6 +259,18 @@ class AskedAnalyses(Settings):
 
     renamed: ClassVar[dict[str, str]] = {"yardsticks": "cosine_baselines"}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_they_are_made_of(cls, given: Any) -> Any:
+        """Switch off what nobody asked for by name if what it is made of is switched off."""
+        if not isinstance(given, Mapping):
+            return given
+        given = dict(given)
+        for name, analysis in analyses().items():
+            if name not in given and any(given.get(earlier, analyses()[earlier]) is None for earlier in analysis.after):
+                given[name] = None
+        return given
+
     def asked(self) -> dict[str, Settings]:
         """The settings of every analysis that is asked for, by name, in order."""
         given = {name: getattr(self, name) for name in type(self).model_fields}
@@ -289,6 +313,22 @@ def _is_none(value: Any) -> bool:
 class Study(Settings):
     """A whole study."""
 
+    foreign: ClassVar[dict[str, str]] = {
+        "output_dir": "store",
+        "run_name": "name",
+        "experiment_name": "name",
+        "seeds": "is given as training.seed, a list",
+        "model": "is given as student.model",
+        "model_name_or_path": "is given as student.model",
+        "dataset": "is given as rollouts.read",
+        "dataset_name": "is given as rollouts.read",
+        "loss": "is given as runs, a list of entries with a loss each",
+        "losses": "is given as runs, a list of entries with a loss each",
+        "lora_r": "is given as training.lora.r",
+        "analyses": "geometry",
+        "metrics": "geometry",
+    }
+
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     """Name of the study and of its MLflow experiment."""
     store: AnyPlace | None = None
@@ -317,7 +357,7 @@ class Study(Settings):
     actors: ActorSettings = ActorSettings()
     """Resources of the actors that everything but training runs on."""
     reference_run: str | None = None
-    """The run others are compared with in summaries; by default the first."""
+    """The run others are compared with in summaries, not one of its stages or rounds; by default the first."""
     caveats: tuple[str, ...] = ()
     """What a reader of the report must know about this study."""
 
@@ -327,13 +367,18 @@ class Study(Settings):
             self._refuse_ranges()
         if (count := self.plan.count()) > MOST_RUNS:
             raise ValueError(f"its runs are {count:,} with all that varies; a study has at most {MOST_RUNS:,}")
-        names = [name for trial in self.plan.trials() for name in trial.shown]
-        twice = sorted({name for name in names if names.count(name) > 1} & {run.name for run in self.plan.trials()})
-        if twice:
-            raise ValueError(f"runs {twice} appear more than once; give them different settings, or a name each")
+        trials = self.plan.trials()
+        names = [trial.name for trial in trials]
+        named = Counter(name for trial in trials for name in trial.names)
+        if twice := sorted(name for name in {*names} if named[name] > 1):
+            also = "" if names.count(twice[0]) > 1 else ", once as a stage or round of another run"
+            raise ValueError(f"runs {twice} appear more than once{also}; give them different settings, or a name each")
         if "base" in names:
             raise ValueError("a run cannot be named 'base', which is the untrained student")
         if self.reference_run is not None and self.reference_run not in names:
+            whole = next((trial.name for trial in trials if self.reference_run in trial.names), None)
+            if whole is not None:
+                raise ValueError(f"reference_run {self.reference_run!r} is only a part of a run; name {whole!r}")
             near = difflib.get_close_matches(self.reference_run, names, 1) or names[:1]
             hint = f"did you mean {near[0]!r}?" if near else "its runs are chosen by the sweep; leave it out."
             raise ValueError(f"reference_run {self.reference_run!r} is not a run of the study; {hint}")
@@ -374,6 +419,7 @@ class Study(Settings):
         else:
             self.geometry.refuse_lacking({})
         self._refuse_no_teacher()
+        self._refuse_altered_rounds()
         sample = self.rollouts.sample
         if sample is not None:
             if sample.teacher == "builtin" and not self.student.built_in and not sample.engine.elsewhere:
@@ -415,6 +461,13 @@ class Study(Settings):
         learning = [spec.name for spec in self.plan.points() if "teacher" in spec.needs]
         if not learning or self.teacher is not None:
             return
+        stages = [(run.name, stage) for run in self.plan.trials() for stage in run.stages if stage.rounds is not None]
+        if asking := [name for name, stage in stages if "teacher" in stage.spec.needs]:
+            raise ValueError(
+                f"run {asking[0]} learns in rounds from a teacher's next-token probabilities, and the rollouts of "
+                "rounds, which the run itself writes, come with none; name a model that is asked for them, as in "
+                "teacher: {model: FOLDER}"
+            )
         sample = self.rollouts.sample
         if sample is not None:
             known, instead = sample.decoding.top_logprobs > 0, "set rollouts.sample.decoding.top_logprobs"
@@ -429,6 +482,17 @@ class Study(Settings):
                 f"run {learning[0]} learns from a teacher's next-token probabilities, and there are none; name a model "
                 f"that is asked for them, as in teacher: {{model: FOLDER}}, or {instead}"
             )
+
+    def _refuse_altered_rounds(self) -> None:
+        """Raise where what is done to the study's rollouts would not be done to those of rounds."""
+        altered = [name for name in ("negative_share", "shuffle_rewards") if getattr(self.rollouts, name) is not None]
+        for index, entry in enumerate(self.runs if altered else ()):
+            if any(part.rounds is not None for part in entry.parts):
+                said = (
+                    f"rounds learn from rollouts that the run writes, to which rollouts.{altered[0]} is not applied; "
+                    "leave one of the two out, or make it a study of its own"
+                )
+                raise refusal(("runs", index), entry.stem, said)
 
     def _refuse_ranges(self) -> None:
         """Raise where a range stands though every value is to be listed."""
@@ -516,7 +580,7 @@ def parse_settings(model: type[S], raw: dict[str, Any], origin: str) -> S:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(_listed(origin, [_explain(problem, model) for problem in error.errors()])) from None
+        raise ConfigError(_listed(origin, [explain(problem, model) for problem in error.errors()])) from None
 
 
 def _listed(origin: str, said: list[str]) -> str:
@@ -598,49 +662,6 @@ def _number(text: str) -> Any:
         return float(text)
     except ValueError:
         return text
-
-
-def _explain(problem: Any, root: type[BaseModel]) -> str:
-    place = ".".join(str(part) for part in problem["loc"]) or "the study"
-    read = problem["input"]
-    shown = repr(read)[:200] if not isinstance(read, (dict, list)) else f"{type(read).__name__} {str(read)[:80]}"
-    if problem["type"] == "extra_forbidden":
-        key = str(problem["loc"][-1])
-        models = _models_at(problem["loc"][:-1], root)
-        for model in models:
-            if issubclass(model, Settings) and (hint := _hint(model, key)):
-                return f"{place}: {hint}."
-        allowed = sorted({name for model in models for name in model.model_fields})
-        near = difflib.get_close_matches(key, allowed, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed here: {', '.join(allowed)}."
-        return f"{place}: unknown key; {hint}"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')} (read {shown})"
-
-
-def _hint(model: type[Settings], key: str) -> str:
-    """What to write instead of a key that an earlier version or another library has; "" for any other."""
-    if key in model.renamed:
-        return f"is now called {model.renamed[key]!r}"
-    instead = model.foreign.get(key, "")
-    return f"is called {instead!r} here" if instead in model.model_fields else instead
-
-
-def _models_at(location: Sequence[int | str], root: type[BaseModel]) -> list[type[BaseModel]]:
-    """Models that may stand at a location of ``root``, following union tags and list indices as pydantic reports
-    them.
-    """
-    models: list[type[BaseModel]] = [root]
-    for part in location:
-        if isinstance(part, int):
-            continue
-        following = [child for model in models for child in _children(model, part)]
-        models = following or [m for m in models if tag(m) == part or m.__name__ == part] or models
-    return models
-
-
-def _children(model: type[BaseModel], field: str) -> list[type[BaseModel]]:
-    info = model.model_fields.get(field)
-    return list(models_in(info.annotation)) if info else []
 
 
 def study_yaml(study: Study) -> str:

@@ -74,7 +74,8 @@ class RoundSampling(Settings):
     def decoding(self, default: DecodingSettings, number: int) -> DecodingSettings:
         """How completions of round ``number`` (from 1) are drawn; ``default`` holds what is not given here."""
         given = {name: value for name, value in self if name in DecodingSettings.model_fields and value is not None}
-        return default.model_copy(update=given | {"seed": int(content_key("round", self.seed, number), 16) % 2**62})
+        own = {"seed": int(content_key("round", self.seed, number), 16) % 2**62, "top_logprobs": 0}
+        return default.model_copy(update=given | own)
 
 
 class _Entry(Varied, TrainingOverrides):
@@ -187,7 +188,7 @@ class RunEntry(_Entry):
         training = defaults.at({place: value for place, value in values.items() if place[0] not in self.own})
         own = self.at({place: value for place, value in values.items() if place[0] in self.own})
         training |= dict.fromkeys(self.given) | {name: own[name] for name in own.keys() & self.given}
-        found = []
+        found: list[PlannedStage] = []
         for part in self.parts:
             written = part.model_dump()
             loss = own["loss"] if part is self else written["loss"]
@@ -197,6 +198,8 @@ class RunEntry(_Entry):
             if part.rounds is not None:
                 settings = settings | {"snapshots": 0}  # the delta after each round is kept
             reference = part.reference or ("start" if part.rounds is None else "base")
+            if not found and part.rounds is None:
+                reference = "start"  # which is the base
             plain = {"name": self.stem, "loss": loss, "training": settings, "reference": reference}
             found.append(PlannedStage(RunSpec.model_validate(plain), part.rounds, part.sampling or RoundSampling()))
         return tuple(found)
@@ -298,6 +301,11 @@ class PlannedRun:
         return known[-1].model_copy(update={"r": sum(lora.r for lora in known)}) if len(known) == len(trained) else None
 
     @property
+    def names(self) -> set[str]:
+        """All names: those under which it is measured, and those of its trainings."""
+        return {*self.shown, *(spec.name for spec in self.trainings)}
+
+    @property
     def shown(self) -> list[str]:
         """Names under which it is measured: its own, and those of its stages if it has several."""
         return [self.name, *([stage.spec.name for stage in self.stages] if len(self.stages) > 1 else [])]
@@ -341,32 +349,30 @@ class Plan:
         """Runs that together need whatever a run may need: the known ones and, in entries whose runs are yet to be
         chosen, one for each value of a list and each end of a range. Stages that runs share are there once.
         """
-        shared: dict[tuple[str, ...], RunSpec] = {}
+        return [spec for spec, _ in self._points()]
+
+    def referring(self) -> list[RunSpec]:
+        """Those of the points that learn from the study's rollouts and compare with the study's student, if they do."""
+        return [spec for spec, refers in self._points() if refers]
+
+    def _points(self) -> list[tuple[RunSpec, bool]]:
+        """The points, and whether each is among those that are ``referring``."""
+        shared: dict[tuple[str, ...], tuple[RunSpec, bool]] = {}
         for trial in self.trials():
             so_far: tuple[str, ...] = ()
-            for stage in trial.stages:
+            for number, stage in enumerate(trial.stages):
+                refers = stage.rounds is None and (number == 0 or stage.spec.reference == "base")
                 for spec in stage.specs:
                     what = [spec.model_dump_json(exclude={"name"}), str(stage.rounds), stage.sampling.model_dump_json()]
                     so_far = (*so_far, "".join(what))
-                    shared.setdefault(so_far, spec)
+                    shared.setdefault(so_far, (spec, refers))
         points = list(shared.values())
         for index in self.open_entries():
             space = self.searched(index)
             first = {place: _extremes(domain)[0] for place, domain in space.items()}
             for configuration in (first | {p: value} for p, domain in space.items() for value in _extremes(domain)):
-                points += [trial.spec for trial in self.runs_of(index, configuration)[:1]]
+                points += [(trial.spec, True) for trial in self.runs_of(index, configuration)[:1]]
         return points
-
-    def referring(self) -> list[RunSpec]:
-        """Those of the points that learn from the study's rollouts and compare with the study's student, if they do."""
-        apart = {
-            spec.name
-            for trial in self.trials()
-            for number, stage in enumerate(trial.stages)
-            if stage.rounds is not None or (number > 0 and stage.spec.reference == "start")
-            for spec in stage.specs
-        }
-        return [spec for spec in self.points() if spec.name not in apart]
 
     def count(self) -> int:
         """How many runs ``trials`` lists, at most."""

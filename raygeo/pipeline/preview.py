@@ -65,6 +65,21 @@ def preview(
             _say(out, Text(f"Of the first {rows} records; --rows 0 reads all."))
 
 
+def unfit_for(
+    renderer: Renderer, context: int | None, lengths: list[tuple[int, int]], prompt: str, completion: str
+) -> str | None:
+    """Why a rollout is of no use to a model with so much ``context``; if it can read it, its tokens join ``lengths``,
+    those of the prompt and those of the completion.
+    """
+    if (why := renderer.unfit_prompt(prompt)) is not None:
+        return why
+    sequence = renderer.encode(prompt, completion)
+    lengths.append((sequence.prompt_length, sequence.completion_length))
+    if (why := renderer.unfit_completion(completion, sequence.ids[sequence.prompt_length :].tolist())) is not None:
+        return why
+    return "longer than the context" if context is not None and len(sequence) > context else None
+
+
 def _asked(paths: Sequence[str], overrides: Sequence[str]) -> list[Asked]:
     """The readers of a study file, or the reader that fits the paths."""
     if len(paths) == 1 and paths[0].endswith((".yaml", ".yml")):
@@ -72,11 +87,16 @@ def _asked(paths: Sequence[str], overrides: Sequence[str]) -> list[Asked]:
         if not study.rollouts.read:
             raise DataError(f"{paths[0]} samples its rollouts (rollouts.sample), and reads none.")
         return [Asked(reader=reader, chat=study.student.chat) for reader in study.rollouts.read]
+    return [parse_settings(Asked, written(paths, overrides), "raygeo data")]
+
+
+def written(paths: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings ``reader`` and ``chat`` for the paths, as a study has them, with ``overrides`` of the reader's."""
     raw: dict[str, Any] = _reader(paths)
     for override in overrides:
         apply_override(raw, override)
     chat = raw.pop("chat", {})
-    return [parse_settings(Asked, {"reader": raw, "chat": chat}, "raygeo data")]
+    return {"reader": raw, "chat": chat}
 
 
 def _reader(paths: Sequence[str]) -> dict[str, Any]:
@@ -147,13 +167,7 @@ def _count(out: Console, records: Sequence[Record], renderer: Renderer | None, c
         if renderer is None:
             lengths.append((len(prompt), len(completion)))
             return None
-        if (why := renderer.unfit_prompt(prompt)) is not None:
-            return why
-        sequence = renderer.encode(prompt, completion)
-        lengths.append((sequence.prompt_length, sequence.completion_length))
-        if (why := renderer.unfit_completion(completion, sequence.ids[sequence.prompt_length :].tolist())) is not None:
-            return why
-        return "longer than the context" if context is not None and len(sequence) > context else None
+        return unfit_for(renderer, context, lengths, prompt, completion)
 
     text = str if renderer is None else renderer.without_end
     found = validate(records, grading="auto", max_set_aside=1.0, unfit=unfit, text=text)

@@ -61,7 +61,8 @@ def check_builtin(study: Study) -> None:
         if origin != WORD_PROBLEMS:
             place = "rollouts.sample.prompts" if prompts is not None else "evaluation.benchmarks"
             raise ConfigError(
-                f"a number of problems, in {place}, is of word problems here, and the run {study.student.from_run} began with {origin or 'another student'}; say "
+                f"a number of problems, in {place}, is of word problems here, and the run {study.student.from_run} "
+                f"began with {origin or 'another student'}; say "
                 "where problems are read."
             )
     if study.student.model != GYM:

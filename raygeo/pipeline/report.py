@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
@@ -29,9 +28,9 @@ from raygeo.report.view import View
 from raygeo.store import Store
 from raygeo.tables import BASE
 from raygeo.tracking import Tracking
+from raygeo.versions import versions
 
 PAGE = "report.html"
-PACKAGES = ("raygeo", "torch", "transformers", "deepspeed", "ray", "peft", "mlflow", "datasets", "pyarrow", "numpy")
 
 ENGINEERED = (
     "The built-in student and its rollouts are made for demonstration. The teacher writes in a style of its own in "
@@ -242,11 +241,6 @@ def rewrite_report(store: Store) -> str:
         StoreError: the store holds neither, or the page cannot be written.
     """
     return save_page(store, known_about(store)).path
-
-
-def versions() -> dict[str, str]:
-    """Versions of what numbers depend on."""
-    return {package: version(package) for package in PACKAGES}
 
 
 def _engineered(study: Study) -> Sequence[str]:

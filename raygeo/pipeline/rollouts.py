@@ -48,6 +48,8 @@ from raygeo.workload import Workload
 TOKENS = "tokens"
 _LONG = ("prompt", "gold", "completion", "logprobs", *TOP_COLUMNS)
 DROPPED = "dropped for negative_share"
+ROUND_TABLES = ("rollouts", "set_aside", "counts")
+"""Tables of the unit that holds the rollouts of a round."""
 
 
 @dataclass(frozen=True)
@@ -309,6 +311,7 @@ def plan_round(
         rollouts.renderer.end_texts,
         Loading.of(study.student),
         study.evaluation.engine,
+        "student",
     )
     limit = study.rollouts.max_tokens or context_length(read_config(student.folder))
     rules = RolloutRules(heldout=0, max_set_aside=study.rollouts.max_set_aside)
@@ -325,8 +328,7 @@ def provide_round(context: StudyContext, rollouts: Rollouts, student: Student, r
         DataError: too many are bad.
     """
     store = context.store
-    tables = ("rollouts", "set_aside", "counts")
-    if round.key not in store.finished(tables) or not store.has_folder(TOKENS, round.tokens_key):
+    if round.key not in store.finished(ROUND_TABLES) or not store.has_folder(TOKENS, round.tokens_key):
         keys = context.run(round.sampling).keys
         rows = (row for key in keys for row in store.read_unit("rollouts", key).to_pylist())
         records = (Record(row["source"], line, row) for line, row in enumerate(rows, 1))

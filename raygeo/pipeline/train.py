@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,8 +18,8 @@ from raygeo.data.mismatched import save_mismatched
 from raygeo.data.reference import REFERENCE_STATES, ReferenceLogprobs, ReferenceStates, save_reference
 from raygeo.data.teacher import BATCH_ROWS, TEACHER_TOP, TOP_COLUMNS, TeacherTop, save_teacher_top
 from raygeo.data.tokens import RolloutTokens
-from raygeo.errors import FullStoreError, TrainingError
-from raygeo.losses.base import FROM_BASE, Need
+from raygeo.errors import DataError, FullStoreError, TrainingError
+from raygeo.losses.base import FROM_BASE, Loss, Need
 from raygeo.models.loading import Loading, context_length, read_config
 from raygeo.models.run import Run
 from raygeo.paths import without_credentials
@@ -28,7 +28,7 @@ from raygeo.pipeline.context import StudyContext, reason
 from raygeo.pipeline.objectives import provide_objectives
 from raygeo.pipeline.plan import Plan, PlannedRun
 from raygeo.pipeline.probes import provide_heldout
-from raygeo.pipeline.rollouts import Rollouts, provide_round
+from raygeo.pipeline.rollouts import ROUND_TABLES, Rollouts, provide_round
 from raygeo.pipeline.search import is_settled, measure_run, start_search
 from raygeo.pipeline.student import KIND, Student, provide_continued
 from raygeo.records import FINISHED, RunRecord
@@ -95,20 +95,22 @@ class References:
 
 
 def provide_references(
-    context: StudyContext, student: Student, rollouts: Rollouts, specs: Sequence[RunSpec] | None = None
+    context: StudyContext, student: Student, rollouts: Rollouts, spec: RunSpec | None = None
 ) -> References:
     """Compute, once a study, what its losses need of the base; for whole logits, runs with adapters ask it themselves.
     Ask the teacher, too, or lay out what it left with the rollouts.
 
-    With ``specs``, what the losses of these need of ``student``, where their stage begins, and of ``rollouts``.
+    With ``spec``, what the loss of this training needs of ``student``, which is what it refers to, and of ``rollouts``.
 
     What fails is left out, and with it the runs whose losses need it.
 
     Raises:
         FullStoreError: the store's disk is full.
     """
-    publish = specs is None
-    specs = context.study.plan.referring() if specs is None else specs
+    specs = context.study.plan.referring() if spec is None else [spec]
+    whose, of = "the base's", ""
+    if spec is not None:
+        whose, of = "the base's" if spec.reference == "base" else "the start's", f" for {spec.name}"
     needs = {need for spec in specs for need in spec.needs}
     held = {(spec.training.precision, spec.training.attn_implementation) for spec in specs if spec.needs & FROM_BASE}
     [(precision, attention)] = held or {("fp32", None)}
@@ -119,21 +121,24 @@ def provide_references(
 
     @contextmanager
     def meeting(need: Need, what: str) -> Iterator[None]:
-        with context.surviving(what):
+        try:
             yield
-        if what in context.missing:
-            failed[need] = f"it needs {what}, which could not be made: {reason(context.missing[what])}"
+        except FullStoreError:
+            raise
+        except Exception as error:
+            context.leave_out(what + of, error)
+            failed[need] = f"it needs {what}, which could not be made: {reason(error)}"
 
     if "reference" in needs:
-        with meeting("reference", "the base's log-probabilities"):
+        with meeting("reference", f"{whose} log-probabilities"):
             found["logprobs"] = _reference_logprobs(
-                context, student, rollouts.tokens, rollouts.tokens_key, dtype, loading, publish=publish
+                context, student, rollouts.tokens, rollouts.tokens_key, dtype, loading, publish=spec is None
             )
     if "reference_logits" in needs:
-        with meeting("reference_logits", "the base's final states"):
+        with meeting("reference_logits", f"{whose} final states"):
             found["states"] = _reference_states(context, student, rollouts, dtype, loading)
     if "mismatched" in needs:
-        with meeting("mismatched", "the base's log-probabilities of mismatched completions"):
+        with meeting("mismatched", f"{whose} log-probabilities of mismatched completions"):
             mismatched, key = _mismatched(context.store, student, rollouts)
             found["mismatched"] = mismatched
             found["mismatched_logprobs"] = _reference_logprobs(context, student, mismatched, key, dtype, loading)
@@ -266,7 +271,6 @@ class _Training:
         self.chains: dict[str, Chain] = {}
         self.failures: dict[str, str] = {}
         self.params: dict[str, dict[str, Any]] = {}
-        self.counted: list[pa.Table] = []
 
     def run(self) -> Trained:
         """Train level by level, add up, publish."""
@@ -275,8 +279,9 @@ class _Training:
         examples = select_examples(self.context, self.rollouts, self._on_study_rollouts())
         for level in range(max([len(chain.links) for chain in self.chains.values()], default=1)):
             self._train_level(level, examples)
-        if self.plan.open_entries() or self.counted:
-            select_examples(self.context, self.rollouts, self._on_study_rollouts(), self.counted)
+        counted = self._counted_in_rounds()
+        if self.plan.open_entries() or counted:
+            select_examples(self.context, self.rollouts, self._on_study_rollouts(), counted)
         join(self.context, self.student, self.chains.values())
         runs = _publish(self.context, self.student, self._shown(), self.failures, self.tracking)
         self.store.publish_rows("stages", to_arrow("stages", link_rows(self.store, self.chains.values())))
@@ -299,6 +304,22 @@ class _Training:
     def _on_study_rollouts(self) -> list[RunSpec]:
         links = [link for chain in self.chains.values() for link in chain.links]
         return [link.spec for link in links if link.sampled is None]
+
+    def _counted_in_rounds(self) -> list[pa.Table]:
+        """What losses select of the rollouts of every round that were drawn, by this command or an earlier one."""
+        drawn = self.store.finished(ROUND_TABLES)
+        counts: dict[tuple[Loss, str], dict[str, int]] = {}
+        rows = []
+        for link in (link for chain in self.chains.values() for link in chain.links):
+            if link.sampled is None or link.sampled.key not in drawn:
+                continue
+            asked = link.spec.loss, link.sampled.key
+            if asked not in counts:
+                counts[asked] = {}
+                with suppress(DataError):  # which ended the run, and is said there
+                    counts[asked] = link.spec.loss.select(replace(self.rollouts, key=link.sampled.key).train).counts
+            rows += [{"stage": link.spec.name, "name": name, "value": n} for name, n in counts[asked].items()]
+        return [to_arrow("counts", rows)] if rows else []
 
     def _train_level(self, level: int, examples: Mapping[str, int]) -> None:
         """Train the stage or round number ``level`` of every run that has it and has come so far."""
@@ -396,12 +417,10 @@ class _Training:
             rollouts = provide_round(context, rollouts, self.student, link.sampled, link.spec.name)
             selection = link.spec.loss.select(rollouts.train)
             keep_selection(self.store, link.spec.loss, rollouts.key, selection.examples)
-            named = [{"stage": link.spec.name, "name": n, "value": v} for n, v in selection.counts.items()]
-            self.counted.append(to_arrow("counts", named))
         referred = self.student if link.spec.reference == "base" else start
         references = self.references
         if referred is not self.student or link.sampled is not None:
-            references = provide_references(context, referred, rollouts, [link.spec])
+            references = provide_references(context, referred, rollouts, link.spec)
         if why := references.lacking(link.spec.needs):
             raise TrainingError(why)
         return self._with(references, rollouts, start, referred)

@@ -21,13 +21,17 @@ def summary(view: View, parts: Parts) -> Iterator[str]:
 
     What fails is left out here, and named where the page is made.
     """
-    attempt = Failures().attempt
-    sheet = attempt("results", lambda: configurations(view) if view.many else results(view, parts.columns))
+    failures = Failures()
+    sheet = failures.attempt("results", lambda: configurations(view) if view.many else results(view, parts.columns))
     if sheet is not None and sheet.rows:
         yield as_text(sheet)
-    for verdict in parts.verdicts:
-        for finding in attempt(named(verdict), partial(_findings, verdict, view)) or []:
-            yield f"- {finding.text}"
+    yield from (f"- {sentence}" for sentence in sentences(view, parts, failures))
+
+
+def sentences(view: View, parts: Parts, failures: Failures) -> list[str]:
+    """The sentences of the verdict; what fails is left out, and joins the ``failures``."""
+    found = (failures.attempt(named(verdict), partial(_findings, verdict, view)) for verdict in parts.verdicts)
+    return [finding.text for findings in found for finding in findings or []]
 
 
 def _findings(verdict: Verdict, view: View) -> list[Finding]:

@@ -32,7 +32,7 @@ def seeds(view: View) -> list[str]:
     """Configurations that were trained with one seed only."""
     seeds: defaultdict[tuple[str, str], set[tuple[Seed, Seed]]] = defaultdict(set)
     for name, condition in view.conditions.items():
-        if name not in view.failed:
+        if name not in view.failed | view.legs:
             seeds[condition.configuration].add((condition.seed, condition.init_seed))
     single, total = sum(len(found) == 1 for found in seeds.values()), len(seeds)
     if not single:

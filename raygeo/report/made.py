@@ -26,8 +26,8 @@ def facts(view: View) -> list[Fact]:
         ]
         found.append(Fact(typeset.count(len(view.frame("set_aside"))), "input rows set aside"))
     if len(view.runs):
-        finished = len(view.runs) - len(view.failed)
-        found.append(Fact(f"{finished} of {len(view.runs)}", "runs finished"))
+        runs = {*view.runs.run} - view.legs
+        found.append(Fact(f"{len(runs - view.failed)} of {len(runs)}", "runs finished"))
     return found
 
 

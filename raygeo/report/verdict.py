@@ -86,7 +86,7 @@ def between_runs(view: View) -> Iterable[Finding]:
 
 def visible(view: View) -> Iterable[Finding]:
     """What difference in accuracy this many problems would show, and how many it takes for the one that was found."""
-    for benchmark, problems in _benchmarks(view).items():
+    for benchmark, problems in _benchmarks(view, answered_once=True).items():
         tests = view.frame("mcnemar", benchmark=benchmark)
         if tests.empty or not problems:
             continue
@@ -97,7 +97,7 @@ def visible(view: View) -> Iterable[Finding]:
             continue
         yield Finding(
             f"On {benchmark} the median pair of runs disagrees on {typeset.percent(discordant)} of the problems: such "
-            f"a pair must differ by {_apart(least)} to be told apart with a probability of {POWER:.0%} after "
+            f"a pair must differ by {_apart(least)} to be told apart with a probability of {100 * POWER:.0f} % after "
             "correction. No smaller difference can be called absent.",
             "table-report-mcnemar",
         )
@@ -117,7 +117,7 @@ def next_runs(view: View) -> Iterable[Finding]:
             f"difference between losses may be one between seeds. Next: two more seeds of {some}.",
             "limits",
         )
-    for benchmark, problems in _benchmarks(view).items():
+    for benchmark, problems in _benchmarks(view, answered_once=True).items():
         accuracies = _accuracies(view, benchmark)
         runs = sorted((run for run in view.names if run in accuracies), key=lambda run: -accuracies[run])
         if len(runs) < 2 or not problems:
@@ -165,9 +165,10 @@ def problems_needed(discordant: float, difference: float, level: float, power: f
     return float(((a + b) / difference) ** 2)
 
 
-def _benchmarks(view: View) -> dict[str, int]:
-    """Benchmarks in order, with the number of their problems."""
+def _benchmarks(view: View, *, answered_once: bool = False) -> dict[str, int]:
+    """Benchmarks in order, with the number of their problems; those alone that each run answered once, if asked."""
     rows = view.frame("accuracy")
+    rows = rows[~(rows.samples > 1)] if answered_once else rows
     return {name: int(part.problems.fillna(part.n).max()) for name, part in rows.groupby("benchmark", sort=False)}
 
 
@@ -181,10 +182,10 @@ def _gains(view: View, benchmark: str) -> dict[str, float]:
 
 
 def _configurations(view: View) -> dict[object, list[str]]:
-    """Names of the finished runs of each configuration."""
+    """Names of the finished runs of each configuration, without single stages of runs."""
     found: dict[object, list[str]] = {}
     for name, condition in view.conditions.items():
-        if name not in view.failed:
+        if name not in view.failed | view.legs:
             found.setdefault(condition.configuration, []).append(name)
     return found
 

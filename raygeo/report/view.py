@@ -79,6 +79,11 @@ class View:
         return {name for name, record in self.records.items() if record.status != FINISHED}
 
     @cached_property
+    def legs(self) -> set[str]:
+        """Runs that hold what one later stage of a run changed: they were not trained by themselves, and no model."""
+        return {name for name, record in self.records.items() if record.leg is not None}
+
+    @cached_property
     def names(self) -> list[str]:
         """Every run but the base: those of ``runs``, then any other that a table names, in the order they appear."""
         seen = dict.fromkeys(self.runs.run)

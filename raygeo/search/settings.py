@@ -101,7 +101,9 @@ class SweepSettings(Settings):
     Each is trained with every seed."""
     seed: int = Field(0, ge=0)
     """Seed of the draws."""
-    scheduler: Annotated[Asha | None, BeforeValidator(_null_if_none)] = None
+    scheduler: Annotated[
+        Asha | None, BeforeValidator(_null_if_none, json_schema_input_type=Asha | Literal["none"] | None)
+    ] = None
     """``none``, or ``{type: asha}``."""
     objectives: tuple[Objective, ...] = Field((Objective(metric="accuracy"),), min_length=1)
     """What runs are judged by; with several of them, no run that is beaten in all is preferred."""

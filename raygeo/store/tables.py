@@ -218,6 +218,22 @@ class Tables(Files):
             raise StoreError(f"there is no table {table!r} in {self.root}; it has {', '.join(self.names()) or 'none'}.")
         return columns.empty_table()
 
+    def first_rows(self, table: str, rows: int) -> tuple[pa.Table, int]:
+        """The first ``rows`` of a published table, as the file has them, and how many it has; no more are held.
+
+        Raises:
+            StoreError: there is no such table, or the file is damaged.
+        """
+        path = self.path("tables", f"{table}.parquet")
+
+        def read() -> tuple[pa.Table, int]:
+            with self._reading(path), pq.ParquetFile(path, filesystem=self.filesystem, pre_buffer=False) as file:
+                batch = next(file.iter_batches(rows), None)
+                batches = [] if batch is None else [batch]
+                return pa.Table.from_batches(batches, file.schema_arrow), file.metadata.num_rows
+
+        return self._unchanged(path, read)
+
     def tables(self) -> dict[str, pa.Table]:
         """All published tables by name, empty ones included."""
         return {name: self.table(name) for name in self.names()}

@@ -7,6 +7,7 @@ from tiny import tiny_qwen
 
 from raygeo.analyses.inputs import AnalysisInputs
 from raygeo.analyses.off_principal.workload import OffPrincipal, OffPrincipalSettings
+from raygeo.analyses.registry import analyses
 from raygeo.cluster.execution import in_process
 from raygeo.errors import ConfigError, DataError
 from raygeo.losses.dpo import DPO
@@ -14,7 +15,7 @@ from raygeo.losses.sft import SFT
 from raygeo.models.delta import save_full_delta
 from raygeo.models.lora import LoraSettings
 from raygeo.models.run import Run
-from raygeo.pipeline.config import parse_study
+from raygeo.pipeline.config import parse_study, read_yaml, study_yaml
 from raygeo.pipeline.context import StageContext
 from raygeo.pipeline.geometry import analyse, published
 from raygeo.records import RunRecord
@@ -111,8 +112,12 @@ def test_seed_groups_are_of_one_configuration(tmp_path):
 def test_what_is_made_of_another_analysis_must_come_with_it():
     off = {"similarity": None}
     with pytest.raises(ConfigError, match=r"geometry.cosine_baselines is made of what geometry.similarity finds"):
-        parse_study(STUDY | {"geometry": off})
+        parse_study(STUDY | {"geometry": off | {"cosine_baselines": {}}})
     assert parse_study(STUDY | {"geometry": off | {"cosine_baselines": None}}).geometry.similarity is None
+    study = parse_study(STUDY | {"geometry": {"norms": None}})
+    assert "prescreen" in analyses()
+    assert study.geometry.prescreen is None, "nobody asked for it"
+    assert parse_study(read_yaml(study_yaml(study))) == study
     with pytest.raises(ConfigError, match=r"geometry\.yardsticks: is now called 'cosine_baselines'"):
         parse_study(STUDY | {"geometry": {"yardsticks": None}})
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 from tiny import save_tiny_student
 
+from raygeo.data.reference import ReferenceLogprobs
 from raygeo.generation.renderer import PlainRenderer
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.rollouts import Rollouts
 from raygeo.pipeline.student import Student
 from raygeo.pipeline.train import provide_references
+from raygeo.settings import unit_key
 from raygeo.tables import SCHEMAS
 from raygeo.toy.word_problems import word_tokenizer
 
@@ -73,3 +75,38 @@ def test_another_attention_gives_results_of_its_own_and_the_default_one_keeps_it
 def test_with_adapters_no_states_are_stored(store, folder):
     assert asked(store, folder, {"lora": {"r": 2}}, loss="asft") == ()
     assert len(asked(store, folder, {"lora": {"r": 2}}, loss="dpo")) == 1
+
+
+class OnceAsked(Asked):
+    """Fails the first workload; of those after it the store has what they would make."""
+
+    def run(self, workload):
+        if not hasattr(self, "workloads"):
+            return super().run(workload)
+        self.store.complete_folder("reference", unit_key(ReferenceLogprobs.revision, workload.source))
+        return SimpleNamespace(keys=[])
+
+
+@pytest.mark.parametrize("first", ["study", "stage"])
+def test_a_pass_that_failed_fails_what_needs_it_alone(store, folder, first):
+    study = parse_study({
+        "name": "s",
+        "rollouts": {"read": [{"type": "jsonl", "path": "rollouts.jsonl"}]},
+        "runs": [{"stages": [{"loss": {"type": "dpo"}}] * 3, "name": "x"}],
+    })  # fmt: skip
+    context = OnceAsked(store, SimpleNamespace(), study=study)
+    renderer, counts = PlainRenderer(word_tokenizer()), SCHEMAS["counts"].empty_table()
+    rollouts = Rollouts("rollouts", store, "tokens", "unused", renderer, "exact", counts)
+    [run] = study.plan.trials()
+    _, second, third = run.trainings
+    asked_first = {"study": None, "stage": second}[first]
+    failed = provide_references(context, Student("a", folder, None, ""), rollouts, asked_first)
+    what = {"study": "the base's log-probabilities", "stage": "the start's log-probabilities"}[first]
+    assert failed.lacking(second.needs).startswith(f"it needs {what}, which could not be made")
+    assert list(context.missing) == [what + {"study": "", "stage": " for x-leg2"}[first]]
+    for start, reference in (("b", "start"), ("c", "start"), ("b", "base")):
+        spec = third.model_copy(update={"reference": reference})
+        found = provide_references(context, Student(start, folder, None, ""), rollouts, spec)
+        assert found.lacking(third.needs) is None
+        assert found.logprobs is not None
+    assert len(context.missing) == 1

@@ -23,8 +23,9 @@ from raygeo.models.run import Run
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.evaluate import evaluate_runs
+from raygeo.pipeline.plan import RoundSampling
 from raygeo.pipeline.revisions import outdated_tables
-from raygeo.pipeline.rollouts import heldout_problems, provide_rollouts
+from raygeo.pipeline.rollouts import heldout_problems, plan_round, provide_rollouts, provide_round
 from raygeo.pipeline.student import Student
 from raygeo.progress import Progress
 from raygeo.store import Store
@@ -80,6 +81,14 @@ def test_grading_is_chosen_said_recorded_and_found_again(bench):
             assert context.reused == reused
     names = context.store.table("counts")["name"].to_pylist()
     assert r"graded by math: 16 of 16 completions answer in \boxed{}" in names
+
+
+def test_rollouts_of_a_round_are_the_students_own(bench, tmp_path):
+    rollouts, _, context = bench(MARKED, max_set_aside=1)
+    student = Student("student", save_tiny_student(tmp_path / "model"), None, "tiny")
+    drawn = plan_round(context, rollouts, student, student, RoundSampling(samples=2, max_new_tokens=4), 1)
+    found = provide_round(context, rollouts, student, drawn, "x-round1")
+    assert set(found.train["source"].to_pylist()) == {"student"}
 
 
 def test_exact_grading_of_boxes_stops_at_the_rollouts(bench):
@@ -251,9 +260,10 @@ def test_a_store_says_which_renderer_engine_reader_and_rules_of_grading_are_of_a
         monkeypatch.setattr(kind, revision, 9)
     said = "The table {} was made by other revisions of the code: {}. Run the study again to make it anew."
     both = "grading of revision 2 (now 9), renderer plain of revision 2 (now 9)"
+    following = ("answers", "accuracy", "drops", "mcnemar", "pass_at_k")
     assert outdated_tables(context.store) == [
         said.format("rollouts", f"{both}, reader jsonl of revision 1 (now 9)"),
-        said.format("answers", f"{both}, engine local of revision 1 (now 9)"),
+        *(said.format(table, f"{both}, engine local of revision 1 (now 9)") for table in following),
     ]
 
 

@@ -69,7 +69,7 @@ def test_a_study_killed_in_any_stage_has_a_page_that_says_so(store, ended):
             raise KeyboardInterrupt
     text = page(store)
     lacking = ", ".join(SHOWN[ended:])
-    assert (f" {lacking} ha" in text) == (ended < len(SHOWN))
+    assert not lacking or f" {lacking} ha" in text
     assert ("What is missing here" in text) == (ended < len(SHOWN))
     assert ("reference run <strong>sft</strong>" in text) == (ended > SHOWN.index("train"))
     assert ('<th scope="col">accuracy</th>' in text) == (ended > SHOWN.index("evaluate"))

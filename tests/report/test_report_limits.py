@@ -6,7 +6,12 @@ from report_study import DIVERGED, REFERENCE
 from view_cases import view_of
 
 from raygeo.analyses import registry
+from raygeo.analyses.heads import report as heads
+from raygeo.records import FINISHED, RunRecord
+from raygeo.report.limits import seeds
+from raygeo.report.made import facts
 from raygeo.report.study import STUDY
+from raygeo.report.verdict import next_runs
 from raygeo.tables import to_arrow
 
 
@@ -73,3 +78,25 @@ def test_a_failure_without_a_reason_is_told():
     told = said(view_of(runs=runs))
     assert "a has no result: failed, no reason was recorded." in told
     assert "b has no result: failed, lost." in told
+
+
+def test_single_stages_are_neither_counted_nor_blamed():
+    """Two seeds of a run in two stages, and what the second stage of one of them changed."""
+    training = {"lora": None, "init_seed": 0}
+    rows = []
+    for seed in (0, 1):
+        stages = [{"label": name, "loss": {"type": name}, "training": training | {"seed": seed, "lr": 1e-5}}
+                  for name in ("sft", "dpo")]  # fmt: skip
+        for name, leg in (("whole", None), ("leg", 2)):
+            if (name, seed) == ("leg", 1):
+                continue
+            loss, settings = stages[-1]["loss"], stages[-1]["training"]
+            run = f"{name}{seed}"
+            rows.append(RunRecord(run, run, FINISHED, loss, settings, stages=stages, leg=leg).row())
+    norms = [{"run": run, "module": "m", "kind": "head", "head": 0, "norm": 1.0} for run in ("whole0", "whole1")]
+    seen = view_of(runs=rows, heads=norms)
+    assert not seeds(seen)
+    assert not list(next_runs(seen))
+    assert not any("leg0" in sentence for sentence in heads.limits(seen))
+    assert any("of whole1 was looked at" in sentence for sentence in heads.limits(view_of(runs=rows, heads=norms[:1])))
+    assert [fact.value for fact in facts(seen) if fact.label == "runs finished"] == ["2 of 2"]

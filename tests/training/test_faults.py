@@ -23,7 +23,10 @@ def test_a_killed_coordinator_costs_nothing_but_time(ray_session, tmp_path):
     store, inputs = make_store(tmp_path)
     seen = train(store, inputs, {}, strike=CASES["kill-coordinator"].strike)["run"]
     assert seen.end["status"] == "finished"
-    assert set(seen.steps) == set(range(1, 51))
+    [key] = store.units("runs")
+    curve = store.read_unit("training_curves", key)
+    kept = sorted(row["step"] for row in curve.to_pylist() if row["metric"] == "nll")
+    assert kept == list(range(1, 51)), "reports may be lost with a coordinator, and no step of the curve is"
     assert "its coordinator was lost; resumes from its last checkpoint" in seen.notes
     assert_cpus_are_free(ray_session)
 

@@ -238,18 +238,19 @@ def losses_or_seeds(view: View) -> Iterator[Finding]:
         yield Finding(said, "table-cosine_baselines-permutation_tests")
     frame = view.frame("noise_floors")
     own = frame[frame.configuration_a == frame.configuration_b]
-    floors = {(row.configuration_a, row.seeds): row.low for row in own.itertuples()}
-    pairs = []
-    for row in frame[frame.configuration_a != frame.configuration_b].itertuples():
+    floors = {(row.configuration_a, row.seeds): row.mean for row in own.itertuples()}
+    judged: dict[tuple[str, str], tuple[float, bool, str]] = {}
+    for row in frame[frame.configuration_a != frame.configuration_b].sort_values("seeds", kind="stable").itertuples():
         a, b = row.configuration_a, row.configuration_b
-        lowest = [floors[name, row.seeds] for name in (a, b) if (name, row.seeds) in floors]
-        if lowest:
-            pairs.append((row.mean, row.mean >= min(lowest), f"{a} and {b} ({typeset.fixed(row.mean)})"))
+        seeds = [floors[name, row.seeds] for name in (a, b) if (name, row.seeds) in floors]
+        if seeds and (a, b) not in judged:
+            judged[a, b] = (row.mean, row.mean >= min(seeds), f"{a} and {b} ({typeset.fixed(row.mean)})")
+    pairs = list(judged.values())
     if not pairs:
         return
     pairs.sort(reverse=True)
     alike, rest = ([names for _, is_alike, names in pairs if is_alike is wanted] for wanted in (True, False))
-    said = f"{len(alike)} of {len(pairs)} pairs of configurations are as alike as two seeds of one of them"
+    said = f"{len(alike)} of {len(pairs)} pairs of configurations are as alike as seeds of one of them are on average"
     said += f": {', '.join(alike[:3])}{' and others' if len(alike) > 3 else ''}" if alike else ""
     said += f"; the least alike are {rest[-1]}" if rest else ""
     yield Finding(f"{said}. Counted, not tested.", "table-cosine_baselines-noise_floors")

@@ -22,9 +22,7 @@ ANALYSIS = Analysis(
         caveats=(report.limits,),
         metrics=(report.metrics,),
         declared=(
-            Metric("heads.evenness"),
             Metric("heads.evenness.*"),
-            Metric("heads.evenness_random", role=None),
             Metric("heads.evenness_random.*", role=None),
             *(Metric(f"heads.{effect}.largest") for effect in ("removed", "added")),
             *(

@@ -132,7 +132,8 @@ def limits(view: View) -> list[str]:
             "Queries are grouped: the keys and values that several query heads share are counted as heads of their "
             "own, and a query head without its update still reads the changed ones."
         )
-    if left := [name for name in view.order({*view.names}) if name not in set(frame.run) | view.failed]:
+    looked_at = set(frame.run)
+    if left := [name for name in view.names if name not in looked_at | view.failed | view.legs]:
         sentences.append(f"No head of {', '.join(left)} was looked at: these runs leave attention's weights alone.")
     return sentences
 
@@ -147,7 +148,7 @@ def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     frame, measured = view.frame("heads"), view.frame("head_effects")
     for name in view.order(frame.run):
         for kind, own in frame[(frame.run == name) & (frame.norm > 0)].groupby("kind"):
-            where = "" if kind == "head" else f".{str(kind).replace('-', '_')}"
+            where = f".{str(kind).replace('-', '_')}"
             yield name, f"heads.evenness{where}", evenness(own.norm.tolist())
             yield name, f"heads.evenness_random{where}", evenness(own.random_norm.tolist())
         for chosen, rows in measured[measured.run == name].groupby("chosen"):

@@ -179,7 +179,7 @@ def _preference(raw: Mapping[str, Any], fields: Fields) -> Iterator[dict[str, An
         raise SetAside("chosen and rejected are equal")
     if not isinstance(prompt, str) or not prompt.strip():
         raise SetAside("chosen and rejected have no prompt in common")
-    values["weight"] = number(values["weight"])
+    values["weight"] = number(values.get("weight"))
     common = asked({**values, "prompt": prompt}) | {"gold": gold_of(values["gold"])}
     common["pair"] = content_key(common["prompt"], chosen, rejected)
     for completion, correct in ((chosen, True), (rejected, False)):

@@ -1,0 +1,120 @@
+"""A study that is drafted from rollouts and a model is one that can be planned, with losses that can learn."""
+
+import json
+
+import pytest
+from chat_cases import save_tiny_chat
+from typer.testing import CliRunner
+
+from raygeo.cli import app
+from raygeo.errors import ConfigError, DataError, StudentError
+from raygeo.pipeline.config import load_study
+from raygeo.pipeline.drafting import draft_study
+
+NUMBERS = range(12)
+DATA = {
+    "mixed": [
+        {"prompt": f"{n} + {n}", "gold": str(2 * n), "completion": f"#### {2 * n + wrong}"}
+        for n in NUMBERS for wrong in (0, 1)
+    ],
+    "right": [{"prompt": f"{n} + {n}", "correct": True, "completion": f"#### {2 * n}"} for n in NUMBERS],
+    "unmixed": [{"prompt": f"{n} + {n}", "correct": n % 2 == 0, "completion": f"#### {2 * n}"} for n in NUMBERS],
+    "pairs": [{"prompt": f"{n} + {n}", "chosen": f"#### {2 * n}", "rejected": "so it is 1"} for n in NUMBERS],
+    "wrong": [{"prompt": f"{n} + {n}", "correct": False, "completion": "#### 1"} for n in NUMBERS],
+    "few": [{"prompt": "1 + 1", "correct": True, "completion": "#### 2"}],
+    "other": [{"a": 1, "b": 2}],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("draft")
+    for name, rows in DATA.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_tiny_chat(folder / "student", texts=[("1 + 1", "#### 2")])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "losses", "graded"),
+    [
+        ("mixed", ["sft", "rft", "dft", "rift", "grpo", "dpo"], True),
+        ("pairs", ["sft", "rft", "dft", "rift", "grpo", "dpo"], False),
+        ("unmixed", ["sft", "rft", "dft", "rift"], False),
+        ("right", ["sft", "dft"], False),
+    ],
+)
+def test_the_losses_are_those_that_the_rollouts_allow(folder, tmp_path, name, losses, graded):
+    out = tmp_path / "study.yaml"
+    said = draft_study(str(folder / f"{name}.jsonl"), str(folder / "student"), out)
+    study = load_study(out)
+    assert [entry.losses[0].type for entry in study.runs] == losses
+    assert sum(line.startswith("left out") for line in said) == 6 - len(losses)
+    assert study.evaluation.heldout == graded
+    assert study.student.model == str(folder / "student")
+    assert [reader.path for reader in study.rollouts.read] == [str(folder / f"{name}.jsonl")]
+
+
+def test_lengths_hold_the_longest_rollout(folder, tmp_path):
+    long = [row | {"completion": "1 + 1 " * 40 + row["completion"]} for row in DATA["mixed"]]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    found = []
+    for path in (folder / "mixed.jsonl", tmp_path / "long.jsonl"):
+        draft_study(str(path), str(folder / "student"), tmp_path / f"{path.stem}.yaml")
+        study = load_study(tmp_path / f"{path.stem}.yaml")
+        found.append((study.rollouts.max_tokens, study.evaluation.answers.max_new_tokens))
+    assert found[1][0] > found[0][0] >= found[0][1]
+    assert found[1][1] > found[0][1]
+
+
+def test_settings_of_the_reader_are_written_down(folder, tmp_path):
+    rows = [{"prompt": row["prompt"], "good": row["correct"], "completion": row["completion"]} for row in DATA["right"]]
+    (tmp_path / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    how = ["fields.correct=good", "chat.system=Add."]
+    draft_study(str(tmp_path / "named.jsonl"), str(folder / "student"), tmp_path / "study.yaml", overrides=how)
+    study = load_study(tmp_path / "study.yaml")
+    assert study.rollouts.read[0].fields.correct == "good"
+    assert study.student.chat.system == "Add."
+
+
+def test_where_there_are_gpus_they_are_asked_for(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    draft_study(str(folder / "mixed.jsonl"), str(folder / "student"), tmp_path / "study.yaml")
+    study = load_study(tmp_path / "study.yaml")
+    assert {(spec.training.gpus, spec.training.precision) for spec in study.specs()} == {(1, "bf16")}
+    assert study.actors.gpus == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "error", "said"),
+    [
+        ("wrong.jsonl", "student", DataError, "none of 12 rollouts is right"),
+        ("few.jsonl", "student", DataError, "1 prompts are too few"),
+        ("other.jsonl", "student", DataError, "prompt"),
+        ("none.jsonl", "student", DataError, "none.jsonl"),
+        ("mixed.jsonl", "nobody", StudentError, "neither a folder nor a hub id"),
+        ("study.yaml", "student", ConfigError, "is a study"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_and_nothing_written(folder, tmp_path, data, model, error, said):
+    with pytest.raises(error, match=said):
+        draft_study(str(folder / data), str(folder / model), tmp_path / "study.yaml")
+    assert not (tmp_path / "study.yaml").exists()
+
+
+def test_a_file_that_is_there_is_kept(folder, tmp_path):
+    (tmp_path / "study.yaml").write_text("mine")
+    done = CliRunner().invoke(
+        app, ["init", str(folder / "mixed.jsonl"), str(folder / "student"), "--out", str(tmp_path / "study.yaml")]
+    )
+    assert isinstance(done.exception, ConfigError)
+    assert (tmp_path / "study.yaml").read_text() == "mine"
+
+
+def test_the_command_says_what_it_wrote_and_a_plan_can_be_made_of_it(folder, tmp_path):
+    out = str(tmp_path / "study.yaml")
+    done = CliRunner().invoke(app, ["init", str(folder / "mixed.jsonl"), str(folder / "student"), "--out", out])
+    assert done.exception is None
+    assert "6 losses" in done.output
+    planned = CliRunner().invoke(app, ["plan", out, "--device", "h100", "--store", str(tmp_path / "store")])
+    assert planned.exit_code == 0, planned.output
