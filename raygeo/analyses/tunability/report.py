@@ -83,8 +83,8 @@ def recipe(view: View) -> list[str]:
     steps, texts = (typeset.count(frame[column].max()) for column in ("steps", "n"))
     own = (
         "Tunability is on held-out solutions, which are of the task that runs were trained on: how far a run ends "
-        "below the tuned base is in part what it had learned before, and the pre-screen leaves it out. Name new data in "
-        "geometry.tunability.pairs to see what further tuning can do."
+        "below the tuned base is in part what it had learned before, and the pre-screen leaves it out. Name new data "
+        "in geometry.tunability.pairs to see what further tuning can do."
     )
     return [
         *([] if on_new_data(view) else [own]),

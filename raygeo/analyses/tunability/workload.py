@@ -62,7 +62,7 @@ class TunabilitySettings(RecipeSettings):
 
     pairs: AnyPlace | None = None
     """New data: a file of JSON lines with ``prompt`` and ``completion``; with these alone is tunability an outcome in
-    the pre-screen. By default the held-out solutions, which are of the runs' own task, so that what a run has learned of
+    the pre-screen. By default the held-out solutions, of the runs' own task, so that what a run has learned of
     it already counts as well. Either way every other text is trained on, and the rest is measured."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Seeds of the order of texts and of adapters, a fine-tune each."""
