@@ -37,7 +37,6 @@ class Metric:
         among: what it is made of. All but those among the "study" can judge one run by itself.
         better: which way is better; None where neither is, so that an objective must say.
         role: what it is in the pre-screen, None where it takes no part.
-        takes_part: of what was found, whether it has that role in this study.
         names: of the analysis's settings, or of the benchmarks that are answered, what may stand for ``*``, a part for
             each; the chief one first; None where only data tell.
         lacking: what a study needs that has none of its names.
@@ -45,18 +44,19 @@ class Metric:
         only: of the analysis's settings and a name, the settings with which those workloads make little else.
         over_changed: of the analysis's settings, whether it is taken over the weights that any run changed, so that it
             depends on the other runs where these adapt other modules.
+        takes_part: of what was found, whether it has its ``role`` in this study.
     """
 
     name: str
     among: Among = "study"
     better: Literal["max", "min"] | None = None
     role: Role | None = "predictor"
-    takes_part: Callable[[View], bool] = _always
     names: Callable[[Any], Iterable[str | tuple[str, ...]]] | None = None
     lacking: str = ""
     made_by: tuple[type[Workload], ...] = ()
     only: Callable[[Any, str], Settings] = _as_they_are
     over_changed: Callable[[Any], bool] = _never
+    takes_part: Callable[[View], bool] = _always
 
     def covers(self, name: str) -> bool:
         """Whether this declares the metric called ``name``."""
