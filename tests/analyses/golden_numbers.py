@@ -8,7 +8,7 @@ the revisions of the workloads. The tolerance leaves room for processors that ro
 import json
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -23,7 +23,7 @@ from tiny import save_tiny_student
 
 from raygeo.analyses.analysis import Analysis
 from raygeo.analyses.inputs import AnalysisInputs, Training
-from raygeo.analyses.registry import analyses
+from raygeo.analyses.registry import analyses, schemas
 from raygeo.cluster.execution import in_process
 from raygeo.data.exam import Exam
 from raygeo.data.tokens import RolloutTokens
@@ -94,6 +94,12 @@ def inputs() -> AnalysisInputs:
     )
 
 
+def _before(analysis: Analysis, given: AnalysisInputs) -> AnalysisInputs:
+    """The inputs with the tables of what the analysis comes after, whatever else has been computed."""
+    others = {table for one in analyses().values() if one.name not in analysis.after for table in one.tables}
+    return replace(given, table=lambda name: schemas()[name].empty_table() if name in others else given.table(name))
+
+
 def compute(analysis: Analysis) -> dict[str, pa.Table]:
     """The tables that an analysis makes, after those that it is made of."""
     given = inputs()
@@ -103,7 +109,7 @@ def compute(analysis: Analysis) -> dict[str, pa.Table]:
         if not store.has_table(next(iter(analyses()[name].tables))):
             compute(analyses()[name])
     options = {name: value for name, value in SMALL.items() if name in analysis.settings.model_fields}
-    StageContext(store, in_process).publish(*analysis.make(analysis.settings(**options), given))
+    StageContext(store, in_process).publish(*analysis.make(analysis.settings(**options), _before(analysis, given)))
     return {name: store.table(name, columns) for name, columns in analysis.tables.items()}
 
 
