@@ -26,7 +26,7 @@ from raygeo.store import Store
 NAME = "faults"
 STRUCK = STAGES[:-1]
 """The stages that are struck; what the last one writes is made anew by each call."""
-TIMES = ("seconds",)
+UNLIKE = ("seconds", "mlflow_run_id")
 """Columns of tables that no two calls have alike."""
 ASKED = ("norms", "similarity", "subspaces", "paths", "drift")
 """Analyses of the study: weights, pairs, mixtures and predictions."""
@@ -84,7 +84,7 @@ class Left:
             row["run"]: open_delta(folder / "deltas" / Path(row["delta"]).name) for row in runs if row.get("delta")
         }
         return cls(
-            {name: table.drop_columns([c for c in TIMES if c in table.column_names]) for name, table in tables.items()},
+            {name: table.drop_columns([c for c in UNLIKE if c in table.column_names]) for name, table in tables.items()},
             {run: {name: entry.dense() for name, entry in delta.items()} for run, delta in deltas.items()},
         )
 
