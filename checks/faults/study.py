@@ -84,7 +84,7 @@ class Left:
             row["run"]: open_delta(folder / "deltas" / Path(row["delta"]).name) for row in runs if row.get("delta")
         }
         return cls(
-            {name: table.drop_columns([c for c in UNLIKE if c in table.column_names]) for name, table in tables.items()},
+            {n: table.drop_columns([c for c in UNLIKE if c in table.column_names]) for n, table in tables.items()},
             {run: {name: entry.dense() for name, entry in delta.items()} for run, delta in deltas.items()},
         )
 
