@@ -394,5 +394,5 @@ def test_a_study_takes_an_endpoint_for_its_teacher_and_refuses_it_for_its_runs()
     with pytest.raises(ConfigError, match="have rank 32; raise max_lora_rank"):
         parse_study(study | vllm | {"training": {"lora": {"r": 32}}})
     assert parse_study(study | vllm | {"training": {"lora": {"r": 16}}}).evaluation.engine.type == "vllm"
-    with pytest.raises(ConfigError, match=r"vlm.*endpoint"):
+    with pytest.raises(ConfigError, match=r"there is no 'vlm'; did you mean 'vllm'"):
         parse_study(study | {"evaluation": {"engine": {"type": "vlm"}}})
