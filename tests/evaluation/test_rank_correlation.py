@@ -95,8 +95,8 @@ def test_over_many_null_metrics_and_controls_one_is_seldom_found():
         x, y = rng.standard_normal((14, 8)), rng.standard_normal((14, 1))
         plain = correlate(x, y, range(14), cause, resamples=2, permutations=999, seed=seed)
         driven = correlate(x + cause, y + cause, range(14), cause, resamples=2, permutations=999, seed=seed)
-        wrong["p"] += min(holm(plain.p[:, 0].tolist())) <= 0.05
-        wrong["partial_p"] += min(holm(driven.partial_p[:, 0].tolist())) <= 0.05
+        wrong["p"] += 8 * plain.p.min() <= 0.05  # Holm's smallest
+        wrong["partial_p"] += 8 * driven.partial_p.min() <= 0.05
     assert wrong["p"] <= 11
     assert wrong["partial_p"] <= 13  # ranks of a sum are not quite a sum of ranks
 
