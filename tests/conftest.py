@@ -65,12 +65,9 @@ def ray_session():
 
 
 def _start_ray():
-    from forked_workers import fork_workers
-
     from raygeo.cluster.session import connect
     from raygeo.errors import ClusterError
 
-    fork_workers()
     try:
         connect(cpus=2)
     except ClusterError:  # Ray gives its node 30 seconds to start, which are few on a machine that is busy
