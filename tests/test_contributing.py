@@ -69,7 +69,7 @@ assert written == LocalEngine(model, renderer).generate(asked)
 def copy(tmp_path_factory) -> Path:
     """The package and the recipes' files in it."""
     folder = tmp_path_factory.mktemp("copy")
-    for name in ("raygeo", "tests", "pyproject.toml"):
+    for name in ("raygeo", "tests", "checks", "pyproject.toml"):
         source = REPOSITORY / name
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(source, folder / name, ignore=ignored) if source.is_dir() else shutil.copy(source, folder)
