@@ -540,18 +540,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), store: str | Non
     Raises:
         ConfigError: naming every wrong key or value, what was read, and what is allowed.
     """
-    try:
-        raw = read_yaml(_study_text(path))
-    except OSError as error:
-        raise ConfigError(f"the study file {str(path)!r} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the study file {str(path)!r} is not UTF-8 text.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the study file {str(path)!r} is not YAML: {error}") from error
-    except ValueError as error:
-        raise ConfigError(f"the study file {str(path)!r} cannot be read: {error}.") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"the study file {str(path)!r} holds {type(raw).__name__}, not a mapping of settings.")
+    raw = read_settings(path, "study")
+    if "base" in raw and "models" in raw:
+        raise ConfigError(f"{str(path)!r} holds a comparison; run it by raygeo compare {path}.")
     for override in overrides:
         apply_override(raw, override)
     if store is not None:
@@ -559,8 +550,29 @@ def load_study(path: str | Path, overrides: Sequence[str] = (), store: str | Non
     return parse_study(raw, str(path))
 
 
-def _study_text(path: str | Path) -> str:
-    """What a study file holds."""
+def read_settings(path: str | Path, kind: str) -> dict[str, Any]:
+    """What a file of settings holds, as plain data; ``kind`` names it in errors.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no settings.
+    """
+    try:
+        raw = read_yaml(_text_of(path))
+    except OSError as error:
+        raise ConfigError(f"the {kind} file {str(path)!r} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the {kind} file {str(path)!r} is not UTF-8 text.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the {kind} file {str(path)!r} is not YAML: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"the {kind} file {str(path)!r} cannot be read: {error}.") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"the {kind} file {str(path)!r} holds {type(raw).__name__}, not a mapping of settings.")
+    return raw
+
+
+def _text_of(path: str | Path) -> str:
+    """What a file holds."""
     with local_path(path).open("rb") as stream:
         content = stream.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
