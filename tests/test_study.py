@@ -68,6 +68,7 @@ def test_every_table_is_there(finished):
         "matched_paths", "matched_barriers", "curve_paths", "curve_barriers", "planes", "plane_runs", "intruders",
         "layer_alpha", "loss_predictions", "retained", "forgetting", "forgetting_laws", "compressibility", "tuned",
         "tunability", "diversity", "rank_truncation", "least_ranks", "heads", "head_effects", "critical_sharpness",
+        "matched", "matched_examples", "matched_tests",
     }  # fmt: skip
     assert {name for name, rows in tables.items() if rows == 0} <= {
         "missing",

@@ -15,7 +15,8 @@ from raygeo.tables import SCHEMAS
 FIGURES = [
     "front",
     "accuracy", "nll", "objective", "monitor", "norms", "trajectories", "cosine", "map", "angles", "off-principal",
-    "layer-alpha", "locking", "paths", "base-paths", "matched-paths", "curves", "layerwise", "wise", "planes",
+    "layer-alpha", "locking", "paths", "base-paths", "matched-paths", "curves", "layerwise", "wise", "matched",
+    "planes",
     "rank-truncation", "heads", "head-effects", "spectra", "eigenvalues", "directional", "block-curvature",
     "expansions", "sharpness", "critical-sharpness", "cka", "layer-cka", "drift", "divergence", "coherence",
     "gradient-cosines", "forgetting", "compressibility", "tunability",

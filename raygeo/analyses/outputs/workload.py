@@ -15,9 +15,9 @@ from raygeo.data.probes import Probe
 from raygeo.errors import DeltaError
 from raygeo.geometry.bootstrap import Array, percentile_intervals, resampled_means, token_means
 from raygeo.geometry.calibration import BINS, binned_gaps
-from raygeo.geometry.representation.predictions import comparison, confidence
+from raygeo.geometry.representation.predictions import Predicted, comparison, confidence, text_sums
 from raygeo.models.batches import Batch
-from raygeo.models.likelihood import Head, Likelihood, Terms, completion_states, copied_head
+from raygeo.models.likelihood import Terms
 from raygeo.models.mix import MixedWeights
 from raygeo.models.resident import ResidentStudent
 from raygeo.models.run import Run
@@ -28,9 +28,6 @@ from raygeo.workload import Rows, Task, Workload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-CHUNK_LOGITS = 2**24
-"""Most logits of one model held at once; about eight tensors of their size live at a time, 512 MiB in fp32."""
 
 
 class PredictionSettings(Settings):
@@ -53,22 +50,13 @@ class OutputSettings(PredictionSettings):
     """``base`` compares every run with the base, ``reference`` also with the reference run, ``all`` every two runs."""
 
 
-@dataclass(frozen=True)
-class _Anchor:
-    """What the other side of comparisons predicts: final hidden states of each batch [N, d], and its head."""
-
-    run: Run
-    states: list[Tensor]
-    head: Head
-
-
 @dataclass
 class _State:
     model: PreTrainedModel
     weights: MixedWeights
     batches: list[Batch]
     tokens: Array
-    anchor: _Anchor | None = None
+    anchor: tuple[Run, Predicted] | None = None
 
 
 class Outputs(Workload):
@@ -165,12 +153,11 @@ class Outputs(Workload):
         return {"divergences": [pair | row for row in self._comparison(state, other[0], run)]}
 
     def _comparison(self, state: _State, a: Run, b: Run) -> Rows:
-        if state.anchor is None or state.anchor.run != a:
+        if state.anchor is None or state.anchor[0] != a:
             with state.weights.mixed(a.mixture()) as model:
-                states = [completion_states(model, batch) for batch in state.batches]
-                state.anchor = _Anchor(a, states, copied_head(state.model))
-        anchor = state.anchor
-        sums = _text_sums(state, b, comparison, lambda part: torch.stack(list(part.values()), -1).sum(1), anchor)
+                state.anchor = a, Predicted.by(model, state.batches)
+        [_, other] = state.anchor
+        sums = _text_sums(state, b, comparison, lambda part: torch.stack(list(part.values()), -1).sum(1), other)
         names = ("kl_ab", "kl_ba", "agreement")
         return _rows(names, token_means(sums, state.tokens), self._resampled(sums, state.tokens), len(state.tokens))
 
@@ -198,20 +185,17 @@ def _text_sums(
     run: Run,
     terms: Terms,
     reduce: Callable[[dict[str, Tensor]], Tensor],
-    anchor: _Anchor | None = None,
+    other: Predicted | None = None,
 ) -> Array:
     """What ``reduce`` makes of each text's ``terms`` [B, T] at the weights of ``run``: [N, k] fp64."""
-    parts = []
+
+    def finite(values: dict[str, Tensor]) -> Tensor:
+        if not all(bool(torch.isfinite(value).all()) for value in values.values()):
+            raise DeltaError(f"the predictions of {run.name} are not finite; it diverged, leave it out.")
+        return reduce(values)
+
     with state.weights.mixed(run.mixture()) as model:
-        likelihood = Likelihood(model, terms, chunk=CHUNK_LOGITS)
-        for place, batch in enumerate(state.batches):
-            other = (anchor.states[place], anchor.head) if anchor else (None, None)
-            values = likelihood(batch, reference_states=other[0], reference_head=other[1])
-            del values["logprobs"]
-            if not all(bool(torch.isfinite(value).all()) for value in values.values()):
-                raise DeltaError(f"the predictions of {run.name} are not finite; it diverged, leave it out.")
-            parts.append(reduce(values).cpu())
-    return torch.cat(parts).numpy()
+        return text_sums(model, state.batches, terms, finite, other)
 
 
 def _rows(names: Sequence[str], means: Array, resampled: Array, texts: int) -> Rows:

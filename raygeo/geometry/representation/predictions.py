@@ -1,10 +1,59 @@
 """Next-token predictions: how far they are from another model's, and how sure and how often right they are."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
 import torch
 from torch import Tensor
 
+from raygeo.geometry.bootstrap import Array
 from raygeo.geometry.calibration import top_confidence
-from raygeo.models.likelihood import TokenLogits
+from raygeo.models.batches import Batch
+from raygeo.models.likelihood import Head, Likelihood, Terms, TokenLogits, completion_states, copied_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHUNK_LOGITS = 2**24
+"""Most logits of one model held at once; about eight tensors of their size live at a time, 512 MiB in fp32."""
+
+
+class Predicted(NamedTuple):
+    """What a model predicts of some batches, without its logits: final hidden states of each [N, d], and its head."""
+
+    states: list[Tensor]
+    head: Head
+
+    @classmethod
+    @torch.inference_mode()
+    def by(cls, model: PreTrainedModel, batches: Sequence[Batch]) -> Predicted:
+        """The predictions of ``model`` as it is now, on its device."""
+        return cls([completion_states(model, batch) for batch in batches], copied_head(model))
+
+
+@torch.inference_mode()
+def text_sums(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    terms: Terms,
+    reduce: Callable[[dict[str, Tensor]], Tensor],
+    other: Predicted | None = None,
+) -> Array:
+    """What ``reduce`` makes of each text's ``terms`` [B, T], teacher-forced: [N, k] fp64, in the order of ``batches``.
+
+    ``other`` is the model whose logits are ``reference_logits`` in the terms. Never more logits than ``CHUNK_LOGITS``
+    of either are held.
+    """
+    likelihood = Likelihood(model, terms, chunk=CHUNK_LOGITS)
+    parts = []
+    for place, batch in enumerate(batches):
+        states, head = (None, None) if other is None else (other.states[place], other.head)
+        values = likelihood(batch, reference_states=states, reference_head=head)
+        del values["logprobs"]
+        parts.append(reduce(values).cpu())
+    return torch.cat(parts).numpy()
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 from torch.distributions import Categorical
 from torch.distributions import kl_divergence as torch_kl
 
-from raygeo.analyses.outputs import workload as outputs
 from raygeo.analyses.outputs.workload import Outputs, OutputSettings
 from raygeo.errors import DeltaError
 from raygeo.geometry.calibration import binned_gaps
+from raygeo.geometry.representation import predictions as predictions_of
 from raygeo.geometry.representation.predictions import kl_divergence
 from raygeo.models.delta import save_full_delta
 from raygeo.models.run import Run
@@ -70,7 +70,7 @@ def settings():
 
 
 def test_outputs_equal_those_of_each_text_alone(student, probe, probe_file, runs, merged, settings, monkeypatch):
-    monkeypatch.setattr(outputs, "CHUNK_LOGITS", 100)  # five tokens at a time
+    monkeypatch.setattr(predictions_of, "CHUNK_LOGITS", 100)  # five tokens at a time
     workload = Outputs(settings, runs, student[1], probe_file, "r2")
     tasks = workload.tasks()
     assert [[run.name for run in task.payload] for task in tasks] == [
