@@ -80,3 +80,14 @@ def test_kept_deltas_are_held_as_factors_and_blocks_and_the_embedding_is_left_ou
 def test_the_random_delta_of_a_full_one_takes_its_singular_values(scale, name):
     low, full = need(name, scale), need(name, replace(scale, rank=None))
     assert full.work.flops == pytest.approx(low.work.flops * 10 / 7), "1 + 3 and 1 + 2 of three runs"
+
+
+def test_runs_at_equal_distance_hold_what_the_base_predicts_and_answer_three_times(scale):
+    found, asked = need("matched", scale), need("matched", scale, accuracy_problems=8, max_new_tokens=16)
+    shape = DryModel(SHAPE)
+    held = 4 * shape.width * (16 * 20 + shape.text.vocab_size)
+    assert found.device["states and head of the base"] == held
+    assert found.work.flops == pytest.approx((scale.scoring(scale.solutions, 36) + scale.mixing(36)).flops)
+    assert asked.work.flops == pytest.approx(found.work.flops + scale.answers(scale.problems.first(8), 16, 8, 12).flops)
+    half = need("matched", scale, batch_size=8)
+    assert half.device["logits that are compared"] * 2 == found.device["logits that are compared"]
