@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
+from torch import Tensor
 
 from raygeo.analyses.between import AccuracySettings, Asked, LikelihoodSettings
 from raygeo.analyses.soups.workload import EVALUATION
@@ -23,6 +25,7 @@ from raygeo.geometry.connectivity.evaluator import Evaluation, Evaluator, flips
 from raygeo.geometry.connectivity.matching import Unreachable, scale_for
 from raygeo.geometry.connectivity.mixtures import delta_gram
 from raygeo.geometry.representation.predictions import Predicted, comparison, text_sums
+from raygeo.models.batches import Batch
 from raygeo.models.resident import Measured, ResidentStudent
 from raygeo.models.run import Run
 from raygeo.store import AnyPath
@@ -60,12 +63,24 @@ class MatchedSettings(AccuracySettings, DistanceSettings):
 @dataclass
 class _State:
     evaluator: Evaluator
-    divergence: Measured[float]
+    batches: list[Batch]
+    tokens: int
+    base: Predicted | None = None
     norms: dict[Run, float] = field(default_factory=dict)
 
     @property
     def student(self) -> ResidentStudent:
         return self.evaluator.student
+
+    @cached_property
+    def divergence(self) -> Measured[float]:
+        return Measured(self.student, self._divergence)
+
+    def _divergence(self, model: PreTrainedModel) -> float:
+        def forward(part: dict[str, Tensor]) -> Tensor:
+            return part["kl_ab"].sum(-1, keepdim=True)
+
+        return float(text_sums(model, self.batches, comparison, forward, self.base).sum() / self.tokens)
 
     def norm(self, run: Run) -> float:
         if run not in self.norms:
@@ -153,17 +168,11 @@ class Matched(Workload):
         ]
 
     def setup(self) -> _State:
-        """Load the base student once, and keep what it predicts."""
+        """Load the base student and tokenised texts once."""
         student, probe = ResidentStudent.load(self.base, self.runs), Probe.load(self.probe)
-        batches = [batch.to(student.model.device) for batch in probe.batches(student.pad_id, self.settings.batch_size)]
-        base = Predicted.by(student.model, batches)
-
-        def divergence(model: PreTrainedModel) -> float:
-            sums = text_sums(model, batches, comparison, lambda part: part["kl_ab"].sum(-1, keepdim=True), base)
-            return float(sums.sum() / probe.tokens)
-
+        batches = probe.batches(student.pad_id, self.settings.batch_size)
         evaluator = Evaluator(student, probe, self.settings.batch_size, self.asked.measure())
-        return _State(evaluator, Measured(student, divergence))
+        return _State(evaluator, [batch.to(student.model.device) for batch in batches], probe.tokens)
 
     def compute(self, state: _State, payload: Run) -> dict[str, Rows]:
         """Find and measure the points of one run.
@@ -171,6 +180,8 @@ class Matched(Workload):
         Raises:
             DeltaError: the reference run is at no distance from the base, or at one that is not finite.
         """
+        if state.base is None:
+            state.base = Predicted.by(state.student.model, state.batches)
         rows, examples = [], []
         for quantity in (TRAINED, NORM, KL) if payload.delta is not None else (TRAINED,):
             label = {"run": payload.name, "quantity": quantity}
