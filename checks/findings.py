@@ -1,0 +1,436 @@
+"""Every number of docs/findings.md: ``python -m checks.findings --verdict STORE --adapters STORE --write docs/findings.md``.
+
+The tables of the studies ``jobs/studies/verdict.yaml`` and its controls become the blocks of that page, each between
+``<!-- NAME -->`` and ``<!-- end -->``, and two figures beside it. Without ``--write`` they are printed. A block whose
+study is not given stays as it is.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import pandas as pd
+
+import raygeo
+from raygeo.evaluation.statistics import holm
+from raygeo.geometry.bootstrap import percentile_interval, resampled_means
+from raygeo.report import typeset
+from raygeo.tables import BASE
+
+LOSSES = ("sft", "rft", "rift", "dft", "grpo", "dpo")
+HELDOUT, HARDER, OTHERS, RETAINED = "heldout", "harder", "other-families", "retained"
+BENCHMARKS = (HELDOUT, HARDER, OTHERS, RETAINED)
+_ALL = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+_RESAMPLES = 4000
+
+
+@dataclass
+class Findings:
+    """The runs of one study and its tables.
+
+    Args:
+        location: its store.
+    """
+
+    location: str
+    _read: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A published table."""
+        if name not in self._read:
+            self._read[name] = raygeo.open(self.location).table(name).to_pandas()
+        return self._read[name]
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """Finished runs by name: loss, rate, seeds, prompts that were learned from, weights that were trained."""
+        rows = []
+        for run in self.table("runs").itertuples():
+            if run.status == "finished":
+                params = json.loads(run.params)
+                loss, lora = params["loss"], params["training"].get("lora")
+                adapters = "all weights"
+                if lora:
+                    every = set(lora["target_modules"]) >= set(_ALL) or lora["target_modules"] == "all-linear"
+                    adapters = "all linear" if every else "attention"
+                rows.append(
+                    {
+                        "run": run.run, "loss": run.loss, "lr": run.lr, "seed": run.seed, "init_seed": run.init_seed,
+                        "prompts": loss.get("prompts", "all"), "adapters": adapters, "delta": run.delta,
+                    }
+                )  # fmt: skip
+        return pd.DataFrame(rows).set_index("run")
+
+    def names(self, **equal: Any) -> list[str]:
+        """Runs with these values, ordered by seed."""
+        runs = self.runs
+        for column, value in ({"prompts": "all", "init_seed": self.runs.init_seed.min()} | equal).items():
+            if value is not None:
+                runs = runs[runs[column] == value]
+        return list(runs.sort_values("seed").index)
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rates that every loss was trained at."""
+        return sorted(self.runs[(self.runs.prompts == "all")].lr.unique())
+
+    def right(self, runs: Sequence[str], benchmark: str) -> np.ndarray:
+        """Which problems these runs solved, [problems, runs]."""
+        answers = self.table("answers")
+        answers = answers[(answers.benchmark == benchmark) & answers.run.isin(runs)]
+        wide = answers.assign(correct=answers.correct.astype(float)).pivot(
+            index="problem_id", columns="run", values="correct"
+        )
+        return wide[list(runs)].to_numpy()
+
+    def accuracy(self, runs: Sequence[str], benchmark: str) -> list[float]:
+        """The accuracy of each of these runs."""
+        return self.right(runs, benchmark).mean(0).tolist()
+
+    def difference(self, a: Sequence[str], b: Sequence[str], benchmark: str) -> "Difference":
+        """Accuracy of ``a`` less that of ``b``, means over their runs, with an interval over problems."""
+        each = self.right(a, benchmark).mean(1) - self.right(b, benchmark).mean(1)
+        return Difference.of(each, self.accuracy(a, benchmark), self.accuracy(b, benchmark))
+
+    def pairs(self, table: str, a: Sequence[str], b: Sequence[str]) -> pd.DataFrame:
+        """Rows of a table of pairs with one run of each, in either order."""
+        frame = self.table(table)
+        one, other = frame.run_a.isin(a) & frame.run_b.isin(b), frame.run_b.isin(a) & frame.run_a.isin(b)
+        return frame[(one | other) & (frame.run_a != frame.run_b)]
+
+    def same_order(self, frame: pd.DataFrame) -> pd.Series:
+        """Which rows of a table of pairs are of runs with equal seeds."""
+        seeds = self.runs.seed.to_dict() | {BASE: None}
+        return frame.run_a.map(seeds) == frame.run_b.map(seeds)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference in accuracy, its 95 % interval over problems, its range over seeds, and a two-sided bootstrap p."""
+
+    value: float
+    low: float
+    high: float
+    least: float
+    most: float
+    p: float
+    problems: int
+
+    @classmethod
+    def of(cls, each: np.ndarray, a: Sequence[float], b: Sequence[float]) -> "Difference":
+        """From the difference of each problem, and the accuracies of the runs, paired by seed where there are as many."""
+        drawn = resampled_means(each, np.ones(len(each)), resamples=_RESAMPLES, seed=0)
+        low, high = percentile_interval(drawn)
+        apart = [x - y for x, y in (zip(a, b, strict=True) if len(a) == len(b) else product(a, b))]
+        p = 2 * min((1 + (drawn <= 0).sum()) / (1 + len(drawn)), (1 + (drawn >= 0).sum()) / (1 + len(drawn)))
+        return cls(float(each.mean()), low, high, min(apart), max(apart), min(1.0, float(p)), len(each))
+
+    def written(self) -> str:
+        """In percentage points."""
+        ends = typeset.interval(self.low, self.high, typeset.points)
+        return f"{typeset.points(self.value)} {ends}"
+
+
+def spread(values: Sequence[float], write: Callable[[float], str]) -> str:
+    """The mean, and the range over seeds."""
+    values = [value for value in values if value is not None and np.isfinite(value)]
+    if not values:
+        return typeset.MISSING
+    mean = write(float(np.mean(values)))
+    return mean if len(values) == 1 else f"{mean} ({write(min(values))} to {write(max(values))})"
+
+
+def sheet(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def rate(lr: float) -> str:
+    """A learning rate as study files write it."""
+    return f"{lr:.0e}".replace("e-0", "e-")
+
+
+def two(value: float) -> str:
+    """Two decimals."""
+    return typeset.fixed(value, 2)
+
+
+def what_was_trained(of: Findings) -> str:
+    """Norm, divergence and accuracies of every loss at every rate."""
+    norms = of.table("deltas").query("scope == 'global'").set_index("run").norm
+    kl = of.table("divergences").query("run_a == @BASE and quantity == 'kl_ab'").set_index("run_b").value
+    rows = [["base", "", "", "", *(typeset.percent(of.accuracy([BASE], each)[0]) for each in BENCHMARKS)]]
+    for loss, lr in product(LOSSES, of.rates):
+        runs = of.names(loss=loss, lr=lr)
+        if runs:
+            moved = [spread([column.get(run) for run in runs], two) for column in (norms, kl)]
+            rows.append(
+                [loss, rate(lr), *moved, *(spread(of.accuracy(runs, each), typeset.percent) for each in BENCHMARKS)]
+            )
+    return sheet(["loss", "lr", "norm", "KL(base ‖ run)", *BENCHMARKS], rows)
+
+
+def cosines(of: Findings) -> str:
+    """Cosines to SFT at equal seeds, beside those of SFT's and of the loss's own seeds."""
+    rows = []
+    for lr in of.rates:
+        reference = of.names(loss="sft", lr=lr)
+        for loss in LOSSES[1:]:
+            runs = of.names(loss=loss, lr=lr)
+            found = of.pairs("cosine_baselines", runs, reference)
+            same = of.same_order(found)
+            rows.append(
+                [
+                    loss, rate(lr), spread(found[same].cosine, two), spread(found[~same].cosine, two),
+                    *(spread(of.pairs("cosine_baselines", each, each).cosine, two) for each in (reference, runs)),
+                    spread(found[same].null_sd, lambda value: typeset.fixed(value, 3)),
+                ]
+            )  # fmt: skip
+    head = ["loss", "lr", "cosine to SFT, same order", "other order", "SFT with SFT, other order"]
+    return sheet([*head, "loss with itself, other order", "s.d. by chance"], rows)
+
+
+def initialisation(of: Findings) -> str:
+    """What another initialisation of the adapter does to the cosine."""
+    runs = of.runs[(of.runs.loss == "sft") & (of.runs.prompts == "all")]
+    rows = []
+    others = runs[runs.init_seed != runs.init_seed.min()]
+    for lr in sorted(others.lr.unique()):
+        mine = list(others[others.lr == lr].index)
+        base = of.names(loss="sft", lr=lr)
+        rows.append([rate(lr), spread(of.pairs("cosine_baselines", mine, base).cosine, two), str(len(mine))])
+    return sheet(["lr", "cosine of SFT with SFT, other initialisation", "runs"], rows)
+
+
+def angles(of: Findings) -> str:
+    """Median smallest and largest principal angle to SFT over modules, on both sides, beside random subspaces."""
+    rows = []
+    degrees: Callable[[float], str] = lambda value: typeset.fixed(value, 0)  # noqa: E731
+    for lr, loss in product(of.rates, LOSSES):
+        reference = of.names(loss="sft", lr=lr)
+        found = of.pairs("subspaces", of.names(loss=loss, lr=lr), reference)
+        found = found[~of.same_order(found)] if loss == "sft" else found[of.same_order(found)]
+        if found.empty:
+            continue
+        row = [f"{loss}, other order" if loss == "sft" else loss, rate(lr)]
+        for side in ("left", "right"):
+            rows_of = found[found.side == side]
+            last = rows_of.groupby(["run_a", "run_b", "module"])["index"].transform("max")
+            for part in (rows_of[rows_of["index"] == rows_of["index"].min()], rows_of[rows_of["index"] == last]):
+                row.append(f"{degrees(part.angle_degrees.median())} ({degrees(part.null_degrees.median())})")
+        rows.append(row)
+    return sheet(["with SFT", "lr", "left, smallest", "left, largest", "right, smallest", "right, largest"], rows)
+
+
+def barriers(of: Findings) -> str:
+    """Barriers over the chord between SFT and every loss, as they are and at equal norms."""
+    rows = []
+    for lr, loss in product(of.rates, LOSSES):
+        runs, reference = of.names(loss=loss, lr=lr), of.names(loss="sft", lr=lr)
+        cells = []
+        for table in ("barriers", "matched_barriers"):
+            found = of.pairs(table, runs, reference).query("probe == 'solutions' and metric == 'nll'")
+            found = found[~of.same_order(found)] if loss == "sft" else found[of.same_order(found)]
+            above = int((found.chord_low > 0).sum())
+            cells += [spread(found.chord, lambda value: typeset.fixed(value, 3)), f"{above} of {len(found)}"]
+        if cells[1] != "0 of 0" or cells[3] != "0 of 0":
+            rows.append([f"{loss}, other order" if loss == "sft" else loss, rate(lr), *cells])
+    head = ["with SFT", "lr", "barrier, nats", "above 0", "at equal norms, nats", "above 0"]
+    return sheet(head, rows)
+
+
+def comparisons(of: Findings) -> str:
+    """Accuracy of every loss less SFT's: at equal rates, at the rates that are best for each, and as the paper set them.
+
+    p are corrected by Holm over the table.
+    """
+    cases: list[tuple[str, str, list[str], list[str]]] = []
+    for loss, lr in product(LOSSES[1:], of.rates):
+        cases.append((loss, f"both {rate(lr)}", of.names(loss=loss, lr=lr), of.names(loss="sft", lr=lr)))
+    low, high = of.rates[0], of.rates[-1]
+    paper = f"{rate(low)}, SFT {rate(high)}"
+    cases.append(("dpo", paper, of.names(loss="dpo", lr=low), of.names(loss="sft", lr=high)))
+    for loss in LOSSES[1:]:
+        mine, theirs = best_rate(of, loss), best_rate(of, "sft")
+        where = f"best for each: {rate(mine)}, SFT {rate(theirs)}"
+        cases.append((loss, where, of.names(loss=loss, lr=mine), of.names(loss="sft", lr=theirs)))
+    return _compared(of, cases)
+
+
+def best_rate(of: Findings, loss: str) -> float:
+    """The rate with the lowest final NLL of held-out solutions, a choice that looks at no accuracy."""
+    curves = of.table("training_curves").query("metric == 'heldout_nll'")
+    last = curves.sort_values("step").groupby("run").value.last()
+    return min(of.rates, key=lambda lr: np.mean([last[run] for run in of.names(loss=loss, lr=lr)]))
+
+
+def mixed(of: Findings) -> str:
+    """Losses on the prompts that have right and wrong rollouts, against the same losses on all, and against DPO."""
+    cases = []
+    runs = of.runs[of.runs.prompts == "mixed"]
+    for loss in LOSSES[:-1]:
+        for lr in sorted(runs.lr.unique()):
+            mine, whole = of.names(loss=loss, lr=lr, prompts="mixed"), of.names(loss=loss, lr=lr)
+            if mine:
+                cases.append((f"{loss}, mixed prompts", f"{loss}, all prompts, {rate(lr)}", mine, whole))
+                cases.append(("dpo", f"{loss}, mixed prompts, {rate(lr)}", of.names(loss="dpo", lr=lr), mine))
+    return _compared(of, cases, ("", "less"))
+
+
+def _compared(
+    of: Findings, cases: Sequence[tuple[str, str, list[str], list[str]]], head: tuple[str, str] = ("loss", "rates")
+) -> str:
+    found = [[of.difference(mine, theirs, each) for each in BENCHMARKS[:3]] for _, _, mine, theirs in cases]
+    corrected = iter(holm([one.p for row in found for one in row]))
+    rows = []
+    for (what, where, _, _), row in zip(cases, found, strict=True):
+        cells = []
+        for one in row:
+            p = next(corrected)
+            cells.append(f"**{one.written()}**" if p < 0.05 else one.written())
+        rows.append([what, where, *cells])
+    return sheet([*head, *(f"{each}, points" for each in BENCHMARKS[:3])], rows)
+
+
+def matched(of: Findings) -> str:
+    """Accuracy of every loss with its delta scaled to the norm, and to the divergence, of the reference run."""
+    frame = of.table("matched")
+    frame = frame[frame.run.isin(of.runs.index)].merge(of.runs[["loss", "lr", "prompts"]], left_on="run", right_index=True)
+    frame = frame[frame.prompts == "all"]
+    rows = []
+    for loss, lr in product(LOSSES, of.rates):
+        mine = frame[(frame.loss == loss) & np.isclose(frame.lr, lr)]
+        row = [loss, rate(lr)]
+        for quantity in ("norm", "kl"):
+            part = mine[mine.quantity == quantity]
+            row += [spread(part.scale, two), spread(part.nll, two), spread(part.accuracy, typeset.percent)]
+        rows.append(row)
+    head = [f"{what}, equal {where}" for where in ("norm", "KL") for what in ("scale", "NLL", "accuracy")]
+    return sheet(["loss", "lr", *head], rows)
+
+
+def prescreen(of: Findings) -> str:
+    """The strongest metric of each outcome, and how many survive correction with and without controls."""
+    frame = of.table("prescreen")
+    rows = []
+    for outcome, part in frame.groupby("outcome", sort=False):
+        known = part.dropna(subset=["rho"])
+        if known.empty:
+            continue
+        alone, partial = (known[known[column] < 0.05] for column in ("p_holm", "partial_p_holm"))
+        for row in known.reindex(known.rho.abs().sort_values(ascending=False).index).head(3).itertuples():
+            rows.append(
+                [
+                    str(outcome), row.metric, f"{two(row.rho)} {typeset.interval(row.low, row.high)}",
+                    typeset.p_value(row.p_holm),
+                    f"{two(row.partial_rho)} {typeset.interval(row.partial_low, row.partial_high)}",
+                    typeset.p_value(row.partial_p_holm), f"{len(alone)}, {len(partial)} of {len(known)}",
+                ]
+            )  # fmt: skip
+    head = ["outcome", "metric", "rank correlation", "p", "norm and lr partialled out", "p"]
+    return sheet([*head, "metrics with p < .05: alone, partial"], rows)
+
+
+def adapters(of: Findings) -> str:
+    """Cosines to SFT, norms and accuracies by what was trained."""
+    norms = of.table("deltas").query("scope == 'global'").set_index("run").norm
+    rows = []
+    for kind, loss in product(("attention", "all linear", "all weights"), LOSSES):
+        runs = of.names(loss=loss, adapters=kind, init_seed=None)
+        if not runs:
+            continue
+        found = of.pairs("cosine_baselines", runs, of.names(loss="sft", adapters=kind, init_seed=None))
+        found = found[~of.same_order(found)] if loss == "sft" else found[of.same_order(found)]
+        rows.append(
+            [
+                kind, f"{loss}, other order" if loss == "sft" else loss, spread(found.cosine, two),
+                spread([norms[run] for run in runs], two),
+                *(spread(of.accuracy(runs, each), typeset.percent) for each in BENCHMARKS),
+            ]
+        )  # fmt: skip
+    return sheet(["trained", "loss", "cosine to SFT", "norm", *BENCHMARKS], rows)
+
+
+def control(of: Findings) -> str:
+    """Cosines to SFT, norms and accuracies of a study whose rollouts are others."""
+    counts = of.table("counts").query("stage == 'rollouts'").set_index("name").value
+    norms = of.table("deltas").query("scope == 'global'").set_index("run").norm
+    rows = []
+    for loss in LOSSES:
+        runs = of.names(loss=loss)
+        found = of.pairs("cosine_baselines", runs, of.names(loss="sft"))
+        found = found[~of.same_order(found)] if loss == "sft" else found[of.same_order(found)]
+        rows.append(
+            [
+                f"{loss}, other order" if loss == "sft" else loss, spread(found.cosine, two),
+                spread([norms[run] for run in runs], two),
+                *(spread(of.accuracy(runs, each), typeset.percent) for each in BENCHMARKS[:3]),
+            ]
+        )  # fmt: skip
+    return sheet(["loss", "cosine to SFT", "norm", *BENCHMARKS[:3]], rows) + f"\n\n{dict(counts)}"
+
+
+BLOCKS: dict[str, tuple[str, Callable[[Findings], str]]] = {
+    "trained": ("verdict", what_was_trained),
+    "cosines": ("verdict", cosines),
+    "initialisation": ("verdict", initialisation),
+    "angles": ("verdict", angles),
+    "barriers": ("verdict", barriers),
+    "comparisons": ("verdict", comparisons),
+    "mixed": ("verdict", mixed),
+    "matched": ("verdict", matched),
+    "prescreen": ("verdict", prescreen),
+    "adapters": ("adapters", adapters),
+    "negative": ("negative", control),
+    "shuffled": ("shuffled", control),
+}
+"""The blocks of the page: the study each is made of, and how."""
+
+
+def blocks(studies: dict[str, Findings]) -> Iterator[tuple[str, str]]:
+    """Every block whose study is given."""
+    for name, (study, made) in BLOCKS.items():
+        if study in studies:
+            yield name, made(studies[study])
+
+
+def written_into(page: str, name: str, text: str) -> str:
+    """The page with a block of it replaced.
+
+    Raises:
+        ValueError: the page has no such block.
+    """
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+    if not pattern.search(page):
+        raise ValueError(f"the page has no block {name!r}: put <!-- {name} --> and <!-- end --> where it belongs.")
+    return pattern.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
+
+
+def main() -> None:
+    """Print the blocks, or write them into the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for study in dict.fromkeys(study for study, _ in BLOCKS.values()):
+        parser.add_argument(f"--{study}", metavar="STORE", help=f"store of the study {study}")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="the page whose blocks are replaced")
+    given = vars(parser.parse_args())
+    page = given.pop("write")
+    for name, text in blocks({study: Findings(store) for study, store in given.items() if store}):
+        if page is None:
+            print(f"## {name}\n\n{text}\n")
+        else:
+            page.write_text(written_into(page.read_text(), name, text))
+
+
+if __name__ == "__main__":
+    main()
