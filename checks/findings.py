@@ -1,4 +1,4 @@
-"""Every number of docs/findings.md: ``python -m checks.findings --verdict STORE --adapters STORE --write docs/findings.md``.
+"""Every number of docs/findings.md: ``python -m checks.findings --verdict STORE --write docs/findings.md``.
 
 The tables of the studies ``jobs/studies/verdict.yaml`` and its controls become the blocks of that page, each between
 ``<!-- NAME -->`` and ``<!-- end -->``, and two figures beside it. Without ``--write`` they are printed. A block whose
@@ -30,7 +30,6 @@ from raygeo.tables import BASE
 LOSSES = ("sft", "rft", "rift", "dft", "grpo", "dpo")
 HELDOUT, HARDER, OTHERS, RETAINED = "heldout", "harder", "other-families", "retained"
 BENCHMARKS = (HELDOUT, HARDER, OTHERS, RETAINED)
-_ALL = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
 _RESAMPLES = 4000
 
 
@@ -53,20 +52,15 @@ class Findings:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """Finished runs by name: loss, rate, seeds, prompts that were learned from, weights that were trained."""
+        """Finished runs by name: loss, rate, seeds, prompts that were learned from."""
         rows = []
         for run in self.table("runs").itertuples():
             if run.status == "finished":
                 params = json.loads(run.params)
-                loss, lora = params["loss"], params["training"].get("lora")
-                adapters = "all weights"
-                if lora:
-                    every = set(lora["target_modules"]) >= set(_ALL) or lora["target_modules"] == "all-linear"
-                    adapters = "all linear" if every else "attention"
                 rows.append(
                     {
                         "run": run.run, "loss": run.loss, "lr": run.lr, "seed": run.seed, "init_seed": run.init_seed,
-                        "prompts": loss.get("prompts", "all"), "adapters": adapters, "delta": run.delta,
+                        "prompts": params["loss"].get("prompts", "all"),
                     }
                 )  # fmt: skip
         return pd.DataFrame(rows).set_index("run")
@@ -116,7 +110,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference in accuracy, its 95 % interval over problems, its range over seeds, and a two-sided bootstrap p."""
+    """A difference in accuracy, its 95 % interval over problems, its range over seeds, a two-sided bootstrap p."""
 
     value: float
     low: float
@@ -128,17 +122,17 @@ class Difference:
 
     @classmethod
     def of(cls, each: np.ndarray, a: Sequence[float], b: Sequence[float]) -> "Difference":
-        """From the difference of each problem, and the accuracies of the runs, paired by seed where there are as many."""
+        """From the difference of each problem, and the accuracies of the runs, by seed where there are as many."""
         drawn = resampled_means(each, np.ones(len(each)), resamples=_RESAMPLES, seed=0)
         low, high = percentile_interval(drawn)
         apart = [x - y for x, y in (zip(a, b, strict=True) if len(a) == len(b) else product(a, b))]
         p = 2 * min((1 + (drawn <= 0).sum()) / (1 + len(drawn)), (1 + (drawn >= 0).sum()) / (1 + len(drawn)))
         return cls(float(each.mean()), low, high, min(apart), max(apart), min(1.0, float(p)), len(each))
 
-    def written(self) -> str:
-        """In percentage points."""
-        ends = typeset.interval(self.low, self.high, typeset.points)
-        return f"{typeset.points(self.value)} {ends}"
+    def marked(self, p: float) -> str:
+        """In percentage points, bold where the corrected ``p`` is below 5 %."""
+        said = f"{typeset.points(self.value)} {typeset.interval(self.low, self.high, typeset.points)}"
+        return f"**{said}**" if p < 0.05 else said
 
 
 def spread(values: Sequence[float], write: Callable[[float], str]) -> str:
@@ -174,7 +168,8 @@ def what_was_trained(of: Findings) -> str:
     for loss, lr in product(LOSSES, of.rates):
         runs = of.names(loss=loss, lr=lr)
         if runs:
-            moved = [spread([column.get(run) for run in runs], two) for column in (norms, kl)]
+            moved = [spread([norms[run] for run in runs], two)]
+            moved.append(spread([kl[run] for run in runs], lambda value: typeset.fixed(value, 4)))
             rows.append(
                 [loss, rate(lr), *moved, *(spread(of.accuracy(runs, each), typeset.percent) for each in BENCHMARKS)]
             )
@@ -223,12 +218,13 @@ def angles(of: Findings) -> str:
         found = found[~of.same_order(found)] if loss == "sft" else found[of.same_order(found)]
         if found.empty:
             continue
-        row = [f"{loss}, other order" if loss == "sft" else loss, rate(lr)]
+        row = [_with_sft(loss), rate(lr)]
         for side in ("left", "right"):
             rows_of = found[found.side == side]
             last = rows_of.groupby(["run_a", "run_b", "module"])["index"].transform("max")
-            for part in (rows_of[rows_of["index"] == rows_of["index"].min()], rows_of[rows_of["index"] == last]):
-                row.append(f"{degrees(part.angle_degrees.median())} ({degrees(part.null_degrees.median())})")
+            parts = rows_of[rows_of["index"] == rows_of["index"].min()], rows_of[rows_of["index"] == last]
+            medians = [(part.angle_degrees.median(), part.null_degrees.median()) for part in parts]
+            row += [f"{degrees(angle)} ({degrees(null)})" for angle, null in medians]
         rows.append(row)
     return sheet(["with SFT", "lr", "left, smallest", "left, largest", "right, smallest", "right, largest"], rows)
 
@@ -245,13 +241,13 @@ def barriers(of: Findings) -> str:
             above = int((found.chord_low > 0).sum())
             cells += [spread(found.chord, lambda value: typeset.fixed(value, 3)), f"{above} of {len(found)}"]
         if cells[1] != "0 of 0" or cells[3] != "0 of 0":
-            rows.append([f"{loss}, other order" if loss == "sft" else loss, rate(lr), *cells])
+            rows.append([_with_sft(loss), rate(lr), *cells])
     head = ["with SFT", "lr", "barrier, nats", "above 0", "at equal norms, nats", "above 0"]
     return sheet(head, rows)
 
 
 def comparisons(of: Findings) -> str:
-    """Accuracy of every loss less SFT's: at equal rates, at the rates that are best for each, and as the paper set them.
+    """Accuracy of every loss less SFT's: at equal rates, at the best rate of each, and as the paper set them.
 
     p are corrected by Holm over the table.
     """
@@ -284,40 +280,52 @@ def mixed(of: Findings) -> str:
             mine, whole = of.names(loss=loss, lr=lr, prompts="mixed"), of.names(loss=loss, lr=lr)
             if mine:
                 cases.append((f"{loss}, mixed prompts", f"{loss}, all prompts, {rate(lr)}", mine, whole))
-                cases.append(("dpo", f"{loss}, mixed prompts, {rate(lr)}", of.names(loss="dpo", lr=lr), mine))
+                best = best_rate(of, "dpo")
+                cases.append(
+                    (f"dpo, {rate(best)}", f"{loss}, mixed prompts, {rate(lr)}", of.names(loss="dpo", lr=best), mine)
+                )
     return _compared(of, cases, ("", "less"))
 
 
 def _compared(
     of: Findings, cases: Sequence[tuple[str, str, list[str], list[str]]], head: tuple[str, str] = ("loss", "rates")
 ) -> str:
+    cases = [case for case in cases if case[2] and case[3]]
     found = [[of.difference(mine, theirs, each) for each in BENCHMARKS[:3]] for _, _, mine, theirs in cases]
     corrected = iter(holm([one.p for row in found for one in row]))
-    rows = []
-    for (what, where, _, _), row in zip(cases, found, strict=True):
-        cells = []
-        for one in row:
-            p = next(corrected)
-            cells.append(f"**{one.written()}**" if p < 0.05 else one.written())
-        rows.append([what, where, *cells])
+    rows = [
+        [what, where, *(one.marked(next(corrected)) for one in row)]
+        for (what, where, _, _), row in zip(cases, found, strict=True)
+    ]
     return sheet([*head, *(f"{each}, points" for each in BENCHMARKS[:3])], rows)
 
 
 def matched(of: Findings) -> str:
-    """Accuracy of every loss with its delta scaled to the norm, and to the divergence, of the reference run."""
-    frame = of.table("matched")
-    frame = frame[frame.run.isin(of.runs.index)].merge(of.runs[["loss", "lr", "prompts"]], left_on="run", right_index=True)
-    frame = frame[frame.prompts == "all"]
-    rows = []
+    """Accuracy of every loss with its delta scaled to the norm, and to the divergence, of the reference run; beside SFT
+    so scaled, problem by problem. p are corrected by Holm over the table.
+    """
+    points = of.table("matched").set_index(["run", "quantity"])
+    examples = of.table("matched_examples").set_index(["run", "quantity"]).wrong
+    rows: list[list[Any]] = []
     for loss, lr in product(LOSSES, of.rates):
-        mine = frame[(frame.loss == loss) & np.isclose(frame.lr, lr)]
-        row = [loss, rate(lr)]
+        row: list[Any] = [loss, rate(lr)]
         for quantity in ("norm", "kl"):
-            part = mine[mine.quantity == quantity]
-            row += [spread(part.scale, two), spread(part.nll, two), spread(part.accuracy, typeset.percent)]
+            right = {}
+            for each in {loss, "sft"}:
+                keys = [(run, quantity) for run in of.names(loss=each, lr=lr)]
+                right[each] = [1 - np.asarray(examples[key]) for key in keys if key in examples.index]
+            found = points.reindex([(run, quantity) for run in of.names(loss=loss, lr=lr)])
+            row += [spread(found.scale, two), spread(found.accuracy, typeset.percent)]
+            if loss == "sft" or not right[loss] or not right["sft"]:
+                row.append(typeset.MISSING)
+            else:
+                mine, theirs = (np.stack(right[each], -1) for each in (loss, "sft"))
+                row.append(Difference.of(mine.mean(1) - theirs.mean(1), mine.mean(0).tolist(), theirs.mean(0).tolist()))
         rows.append(row)
-    head = [f"{what}, equal {where}" for where in ("norm", "KL") for what in ("scale", "NLL", "accuracy")]
-    return sheet(["loss", "lr", *head], rows)
+    corrected = iter(holm([cell.p for row in rows for cell in row if isinstance(cell, Difference)]))
+    written = [[cell.marked(next(corrected)) if isinstance(cell, Difference) else cell for cell in row] for row in rows]
+    head = [f"{what}, equal {where}" for where in ("norm", "KL") for what in ("scale", "accuracy", "less SFT")]
+    return sheet(["loss", "lr", *head], written)
 
 
 def prescreen(of: Findings) -> str:
@@ -329,56 +337,38 @@ def prescreen(of: Findings) -> str:
         if known.empty:
             continue
         alone, partial = (known[known[column] < 0.05] for column in ("p_holm", "partial_p_holm"))
-        for row in known.reindex(known.rho.abs().sort_values(ascending=False).index).head(3).itertuples():
-            rows.append(
-                [
-                    str(outcome), row.metric, f"{two(row.rho)} {typeset.interval(row.low, row.high)}",
-                    typeset.p_value(row.p_holm),
-                    f"{two(row.partial_rho)} {typeset.interval(row.partial_low, row.partial_high)}",
-                    typeset.p_value(row.partial_p_holm), f"{len(alone)}, {len(partial)} of {len(known)}",
-                ]
-            )  # fmt: skip
+        strongest = known.reindex(known.rho.abs().sort_values(ascending=False).index).head(3)
+        rows += [
+            [
+                str(outcome), row.metric, f"{two(row.rho)} {typeset.interval(row.low, row.high)}",
+                typeset.p_value(row.p_holm),
+                f"{two(row.partial_rho)} {typeset.interval(row.partial_low, row.partial_high)}",
+                typeset.p_value(row.partial_p_holm), f"{len(alone)}, {len(partial)} of {len(known)}",
+            ]
+            for row in strongest.itertuples()
+        ]  # fmt: skip
     head = ["outcome", "metric", "rank correlation", "p", "norm and lr partialled out", "p"]
     return sheet([*head, "metrics with p < .05: alone, partial"], rows)
 
 
-def adapters(of: Findings) -> str:
-    """Cosines to SFT, norms and accuracies by what was trained."""
-    norms = of.table("deltas").query("scope == 'global'").set_index("run").norm
-    rows = []
-    for kind, loss in product(("attention", "all linear", "all weights"), LOSSES):
-        runs = of.names(loss=loss, adapters=kind, init_seed=None)
-        if not runs:
-            continue
-        found = of.pairs("cosine_baselines", runs, of.names(loss="sft", adapters=kind, init_seed=None))
-        found = found[~of.same_order(found)] if loss == "sft" else found[of.same_order(found)]
-        rows.append(
-            [
-                kind, f"{loss}, other order" if loss == "sft" else loss, spread(found.cosine, two),
-                spread([norms[run] for run in runs], two),
-                *(spread(of.accuracy(runs, each), typeset.percent) for each in BENCHMARKS),
-            ]
-        )  # fmt: skip
-    return sheet(["trained", "loss", "cosine to SFT", "norm", *BENCHMARKS], rows)
-
-
 def control(of: Findings) -> str:
-    """Cosines to SFT, norms and accuracies of a study whose rollouts are others."""
-    counts = of.table("counts").query("stage == 'rollouts'").set_index("name").value
+    """Cosines to SFT, norms and accuracies of a study with other weights or rollouts."""
     norms = of.table("deltas").query("scope == 'global'").set_index("run").norm
     rows = []
-    for loss in LOSSES:
-        runs = of.names(loss=loss)
-        found = of.pairs("cosine_baselines", runs, of.names(loss="sft"))
-        found = found[~of.same_order(found)] if loss == "sft" else found[of.same_order(found)]
-        rows.append(
-            [
-                f"{loss}, other order" if loss == "sft" else loss, spread(found.cosine, two),
-                spread([norms[run] for run in runs], two),
-                *(spread(of.accuracy(runs, each), typeset.percent) for each in BENCHMARKS[:3]),
-            ]
-        )  # fmt: skip
-    return sheet(["loss", "cosine to SFT", "norm", *BENCHMARKS[:3]], rows) + f"\n\n{dict(counts)}"
+    for loss, lr in product(LOSSES, of.rates):
+        runs, reference = of.names(loss=loss, lr=lr), of.names(loss="sft")
+        if runs:
+            found = of.pairs("cosine_baselines", runs, reference)
+            found = found[~of.same_order(found)] if loss == "sft" else found[of.same_order(found)]
+            accuracies = [spread(of.accuracy(runs, each), typeset.percent) for each in BENCHMARKS]
+            moved = spread([norms[run] for run in runs], two)
+            rows.append([_with_sft(loss), rate(lr), spread(found.cosine, two), moved, *accuracies])
+    return sheet(["loss", "lr", "cosine to SFT", "norm", *BENCHMARKS], rows)
+
+
+def _with_sft(loss: str) -> str:
+    """What is compared with SFT: SFT itself with another order of the rows."""
+    return f"{loss}, other order" if loss == "sft" else loss
 
 
 BLOCKS: dict[str, tuple[str, Callable[[Findings], str]]] = {
@@ -391,7 +381,8 @@ BLOCKS: dict[str, tuple[str, Callable[[Findings], str]]] = {
     "mixed": ("verdict", mixed),
     "matched": ("verdict", matched),
     "prescreen": ("verdict", prescreen),
-    "adapters": ("adapters", adapters),
+    "full": ("full", control),
+    "linear": ("linear", control),
     "negative": ("negative", control),
     "shuffled": ("shuffled", control),
 }
