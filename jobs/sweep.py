@@ -58,7 +58,8 @@ def sweep(
 
 def _studies(study: Path, over: str | None, overrides: list[str], store: str | None) -> list[Study]:
     """The study at every value of ``over``, all read before the first is run, so that a wrong value costs nothing."""
-    from raygeo.pipeline.config import load_study, read_yaml
+    from raygeo.pipeline.config import load_study
+    from raygeo.pipeline.written import read_yaml
 
     if over is None:
         return [load_study(study, overrides, store)]

@@ -3,8 +3,10 @@
 import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
+from os import PathLike
 from typing import Annotated, Any, ClassVar, Literal, Optional, TypeVar
 
 import yaml
@@ -30,6 +32,7 @@ from raygeo.paths import local_path, without_credentials
 from raygeo.pipeline.explaining import explain
 from raygeo.pipeline.judged import Judged, find_judged
 from raygeo.pipeline.plan import MOST_RUNS, Plan, RunEntries, TrainingDefaults
+from raygeo.pipeline.written import Lines, read_yaml
 from raygeo.search.settings import SweepSettings
 from raygeo.search.space import Range, Varied, refusal
 from raygeo.settings import AnyPlace, Name, Settings, faults
@@ -528,38 +531,76 @@ class Study(Settings):
 
 
 S = TypeVar("S", bound=Settings)
+_MOST_BYTES, _MOST_LINES = 1 << 20, 20
 
 # -- reading ------------------------------------------------------------------------------------------------------
 
 
-def load_study(path: str | Path, overrides: Sequence[str] = (), store: str | None = None) -> Study:
+def load_study(
+    given: "str | PathLike[str] | Mapping[str, Any] | Study", overrides: Sequence[str] = (), store: str | None = None
+) -> Study:
     """Read a study file, apply ``a.b=c`` overrides (values are YAML; ``a.0.b`` indexes lists), and validate it.
 
-    Relative paths of data files in the study are left as they are: relative to the working directory.
+    In place of a file, plain data or a study may be given. Relative paths of data files in the study are left as they
+    are: relative to the working directory.
 
     Raises:
-        ConfigError: naming every wrong key or value, what was read, and what is allowed.
+        ConfigError: naming every wrong key or value with its line, what was read, and what is allowed.
     """
-    try:
-        raw = read_yaml(_study_text(path))
-    except OSError as error:
-        raise ConfigError(f"the study file {str(path)!r} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the study file {str(path)!r} is not UTF-8 text.") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the study file {str(path)!r} is not YAML: {error}") from error
-    except ValueError as error:
-        raise ConfigError(f"the study file {str(path)!r} cannot be read: {error}.") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"the study file {str(path)!r} holds {type(raw).__name__}, not a mapping of settings.")
+    if isinstance(given, Study):
+        written = Written("study", given.model_dump(mode="json"))
+    elif isinstance(given, Mapping):
+        written = Written("study", deepcopy(dict(given)))
+    else:
+        written = _read_study(given)
     for override in overrides:
-        apply_override(raw, override)
+        apply_override(written.raw, override)
+        written.changed[tuple(override.partition("=")[0].split("."))] = f"--set {override}"
     if store is not None:
-        raw["store"] = store
-    return parse_study(raw, str(path))
+        written.raw["store"] = store
+        written.changed["store",] = "--store"
+    return _parse(Study, written)
 
 
-def _study_text(path: str | Path) -> str:
+@dataclass(frozen=True)
+class Written:
+    """Settings as plain data with their ``origin`` for errors: a name, of a file the ``lines`` too, and what of them
+    was ``changed`` by something else, by place.
+    """
+
+    origin: str
+    raw: dict[str, Any]
+    lines: Lines | None = None
+    changed: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    def where(self, location: Sequence[int | str]) -> str:
+        """What to look at for a problem with the settings at ``location``, as the beginning of a sentence."""
+        parts = tuple(map(str, location))
+        for place, said in self.changed.items():
+            if parts[: len(place)] == place:
+                return f"{said}: "
+        return "" if self.lines is None or not parts else f"{self.origin}:{self.lines.of(location)}: "
+
+
+def _read_study(path: "str | PathLike[str]") -> Written:
+    named = f"the study file {str(path)!r}"
+    try:
+        text = _study_text(path)
+        raw = read_yaml(text)
+    except OSError as error:
+        raise ConfigError(f"{named} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{named} is not UTF-8 text.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{named} is not YAML: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{named} cannot be read: {error}.") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{named} holds {type(raw).__name__}, not a mapping of settings.")
+    return Written(str(path), raw, Lines(text))
+
+
+def _study_text(path: "str | PathLike[str]") -> str:
     """What a study file holds."""
     with local_path(path).open("rb") as stream:
         content = stream.read(_MOST_BYTES + 1)
@@ -575,12 +616,17 @@ def parse_study(raw: dict[str, Any], origin: str = "study") -> Study:
 
 def parse_settings(model: type[S], raw: dict[str, Any], origin: str) -> S:
     """Validate plain data as ``model``; ``origin`` names it in errors (``ConfigError``)."""
-    if odd := list(islice(faults(raw), _MOST_LINES + 1)):
-        raise ConfigError(_listed(origin, odd))
+    return _parse(model, Written(origin, raw))
+
+
+def _parse(model: type[S], written: Written) -> S:
+    if odd := list(islice(faults(written.raw), _MOST_LINES + 1)):
+        raise ConfigError(_listed(written.origin, odd))
     try:
-        return model.model_validate(raw)
+        return model.model_validate(written.raw)
     except ValidationError as error:
-        raise ConfigError(_listed(origin, [explain(problem, model) for problem in error.errors()])) from None
+        said = [f"{written.where(problem['loc'])}{explain(problem, model)}" for problem in error.errors()]
+        raise ConfigError(_listed(written.origin, said)) from None
 
 
 def _listed(origin: str, said: list[str]) -> str:
@@ -611,49 +657,6 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: there is nothing to set at {path!r} in the study.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
-
-
-_MERGE = "tag:yaml.org,2002:merge"
-_MOST_BYTES, _MOST_MERGED, _MOST_LINES, _MOST_NESTED = 1 << 20, 10_000, 20, 64
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a mapping with a key twice, of which YAML's own loader takes the last in silence."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        lines: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _MERGE:
-                continue
-            key, line = self.construct_object(key_node), key_node.start_mark.line + 1
-            if key in lines:
-                where = f"in line {lines[key]} and again in line {line}"
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands {where}; keep one of them")
-            lines[key] = line
-        return node
-
-    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
-        if self.flow_level >= _MOST_NESTED:
-            raise yaml.MarkedYAMLError(problem=f"more than {_MOST_NESTED} lists or mappings stand in each other")
-        super().fetch_flow_collection_start(TokenClass)
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        if len(node.value) > _MOST_MERGED:
-            raise yaml.MarkedYAMLError(problem=f"merges (<<) make more than {_MOST_MERGED:,} keys of one mapping")
-
-
-def read_yaml(text: str) -> Any:
-    """Read YAML as plain data. Raises ``yaml.YAMLError``, naming both lines of a key that occurs twice."""
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except yaml.YAMLError:
-        raise
-    except RecursionError as error:
-        raise yaml.YAMLError("lists and mappings stand too deep in each other") from error
-    except Exception as error:  # of a constructor, which lets through what it cannot read
-        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
 
 
 def _number(text: str) -> Any:

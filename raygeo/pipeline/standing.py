@@ -11,9 +11,9 @@ import yaml
 from pydantic import TypeAdapter
 
 from raygeo.errors import StoreError
-from raygeo.pipeline.config import read_yaml
 from raygeo.pipeline.context import StageContext, reason, timed_stage
 from raygeo.pipeline.missing import forget_missing, note_missing
+from raygeo.pipeline.written import read_yaml
 from raygeo.progress import Progress, StageTime
 from raygeo.report.page import PageContext
 from raygeo.store import Store

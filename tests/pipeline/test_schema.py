@@ -9,8 +9,9 @@ from study_cases import tiny_study
 
 from raygeo.errors import ConfigError
 from raygeo.losses.registry import LOSSES
-from raygeo.pipeline.config import parse_study, read_yaml
+from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.schema import study_schema
+from raygeo.pipeline.written import read_yaml
 
 SHIPPED = sorted((Path(__file__).parents[2] / "jobs" / "studies").glob("*.yaml"))
 RANDOM = {"search": "random"}
