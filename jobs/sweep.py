@@ -73,7 +73,7 @@ def _studies(study: Path, over: str | None, overrides: list[str], store: str | N
     studies = []
     for value in values:
         given = load_study(study, [*overrides, f"{setting}={json.dumps(value)}"], store)
-        location, name = given.store or f"store/{given.name}", json.dumps(value).strip('"').replace("/", "_")
+        location, name = given.location, json.dumps(value).strip('"').replace("/", "_")
         studies.append(given.model_copy(update={"store": extended(location, f"-{name}")}))
     return studies
 

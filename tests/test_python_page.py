@@ -52,7 +52,7 @@ def test_the_study_is_whole_and_read(page):
 
 def test_a_run_answers_and_is_compared(page):
     names, _ = page
-    assert "7 and 5 are" in names["answer"]
+    assert names["answer"].startswith(names["prompt"])
     [row] = names["study"].table("similarity").filter(pa.compute.field("scope") == "global").to_pylist()
     assert names["together"] == pytest.approx(row["cosine"], rel=1e-6)
 

@@ -1,10 +1,10 @@
 """The study as typed models: one YAML file, refused before anything starts if a key or a value is wrong."""
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import islice
 from os import PathLike
 from typing import Annotated, Any, ClassVar, Literal, Optional, TypeVar
@@ -32,6 +32,7 @@ from raygeo.paths import local_path, without_credentials
 from raygeo.pipeline.explaining import explain
 from raygeo.pipeline.judged import Judged, find_judged
 from raygeo.pipeline.plan import MOST_RUNS, Plan, RunEntries, TrainingDefaults
+from raygeo.pipeline.shipped import shipped_studies
 from raygeo.pipeline.written import Lines, read_yaml
 from raygeo.search.settings import SweepSettings
 from raygeo.search.space import Range, Varied, refusal
@@ -382,7 +383,7 @@ class Study(Settings):
             whole = next((trial.name for trial in trials if self.reference_run in trial.names), None)
             if whole is not None:
                 raise ValueError(f"reference_run {self.reference_run!r} is only a part of a run; name {whole!r}")
-            near = difflib.get_close_matches(self.reference_run, names, 1) or names[:1]
+            near = get_close_matches(self.reference_run, names, 1) or names[:1]
             hint = f"did you mean {near[0]!r}?" if near else "its runs are chosen by the sweep; leave it out."
             raise ValueError(f"reference_run {self.reference_run!r} is not a run of the study; {hint}")
         compared = [spec.training for spec in self.plan.points() if spec.needs & FROM_BASE]
@@ -508,6 +509,11 @@ class Study(Settings):
                     raise refusal((*above, *place), domain.plain(), said)
 
     @property
+    def location(self) -> str:
+        """Where its store is."""
+        return self.store or f"store/{self.name}"
+
+    @property
     def plan(self) -> Plan:
         """The runs, known and to be found."""
         return Plan(self.runs, self.training, self.sweep or SweepSettings())
@@ -539,10 +545,10 @@ _MOST_BYTES, _MOST_LINES = 1 << 20, 20
 def load_study(
     given: "str | PathLike[str] | Mapping[str, Any] | Study", overrides: Sequence[str] = (), store: str | None = None
 ) -> Study:
-    """Read a study file, apply ``a.b=c`` overrides (values are YAML; ``a.0.b`` indexes lists), and validate it.
+    """Read a study file, or the shipped study of that name, apply ``a.b=c`` overrides, and validate it.
 
-    In place of a file, plain data or a study may be given. Relative paths of data files in the study are left as they
-    are: relative to the working directory.
+    Values of overrides are YAML, and ``a.0.b`` indexes lists. In place of a file plain data or a study may be given.
+    Relative paths of data files in the study are left as they are: relative to the working directory.
 
     Raises:
         ConfigError: naming every wrong key or value with its line, what was read, and what is allowed.
@@ -588,7 +594,9 @@ def _read_study(path: "str | PathLike[str]") -> Written:
         text = _study_text(path)
         raw = read_yaml(text)
     except OSError as error:
-        raise ConfigError(f"{named} cannot be read: {error.strerror}.") from error
+        near = get_close_matches(str(path), shipped_studies(), 1)
+        hint = f"; did you mean the shipped study {near[0]!r}?" if near else "."
+        raise ConfigError(f"{named} cannot be read: {error.strerror}{hint}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{named} is not UTF-8 text.") from error
     except yaml.YAMLError as error:
@@ -601,7 +609,9 @@ def _read_study(path: "str | PathLike[str]") -> Written:
 
 
 def _study_text(path: "str | PathLike[str]") -> str:
-    """What a study file holds."""
+    """What a study file holds, or the shipped study of that name."""
+    if not local_path(path).is_file() and (shipped := shipped_studies().get(str(path))) is not None:
+        return shipped.text
     with local_path(path).open("rb") as stream:
         content = stream.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:

@@ -1,7 +1,5 @@
 """What a store holds, one of its runs, or one of its tables, on the console or as JSON: ``raygeo show``."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -48,8 +46,7 @@ def show(store: Store, name: str | None = None, *, rows: int = 20, as_json: bool
     """
     shown = _find(store, name, rows)
     if as_json:
-        text = json.dumps(_finite(shown.plain()), indent=2, ensure_ascii=False, allow_nan=False, default=str)
-        out.print(text, markup=False, highlight=False, soft_wrap=True)
+        out.print(as_json(shown.plain()), markup=False, highlight=False, soft_wrap=True)
     else:
         shown.say(out)
 
@@ -219,14 +216,3 @@ def _say_table(out: Console, rows: Sequence[Mapping[str, Any]], columns: Sequenc
 def _cell(value: Any) -> str:
     text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
-
-
-def _finite(value: Any) -> Any:
-    """Plain data with null for numbers that JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value

@@ -13,7 +13,7 @@ from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.schema import study_schema
 from raygeo.pipeline.written import read_yaml
 
-SHIPPED = sorted((Path(__file__).parents[2] / "jobs" / "studies").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[2] / "raygeo" / "studies").glob("*.yaml"))
 RANDOM = {"search": "random"}
 
 
