@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
 from os import PathLike
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Optional, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic_core import InitErrorDetails
 
 from raygeo.analyses.analysis import Need
-from raygeo.analyses.registry import analyses
+from raygeo.analyses.registry import analyses, own_analysis
 from raygeo.cluster.settings import ActorSettings
 from raygeo.data.grading import GradingChoice
 from raygeo.data.readers import AnyPromptReader, AnyReader
@@ -34,6 +36,7 @@ from raygeo.pipeline.judged import Judged, find_judged
 from raygeo.pipeline.plan import MOST_RUNS, Plan, RunEntries, TrainingDefaults
 from raygeo.pipeline.shipped import shipped_studies
 from raygeo.pipeline.written import Lines, read_yaml
+from raygeo.plugins import is_own, look_in, names_own
 from raygeo.search.settings import SweepSettings
 from raygeo.search.space import Range, Varied, refusal
 from raygeo.settings import AnyPlace, Name, Settings, faults
@@ -259,7 +262,9 @@ class EvaluationSettings(Settings):
 
 
 class AskedAnalyses(Settings):
-    """The analyses; null switches one off."""
+    """The analyses; null switches one off. A key ``module:name`` asks for one of the study's own."""
+
+    model_config = ConfigDict(extra="allow")
 
     renamed: ClassVar[dict[str, str]] = {"yardsticks": "cosine_baselines"}
 
@@ -270,7 +275,16 @@ class AskedAnalyses(Settings):
         if not isinstance(given, Mapping):
             return given
         given = dict(given)
-        for name, analysis in analyses().items():
+        errors: list[InitErrorDetails] = []
+        for name in given.keys() - cls.model_fields.keys():
+            if not is_own(name):
+                errors.append(InitErrorDetails(type="extra_forbidden", loc=(name,), input=given[name]))
+            elif given[name] is not None:
+                given[name] = own_analysis(name).settings.model_validate(given[name])
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        for name in cls.model_fields:
+            analysis = analyses()[name]
             if name not in given and any(given.get(earlier, analyses()[earlier]) is None for earlier in analysis.after):
                 given[name] = None
         return given
@@ -278,7 +292,8 @@ class AskedAnalyses(Settings):
     def asked(self) -> dict[str, Settings]:
         """The settings of every analysis that is asked for, by name, in order."""
         given = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: settings for name, settings in given.items() if settings is not None}
+        given |= {own_analysis(name).name: settings for name, settings in (self.model_extra or {}).items()}
+        return {name: given[name] for name in analyses() if given.get(name) is not None}
 
     def refuse_lacking(self, lacking: Mapping[Need, str]) -> None:
         """Raise ``ValueError`` where an analysis needs what is lacking; ``lacking`` says why, and what to do."""
@@ -559,6 +574,9 @@ def load_study(
         written = Written("study", deepcopy(dict(given)))
     else:
         written = _read_study(given)
+    if names_own(written.raw):
+        for folder in (Path(), *([] if isinstance(given, Study | Mapping) else [Path(given).parent])):
+            look_in(folder)
     for override in overrides:
         apply_override(written.raw, override)
         written.changed[tuple(override.partition("=")[0].split("."))] = f"--set {override}"

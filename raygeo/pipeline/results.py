@@ -71,11 +71,11 @@ class Results:
         Raises:
             ConfigError: there is no such figure, or nothing to draw in it.
         """
-        known = {plot.name: plot for plot in parts().figures}
+        seen, known = self.seen, {plot.name: plot for plot in parts().figures}
         if name not in known:
             raise ConfigError(f"there is no figure {name!r}; {_near(name, list(known), 'the figures are')}")
         failures = Failures()
-        drawn = draw_figures(self.seen, replace(parts(), figures=(known[name],)), failures)
+        drawn = draw_figures(seen, replace(parts(), figures=(known[name],)), failures)
         for error in failures.reasons.values():
             raise error
         if name not in drawn:
