@@ -14,7 +14,7 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 quickstart: $(VENV)/.ready  ## set up and run the quick-start study: six losses and their geometry in a few minutes
-	$(BIN)/raygeo run jobs/studies/quickstart.yaml
+	$(BIN)/raygeo quickstart
 
 test: test-fast  ## set up and run all tests, on two processes: the fast ones, then those that need a cluster or are slow
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "cluster or slow"

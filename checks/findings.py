@@ -1,6 +1,6 @@
 """Every number of docs/findings.md: ``python -m checks.findings --verdict STORE --write docs/findings.md``.
 
-The tables of the studies ``jobs/studies/verdict.yaml`` and its controls become the blocks of that page, each between
+The tables of the studies ``raygeo/studies/verdict.yaml`` and its controls become the blocks of that page, each between
 ``<!-- NAME -->`` and ``<!-- end -->``, and two figures beside it. Without ``--write`` they are printed. A block whose
 study is not given stays as it is.
 """

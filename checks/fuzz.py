@@ -239,7 +239,8 @@ OVERRIDES = (
 
 def study(rng: random.Random, folder: Path) -> object:
     """A study file with something odd in it, and odd overrides."""
-    from raygeo.pipeline.config import load_study, parse_study, read_yaml, study_yaml
+    from raygeo.pipeline.config import load_study, parse_study, study_yaml
+    from raygeo.pipeline.written import read_yaml
 
     raw = changed(rng, rng.choice(STUDIES), rng.choice((1, 1, 2, 4)))
     try:

@@ -58,7 +58,8 @@ def sweep(
 
 def _studies(study: Path, over: str | None, overrides: list[str], store: str | None) -> list[Study]:
     """The study at every value of ``over``, all read before the first is run, so that a wrong value costs nothing."""
-    from raygeo.pipeline.config import load_study, read_yaml
+    from raygeo.pipeline.config import load_study
+    from raygeo.pipeline.written import read_yaml
 
     if over is None:
         return [load_study(study, overrides, store)]
@@ -72,7 +73,7 @@ def _studies(study: Path, over: str | None, overrides: list[str], store: str | N
     studies = []
     for value in values:
         given = load_study(study, [*overrides, f"{setting}={json.dumps(value)}"], store)
-        location, name = given.store or f"store/{given.name}", json.dumps(value).strip('"').replace("/", "_")
+        location, name = given.location, json.dumps(value).strip('"').replace("/", "_")
         studies.append(given.model_copy(update={"store": extended(location, f"-{name}")}))
     return studies
 

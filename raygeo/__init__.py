@@ -1,19 +1,112 @@
 """raygeo: what each offline reasoning loss does to the weights of a student."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raygeo.store import Store
+    from raygeo.pipeline.config import Study
+    from raygeo.pipeline.results import Results
 
 __version__ = "0.1.0"
 
 
-def open(location: str) -> "Store":
-    """Open a finished study: ``raygeo.open("store/quickstart").table("runs").to_pandas()``.
+def open(location: str) -> "Results":
+    """Open what a study or comparison left: ``raygeo.open("store/quickstart").table("runs").to_pandas()``.
 
     Raises:
         StoreError: there is no store at ``location``.
     """
+    from raygeo.pipeline.results import Results
     from raygeo.store import Store
 
-    return Store(location, create=False)
+    return Results(Store(location, create=False))
+
+
+def run(
+    study: "str | PathLike[str] | Mapping[str, Any] | Study",
+    *,
+    overrides: Sequence[str] = (),
+    store: str | None = None,
+    address: str | None = None,
+    until: str | None = None,
+    memory_check: bool = True,
+    wait: bool = False,
+    allow_failures: bool = False,
+) -> "Results":
+    """Run a study, or what its store lacks of it, and open what it left, as ``raygeo run`` does.
+
+    Args:
+        study: a file, its settings as plain data, or a ``Study``.
+        overrides: settings over those, as ``a.b=c``.
+        store: a path or URI in place of the study's own.
+        address: a running Ray cluster; by default RAY_ADDRESS, else none.
+        until: the last stage to run.
+        memory_check: whether to refuse what is not thought to fit.
+        wait: whether to wait while another process works on the store.
+        allow_failures: whether to return though a part failed, which ``failures`` and the page name.
+
+    Raises:
+        RaygeoError: what is wrong and what to do about it; everything finished before stays in the store.
+    """
+    from raygeo.pipeline.config import load_study
+
+    given = load_study(study, overrides, store)  # what is wrong in it is told before Ray is imported
+    from raygeo.pipeline.results import Results
+    from raygeo.pipeline.study import run_study
+
+    return Results(
+        run_study(
+            given,
+            address=address,
+            until=until,
+            memory_check=memory_check,
+            wait=wait,
+            allow_failures=allow_failures,
+        )
+    )
+
+
+def compare(
+    base: "str | PathLike[str]",
+    models: "Mapping[str, str | PathLike[str]] | Sequence[str | PathLike[str]]",
+    *,
+    solutions: "str | PathLike[str] | None" = None,
+    reference: str | None = None,
+    overrides: Sequence[str] = (),
+    store: str | None = None,
+    address: str | None = None,
+    wait: bool = False,
+) -> "Results":
+    """Compare models that were fine-tuned from one base, and open what was found, as ``raygeo compare`` does.
+
+    Args:
+        base: the model they were trained from, a folder or a hub id.
+        models: complete models, PEFT LoRA adapters or deltas of raygeo's, by name; those of a list are named after
+            their folders.
+        solutions: JSON lines with ``prompt`` and ``completion``, on which likelihood, states and curvature are
+            measured; without it only weights are compared.
+        reference: the model that others are compared with in summaries; by default the first.
+        overrides: settings, as ``a.b=c``.
+        store: a path or URI; by default ``store/comparison``.
+        address: a running Ray cluster; by default RAY_ADDRESS, else none.
+        wait: whether to wait while another process works on the store.
+
+    Raises:
+        RaygeoError: what is wrong and what to do about it; everything finished before stays in the store.
+    """
+    from raygeo.pipeline.comparison import plan_comparison
+
+    plan = plan_comparison(
+        str(base),
+        [str(model) for model in (models.values() if isinstance(models, Mapping) else models)],
+        names=list(models) if isinstance(models, Mapping) else (),
+        store=store,
+        solutions=None if solutions is None else str(solutions),
+        reference=reference,
+        overrides=overrides,
+    )
+    from raygeo.pipeline.compare import compare_models
+    from raygeo.pipeline.results import Results
+
+    return Results(compare_models(plan, address=address, wait=wait))

@@ -2,19 +2,22 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from signal import SIGINT
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from raygeo.logs import name_lines
 
+if TYPE_CHECKING:
+    from raygeo.progress import Progress
+
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="What each offline reasoning loss does to the weights of a student.",
@@ -25,6 +28,10 @@ SetOption = Annotated[list[str], typer.Option("--set", help="Override a setting,
 WaitOption = Annotated[bool, typer.Option("--wait", help="Wait while another process works on the store.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Remove it without asking.")]
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Path or URI of a store.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but what is wrong.")]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="Print every task, as the log file has it.")]
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A study file, or the name of a shipped study.")]
 AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; by default RAY_ADDRESS, else none.")]
 
 
@@ -61,26 +68,36 @@ def common(
 
 @app.command()
 def run(
-    study: Annotated[Path, typer.Argument(help="The study file.")],
+    study: StudyArgument,
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     store: StoreOption = None,
     address: AddressOption = None,
     until: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and plan it; make nothing.")] = False,
     memory_check: Annotated[bool, typer.Option(help="Refuse what is not thought to fit, before training.")] = True,
     wait: WaitOption = False,
     allow_failures: Annotated[bool, typer.Option("--allow-failures", help="End with 0 though a part failed.")] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Run a study: whatever its store lacks is made, in order; the rest is taken from the store."""
     with stoppable():
         from raygeo.pipeline.config import load_study
 
         given = load_study(study, overrides, store)  # what is wrong in it is told before Ray is imported
+        if dry_run:
+            from raygeo.pipeline.rehearsal import rehearse_study
+
+            if not rehearse_study(given, address=address, until=until):
+                raise typer.Exit(1)
+            return
         from raygeo.pipeline.study import run_study
 
         run_study(
             given,
             address=address,
             until=until,
+            progress=_progress(quiet, verbose),
             memory_check=memory_check,
             wait=wait,
             allow_failures=allow_failures,
@@ -88,8 +105,68 @@ def run(
 
 
 @app.command()
+def quickstart(
+    store: StoreOption = None,
+    overrides: SetOption = [],  # noqa: B006 (typer copies it)
+    address: AddressOption = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Run the shipped study `quickstart`: six losses on a small student made here, in minutes, without a download."""
+    run("quickstart", overrides, store, address, quiet=quiet, verbose=verbose)
+
+
+@app.command()
+def studies(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this one.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the shipped studies, which `run`, `plan` and `doctor` know by name; with a name, print its file."""
+    from raygeo.errors import ConfigError
+    from raygeo.pipeline.shipped import shipped_studies
+
+    known = shipped_studies()
+    if name is None:
+        if as_json:
+            _say_json([{"name": study.name, "about": study.about} for study in known.values()])
+            return
+        width = max(map(len, known))
+        for study in known.values():
+            typer.echo(f"{study.name.ljust(width)}  {study.about}")
+        typer.echo("raygeo studies NAME > mine.yaml copies one, to be changed.")
+        return
+    if name not in known:
+        raise ConfigError(f"{name!r} is no shipped study; {_near(name, known, 'they are')}")
+    typer.echo(known[name].text, nl=False)
+
+
+def _progress(quiet: bool, verbose: bool) -> "Progress":
+    """What a command shows of its work."""
+    from rich.console import Console
+
+    from raygeo.progress import Progress
+
+    if quiet and verbose:
+        raise typer.BadParameter("give either --quiet or --verbose")
+    name_lines(verbose=verbose)
+    return Progress(Console(stderr=True, quiet=quiet))
+
+
+def _say_json(plain: Any) -> None:
+    from raygeo.plain import as_json
+
+    typer.echo(as_json(plain))
+
+
+def _near(name: str, known: Iterable[str], said: str) -> str:
+    """What to say to whoever names something that there is not."""
+    near = get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"{said} {', '.join(known)}."
+
+
+@app.command()
 def plan(
-    study: Annotated[Path, typer.Argument(help="The study file.")],
+    study: StudyArgument,
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     store: StoreOption = None,
     device: Annotated[
@@ -103,6 +180,7 @@ def plan(
     data: Annotated[
         str | None, typer.Option(help="ROWS:PROMPT:COMPLETION, in tokens, instead of reading the rollouts.")
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Print what each stage of a study will take, before anything starts: memory, disk, hours; what does not fit."""
     with stoppable():
@@ -111,7 +189,7 @@ def plan(
         given = load_study(study, overrides, store)
         from raygeo.pipeline.budget.command import plan_study
 
-        if not plan_study(given, device=device, gpus=gpus, shapes=shapes, data=data):
+        if not plan_study(given, device=device, gpus=gpus, shapes=shapes, data=data, json=as_json):
             raise typer.Exit(1)
 
 
@@ -136,6 +214,8 @@ def compare(
     store: Annotated[str | None, typer.Option(help="Path or URI of the store; by default store/comparison.")] = None,
     address: AddressOption = None,
     wait: WaitOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Compare the weights of models that were fine-tuned from one base, without a study; writes the same page."""
     with stoppable():
@@ -147,7 +227,7 @@ def compare(
             comparison = load_comparison(base, overrides=overrides, **said)
         else:
             comparison = plan_comparison(base, models, names=names, overrides=overrides, **said)
-        compare_models(comparison, address=address, wait=wait)
+        compare_models(comparison, address=address, progress=_progress(quiet, verbose), wait=wait)
 
 
 @app.command()
@@ -159,16 +239,18 @@ def data(
         list[str],
         typer.Option("--set", help="A setting of the reader or of chat, as fields.completion=answer; may be repeated."),
     ] = [],  # noqa: B006 (typer copies it)
+    as_json: JsonOption = False,
 ) -> None:
     """Show what would be read of rollouts: their shape, a sample row, counts, and what is set aside and why."""
     from raygeo.pipeline.preview import preview
 
-    preview(paths, overrides=overrides, model=model, rows=rows)
+    preview(paths, overrides=overrides, model=model, rows=rows, json=as_json)
 
 
 @app.command()
 def losses(
     name: Annotated[str | None, typer.Argument(metavar="[TYPE]", help="Say all about this one.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List the losses a study can name; with a type, print its formula, needs and options in full."""
     from rich import box
@@ -181,7 +263,13 @@ def losses(
     from raygeo.losses.catalogue import describe
     from raygeo.losses.registry import LOSSES, ORIGINS, unknown
 
+    if name is not None and name not in LOSSES:
+        raise ConfigError(f"{unknown(name)}.")
     console = Console()
+    if as_json:
+        plain = [asdict(describe(loss)) | {"from": ORIGINS[loss_type]} for loss_type, loss in LOSSES.items()]
+        _say_json(plain if name is None else plain[[*LOSSES].index(name)])
+        return
     if name is None:
         table = Table("type", "minimised", "needs besides graded rollouts", "from", box=box.SIMPLE_HEAD, pad_edge=False)
         for entry in map(describe, LOSSES.values()):
@@ -190,8 +278,6 @@ def losses(
         console.print(table)
         console.print("raygeo losses TYPE prints one in full, with its options.")
         return
-    if name not in LOSSES:
-        raise ConfigError(f"{unknown(name)}.")
     entry = describe(LOSSES[name])
     origin = f" (type: {entry.type}, from {ORIGINS[name]})"
     console.print(Text.assemble((entry.title, "bold"), f"{origin}\n{entry.formula}\n{entry.paper}\n"))
@@ -209,6 +295,7 @@ def losses(
 def analyses(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Say all about this one.")] = None,
     page: Annotated[Path | None, typer.Option(help="Write the reference page of all analyses here.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List the analyses a study can ask for; with a name, print its options, tables and figures in full."""
     from rich import box
@@ -217,7 +304,7 @@ def analyses(
     from rich.table import Table
     from rich.text import Text
 
-    from raygeo.analyses.reference import NEEDS, entry, reference_page
+    from raygeo.analyses.reference import NEEDS, entry, plain_entry, reference_page
     from raygeo.analyses.registry import analyses, origins
     from raygeo.errors import ConfigError
 
@@ -226,15 +313,17 @@ def analyses(
         page.write_text(reference_page())
         console.print(f"{page}: {len(known)} analyses")
         return
+    if name is not None and name not in known:
+        raise ConfigError(f"{name!r}: no such analysis; {_near(name, known, 'the analyses are')}")
+    found = origins()
+    if as_json:
+        plain = {key: plain_entry(analysis) | {"from": found[key]} for key, analysis in known.items()}
+        _say_json([*plain.values()] if name is None else plain[name])
+        return
     if name is not None:
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the analyses are {', '.join(known)}."
-            raise ConfigError(f"{name!r}: no such analysis; {hint}")
         console.print(Markdown(entry(known[name])))
         return
     table = Table("analysis", "answers", "needs", "from", box=box.SIMPLE_HEAD, pad_edge=False)
-    found = origins()
     for analysis in known.values():
         needs = "; ".join(text for need, text in NEEDS.items() if need in analysis.needs)
         table.add_row(Text(analysis.name, "bold"), Text(analysis.question), Text(needs), Text(found[analysis.name]))
@@ -283,7 +372,7 @@ def show(
     store: StoreArgument,
     name: Annotated[str | None, typer.Argument(metavar="[RUN|TABLE]", help="Show this run, or this table.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of a table, the first ones.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Print how far a store's study is, its results and its verdict; or a run's settings and metrics; or a table."""
     from rich.console import Console
@@ -352,11 +441,11 @@ app.add_typer(stores, name="store")
 
 
 @stores.command("ls")
-def list_store(store: StoreArgument) -> None:
+def list_store(store: StoreArgument, as_json: JsonOption = False) -> None:
     """Print what a store holds: who writes to it, its studies and runs, and how much of each kind."""
     from raygeo.store import Store, commands
 
-    commands.list_store(Store(store, create=False))
+    commands.list_store(Store(store, create=False), json=as_json)
 
 
 @stores.command("rm")
@@ -409,7 +498,7 @@ def copy(
 
 @app.command()
 def doctor(
-    study: Annotated[Path | None, typer.Argument(help="A study file, to be held against what the cluster has.")] = None,
+    study: Annotated[str | None, typer.Argument(help="A study, to be held against what the cluster has.")] = None,
     overrides: SetOption = [],  # noqa: B006 (typer copies it)
     store: Annotated[str | None, typer.Option("--store", help="Path or URI of a store, tried on every node.")] = None,
     address: AddressOption = None,

@@ -25,6 +25,10 @@ class StoreError(RaygeoError, OSError):
     """The store cannot be read or written, or holds something unexpected."""
 
 
+class NoStoreError(StoreError):
+    """There is no store at the place."""
+
+
 class FullStoreError(StoreError):
     """The disk that the store is written to is full."""
 

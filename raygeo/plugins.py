@@ -1,10 +1,18 @@
-"""What other packages bring: objects named as entry points of a group."""
+"""What others bring: objects named as entry points of a group, or as ``module:name`` in a study file."""
 
-from collections.abc import Iterator
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from raygeo.errors import ConfigError
+
+_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def installed(group: str, what: str) -> Iterator[tuple[str, Any, str]]:
@@ -22,3 +30,56 @@ def installed(group: str, what: str) -> Iterator[tuple[str, Any, str]]:
                 f"the {what} {point.name!r} of {origin} cannot be loaded ({type(error).__name__}: {error}); fix or "
                 "uninstall that package."
             ) from error
+
+
+def is_own(name: Any) -> bool:
+    """Whether a name in a study file is ``module:name``."""
+    return isinstance(name, str) and _OWN.fullmatch(name) is not None
+
+
+def names_own(raw: Any) -> bool:
+    """Whether plain settings name anything as ``module:name``, as a type or as a key."""
+    if isinstance(raw, Mapping):
+        return any(is_own(key) or (key == "type" and is_own(value)) or names_own(value) for key, value in raw.items())
+    return isinstance(raw, list | tuple) and any(map(names_own, raw))
+
+
+FOLDERS: list[str] = []
+"""Where ``look_in`` lets modules be found."""
+
+
+def look_in(folder: str | Path) -> None:
+    """Let modules be found in ``folder`` too, here and in processes that are started from now on."""
+    place = str(Path(folder).resolve())
+    if place in FOLDERS:
+        return
+    FOLDERS.append(place)
+    sys.path.append(place)
+    known = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([*([known] if known else []), place])
+
+
+def named(path: str, what: str) -> Any:
+    """The object that is written ``module:name``.
+
+    Raises:
+        ConfigError: there is none, or its module fails; where, and why. ``what`` says in a word what it should be.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise ConfigError(_failed(path, what, error)) from error
+        raise ConfigError(
+            f"the {what} {path!r} cannot be loaded: there is no module {error.name!r} beside the study file, in the "
+            "working directory, or among the packages that are installed; on a cluster it must be there on every node."
+        ) from error
+    except Exception as error:
+        raise ConfigError(_failed(path, what, error)) from error
+
+
+def _failed(path: str, what: str, error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = "" if last.filename == __file__ else f" in {last.filename}, line {last.lineno}"
+    return f"the {what} {path!r} cannot be loaded: {type(error).__name__}{where}: {error}"

@@ -1,5 +1,6 @@
 """Progress on the driver: live bars on a terminal, a line now and then in a log, and the study's stage table."""
 
+import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
+from rich.text import Text
 
+from raygeo.logs import shown
 from raygeo.paths import without_credentials
 
 _LOG_SECONDS = 10.0
@@ -37,28 +40,38 @@ class Bar:
 
 
 class Progress:
-    """Shows what the driver is doing. ``console`` defaults to standard error."""
+    """Shows what the driver is doing, and writes it into the log. ``console`` defaults to standard error."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=True)
 
     def say(self, text: str) -> None:
         """Print one line, without user and password in its URIs."""
-        self.console.print(without_credentials(text), highlight=False, soft_wrap=True)
+        text = without_credentials(text)
+        self.console.print(text, highlight=False, soft_wrap=True)
+        shown.info("%s", Text.from_markup(text).plain)
+
+    def show(self, table: Table) -> None:
+        """Print a table."""
+        self.console.print(table)
+        wide = Console(width=120, file=io.StringIO())
+        wide.print(table)
+        shown.info("\n%s", wide.file.getvalue().rstrip())
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Bar]:
         """Show a bar for ``total`` units of work; where there is no terminal, lines with the time that is left."""
+        started = last = time.monotonic()
+        write = shown.info if self.console.is_terminal else self.say
+
+        def log(bar: Bar, note: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last >= max(_LOG_SECONDS, _LOG_SHARE * (now - started)):
+                last = now
+                write(f"  {title}: {counted(bar.done, bar.total, now - started)} {note}".rstrip())
+
         if not self.console.is_terminal:
-            started = last = time.monotonic()
-
-            def log(bar: Bar, note: str) -> None:
-                nonlocal last
-                now = time.monotonic()
-                if now - last >= max(_LOG_SECONDS, _LOG_SHARE * (now - started)):
-                    last = now
-                    self.say(f"  {title}: {counted(bar.done, bar.total, now - started)} {note}".rstrip())
-
             yield Bar(total, log)
             return
         columns = (
@@ -71,7 +84,12 @@ class Progress:
         )
         with RichProgress(*columns, console=self.console, transient=True) as rich:
             task = rich.add_task(title, total=total, note="")
-            yield Bar(total, lambda bar, note: rich.update(task, completed=bar.done, total=bar.total, note=note))
+
+            def draw(bar: Bar, note: str) -> None:
+                rich.update(task, completed=bar.done, total=bar.total, note=note)
+                log(bar, note)
+
+            yield Bar(total, draw)
 
 
 def counted(done: int, total: int, seconds: float) -> str:

@@ -113,7 +113,7 @@ class RunRecord:
         if self.stages is not None:
             labels = [str(stage["label"]) for stage in self.stages]
             return "+".join(labels) if self.leg is None else f"{labels[-1]} after {'+'.join(labels[:-1])}"
-        return None if self.loss is None else str(self.loss["type"])
+        return None if self.loss is None else str(self.loss["type"]).rpartition(":")[2]
 
     @property
     def lr(self) -> float | None:

@@ -1,11 +1,15 @@
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import raygeo
+from raygeo.analyses.registry import analyses
 from raygeo.cli import app
 from raygeo.errors import ConfigError
 from raygeo.losses import RIFT
@@ -54,6 +58,68 @@ def test_losses_refuses_what_is_none(name, said):
     result = run("losses", name)
     assert isinstance(result.exception, ConfigError)
     assert said in str(result.exception)
+
+
+def test_losses_and_analyses_as_json_have_every_one_with_its_options():
+    losses = json.loads(run("losses", "--json").output)
+    assert [loss["type"] for loss in losses] == [*LOSSES]
+    one = json.loads(run("losses", "rift", "--json").output)
+    assert one in losses
+    assert {option["name"] for option in one["options"]} == set(RIFT.model_fields) - {"type"}
+    found = json.loads(run("analyses", "--json").output)
+    assert [each["name"] for each in found] == [*analyses()]
+    curvature = json.loads(run("analyses", "curvature", "--json").output)
+    assert "value" in curvature["tables"]["curvature"]["columns"]
+    assert "spectra" in curvature["figures"]
+
+
+def test_data_as_json_has_what_is_printed(tmp_path):
+    lines = [{"prompt": f"{i} + 1 =", "completion": f"#### {i + 1}", "gold": "2"} for i in range(4)]
+    (tmp_path / "rollouts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    [found] = json.loads(run("data", str(tmp_path / "rollouts.jsonl"), "--json").output)
+    assert found["first"]["prompt"] == "0 + 1 ="
+    assert {name: found["counts"][name] for name in ("rows", "correct", "wrong")} == {
+        "rows": 4,
+        "correct": 1,
+        "wrong": 3,
+    }
+    assert found["lengths"]["prompts"] == [7, 7, 7, 7]
+
+
+def test_shipped_studies_are_listed_and_printed():
+    files = sorted((Path(raygeo.__file__).parent / "studies").glob("*.yaml"))
+    listed = json.loads(run("studies", "--json").output)
+    assert [study["name"] for study in listed] == [file.stem for file in files]
+    assert all(20 < len(study["about"]) < 200 and study["about"][-1] in ".?" for study in listed)
+    assert all(study["name"] in run("studies").output for study in listed)
+    assert run("studies", "quickstart").output == (files[0].parent / "quickstart.yaml").read_text()
+    refused = run("studies", "quickstrat").exception
+    assert isinstance(refused, ConfigError)
+    assert "did you mean 'quickstart'" in str(refused)
+
+
+def test_quick_start_is_the_shipped_study(monkeypatch):
+    asked = []
+    monkeypatch.setattr("raygeo.cli.run", lambda *arguments, **options: asked.append((arguments, options)))
+    run("quickstart", "--store", "here", "-q")
+    [((study, overrides, store, address), options)] = asked
+    assert (study, overrides, store, address) == ("quickstart", [], "here", None)
+    assert options == {"quiet": True, "verbose": False}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(shell):
+    def completed(typed):
+        words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1), "_TYPER_COMPLETE_ARGS": typed}
+        asked = {"_RAYGEO_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+        code = "import sys; sys.argv[0] = 'raygeo'; from raygeo.cli import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | asked | words, capture_output=True, text=True
+        )
+        return done.stdout
+
+    assert "quickstart" in completed("raygeo quick")
+    assert "--dry-run" in completed("raygeo run --dry")
 
 
 def test_the_command_line_starts_without_heavy_imports():

@@ -1,12 +1,16 @@
 """Commands that open a store or ask Ray; those that only tell are in ``test_cli``."""
 
+import json
+
 import pytest
 import yaml
 from study_cases import tiny_study
 from typer.testing import CliRunner
 
 from raygeo.cli import app
-from raygeo.errors import ConfigError, StoreError
+from raygeo.errors import ClusterError, ConfigError, StoreError
+from raygeo.records import RunRecord
+from raygeo.tables import to_arrow
 
 pytestmark = pytest.mark.cluster
 
@@ -40,3 +44,52 @@ def test_a_stage_that_does_not_exist_is_refused_before_anything_starts(tmp_path)
     assert isinstance(result.exception, ConfigError)
     assert "the stages are student, rollouts" in str(result.exception)
     assert not (tmp_path / "store").exists()
+
+
+def test_a_dry_run_checks_and_plans_and_makes_nothing(ray_session, tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(tiny_study(store=str(tmp_path / "deep" / "store"))))
+    result = run("run", str(file), "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "training" in result.output
+    assert "in all: " in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+    refused = run("run", str(file), "--dry-run", "--set", "actors.cpus=999")
+    assert isinstance(refused.exception, ClusterError)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
+
+
+def test_a_dry_run_says_where_no_store_can_be_made(ray_session, tmp_path):
+    (tmp_path / "file").write_text("")
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(tiny_study()))
+    result = run("run", str(file), "--dry-run", "--store", str(tmp_path / "file" / "store"))
+    assert isinstance(result.exception, StoreError)
+
+
+def test_a_plan_as_json_is_one_object(tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(tiny_study(store=str(tmp_path / "store"))))
+    plan = json.loads(run("plan", str(tmp_path / "study.yaml"), "--device", "h100", "--json").output)
+    assert (plan["study"], plan["fits"]) == ("tiny", True)
+    training = next(need for need in plan["needs"] if need["what"].startswith("training"))
+    assert training["units"] == 1
+    assert training["device"]
+    assert training["problem"] is None
+
+
+def test_a_store_is_listed_as_json(store):
+    store.save_folder("deltas", "key", _folder(store))
+    row = RunRecord("sft", "key", "finished").row()
+    store.publish_rows("runs", to_arrow("runs", [row]))
+    listed = json.loads(run("store", "ls", store.location, "--json").output)
+    assert listed["runs"][0]["run"] == "sft"
+    assert listed["runs"][0]["deltas"] > 0
+    assert {kind["kind"] for kind in listed["kinds"]} == {"deltas", "tables"}
+    assert listed["bytes"] == sum(kind["bytes"] for kind in listed["kinds"])
+    assert listed["lease"] is None
+
+
+def _folder(store):
+    folder = store.scratch()
+    (folder / "delta.safetensors").write_bytes(b"0" * 100)
+    return folder

@@ -13,7 +13,6 @@ from study_cases import draw_rollouts
 from tiny import save_model, save_tiny_student, tiny_peft, tiny_qwen
 from typer.testing import CliRunner
 
-import raygeo
 from raygeo.cli import app
 from raygeo.cluster.execution import in_process
 from raygeo.errors import ConfigError, DataError, DeltaError, StudentError
@@ -83,7 +82,7 @@ def compared(models, tmp_path_factory):
     store = tmp_path_factory.mktemp("compared") / "store"
     names = ("full", "half", "one", "two")
     run(models / "base", *(models / name for name in names), "--store", store, "--reference", "one")
-    return raygeo.open(str(store))
+    return Store(str(store), create=False)
 
 
 def test_cosines_and_norms_are_those_of_the_weights_themselves(compared, models):
@@ -164,7 +163,7 @@ def test_a_file_says_how_models_were_trained(models, tmp_path):
 
 
 def test_the_shipped_comparison_is_valid():
-    file = Path(__file__).parents[1] / "jobs" / "studies" / "adapters.yaml"
+    file = Path(__file__).parents[1] / "raygeo" / "studies" / "adapters.yaml"
     comparison = load_comparison(str(file), solutions="texts.jsonl")
     assert len(comparison.described) == len(comparison.models)
     assert comparison.reference == "sft"
@@ -313,7 +312,9 @@ def test_hub_ids_are_found_where_the_hub_keeps_what_it_fetched(models, tmp_path,
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     run("someone/base", "someone/full", models / "half", "--store", tmp_path / "hub-ids")
     run(models / "base", models / "full", models / "half", "--store", tmp_path / "folders")
-    by_id, by_folder = (raygeo.open(str(tmp_path / name)).table("similarity") for name in ("hub-ids", "folders"))
+    by_id, by_folder = (
+        Store(str(tmp_path / name), create=False).table("similarity") for name in ("hub-ids", "folders")
+    )
     assert by_id.num_rows > 0
     assert by_id.equals(by_folder)
 

@@ -7,7 +7,7 @@ from raygeo.errors import ConfigError
 from raygeo.pipeline.config import apply_override, load_study, parse_study, study_yaml
 from raygeo.settings import Settings
 
-STUDIES = Path(__file__).parent.parent / "jobs" / "studies"
+STUDIES = Path(__file__).parent.parent / "raygeo" / "studies"
 
 
 def study(**changes):
@@ -206,6 +206,72 @@ def test_a_key_may_be_given_again_where_it_is_merged_from_elsewhere(tmp_path):
 def test_a_key_twice_in_an_override_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="'lr' stands in line 1"):
         load_study(write(tmp_path, study()), ["training={steps: 2, lr: 1, lr: 2}"])
+
+
+FILE = """\
+name: x
+rollouts:
+  sample: {prompts: 8}
+training:
+  steps: 2
+
+  learning_rate: 1
+runs:
+  - loss: {type: sft}
+  - loss: {type: dpo, betta: 0.1}
+    lr: much
+  - {loss: {type: dppo}}
+evaluation:
+  engine: {type: vlm}
+"""
+
+
+def test_what_is_wrong_in_a_file_is_named_with_its_line(tmp_path):
+    path = write(tmp_path, FILE)
+    with pytest.raises(ConfigError) as refused:
+        load_study(path)
+    header, *said = str(refused.value).split("\n- ")
+    assert header == f"{path}:"
+    assert {line.removeprefix(f"{path}:").partition(":")[0]: line.split(": ")[1] for line in said} == {
+        "7": "training.learning_rate",
+        "10": "runs.1.loss.dpo.betta",
+        "11": "runs.1.lr",
+        "12": "runs.2.loss",
+        "14": "evaluation.engine.type",
+    }
+
+
+def test_what_is_missing_is_named_with_the_line_of_what_lacks_it(tmp_path):
+    path = write(tmp_path, "name: x\nruns:\n- {loss: {type: sft}}\n- lr: 1\nrollouts: {sample: {}}\n")
+    with pytest.raises(ConfigError, match=rf"{path}:4: runs\.1"):
+        load_study(path)
+
+
+def test_what_is_wrong_in_an_override_is_named_with_it(tmp_path):
+    path = write(tmp_path, study())
+    with pytest.raises(ConfigError, match=r"- --set training\.lr=much: training\.lr: "):
+        load_study(path, ["training.lr=much"])
+    with pytest.raises(ConfigError, match="- --store: store: "):
+        load_study(path, store="~nobody-knows/x")
+
+
+def test_merged_keys_have_the_line_they_are_merged_into(tmp_path):
+    path = write(tmp_path, "name: x\nrollouts: {sample: {}}\nruns:\n- {loss: {type: sft}}\ntraining:\n  <<: {lr: no}\n")
+    with pytest.raises(ConfigError, match=rf"{path}:5: training\.lr"):
+        load_study(path)
+
+
+def test_a_study_may_be_given_as_plain_data_by_name_or_as_itself(tmp_path, monkeypatch):
+    known = load_study(study(), ["training.lr=5e-4"], "elsewhere")
+    assert (known.store, known.specs()[0].training.lr) == ("elsewhere", 5e-4)
+    assert load_study(known) == known
+    assert load_study(known, ["name=other"]).name == "other"
+    monkeypatch.chdir(tmp_path)
+    assert load_study("quickstart").name == "quickstart"
+    (tmp_path / "quickstart").write_text(yaml.safe_dump(study(name="mine")))
+    assert load_study("quickstart").name == "mine", "a file comes before a shipped study"
+    with pytest.raises(ConfigError, match="'quickstrat' cannot be read: No such file or directory; did you mean the"):
+        load_study("quickstrat")
 
 
 def test_benchmarks_of_one_name_are_refused():

@@ -11,12 +11,12 @@ from mlflow.tracking import MlflowClient
 from study_cases import draw_rollouts, save_parts, tiny_study
 from tiny import save_tiny_student
 
-import raygeo
 from raygeo.errors import DataError, RaygeoError, StudentError, TrainingError
 from raygeo.models.delta import open_delta
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.report import rewrite_report
 from raygeo.pipeline.study import run_study
+from raygeo.store import Store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -58,7 +58,7 @@ def finished(ray_session, tmp_path_factory):
     rollouts = save_parts(folder, prompts=30)["rollouts"]
     study = parse_study(tiny_study(rollouts=rollouts, training=TRAINING, runs=RUNS, store=location))
     run_study(study)
-    return study, raygeo.open(location)
+    return study, Store(location, create=False)
 
 
 def test_every_table_is_there(finished):
@@ -238,7 +238,7 @@ def test_a_study_in_which_nothing_finishes_says_why(finished, tmp_path):
         run_study(only)
     page = Path(tmp_path / "store" / "report.html").read_text()
     assert "lower lr" in page
-    assert not raygeo.open(only.store).table("similarity").num_rows
+    assert not Store(only.store, create=False).table("similarity").num_rows
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -260,7 +260,7 @@ def test_a_part_that_fails_is_left_out_named_and_made_by_the_same_call(finished,
     broken = parse_study(raw)
     with pytest.raises(RaygeoError, match=r"3 parts failed(.|\n)*- evaluation: (.|\n)*- geometry.sharpness: "):
         run_study(broken)
-    store = raygeo.open(str(location))
+    store = Store(str(location), create=False)
     for page in (location / "report.html", Path(rewrite_report(store))):
         text = page.read_text()
         assert "evaluation failed, so that its part of this page is missing" in text

@@ -1,6 +1,8 @@
 """The reference page of all analyses (``docs/analyses.md``), made of what they declare."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 
@@ -41,6 +43,23 @@ def _table(name: str, columns: pa.Schema) -> str:
 def entry(analysis: Analysis) -> str:
     """One analysis as Markdown."""
     return "\n".join(_lines(analysis))
+
+
+def plain_entry(analysis: Analysis) -> dict[str, Any]:
+    """One analysis as plain data."""
+    return {
+        "name": analysis.name,
+        "question": analysis.question,
+        "default": analysis.default,
+        "needs": sorted(analysis.needs),
+        "after": list(analysis.after),
+        "options": [asdict(option) for option in options(analysis.settings)],
+        "tables": {
+            name: {"about": about(columns), "columns": columns.names} for name, columns in analysis.tables.items()
+        },
+        "figures": [plot.name for plot in analysis.report.figures],
+        "metrics": [metric.name for metric in analysis.report.declared],
+    }
 
 
 def _lines(analysis: Analysis) -> Iterator[str]:

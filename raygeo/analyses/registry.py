@@ -1,7 +1,8 @@
 """Every analysis there is: the folders beside this file, and those that other packages bring.
 
 A folder has a module ``analysis`` with an ``ANALYSIS``. Another package names one as an entry point of the group
-``raygeo.analyses``; it must be installed wherever actors run.
+``raygeo.analyses``; it must be installed wherever actors run. A study may name one that is in no package by a key
+``module:name`` under ``geometry``.
 """
 
 from collections import Counter
@@ -9,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 import raygeo.analyses as package
 from raygeo.analyses.analysis import Analysis
 from raygeo.errors import ConfigError
-from raygeo.plugins import installed
+from raygeo.plugins import installed, named
 from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 from raygeo.report.study import CLOSING, STUDY
@@ -24,6 +25,8 @@ from raygeo.report.view import View
 from raygeo.tables import SCHEMAS
 
 GROUP = "raygeo.analyses"
+_OWN: dict[str, Analysis] = {}
+"""What studies have named, by ``module:name``."""
 
 
 class Known(NamedTuple):
@@ -48,7 +51,7 @@ def analyses() -> Mapping[str, Analysis]:
     ):
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
-            raise ConfigError(f"two analyses bring the {what} {twice[0]!r}; uninstall the package of one of them.")
+            raise ConfigError(f"two analyses bring the {what} {twice[0]!r}; rename one, or uninstall its package.")
     ordered = {analysis.name: analysis for analysis in sorted(found, key=lambda a: (a.order, a.name))}
     places = {name: place for place, name in enumerate(ordered)}
     for analysis in found:
@@ -56,6 +59,23 @@ def analyses() -> Mapping[str, Analysis]:
             if places.get(earlier, len(places)) >= places[analysis.name]:
                 raise ConfigError(f"the analysis {analysis.name!r} must come after {earlier!r}: raise its order.")
     return ordered
+
+
+def own_analysis(path: str) -> Analysis:
+    """The analysis that a study names as ``module:name``, which from then on is one of those that are known.
+
+    Raises:
+        ConfigError: it cannot be loaded, is no analysis, or does not fit the others.
+    """
+    if path not in _OWN:
+        _OWN[path] = _checked(named(path, "analysis"), path)
+        analyses.cache_clear()
+        try:
+            analyses()
+        except ConfigError:
+            del _OWN[path]
+            raise
+    return _OWN[path]
 
 
 def origins() -> dict[str, str]:
@@ -124,10 +144,15 @@ def _found() -> Iterator[tuple[Analysis, str]]:
         if module.ispkg:
             yield import_module(f"{package.__name__}.{module.name}.analysis").ANALYSIS, "raygeo"
     for value, analysis, origin in installed(GROUP, "analysis"):
-        if not isinstance(analysis, Analysis):
-            raise ConfigError(f"{value} of {origin} is {type(analysis).__name__}, not an Analysis.")
-        try:
-            analysis.settings()
-        except ValueError as error:
-            raise ConfigError(f"the analysis {value} of {origin} has an option without a default: {error}") from error
-        yield analysis, origin
+        yield _checked(analysis, f"{value} of {origin}"), origin
+    yield from ((analysis, path) for path, analysis in _OWN.items())
+
+
+def _checked(analysis: Any, called: str) -> Analysis:
+    if not isinstance(analysis, Analysis):
+        raise ConfigError(f"{called} is {type(analysis).__name__}, not an Analysis.")
+    try:
+        analysis.settings()
+    except ValueError as error:
+        raise ConfigError(f"the analysis {called} has an option without a default: {error}") from error
+    return analysis

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from raygeo.cluster.fitting import Fitting, listed
 from raygeo.errors import FullStoreError, LostProcessError, RaygeoError, WorkloadError
-from raygeo.logs import about
+from raygeo.logs import about, detail
 from raygeo.memory import free_memory, lacks_memory
 from raygeo.progress import Progress
 from raygeo.store import Store, is_full, outdated_units
@@ -178,6 +178,7 @@ def run_workload(
         progress.say(f"  {workload.name}: {outdated}")
     store.refer(workload.tables, [t.key for t in tasks])
     result = FanoutResult([t.key for t in tasks], reused=len(tasks) - len(todo))
+    detail.debug("%s: %d tasks, %d of them in the store", workload.name, len(tasks), result.reused)
     if not todo:
         return result
     fitting = Fitting(store, workload)
@@ -195,11 +196,13 @@ def run_workload(
                 if outcome.full:
                     why = (outcome.error or "").strip()
                     raise FullStoreError(f"{tasks_by_key[outcome.key].label}: a disk is full. {why}")
+                label, ended = tasks_by_key[outcome.key].label, "done" if outcome.error is None else "failed"
+                detail.debug("%s: %s %s in %.1f s", workload.name, label, ended, outcome.seconds)
                 if outcome.error is not None:
                     result.failures[outcome.key] = outcome.error
                 else:
                     result.made += 1
-                bar.advance(note=tasks_by_key[outcome.key].label)
+                bar.advance(note=label)
 
         execute(workload, store, todo, keep, len(tasks))
     if result.failures:

@@ -15,6 +15,7 @@ from ray._private import ray_constants
 
 from raygeo.errors import ClusterError
 from raygeo.interrupts import install
+from raygeo.plugins import FOLDERS
 
 ANSWER_SECONDS = 30.0
 
@@ -51,7 +52,8 @@ def _connect(address: str | None, cpus: int | None) -> None:
     if named:
         _check_answers(named)
         try:
-            ray.init(address=named, log_to_driver=False, logging_level=logging.WARNING)
+            own = {"runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(FOLDERS)}}} if FOLDERS else {}
+            ray.init(address=named, log_to_driver=False, logging_level=logging.WARNING, **own)
         except Exception as error:  # Ray raises bare ones too
             raise ClusterError(
                 f"the Ray cluster at {named!r} cannot be joined: {error}\nCheck, with `ray status` on the cluster, "
@@ -73,6 +75,11 @@ def _connect(address: str | None, cpus: int | None) -> None:
             )
     except Exception as error:
         ray.shutdown()
+        if "timed out" in str(error):
+            raise ClusterError(
+                "Ray did not start in time on this machine, which seems to be busy: run the same command again later, "
+                "or start Ray beforehand (`ray start --head`) and give --address auto."
+            ) from error
         raise ClusterError(
             f"Ray could not be started on this machine: {error}\nIts logs are in {tempfile.gettempdir()}/ray/"
             "session_latest/logs. On a busy machine the same command may do better later; see also that /tmp has space "

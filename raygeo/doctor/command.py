@@ -48,7 +48,7 @@ def examine(
     if console is None:
         console = Console()
         console = console if console.is_terminal else Console(width=_LOG_WIDTH)
-    location = store or (None if study is None else study.store or f"store/{study.name}")
+    location = store or (None if study is None else study.location)
     here = describe()
     missing = [package for package, version in here.versions.items() if version == MISSING]
     wrong = [f"the package {package} is missing; install raygeo again" for package in missing]

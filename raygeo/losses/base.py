@@ -95,7 +95,12 @@ class Loss(Settings):
     """Options, besides the defaults, that tests should go through."""
 
     type: str = ""
-    """Names the loss; empty in classes that several losses share."""
+    """Names the loss; empty in classes that several losses share, or that studies name as ``module:class``."""
+
+    @property
+    def label(self) -> str:
+        """What runs with it are called after: its type, without the module that this may name."""
+        return self.type.rpartition(":")[2]
 
     @property
     def needs(self) -> frozenset[Need]:

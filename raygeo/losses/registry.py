@@ -1,21 +1,25 @@
 """Every loss there is: the classes with a ``type`` in the modules beside this file, and what other packages bring.
 
 Another package names a ``Loss`` class as an entry point of the group ``raygeo.losses``; it must be installed wherever
-workers run.
+workers run. A study may name a class that is in no package by ``type: module:class``.
 """
 
+import hashlib
+import inspect
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard, Union, get_origin
 
-from pydantic import BeforeValidator, Discriminator, TypeAdapter
+from pydantic import Discriminator, SerializeAsAny, TypeAdapter, ValidatorFunctionWrapHandler, WrapValidator
 
 import raygeo.losses as package
 from raygeo.errors import ConfigError
 from raygeo.losses.base import Loss
-from raygeo.plugins import installed
+from raygeo.plugins import installed, is_own, named
 from raygeo.search.naming import describe
 from raygeo.search.space import Place
 
@@ -46,6 +50,28 @@ def unknown(name: object) -> str:
     return f"{name!r} is not a loss{hint}; the types are {', '.join(LOSSES)}"
 
 
+@cache
+def own_loss(path: str) -> type[Loss]:
+    """The class that a study names as ``module:class``.
+
+    Its revision follows from its module's text, so that runs are trained anew where that has changed.
+
+    Raises:
+        ConfigError: it cannot be loaded, is not a loss, or has a type of its own.
+    """
+    loss = named(path, "loss")
+    if not _is_loss(loss):
+        raise ConfigError(f"{path} is {loss!r}, not a subclass of Loss.")
+    if _type_of(loss):
+        raise ConfigError(f"the loss {path} has the type {_type_of(loss)!r}; leave its type out, as the path names it.")
+    if wrong := _lacking(loss):
+        raise ConfigError(f"the loss {path} {wrong}.")
+    if "revision" not in vars(loss):
+        text = Path(inspect.getfile(loss)).read_bytes()
+        loss.revision = int(hashlib.sha256(text).hexdigest()[:7], 16)
+    return loss
+
+
 def parse_loss(raw: Mapping[str, Any]) -> Loss:
     """The loss written as in a study; a ``pydantic.ValidationError`` where it is none."""
     return TypeAdapter(AnyLoss).validate_python(raw)
@@ -53,8 +79,9 @@ def parse_loss(raw: Mapping[str, Any]) -> Loss:
 
 def name_of(loss: Loss) -> str:
     """A loss's type and all that is not as by default: ``rift-negative=paper``."""
-    options: dict[Place, Any] = {(option,): value for option, value in loss.model_dump(exclude_defaults=True).items()}
-    return "-".join([loss.type, *([describe(options)] if options else [])])
+    changed = loss.model_dump(exclude_defaults=True, exclude={"type"})
+    options: dict[Place, Any] = {(option,): value for option, value in changed.items()}
+    return "-".join([loss.label, *([describe(options)] if options else [])])
 
 
 def variants(loss: type[Loss]) -> dict[str, Loss]:
@@ -80,9 +107,12 @@ def _is_loss(each: Any) -> TypeGuard[type[Loss]]:
 
 
 def _wrong(loss: type[Loss]) -> str:
-    """What a loss lacks to be named in a study; "" if nothing."""
-    if not _type_of(loss):
-        return "has no type of its own, as in type: Literal['sft'] = 'sft'"
+    """What a loss lacks to be named in a study by its type; "" if nothing."""
+    return _lacking(loss) if _type_of(loss) else "has no type of its own, as in type: Literal['sft'] = 'sft'"
+
+
+def _lacking(loss: type[Loss]) -> str:
+    """What a loss lacks besides a type; "" if nothing."""
     if missing := [name for name in ("title", "paper", "formula") if not hasattr(loss, name)]:
         return f"has no {missing[0]}"
     try:
@@ -98,11 +128,16 @@ def _type_of(loss: type[Loss]) -> str:
     return field.default if get_origin(field.annotation) is Literal else ""
 
 
-def _known(raw: Any) -> Any:
-    """Refuse a type that no loss has."""
-    if isinstance(raw, Mapping) and "type" in raw and raw["type"] not in [*LOSSES]:
-        raise ValueError(unknown(raw["type"]))
-    return raw
+def _own_or_known(raw: Any, handler: ValidatorFunctionWrapHandler) -> Loss:
+    """A loss of a study's own, or one of those that are known by their type."""
+    if isinstance(raw, Loss) and is_own(raw.type):
+        return raw
+    if isinstance(raw, Mapping) and "type" in raw:
+        if is_own(raw["type"]):
+            return own_loss(raw["type"]).model_validate(raw)
+        if raw["type"] not in [*LOSSES]:
+            raise ValueError(unknown(raw["type"]))
+    return handler(raw)
 
 
 _FOUND = find_losses()
@@ -114,4 +149,9 @@ ORIGINS: Mapping[str, str] = {name: origin for name, (_, origin) in _FOUND.items
 if TYPE_CHECKING:
     AnyLoss = Loss
 else:
-    AnyLoss = Annotated[Union[tuple(LOSSES.values())], Discriminator("type"), BeforeValidator(_known)]  # noqa: UP007
+    AnyLoss = Annotated[
+        Union[tuple(LOSSES.values())],  # noqa: UP007
+        Discriminator("type"),
+        WrapValidator(_own_or_known),
+        SerializeAsAny(),
+    ]

@@ -21,6 +21,7 @@ from raygeo.pipeline.comparison import Comparison
 from raygeo.pipeline.context import StageContext, timed_stage
 from raygeo.pipeline.geometry import analyse, published, run_records
 from raygeo.pipeline.journal import StoreJournal
+from raygeo.pipeline.logged import logged
 from raygeo.pipeline.probes import PROBES, save_probes
 from raygeo.pipeline.report import save_page, say_summary
 from raygeo.pipeline.standing import COMPARED, COMPARISON, Standing, now
@@ -69,6 +70,7 @@ def compare_models(
         handled(),
         held(store, "a comparison", wait=wait, say=progress.say),
         store.noting(COMPARED_HERE) as ledger,
+        logged(store, "comparison"),
     ):
         store.write_bytes(COMPARISON, settings.encode())
         try:
@@ -78,7 +80,7 @@ def compare_models(
             progress.say(f"\nstopped; done: {done}. The same command resumes.")
             raise
         ledger.whole = True
-    progress.console.print(stage_table(times))
+        progress.show(stage_table(times))
     context.check_whole()
     return store
 

@@ -15,7 +15,14 @@ from raygeo.errors import ConfigError
 from raygeo.generation.renderer import ChatSettings
 from raygeo.models.loading import Loading
 from raygeo.paths import local_path
-from raygeo.pipeline.config import GeometrySettings, ProbeSettings, apply_override, parse_settings, read_settings
+from raygeo.pipeline.config import (
+    GeometrySettings,
+    ProbeSettings,
+    apply_override,
+    parse_settings,
+    parse_written,
+    read_written,
+)
 from raygeo.settings import AnyPlace, Name, Settings
 from raygeo.tables import BASE
 
@@ -159,17 +166,15 @@ def load_comparison(
     reference: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Comparison:
-    """Read a comparison from a file; what was said on the command line goes before it, ``overrides`` before all.
+    """Read a comparison from a file; what was said on the command line goes before it.
 
     Raises:
         ConfigError: naming what is wrong.
     """
-    raw = read_settings(path, "comparison")
+    written = read_written(path, "comparison")
     said = {"store": store, "reference_run": reference, "solutions": None if solutions is None else {"path": solutions}}
-    raw |= {name: value for name, value in said.items() if value is not None}
-    for override in overrides:
-        apply_override(raw, override)
-    return parse_settings(Comparison, raw, path)
+    written.override(overrides, said)
+    return parse_written(Comparison, written)
 
 
 def name_models(models: Sequence[str]) -> list[str]:

@@ -1,17 +1,21 @@
 """The study as typed models: one YAML file, refused before anything starts if a key or a value is wrong."""
 
-import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Optional, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic_core import InitErrorDetails
 
 from raygeo.analyses.analysis import Need
-from raygeo.analyses.registry import analyses
+from raygeo.analyses.registry import analyses, own_analysis
 from raygeo.cluster.settings import ActorSettings
 from raygeo.data.grading import GradingChoice
 from raygeo.data.readers import AnyPromptReader, AnyReader
@@ -30,6 +34,9 @@ from raygeo.paths import local_path, without_credentials
 from raygeo.pipeline.explaining import explain
 from raygeo.pipeline.judged import Judged, find_judged
 from raygeo.pipeline.plan import MOST_RUNS, Plan, RunEntries, TrainingDefaults
+from raygeo.pipeline.shipped import shipped_studies
+from raygeo.pipeline.written import Lines, read_yaml
+from raygeo.plugins import is_own, look_in, names_own
 from raygeo.search.settings import SweepSettings
 from raygeo.search.space import Range, Varied, refusal
 from raygeo.settings import AnyPlace, Name, Settings, faults
@@ -255,7 +262,9 @@ class EvaluationSettings(Settings):
 
 
 class AskedAnalyses(Settings):
-    """The analyses; null switches one off."""
+    """The analyses; null switches one off. A key ``module:name`` asks for one of the study's own."""
+
+    model_config = ConfigDict(extra="allow")
 
     renamed: ClassVar[dict[str, str]] = {"yardsticks": "cosine_baselines"}
 
@@ -266,7 +275,16 @@ class AskedAnalyses(Settings):
         if not isinstance(given, Mapping):
             return given
         given = dict(given)
-        for name, analysis in analyses().items():
+        errors: list[InitErrorDetails] = []
+        for name in given.keys() - cls.model_fields.keys():
+            if not is_own(name):
+                errors.append(InitErrorDetails(type="extra_forbidden", loc=(name,), input=given[name]))
+            elif given[name] is not None:
+                given[name] = own_analysis(name).settings.model_validate(given[name])
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        for name in cls.model_fields:
+            analysis = analyses()[name]
             if name not in given and any(given.get(earlier, analyses()[earlier]) is None for earlier in analysis.after):
                 given[name] = None
         return given
@@ -274,7 +292,8 @@ class AskedAnalyses(Settings):
     def asked(self) -> dict[str, Settings]:
         """The settings of every analysis that is asked for, by name, in order."""
         given = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: settings for name, settings in given.items() if settings is not None}
+        given |= {own_analysis(name).name: settings for name, settings in (self.model_extra or {}).items()}
+        return {name: given[name] for name in analyses() if given.get(name) is not None}
 
     def refuse_lacking(self, lacking: Mapping[Need, str]) -> None:
         """Raise ``ValueError`` where an analysis needs what is lacking; ``lacking`` says why, and what to do."""
@@ -379,7 +398,7 @@ class Study(Settings):
             whole = next((trial.name for trial in trials if self.reference_run in trial.names), None)
             if whole is not None:
                 raise ValueError(f"reference_run {self.reference_run!r} is only a part of a run; name {whole!r}")
-            near = difflib.get_close_matches(self.reference_run, names, 1) or names[:1]
+            near = get_close_matches(self.reference_run, names, 1) or names[:1]
             hint = f"did you mean {near[0]!r}?" if near else "its runs are chosen by the sweep; leave it out."
             raise ValueError(f"reference_run {self.reference_run!r} is not a run of the study; {hint}")
         compared = [spec.training for spec in self.plan.points() if spec.needs & FROM_BASE]
@@ -505,6 +524,11 @@ class Study(Settings):
                     raise refusal((*above, *place), domain.plain(), said)
 
     @property
+    def location(self) -> str:
+        """Where its store is."""
+        return self.store or f"store/{self.name}"
+
+    @property
     def plan(self) -> Plan:
         """The runs, known and to be found."""
         return Plan(self.runs, self.training, self.sweep or SweepSettings())
@@ -528,51 +552,100 @@ class Study(Settings):
 
 
 S = TypeVar("S", bound=Settings)
+_MOST_BYTES, _MOST_LINES = 1 << 20, 20
 
 # -- reading ------------------------------------------------------------------------------------------------------
 
 
-def load_study(path: str | Path, overrides: Sequence[str] = (), store: str | None = None) -> Study:
-    """Read a study file, apply ``a.b=c`` overrides (values are YAML; ``a.0.b`` indexes lists), and validate it.
+def load_study(
+    given: "str | PathLike[str] | Mapping[str, Any] | Study", overrides: Sequence[str] = (), store: str | None = None
+) -> Study:
+    """Read a study file, or the shipped study of that name, apply ``a.b=c`` overrides, and validate it.
 
+    Values of overrides are YAML, and ``a.0.b`` indexes lists. In place of a file plain data or a study may be given.
     Relative paths of data files in the study are left as they are: relative to the working directory.
 
     Raises:
-        ConfigError: naming every wrong key or value, what was read, and what is allowed.
+        ConfigError: naming every wrong key or value with its line, what was read, and what is allowed.
     """
-    raw = read_settings(path, "study")
-    if "base" in raw and "models" in raw:
-        raise ConfigError(f"{str(path)!r} holds a comparison; run it by raygeo compare {path}.")
-    for override in overrides:
-        apply_override(raw, override)
-    if store is not None:
-        raw["store"] = store
-    return parse_study(raw, str(path))
+    if isinstance(given, Study):
+        written = Written("study", given.model_dump(mode="json"))
+    elif isinstance(given, Mapping):
+        written = Written("study", deepcopy(dict(given)))
+    else:
+        written = read_written(given, "study")
+        if {"base", "models"} <= written.raw.keys():
+            raise ConfigError(f"{str(given)!r} holds a comparison; run it by raygeo compare {given}.")
+    if names_own(written.raw):
+        for folder in (Path(), *([] if isinstance(given, Study | Mapping) else [Path(given).parent])):
+            look_in(folder)
+    written.override(overrides, {"store": store})
+    return parse_written(Study, written)
 
 
-def read_settings(path: str | Path, kind: str) -> dict[str, Any]:
-    """What a file of settings holds, as plain data; ``kind`` names it in errors.
+@dataclass(frozen=True)
+class Written:
+    """Settings as plain data with their ``origin`` for errors: a name, of a file the ``lines`` too, and what of them
+    was ``changed`` by something else, by place.
+    """
+
+    origin: str
+    raw: dict[str, Any]
+    lines: Lines | None = None
+    changed: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    def override(self, overrides: Sequence[str], options: Mapping[str, Any]) -> None:
+        """Change settings by ``a.b=c``, and by options of the same name that are given.
+
+        Raises:
+            ConfigError: there is nothing to set.
+        """
+        for override in overrides:
+            apply_override(self.raw, override)
+            self.changed[tuple(override.partition("=")[0].split("."))] = f"--set {override}"
+        for name, value in options.items():
+            if value is not None:
+                self.raw[name] = value
+                self.changed[name,] = f"--{name}"
+
+    def where(self, location: Sequence[int | str]) -> str:
+        """What to look at for a problem with the settings at ``location``, as the beginning of a sentence."""
+        parts = tuple(map(str, location))
+        for place, said in self.changed.items():
+            if parts[: len(place)] == place:
+                return f"{said}: "
+        return "" if self.lines is None or not parts else f"{self.origin}:{self.lines.of(location)}: "
+
+
+def read_written(path: "str | PathLike[str]", kind: str) -> Written:
+    """What a file of settings holds, or the shipped one of that name; ``kind`` says in errors what it is of.
 
     Raises:
         ConfigError: it cannot be read, or holds no settings.
     """
+    named = f"the {kind} file {str(path)!r}"
     try:
-        raw = read_yaml(_text_of(path))
+        text = _text_of(path)
+        raw = read_yaml(text)
     except OSError as error:
-        raise ConfigError(f"the {kind} file {str(path)!r} cannot be read: {error.strerror}.") from error
+        near = get_close_matches(str(path), shipped_studies(), 1)
+        hint = f"; did you mean the shipped study {near[0]!r}?" if near else "."
+        raise ConfigError(f"{named} cannot be read: {error.strerror}{hint}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the {kind} file {str(path)!r} is not UTF-8 text.") from error
+        raise ConfigError(f"{named} is not UTF-8 text.") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"the {kind} file {str(path)!r} is not YAML: {error}") from error
+        raise ConfigError(f"{named} is not YAML: {error}") from error
     except ValueError as error:
-        raise ConfigError(f"the {kind} file {str(path)!r} cannot be read: {error}.") from error
+        raise ConfigError(f"{named} cannot be read: {error}.") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"the {kind} file {str(path)!r} holds {type(raw).__name__}, not a mapping of settings.")
-    return raw
+        raise ConfigError(f"{named} holds {type(raw).__name__}, not a mapping of settings.")
+    return Written(str(path), raw, Lines(text))
 
 
-def _text_of(path: str | Path) -> str:
-    """What a file holds."""
+def _text_of(path: "str | PathLike[str]") -> str:
+    """What a file holds, or the shipped one of that name."""
+    if not local_path(path).is_file() and (shipped := shipped_studies().get(str(path))) is not None:
+        return shipped.text
     with local_path(path).open("rb") as stream:
         content = stream.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
@@ -587,12 +660,18 @@ def parse_study(raw: dict[str, Any], origin: str = "study") -> Study:
 
 def parse_settings(model: type[S], raw: dict[str, Any], origin: str) -> S:
     """Validate plain data as ``model``; ``origin`` names it in errors (``ConfigError``)."""
-    if odd := list(islice(faults(raw), _MOST_LINES + 1)):
-        raise ConfigError(_listed(origin, odd))
+    return parse_written(model, Written(origin, raw))
+
+
+def parse_written(model: type[S], written: Written) -> S:
+    """Validate settings as ``model`` (``ConfigError``)."""
+    if odd := list(islice(faults(written.raw), _MOST_LINES + 1)):
+        raise ConfigError(_listed(written.origin, odd))
     try:
-        return model.model_validate(raw)
+        return model.model_validate(written.raw)
     except ValidationError as error:
-        raise ConfigError(_listed(origin, [explain(problem, model) for problem in error.errors()])) from None
+        said = [f"{written.where(problem['loc'])}{explain(problem, model)}" for problem in error.errors()]
+        raise ConfigError(_listed(written.origin, said)) from None
 
 
 def _listed(origin: str, said: list[str]) -> str:
@@ -623,49 +702,6 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: there is nothing to set at {path!r} in the study.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
-
-
-_MERGE = "tag:yaml.org,2002:merge"
-_MOST_BYTES, _MOST_MERGED, _MOST_LINES, _MOST_NESTED = 1 << 20, 10_000, 20, 64
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a mapping with a key twice, of which YAML's own loader takes the last in silence."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        lines: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _MERGE:
-                continue
-            key, line = self.construct_object(key_node), key_node.start_mark.line + 1
-            if key in lines:
-                where = f"in line {lines[key]} and again in line {line}"
-                raise yaml.MarkedYAMLError(problem=f"the key {key!r} stands {where}; keep one of them")
-            lines[key] = line
-        return node
-
-    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
-        if self.flow_level >= _MOST_NESTED:
-            raise yaml.MarkedYAMLError(problem=f"more than {_MOST_NESTED} lists or mappings stand in each other")
-        super().fetch_flow_collection_start(TokenClass)
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        if len(node.value) > _MOST_MERGED:
-            raise yaml.MarkedYAMLError(problem=f"merges (<<) make more than {_MOST_MERGED:,} keys of one mapping")
-
-
-def read_yaml(text: str) -> Any:
-    """Read YAML as plain data. Raises ``yaml.YAMLError``, naming both lines of a key that occurs twice."""
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except yaml.YAMLError:
-        raise
-    except RecursionError as error:
-        raise yaml.YAMLError("lists and mappings stand too deep in each other") from error
-    except Exception as error:  # of a constructor, which lets through what it cannot read
-        raise yaml.YAMLError(f"a value cannot be read: {error}") from error
 
 
 def _number(text: str) -> Any:

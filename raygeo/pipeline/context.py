@@ -15,6 +15,7 @@ from rich.markup import escape
 from raygeo.cluster.execution import FanoutResult, run_workload, unit_tables, until_failure
 from raygeo.cluster.settings import ActorSettings
 from raygeo.errors import FullStoreError, RaygeoError, WorkloadError
+from raygeo.logs import detail
 from raygeo.paths import without_credentials
 from raygeo.pipeline.budget.rates import Rate, keep_rate
 from raygeo.pipeline.config import Study
@@ -48,6 +49,7 @@ class StageContext:
             StoreError: the store cannot be written.
         """
         self.missing[what] = error
+        detail.debug("%s failed", what, exc_info=error)
         note_missing(self.store, self.stage, what, reason(error))
         self.progress.say(f"  [red]{escape(what)} failed[/red]: {escape(reason(error))}")
 

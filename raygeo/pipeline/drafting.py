@@ -18,8 +18,9 @@ from raygeo.generation.renderer import renderer_for
 from raygeo.losses.registry import LOSSES
 from raygeo.models.hub import find_model
 from raygeo.models.loading import context_length, load_tokenizer, model_shape, read_config
-from raygeo.pipeline.config import parse_settings, parse_study, read_yaml
+from raygeo.pipeline.config import parse_settings, parse_study
 from raygeo.pipeline.preview import Asked, unfit_for, written
+from raygeo.pipeline.written import read_yaml
 from raygeo.report.typeset import percent
 
 _ASKED_FOR = ("sft", "rft", "dft", "rift", "grpo", "dpo")

@@ -24,9 +24,10 @@ from raygeo.models.adapter_config import ADAPTER_CONFIG, AdapterConfig
 from raygeo.models.delta import ADAPTER_FILE, open_delta
 from raygeo.models.loading import load_tokenizer
 from raygeo.models.merge import merge_run
-from raygeo.pipeline.config import HELDOUT, Study, parse_study, read_yaml
+from raygeo.pipeline.config import HELDOUT, Study, parse_study
 from raygeo.pipeline.problems import benchmark_problems
 from raygeo.pipeline.student import KIND, finished_run
+from raygeo.pipeline.written import read_yaml
 from raygeo.records import RunRecord
 from raygeo.store import Store
 from raygeo.tables import BASE

@@ -130,7 +130,7 @@ class StageEntry(_Entry):
     @property
     def label(self) -> str:
         """What the stage is called in the names of runs."""
-        return stage_label(self.loss.type, self.rounds)
+        return stage_label(self.loss.label, self.rounds)
 
 
 class RunEntry(_Entry):
@@ -169,7 +169,7 @@ class RunEntry(_Entry):
     @property
     def stem(self) -> str:
         """What the names of its runs begin with."""
-        labels = (stage_label(loss.type, part.rounds) for loss, part in zip(self.losses, self.parts, strict=True))
+        labels = (stage_label(loss.label, part.rounds) for loss, part in zip(self.losses, self.parts, strict=True))
         return self.name or "+".join(labels)
 
     @property
@@ -259,7 +259,7 @@ class PlannedStage:
     @property
     def label(self) -> str:
         """What the stage is called."""
-        return stage_label(self.spec.loss.type, self.rounds)
+        return stage_label(self.spec.loss.label, self.rounds)
 
     @property
     def specs(self) -> list[RunSpec]:

@@ -1,6 +1,8 @@
 """What would be read of rollouts, before a study reads them: ``raygeo data``."""
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from raygeo.generation.renderer import ChatRenderer, ChatSettings, Renderer, ren
 from raygeo.generation.renderer.conversation import is_conversation, messages_of
 from raygeo.models.loading import context_length, load_tokenizer, read_config
 from raygeo.pipeline.config import apply_override, load_study, parse_settings
+from raygeo.plain import as_json
 from raygeo.settings import Settings
 
 _LINES = {".json": "jsonl", ".jsonl": "jsonl", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
@@ -36,9 +39,9 @@ class Asked(Settings):
 
 def preview(
     paths: Sequence[str], *, overrides: Sequence[str] = (), model: str | None = None, rows: int = 1000,
-    console: Console | None = None,
+    json: bool = False, console: Console | None = None,
 ) -> None:  # fmt: skip
-    """Print what would be read of ``paths``, the first ``rows`` records of each reader, or all for 0.
+    """Print what would be read of ``paths``, the first ``rows`` records of each reader, or all for 0; as JSON if asked.
 
     Raises:
         ConfigError: an override is wrong.
@@ -51,18 +54,42 @@ def preview(
     if model is not None:
         renderer = renderer_for(load_tokenizer(model), asked[0].chat)
         context = context_length(read_config(model))
+    found = []
     for each in asked:
         reader = each.reader.resolved()
-        _say(out, Text(f"{_place(reader)}\n  {reader.described()}"))
         if rows:
             reader = reader.model_copy(update={"limit": min(rows, reader.limit or rows)})
         records = list(reader.rollouts())
+        counted = _count(records, renderer, context)
         sample = next((record for record in records if record.error is None), None)
+        if json:
+            first = (
+                None if sample is None else {name: value for name, value in sample.values.items() if value is not None}
+            )
+            found.append({"source": _place(reader), "read_as": reader.described(), "first": first, **asdict(counted)})
+            continue
+        _say(out, Text(f"{_place(reader)}\n  {reader.described()}"))
         if sample is not None:
             _show(out, sample, renderer)
-        _count(out, records, renderer, context)
+        _say_counts(out, counted)
         if rows and len(records) >= rows:
             _say(out, Text(f"Of the first {rows} records; --rows 0 reads all."))
+    if json:
+        out.print(as_json(found), markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What a study would count of some records: ``lengths`` are the least, median, ninth decile and most, in ``unit``,
+    by what has them; ``marks`` what the renderer found in the texts; ``set_aside`` some of the rows of no use.
+    """
+
+    counts: dict[str, int]
+    pairs: int
+    marks: dict[str, int]
+    unit: str
+    lengths: dict[str, tuple[int, int, int, int]]
+    set_aside: list[dict[str, Any]]
 
 
 def unfit_for(
@@ -159,7 +186,7 @@ def _show(out: Console, record: Record, renderer: Renderer | None) -> None:
         _say(out, Text(said, "yellow"))
 
 
-def _count(out: Console, records: Sequence[Record], renderer: Renderer | None, context: int | None) -> None:
+def _count(records: Sequence[Record], renderer: Renderer | None, context: int | None) -> _Counts:
     """What a study would count of the records, and how long they are."""
     lengths: list[tuple[int, int]] = []
 
@@ -171,23 +198,35 @@ def _count(out: Console, records: Sequence[Record], renderer: Renderer | None, c
 
     text = str if renderer is None else renderer.without_end
     found = validate(records, grading="auto", max_set_aside=1.0, unfit=unfit, text=text)
+    rows = zip(found.rollouts["prompt"].to_pylist(), found.rollouts["completion"].to_pylist(), strict=True)
+    marks = [] if renderer is None else [mark for row in rows for mark in renderer.own_marks(*row)]
+    sizes = zip(("prompts", "completions"), np.array(lengths).reshape(-1, 2).T, strict=True)
+    return _Counts(
+        counts={row["name"]: row["value"] for row in counts(found.rollouts, found) if row["name"] != "heldout_prompts"},
+        pairs=pa.compute.count_distinct(found.rollouts["pair"]).as_py(),
+        marks=dict(Counter(marks)),
+        unit="characters" if renderer is None else "tokens",
+        lengths={name: _quantiles(of) for name, of in sizes if len(of)},
+        set_aside=found.set_aside.slice(0, 3).to_pylist(),
+    )
+
+
+def _quantiles(sizes: np.ndarray) -> tuple[int, int, int, int]:
+    low, middle, high, most = (int(np.quantile(sizes, q, method="nearest")) for q in (0, 0.5, 0.9, 1))
+    return low, middle, high, most
+
+
+def _say_counts(out: Console, found: _Counts) -> None:
     _say(out, Text("\nWhat a study would count:", "bold"))
-    for row in counts(found.rollouts, found):
-        if row["name"] != "heldout_prompts" and (row["value"] or row["name"] in ("rows", "correct", "wrong")):
-            _say(out, Text(f"{row['value']:>9}  {row['name'].replace('_', ' ')}"))
-    pairs = pa.compute.count_distinct(found.rollouts["pair"]).as_py()
-    if pairs:
-        _say(out, Text(f"{pairs:>9}  given pairs"))
-    if renderer is not None:
-        rows = zip(found.rollouts["prompt"].to_pylist(), found.rollouts["completion"].to_pylist(), strict=True)
-        marks = [mark for row in rows for mark in renderer.own_marks(*row)]
-        for mark in dict.fromkeys(marks):
-            _say(out, Text(f"{marks.count(mark):>9}  {mark}"))
-    unit = "characters" if renderer is None else "tokens"
-    for name, sizes in zip(("prompts", "completions"), np.array(lengths).reshape(-1, 2).T, strict=True):
-        if len(sizes):
-            low, middle, high, most = (int(np.quantile(sizes, q, method="nearest")) for q in (0, 0.5, 0.9, 1))
-            said = f"{name} have {low} to {most} {unit}, half of them at most {middle}, nine in ten at most {high}"
-            _say(out, Text(said))
-    for row in found.set_aside.slice(0, 3).to_pylist():
+    for name, value in found.counts.items():
+        if value or name in ("rows", "correct", "wrong"):
+            _say(out, Text(f"{value:>9}  {name.replace('_', ' ')}"))
+    if found.pairs:
+        _say(out, Text(f"{found.pairs:>9}  given pairs"))
+    for mark, count in found.marks.items():
+        _say(out, Text(f"{count:>9}  {mark}"))
+    for name, (low, middle, high, most) in found.lengths.items():
+        said = f"{name} have {low} to {most} {found.unit}, half of them at most {middle}, nine in ten at most {high}"
+        _say(out, Text(said))
+    for row in found.set_aside:
         _say(out, Text(f"set aside: {row['source']}:{row['line']} {row['reason']}: {row['text'][:80]!r}", "yellow"))

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from raygeo.data.readers import Prompt, read_prompts
 from raygeo.errors import ConfigError
-from raygeo.pipeline.config import GYM, WORD_PROBLEMS, Benchmark, StudentSettings, Study, read_yaml
+from raygeo.pipeline.config import GYM, WORD_PROBLEMS, Benchmark, StudentSettings, Study
 from raygeo.pipeline.standing import STUDY
+from raygeo.pipeline.written import read_yaml
 from raygeo.store import Store
 from raygeo.toy.architecture import build_model
 from raygeo.toy.builtin import problems

@@ -10,14 +10,14 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from rich.markup import escape
 
-from raygeo.analyses.registry import parts, schemas, view
+from raygeo.analyses.registry import own_analysis, parts, schemas, view
 from raygeo.data.teacher import TOP_COLUMNS
 from raygeo.errors import StoreError
 from raygeo.pipeline.config import GYM, RolloutsSettings, Study, study_yaml
 from raygeo.pipeline.context import StudyContext, reason
 from raygeo.pipeline.geometry import run_records
 from raygeo.pipeline.revisions import outdated_tables, renamed_columns
-from raygeo.pipeline.standing import Standing, known_about, now
+from raygeo.pipeline.standing import Standing, known_about, now, own_analyses
 from raygeo.pipeline.student import Student
 from raygeo.progress import Progress
 from raygeo.report.console import summary
@@ -187,12 +187,15 @@ _LONG = {
 
 
 def published_tables(store: Store, failures: Failures | None = None) -> dict[str, pa.Table]:
-    """Every table that raygeo knows, empty where the store has none, or one whose columns have other names.
+    """Every table of the analyses that are known, the study's own too; empty where the store has none, or one whose
+    columns have other names.
 
     The texts and log-probabilities of all rollouts are left out. A table that cannot be read is empty, and noted among
     the ``failures``.
     """
     failures = Failures() if failures is None else failures
+    for path in own_analyses(store):
+        failures.attempt(f"the analysis {path}", partial(own_analysis, path))
     tables = {}
     for name, columns in schemas().items():
         kept = pa.schema([field for field in columns if field.name not in _LONG.get(name, ())], columns.metadata)
@@ -216,8 +219,8 @@ def save_page(store: Store, context: PageContext) -> Page:
     Raises:
         StoreError: the page cannot be written.
     """
-    failures, made = Failures(), parts()
-    tables = published_tables(store, failures)
+    failures = Failures()
+    tables, made = published_tables(store, failures), parts()
     runs = [run for run in tables["runs"]["run"].to_pylist() if run != BASE]
     context = replace(
         context,

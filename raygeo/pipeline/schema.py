@@ -10,7 +10,7 @@ from typing import Any
 
 from raygeo.losses.registry import LOSSES
 from raygeo.pipeline.config import Study
-from raygeo.pipeline.plan import ALL, RunEntry, TrainingDefaults
+from raygeo.pipeline.plan import ALL, RunEntry, StageEntry, TrainingDefaults
 from raygeo.search.space import MOST_VALUES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -31,6 +31,15 @@ _RANGE: Schema = {
     ],
 }
 
+_OWN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+_OWN_ANALYSIS: Schema = {"description": "An analysis of your own: module:name.", "type": ["object", "null"]}
+_OWN_LOSS: Schema = {
+    "description": "A loss of your own: module:class.",
+    "type": "object",
+    "properties": {"type": {"type": "string", "pattern": _OWN}},
+    "required": ["type"],
+}
+
 
 def study_schema() -> Schema:
     """The schema (JSON Schema 2020-12) of a study file, with losses and analyses of installed packages.
@@ -42,6 +51,9 @@ def study_schema() -> Schema:
     runs = schema["properties"]["runs"]
     runs["minItems"] = runs.pop("minLength")  # pydantic takes what stands behind a validator for a text
     training, entry = definitions[TrainingDefaults.__name__], definitions[RunEntry.__name__]
+    definitions["GeometrySettings"] |= {"additionalProperties": False, "patternProperties": {_OWN: _OWN_ANALYSIS}}
+    stages = definitions[StageEntry.__name__]["properties"]
+    stages["loss"] = _either(stages["loss"], _OWN_LOSS)
     for name, setting in training["properties"].items():  # of settings that may be left out pydantic keeps no bounds
         bounded = {key: value for key, value in setting.items() if key != "default"}
         for each in (entry, definitions["StageEntry"]):
@@ -125,7 +137,7 @@ def _with_groups(entry: Schema) -> Schema:
         "description": "Losses that a group in `loss` is taken without.",
     }
     return entry | {
-        "properties": fields | {"loss": _either(fields["loss"], group), "except": left_out},
+        "properties": fields | {"loss": _either(fields["loss"], group, _OWN_LOSS), "except": left_out},
         "anyOf": [{"required": ["loss"]}, {"required": ["stages"]}],
         "dependentSchemas": {"except": {"properties": {"loss": {"type": "string"}}, "required": ["loss"]}},
     }

@@ -1,7 +1,5 @@
 """What a store holds, one of its runs, or one of its tables, on the console or as JSON: ``raygeo show``."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -12,16 +10,14 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from raygeo.analyses.registry import parts, view
+from raygeo.analyses.registry import parts
 from raygeo.errors import ConfigError
 from raygeo.pipeline.missing import missing_parts
-from raygeo.pipeline.report import measured, published_tables
+from raygeo.pipeline.results import Results
 from raygeo.pipeline.standing import known_about
 from raygeo.records import RunRecord
-from raygeo.report.console import sentences, summary
-from raygeo.report.missing import Failures, gap
-from raygeo.report.page import PageContext
-from raygeo.report.view import View
+from raygeo.report.console import summary
+from raygeo.report.missing import gap
 from raygeo.store import Store
 from raygeo.tables import BASE
 
@@ -50,28 +46,25 @@ def show(store: Store, name: str | None = None, *, rows: int = 20, as_json: bool
     """
     shown = _find(store, name, rows)
     if as_json:
-        text = json.dumps(_finite(shown.plain()), indent=2, ensure_ascii=False, allow_nan=False, default=str)
-        out.print(text, markup=False, highlight=False, soft_wrap=True)
+        out.print(as_json(shown.plain()), markup=False, highlight=False, soft_wrap=True)
     else:
         shown.say(out)
 
 
 def _find(store: Store, name: str | None, rows: int) -> Shown:
-    about, failures = known_about(store), Failures()
-    known = store.names()
-    if name is None or name not in known:
-        tables = published_tables(store, failures)
-        runs = [run for run in tables["runs"]["run"].to_pylist() if run != BASE]
-        seen = view(tables, about.reference_run or next(iter(runs), ""))
-        if name is None:
-            return _study(store, seen, failures, known, about)
-        if name in (BASE, *seen.names):
-            return _run(seen, name, failures)
-        near = get_close_matches(name, [*seen.names, *known], 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"its runs are {', '.join(seen.names) or 'none'}."
+    results = Results(store)
+    if name is None:
+        return _study(results)
+    if name in results.tables:
+        first, count = store.first_rows(name, rows)
+        return ShownTable(name, count, first)
+    if name not in (BASE, *results.seen.names):
+        near = get_close_matches(name, [*results.seen.names, *results.tables], 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"its runs are {', '.join(results.seen.names) or 'none'}."
         raise ConfigError(f"{store.location} has no run and no table {name!r}; {hint}")
-    first, count = store.first_rows(name, rows)
-    return ShownTable(name, count, first)
+    run = results.run(name)
+    accuracy = [{key: value for key, value in row.items() if key != "run"} for row in run.accuracy.values()]
+    return ShownRun(run.record, name, accuracy, run.metrics)
 
 
 @dataclass(frozen=True)
@@ -164,8 +157,8 @@ class ShownStudy:
         _say(out, "raygeo show STORE RUN shows a run, and with the name of a table its rows.", "dim")
 
 
-def _study(store: Store, seen: View, failures: Failures, tables: list[str], about: PageContext) -> ShownStudy:
-    made = parts()
+def _study(results: Results) -> ShownStudy:
+    about, seen, store = known_about(results.store), results.seen, results.store
     ended = {stage for stage, *_ in about.timings}
     runs = []
     for name in (BASE, *seen.names):
@@ -179,6 +172,7 @@ def _study(store: Store, seen: View, failures: Failures, tables: list[str], abou
                 "accuracy": {row["benchmark"]: row["accuracy"] for row in seen.rows("accuracy", run=name)},
             }
         )
+    verdict = results.verdict
     return ShownStudy(
         title=about.title,
         student=about.student,
@@ -189,24 +183,13 @@ def _study(store: Store, seen: View, failures: Failures, tables: list[str], abou
         ],
         lacking=[stage for stage in about.stages if stage not in ended],
         runs=runs,
-        verdict=sentences(seen, made, failures),
+        verdict=verdict,
         missing=[
             *(gap(row["part"], row["reason"]) for row in missing_parts(store)),
-            *failures.sentences(),
+            *results.failures.sentences(),
         ],
-        tables=tables,
-        summary=list(summary(seen, made)),
-    )
-
-
-def _run(seen: View, name: str, failures: Failures) -> ShownRun:
-    return ShownRun(
-        record=seen.records.get(name),
-        name=name,
-        accuracy=[
-            {key: value for key, value in row.items() if key != "run"} for row in seen.rows("accuracy", run=name)
-        ],
-        metrics=measured(seen, parts(), failures).get(name, {}),
+        tables=list(results.tables),
+        summary=list(summary(seen, parts())),
     )
 
 
@@ -233,14 +216,3 @@ def _say_table(out: Console, rows: Sequence[Mapping[str, Any]], columns: Sequenc
 def _cell(value: Any) -> str:
     text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
-
-
-def _finite(value: Any) -> Any:
-    """Plain data with null for numbers that JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return value

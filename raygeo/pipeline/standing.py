@@ -11,9 +11,10 @@ import yaml
 from pydantic import TypeAdapter
 
 from raygeo.errors import StoreError
-from raygeo.pipeline.config import read_yaml
 from raygeo.pipeline.context import StageContext, reason, timed_stage
 from raygeo.pipeline.missing import forget_missing, note_missing
+from raygeo.pipeline.written import read_yaml
+from raygeo.plugins import is_own
 from raygeo.progress import Progress, StageTime
 from raygeo.report.page import PageContext
 from raygeo.store import Store
@@ -99,11 +100,7 @@ def known_about(store: Store) -> PageContext:
     if study is None and comparison is None and not store.names():
         raise StoreError(f"{store.location} holds neither a study nor a comparison; make one with `raygeo run`.")
     settings = (study or comparison or b"").decode(errors="replace")
-    try:
-        raw = read_yaml(settings)
-    except yaml.YAMLError:
-        raw = None
-    raw = raw if isinstance(raw, dict) else {}
+    raw = _plain(settings)
     compared = study is None and comparison is not None
     about = PageContext(
         title=str(raw.get("name") or store.location.rstrip("/").rpartition("/")[2]),
@@ -117,6 +114,21 @@ def known_about(store: Store) -> PageContext:
         ],
     )
     return replace(about, purpose=COMPARED) if compared else about
+
+
+def own_analyses(store: Store) -> list[str]:
+    """What the study or comparison asks for as ``module:name`` under ``geometry``."""
+    settings = store.read_bytes(STUDY) or store.read_bytes(COMPARISON) or b""
+    asked = _plain(settings.decode(errors="replace")).get("geometry")
+    return [name for name in asked if is_own(name)] if isinstance(asked, dict) else []
+
+
+def _plain(settings: str) -> dict[str, Any]:
+    try:
+        raw = read_yaml(settings)
+    except yaml.YAMLError:
+        raw = None
+    return raw if isinstance(raw, dict) else {}
 
 
 def _model(student: Any) -> str:

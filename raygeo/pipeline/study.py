@@ -18,6 +18,7 @@ from raygeo.pipeline.context import StudyContext, timed_stage
 from raygeo.pipeline.demands import check_demands, check_rollouts, check_student, cluster_to_check, is_made
 from raygeo.pipeline.evaluate import evaluate_runs
 from raygeo.pipeline.geometry import analyse_runs
+from raygeo.pipeline.logged import logged
 from raygeo.pipeline.problems import check_builtin
 from raygeo.pipeline.report import about_study, study_params, write_report
 from raygeo.pipeline.rollouts import provide_rollouts
@@ -62,17 +63,14 @@ def run_study(
         RaygeoError: what is wrong and what to do about it; everything finished before stays in the store.
         KeyboardInterrupt: SIGINT or SIGTERM came; the same call resumes.
     """
-    if until is not None and until not in STAGES:
-        raise ConfigError(f"--until {until!r} is not a stage; the stages are {', '.join(STAGES)}.")
-    if study.plan.open_entries():
-        import_optuna()  # now rather than after an hour
-    check_builtin(study)
+    check_settings(study, until)
     progress = progress or Progress()
-    store = Store(study.store or f"store/{study.name}")
+    store = Store(study.location)
     with (
         handled(),
         held(store, f"the study {study.name}", wait=wait, say=progress.say) as lease,
         store.noting(study.name) as ledger,
+        logged(store, study.name),
     ):
         store.write_bytes(STUDY, study_yaml(study).encode())
         tags = code_tags(content_key(study.model_copy(update={"store": None})))
@@ -89,10 +87,28 @@ def run_study(
             raise
         _close(tracking, "FAILED" if context.missing else "FINISHED", store, progress)
         ledger.whole = until is None
-    progress.console.print(stage_table(times))
+        progress.show(stage_table(times))
     if not allow_failures:
         context.check_whole()
     return store
+
+
+def check_settings(study: Study, until: str | None = None) -> None:
+    """Refuse what can be known to fail of the settings and the packages that are installed.
+
+    Raises:
+        ConfigError: ``until`` is no stage, optuna is not installed, or as ``check_builtin``.
+    """
+    if until is not None and until not in STAGES:
+        raise ConfigError(f"--until {until!r} is not a stage; the stages are {', '.join(STAGES)}.")
+    if study.plan.open_entries():
+        import_optuna()  # now rather than after an hour
+    check_builtin(study)
+
+
+def stages_until(until: str | None) -> tuple[str, ...]:
+    """The stages up to this one; all for None."""
+    return STAGES[: None if until is None else STAGES.index(until) + 1]
 
 
 def _close(tracking: Tracking, status: Status, store: Store, progress: Progress) -> None:
@@ -132,7 +148,7 @@ def _run_stages(
                 "anew what it needs"
             )
         memory_check = memory_check and not is_made(study, store)
-        stages = STAGES[: None if until is None else STAGES.index(until) + 1]
+        stages = stages_until(until)
         check_demands(study, store, stages)
         check_nodes(store, gpus=wants_gpu(study), say=progress.say)
         cluster = cluster_to_check(study, progress.say) if memory_check else None

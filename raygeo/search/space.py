@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from raygeo.plugins import is_own, named
 from raygeo.settings import Settings
 
 Place = tuple[str, ...]
@@ -184,8 +185,12 @@ def _varying(
             continue
         models, place = list(models_in(info.annotation)), (*above, name)
         if isinstance(value, Mapping) and models:
+            kind = value.get("type")
+            own = named(kind, name) if is_own(kind) else None
+            if isinstance(own, type) and issubclass(own, BaseModel):
+                models.append(own)
             for inner in models:
-                if len(models) == 1 or tag(inner) == value.get("type"):
+                if len(models) == 1 or inner is own or tag(inner) == kind:
                     yield from _varying(inner, value, above=place)
         elif name not in fixed and (
             (isinstance(value, Mapping) and not _holds(info.annotation, Mapping))

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import typer
 from rich import box
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from raygeo.plain import as_json
 from raygeo.store.cleaning import Removal, current_study, left_overs, named, remove, unneeded
 from raygeo.store.contents import CHECKPOINTS, DELTAS, MLFLOW, SNAPSHOTS, Contents, Item
 from raygeo.store.copying import copy_store
@@ -20,39 +22,71 @@ from raygeo.store.verification import broken
 _DAY = 86400
 
 
-def list_store(store: Store, console: Console | None = None) -> None:
+def list_store(store: Store, console: Console | None = None, *, json: bool = False) -> None:
     """Print what a store holds: its lease, studies, runs, and how many of each kind, how large and how old."""
     console = console or Console()
-    contents = Contents(store)
-    lease = find_lease(store)
-    said = "nobody is writing to it"
-    if lease is not None:
-        said = f"{'left behind by' if lease.gone else 'in use:'} {lease.holder}"
-    console.print(Text(f"{store.shown}: {_size(contents.size)}; {said}\n"))
-    if contents.studies:
-        now = current_study(store)
+    found = listing(store)
+    if json:
+        console.print(as_json(found), markup=False, highlight=False, soft_wrap=True)
+        return
+    said = found["lease"] or "nobody is writing to it"
+    console.print(Text(f"{found['store']}: {_size(found['bytes'])}; {said}\n"))
+    if found["studies"]:
         table = _table("study", "needs", "", right=1)
-        for name, ledger in sorted(contents.studies.items()):
-            needs = sum(map(len, ledger.units.values())) + sum(map(len, ledger.folders.values()))
-            notes = [*([] if ledger.whole else ["not at its end"]), *(["its tables are here"] if name == now else [])]
-            table.add_row(Text(name), f"{needs:,}", "; ".join(notes))
+        for study in found["studies"]:
+            notes = [*([] if study["whole"] else ["not at its end"]), *(["its tables are here"] * study["current"])]
+            table.add_row(Text(study["study"]), f"{study['needs']:,}", "; ".join(notes))
         console.print(table)
-    if runs := store.table("runs").to_pylist():
+    if found["runs"]:
         table = _table("run", "status", "weights", "snapshots", "checkpoint", right=2)
-        for row in runs:
-            sizes = [_size(_of_run(contents, kind, row["key"])) for kind in (DELTAS, SNAPSHOTS, CHECKPOINTS)]
-            table.add_row(Text(row["run"]), row["status"], *sizes)
+        for run in found["runs"]:
+            table.add_row(
+                Text(run["run"]), run["status"], *(_size(run[kind]) for kind in (DELTAS, SNAPSHOTS, CHECKPOINTS))
+            )
         console.print(table)
     table = _table("kind", "number", "size", "newest", "oldest", right=1)
-    for kind, items in contents.kinds.items():
-        counted = [item for item in items if item.files]
-        if counted:
-            newest, oldest = (_age(choose(i.changed for i in counted)) for choose in (max, min))
-            units = sum(len(item.keys) for item in counted)
-            table.add_row(kind or "single files", f"{units or len(counted):,}", _size(_sum(counted)), newest, oldest)
+    for kind in found["kinds"]:
+        ages = (_age(kind[which]) for which in ("newest", "oldest"))
+        table.add_row(kind["kind"] or "single files", f"{kind['number']:,}", _size(kind["bytes"]), *ages)
     console.print(table)
-    if (lease is None or lease.gone) and (left := left_overs(contents)):
-        console.print(f"{_size(sum(r.size for r in left))} are left over; `raygeo store gc` removes them.")
+    if found["left_over"]:
+        console.print(f"{_size(found['left_over'])} are left over; `raygeo store gc` removes them.")
+
+
+def listing(store: Store) -> dict[str, Any]:
+    """What a store holds, as plain data: sizes in bytes, times in nanoseconds since 1970."""
+    contents, lease = Contents(store), find_lease(store)
+    studies = sorted(contents.studies.items())
+    now = current_study(store) if studies else None
+    kinds = []
+    for kind, items in contents.kinds.items():
+        if counted := [item for item in items if item.files]:
+            changed = [item.changed for item in counted]
+            units = sum(len(item.keys) for item in counted)
+            sizes = {"number": units or len(counted), "bytes": _sum(counted)}
+            kinds.append({"kind": kind, **sizes, "newest": max(changed), "oldest": min(changed)})
+    unused = lease is None or lease.gone
+    return {
+        "store": store.shown,
+        "bytes": contents.size,
+        "lease": None if lease is None else f"{'left behind by' if lease.gone else 'in use:'} {lease.holder}",
+        "studies": [
+            {
+                "study": name,
+                "needs": sum(map(len, ledger.units.values())) + sum(map(len, ledger.folders.values())),
+                "whole": ledger.whole,
+                "current": name == now,
+            }
+            for name, ledger in studies
+        ],
+        "runs": [
+            {"run": row["run"], "status": row["status"]}
+            | {kind: _of_run(contents, kind, row["key"]) for kind in (DELTAS, SNAPSHOTS, CHECKPOINTS)}
+            for row in store.table("runs").to_pylist()
+        ],
+        "kinds": kinds,
+        "left_over": sum(removal.size for removal in left_overs(contents)) if unused else 0,
+    }
 
 
 def remove_from(store: Store, names: Sequence[str], *, yes: bool, wait: bool, console: Console | None = None) -> bool:

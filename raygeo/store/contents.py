@@ -19,7 +19,7 @@ from raygeo.store.tables import BATCH
 log = logging.getLogger(__name__)
 
 CHECKPOINTS, JOURNALS, DELTAS, SNAPSHOTS, RAY = "checkpoints", "journals", "deltas", "snapshots", "ray"
-MLFLOW, ARTIFACTS = "mlflow.db", "mlartifacts"
+MLFLOW, ARTIFACTS, LOGS = "mlflow.db", "mlartifacts", "logs"
 LEASES = ("lease.json", "lease.lock")
 
 

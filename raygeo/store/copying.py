@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from raygeo.errors import BusyStoreError, StoreError
-from raygeo.store.contents import ARTIFACTS, DELTAS, LEASES, MLFLOW, RAY, Contents, Item
+from raygeo.store.contents import ARTIFACTS, DELTAS, LEASES, LOGS, MLFLOW, RAY, Contents, Item
 from raygeo.store.files import SCRATCH
 from raygeo.store.lease import find_lease, held
 from raygeo.store.ledger import FOLDER as STUDIES
@@ -21,7 +21,7 @@ from raygeo.store.verification import Broken, broken
 
 _MARK = "copying.json"
 _LEFT_BEHIND = (SCRATCH, RAY)
-_AFRESH = ("tables", STUDIES, "")
+_AFRESH = ("tables", STUDIES, LOGS, "")
 """What changes from one study to the next, and is copied anew whenever a copy is taken up again."""
 _RUNS = ("tables", "runs.parquet")
 _DELTA = re.compile(rf"/{DELTAS}/([^/?]+)(\?.*)?$")

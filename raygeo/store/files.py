@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from raygeo.errors import FullStoreError, StoreError
+from raygeo.errors import FullStoreError, NoStoreError, StoreError
 from raygeo.paths import is_inside, without_credentials
 from raygeo.store import location as places
 from raygeo.store.full import is_full
@@ -64,7 +64,7 @@ class Files:
                 f"the store {shown!r} cannot be opened: {said}. Give a writable path or URI with --store."
             ) from error
         if not found:
-            raise StoreError(f"there is no store at {shown!r}; run a study first, or give its path.")
+            raise NoStoreError(f"there is no store at {shown!r}; run a study first, or give its path.")
 
     def __reduce__(self):
         return (type(self), (self.location,))

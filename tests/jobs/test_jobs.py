@@ -45,7 +45,7 @@ def test_only_what_runs_goes_with_a_job(tmp_path):
             sent.add(path.relative_to(tmp_path).as_posix())
 
     packaging._dir_travel(tmp_path, [], send, include_gitignore=True)
-    assert {"jobs/study.py", "jobs/studies/quickstart.yaml", "raygeo/cli.py", "mine/study.yaml"} <= sent
+    assert {"jobs/study.py", "raygeo/studies/quickstart.yaml", "raygeo/cli.py", "mine/study.yaml"} <= sent
     assert not [name for name in sent if name.split("/")[0] in ("store", "tests", "docs", "benchmarks", "checks")]
     assert not [name for name in sent if name.endswith((".jsonl", ".safetensors", ".pyc"))]
     assert ".git" in get_runtime_env_default_excludes()

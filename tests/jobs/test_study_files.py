@@ -8,7 +8,7 @@ from raygeo.losses.registry import LOSSES
 from raygeo.pipeline.config import load_study
 
 GROUPED = {name for name, loss in LOSSES.items() if loss.in_groups}
-STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
+STUDIES = Path(__file__).parents[2] / "raygeo" / "studies"
 
 
 def load(name, *overrides):

@@ -11,7 +11,6 @@ from nodes.drive import TABLE
 from study_cases import draw_rollouts, tiny_study
 from tiny import save_tiny_student
 
-import raygeo
 from checks.machines import HEAD, Machines, why_not
 from raygeo.analyses.registry import analyses
 from raygeo.models.delta import open_delta
@@ -89,7 +88,7 @@ def test_a_study_over_two_machines_of_which_one_is_lost_has_the_rows_of_one(mach
     assert driver.returncode == 0, said
     assert "resumes from its last checkpoint" in said
     run_study(parse_study(study_over(given, tmp_path / "one")))
-    one, other = (raygeo.open(str(tmp_path / name)) for name in ("one", "two"))
+    one, other = (Store(str(tmp_path / name), create=False) for name in ("one", "two"))
     [key] = one.table("runs")["key"].to_pylist()
     weights, again = (open_delta(store.path("deltas", key)) for store in (one, other))
     assert weights.keys() == again.keys()

@@ -1,6 +1,7 @@
 """How a study ends, in MLflow and for whoever called it."""
 
 import io
+import logging
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ from rich.console import Console
 from raygeo.cluster.execution import in_process
 from raygeo.errors import StoreError, TrainingError
 from raygeo.interrupts import deferred, handled
+from raygeo.logs import detail
 from raygeo.pipeline import study as driver
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.context import StudyContext
@@ -72,6 +74,43 @@ def test_what_failed_is_raised_at_the_end_unless_that_is_allowed(store, run):
         run(stages)
     assert run(stages, allow_failures=True).location == store.location
     assert states(store) == {"ends": "FAILED", "sft": "FAILED"}
+
+
+def test_the_log_has_what_the_console_showed_and_more(store, run):
+    def stages(tracking, context):
+        context.progress.say("[bold]train[/bold] at s3://user:secret@bucket/x")
+        detail.debug("step by step")
+        logging.getLogger("raygeo.models.fitting").warning("no memory for a batch of %d", 8)
+        try:
+            raise ValueError("what an analysis did")
+        except ValueError as error:
+            context.leave_out("geometry.norms", error)
+
+    run(stages, allow_failures=True)
+    run(stages, allow_failures=True)
+    text = store.read_bytes("logs/ends.log").decode()
+    assert "secret" not in text
+    for said in ("INFO train at s3://bucket/x", "DEBUG step by step", "WARNING no memory for a batch of 8", "stages\n"):
+        assert text.count(said) == 2, said
+    assert text.count('raise ValueError("what an analysis did")') >= 2
+    assert "versions: raygeo " in text
+    assert detail.handlers == []
+
+
+def test_the_log_has_what_ended_a_study(store, run):
+    with pytest.raises(TrainingError):
+        run(raises(TrainingError("the end")))
+    text = store.read_bytes("logs/ends.log").decode()
+    assert "ERROR ended by\nTraceback" in text
+    assert text.endswith("raygeo.errors.TrainingError: the end\n")
+
+
+def test_a_quiet_console_shows_nothing_and_the_log_all(store, run, capsys):
+    console = Console(file=(file := io.StringIO()), quiet=True)
+    Progress(console).say("said")
+    assert file.getvalue() == ""
+    run(lambda tracking, context: Progress(console).say("said quietly"))
+    assert "INFO said quietly" in store.read_bytes("logs/ends.log").decode()
 
 
 def test_runs_are_killed_as_soon_as_the_process_is_asked_to_stop(store):

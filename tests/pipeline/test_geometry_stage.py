@@ -15,9 +15,10 @@ from raygeo.losses.sft import SFT
 from raygeo.models.delta import save_full_delta
 from raygeo.models.lora import LoraSettings
 from raygeo.models.run import Run
-from raygeo.pipeline.config import parse_study, read_yaml, study_yaml
+from raygeo.pipeline.config import parse_study, study_yaml
 from raygeo.pipeline.context import StageContext
 from raygeo.pipeline.geometry import analyse, published
+from raygeo.pipeline.written import read_yaml
 from raygeo.records import RunRecord
 from raygeo.store import Store
 from raygeo.tables import BASE, to_arrow

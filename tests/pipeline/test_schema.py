@@ -9,11 +9,12 @@ from study_cases import tiny_study
 
 from raygeo.errors import ConfigError
 from raygeo.losses.registry import LOSSES
-from raygeo.pipeline.config import parse_study, read_yaml
+from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.schema import study_schema
+from raygeo.pipeline.written import read_yaml
 
 SHIPPED = [
-    file for file in sorted((Path(__file__).parents[2] / "jobs" / "studies").glob("*.yaml")) if file.stem != "adapters"
+    file for file in sorted((Path(__file__).parents[2] / "raygeo" / "studies").glob("*.yaml")) if file.stem != "adapters"
 ]
 RANDOM = {"search": "random"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -65,6 +66,37 @@ def print_plan(study: Study, facts: Facts, cluster: Cluster, lines: Sequence[Lin
             "* measured in this store"
         )
     )
+
+
+def plain_plan(study: Study, facts: Facts, cluster: Cluster, lines: Sequence[Line]) -> dict[str, Any]:
+    """The plan as plain data, sizes in bytes."""
+    return {
+        "study": study.name,
+        "on": cluster.said,
+        "fits": not any(line.problem for line in lines),
+        "rows": facts.train.count,
+        "mean_tokens": facts.train.mean,
+        "longest": facts.train.longest,
+        "hours": sum(line.hours or 0.0 for line in lines),
+        "disk": sum(line.disk for line in lines),
+        "needs": [
+            {
+                "what": line.need.what,
+                "units": line.need.units,
+                "at_once": line.at_once,
+                "processes": line.need.processes,
+                "device": dict(line.need.device),
+                "host": line.host,
+                "disk": line.disk,
+                "hours": line.hours,
+                "measured": line.measured,
+                "unknown": line.need.unknown or None,
+                "problem": line.problem or None,
+                "remedy": list(line.remedy),
+            }
+            for line in lines
+        ],
+    }
 
 
 def _terms(terms: Mapping[str, int]) -> str:
