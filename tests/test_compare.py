@@ -13,6 +13,7 @@ from study_cases import draw_rollouts
 from tiny import save_model, save_tiny_student, tiny_peft, tiny_qwen
 from typer.testing import CliRunner
 
+import raygeo
 from raygeo.cli import app
 from raygeo.cluster.execution import in_process
 from raygeo.errors import ConfigError, DataError, DeltaError, StudentError

@@ -15,6 +15,7 @@ from raygeo.errors import ConfigError, DeltaError
 from raygeo.models.delta import Delta, open_delta
 from raygeo.models.loading import load_model, load_tokenizer
 from raygeo.models.merge import add_deltas
+from raygeo.pipeline.reference_run import reference_run
 from raygeo.pipeline.report import measured, published_tables
 from raygeo.pipeline.standing import known_about
 from raygeo.pipeline.student import KIND, finished_run
@@ -108,8 +109,7 @@ class Results:
     def seen(self) -> View:
         """The tables as pages and figures see them."""
         tables = published_tables(self.store, self.failures)
-        runs = [run for run in tables["runs"]["run"].to_pylist() if run != BASE]
-        return view(tables, known_about(self.store).reference_run or next(iter(runs), ""))
+        return view(tables, known_about(self.store).reference_run or reference_run(tables["runs"].to_pylist()))
 
     @cached_property
     def failures(self) -> Failures:

@@ -71,7 +71,10 @@ def demands(study) -> list[dict[str, float]]:
     return [{name: amount for name, amount in bundle.items() if amount} for bundle in [actors, *runs]]
 
 
-@pytest.mark.parametrize("file", sorted((REPOSITORY / "raygeo" / "studies").glob("*.yaml")), ids=lambda file: file.stem)
+STUDIES = sorted(file for file in (REPOSITORY / "raygeo" / "studies").glob("*.yaml") if file.stem != "adapters")
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
 def test_the_autoscaler_finds_a_node_for_all_that_a_shipped_study_asks_for(cluster, file):
     types, most = cluster["available_node_types"], cluster["max_workers"]
     score = partial(_default_utilization_scorer, node_availability_summary=NodeAvailabilitySummary({}))

@@ -13,9 +13,8 @@ from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.schema import study_schema
 from raygeo.pipeline.written import read_yaml
 
-SHIPPED = [
-    file for file in sorted((Path(__file__).parents[2] / "raygeo" / "studies").glob("*.yaml")) if file.stem != "adapters"
-]
+STUDIES = Path(__file__).parents[2] / "raygeo" / "studies"
+SHIPPED = sorted(file for file in STUDIES.glob("*.yaml") if file.stem != "adapters")
 RANDOM = {"search": "random"}
 
 
