@@ -26,6 +26,8 @@ that runs which differ in nothing else are trained alike: a run that ran out of 
 
 FINISHED = "finished"
 """The status of a run whose weights are in the store."""
+STOPPED = "stopped"
+"""The status of a run that a scheduler stopped before its end."""
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def test_optuna_chooses_runs_by_several_objectives_and_resumes(ray_session, part
     assert len(store.units("answers")) == len(first) + 1  # nothing was answered twice
     # Extremes and two random vectors of each run, nothing twice, and what is assembled of them.
     assert len(store.units("curvature")) == 3 * (len(first) + 1) + 1
-    assert len(trial_sheet(view(store.tables(), "")).rows) == len(first)
+    assert len(trial_sheet.make(view(store.tables(), "")).rows) == len(first)
 
     trained = {p.name for p in Path(store.path("deltas")).iterdir()}
     run_study(study(2), until="evaluate")

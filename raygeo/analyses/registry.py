@@ -6,6 +6,7 @@ A folder has a module ``analysis`` with an ``ANALYSIS``. Another package names o
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -70,7 +71,8 @@ def schemas() -> dict[str, pa.Schema]:
 
 def parts() -> Parts:
     """All that pages and the tracker show: of the study itself, then of each analysis."""
-    return Parts.joined([STUDY, *(analysis.report for analysis in analyses().values()), CLOSING])
+    reports = (replace(one.report, name=one.name, question=one.question) for one in analyses().values())
+    return Parts.joined([STUDY, *reports, CLOSING])
 
 
 def metrics() -> dict[str, Known]:

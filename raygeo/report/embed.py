@@ -1,13 +1,18 @@
-"""A matplotlib figure as part of a page: inline SVG that follows the page's colours, or a PNG where that is large."""
+"""A matplotlib figure as part of a page: inline SVG that follows the page's colours, or a PNG where that is large.
+
+Beside it stand its points, for the page to tell those under the pointer.
+"""
 
 import base64
 import io
+import json
 import re
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from raygeo.report.hover import points
 from raygeo.report.style import GRID, INK, MUTED, PAPER
 
 SVG_LIMIT = 400_000
@@ -16,12 +21,15 @@ _METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def embed(fig: Figure, name: str, alt: str) -> Markup:
-    """Return ``fig`` as one ``<svg>`` or, above ``SVG_LIMIT`` characters of SVG, one ``<img>`` element.
+    """Return ``fig`` as one ``<svg>`` or, above ``SVG_LIMIT`` characters of SVG, one ``<img>`` element, and its points.
 
-    The same figure always gives the same text. ``name`` must be unique on the page: it prefixes every id of the SVG.
+    What belongs to a run has the attribute ``data-run``. The same figure always gives the same text. ``name`` must be
+    unique on the page: it prefixes every id of the SVG.
     """
     svg = _svg(fig, name, alt)
-    return Markup(svg if len(svg) <= SVG_LIMIT else _png(fig, alt))
+    picture = svg if len(svg) <= SVG_LIMIT else _png(fig, alt)
+    told = json.dumps(points(fig), separators=(",", ":")).replace("<", "\\u003c")
+    return Markup(f'{picture}<script type="application/json">{told}</script>')
 
 
 def _svg(fig: Figure, name: str, alt: str) -> str:
@@ -31,6 +39,7 @@ def _svg(fig: Figure, name: str, alt: str) -> str:
     body = buffer.getvalue().partition("<svg")[2].partition(">")
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', body[0]).groups()  # type: ignore[union-attr]
     inner = re.sub(r"<metadata>.*?</metadata>", "", body[2], count=1, flags=re.DOTALL)
+    inner = re.sub(r'\bid="run:', 'data-run="', inner)
     inner = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", inner)
     inner = re.sub("|".join(PAGE_COLOURS), lambda found: PAGE_COLOURS[found[0]], inner)
     label = Markup.escape(alt)

@@ -8,12 +8,20 @@ from raygeo.report.view import View
 
 
 def failures(view: View) -> list[str]:
-    """Runs without a result, and why."""
-    return [
+    """Runs without a result, and why; of those that a scheduler stopped, how many."""
+    stopped = len(view.stopped)
+    said = [
         f"{name} has no result: {record.status}, {(record.reason or 'no reason was recorded').rstrip('.')}."
         for name, record in view.records.items()
-        if name in view.failed
+        if name in view.failed - view.stopped
     ]
+    if stopped:
+        runs = "run was" if stopped == 1 else "runs were"
+        said.append(
+            f"{typeset.count(stopped)} {runs} stopped early by the sweep's scheduler for doing worse than others at the "
+            "same step. They have no result, and what would have become of them is not known."
+        )
+    return said
 
 
 def selection(view: View) -> list[str]:

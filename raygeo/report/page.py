@@ -1,6 +1,7 @@
 """The study's page: one self-contained HTML file, the same text for the same tables and context.
 
-It has no scripts, except that tables of many runs can be filtered.
+What it does under the reader's hand is in ``page.js`` and in the table library, both of which it carries: tables sort,
+filter and are saved as CSV, figures tell the points under the pointer. Without scripts everything is there to be read.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from raygeo.records import RunRecord
-from raygeo.report import made
+from raygeo.report import made, typeset
 from raygeo.report.embed import PAGE_COLOURS, embed
 from raygeo.report.missing import Failures, gaps, named, unreached
 from raygeo.report.parts import Caveat, Column, Parts, Verdict
@@ -22,7 +23,7 @@ from raygeo.report.plots import Plot
 from raygeo.report.results import configurations, results
 from raygeo.report.sheets import Cell, Section, Sheet
 from raygeo.report.style import RC
-from raygeo.report.trials import trials
+from raygeo.report.tablelib import table_library
 from raygeo.report.verdict import Finding
 from raygeo.report.view import View
 from raygeo.tables import BASE
@@ -63,6 +64,31 @@ class _Shown:
     body: Markup
 
 
+@dataclass(frozen=True)
+class _Table:
+    """One table of a section; the first has the id that links lead to. ``folded`` ones are opened by the reader."""
+
+    id: str
+    title: str
+    prose: str
+    sheet: Sheet
+    folded: bool
+
+
+@dataclass(frozen=True)
+class _Chapter:
+    """What the page shows of one bundle of parts, the first figure and table open."""
+
+    name: str
+    question: str
+    figures: list[_Shown]
+    tables: list[_Table]
+
+    @property
+    def title(self) -> str:
+        return self.name.replace("_", " ").capitalize().replace("Cka", "CKA").replace("cka", "CKA")
+
+
 def draw_figures(view: View, parts: Parts, failures: Failures | None = None) -> dict[str, Figure]:
     """Draw every figure whose tables hold data, in reading order, by name.
 
@@ -79,14 +105,15 @@ def render_page(
 ) -> str:
     """Return the page of the tables of ``view`` as HTML; ``figures`` come from ``draw_figures``.
 
-    Figures stand in the order given; those of ``parts`` that are not given are named as not drawn. A part that fails is
-    left out, and joins the ``failures`` there were before: the page names them all.
+    Figures of ``parts`` that are not given are named as not drawn. A part that fails is left out, and joins the
+    ``failures`` there were before: the page names them all.
     """
     failures = failures or Failures()
-    attempt, plots = failures.attempt, {plot.name: plot for plot in parts.figures}
+    attempt = failures.attempt
     filled = (attempt(f"the column {one.title!r}", partial(_filled, one, view)) for one in parts.columns)
     columns = [column for column in filled if column is not None]
-    shown = (attempt(_figure(name), partial(_shown, plots[name], fig)) for name, fig in figures.items())
+    chapters = [_chapter(one, view, figures, failures) for one in parts.chapters or (parts,)]
+    leading = [one for one in parts.sections if one.leading]
     parts_of_page = {
         "facts": attempt("the facts at the head", lambda: made.facts(view)) or [],
         "counts": attempt("the counts", lambda: _sound(made.counts(view))) or _NONE,
@@ -95,12 +122,11 @@ def render_page(
         "files": attempt("the list of tables", lambda: _sound(made.files(view))) or _NONE,
         "results": attempt("the table of results", lambda: _sound(results(view, columns))) or _NONE,
         "configurations": attempt("the table of configurations", lambda: _sound(configurations(view))) or _NONE,
-        "trials": attempt("the table of trials", lambda: _sound(trials(view))) or _NONE,
-        "failed": attempt("the list of runs without a result", lambda: _failed(view)) or [],
-        "figures": [figure for figure in shown if figure is not None],
-        "sections": [
-            (one, attempt(f"the section {one.title!r}", partial(_sheets, one, view)) or []) for one in parts.sections
-        ],
+        "failed": attempt("the list of runs without a result", lambda: _unfinished(view, stopped=False)) or [],
+        "stopped": attempt("the list of runs that were stopped", lambda: _unfinished(view, stopped=True)) or [],
+        "table_library": Markup(attempt("the table library", table_library) or ""),
+        "leading": [table for one in leading for table in _tables(one, view, failures)],
+        "chapters": [chapter for chapter in chapters if chapter.figures or chapter.tables],
         "verdict": [
             finding
             for one in parts.verdicts
@@ -120,8 +146,12 @@ def render_page(
         base=BASE,
         notes=[column.note for column in columns if column.note],
         not_drawn=[
-            plot.title for name, plot in plots.items() if name not in figures and _figure(name) not in failures.reasons
+            plot.title
+            for plot in parts.figures
+            if plot.name not in figures and _figure(plot.name) not in failures.reasons
         ],
+        style=Markup(_STYLE),
+        script=Markup(_SCRIPT),
         missing=[
             *unreached(context.stages, {stage for stage, *_ in context.timings}),
             *missing,
@@ -131,14 +161,47 @@ def render_page(
 
 
 _NONE = Sheet([], [])
+_LONG = 24
+"""Tables of more rows are opened by the reader."""
 
 
 def _figure(name: str) -> str:
     return f"the figure {name}"
 
 
-def _failed(view: View) -> list[RunRecord]:
-    return [record for name, record in view.records.items() if name in view.failed]
+def _unfinished(view: View, *, stopped: bool) -> list[RunRecord]:
+    """Runs without a result: those that a scheduler stopped, or all others."""
+    return [view.records[name] for name in view.order(view.failed) if (name in view.stopped) is stopped]
+
+
+def _chapter(bundle: Parts, view: View, figures: Mapping[str, Figure], failures: Failures) -> _Chapter:
+    drawn = (
+        failures.attempt(_figure(plot.name), partial(_shown, plot, figures[plot.name]))
+        for plot in bundle.figures
+        if plot.name in figures
+    )
+    tables = [table for one in bundle.sections if not one.leading for table in _tables(one, view, failures)]
+    opened = next((place for place, table in enumerate(tables) if not table.folded), None)
+    return _Chapter(
+        bundle.name,
+        bundle.question,
+        [figure for figure in drawn if figure is not None],
+        [replace(table, folded=place != opened) for place, table in enumerate(tables)],
+    )
+
+
+def _tables(section: Section, view: View, failures: Failures) -> list[_Table]:
+    sheets = failures.attempt(f"the section {section.title!r}", partial(_sheets, section, view)) or []
+    return [
+        _Table(
+            f"table-{section.name}" if place == 0 else "",
+            title,
+            prose,
+            sheet,
+            section.folded or len(sheet.rows) > _LONG,
+        )
+        for place, (title, prose, sheet) in enumerate(sheets)
+    ]
 
 
 def _filled(column: Column, view: View) -> Column:
@@ -192,11 +255,27 @@ def _shown(plot: Plot, fig: Figure) -> _Shown:
     return _Shown(plot.name, plot.title, plot.caption, embed(fig, plot.name, f"{plot.title}. {plot.caption}".strip()))
 
 
+_HERE = Path(__file__).parent
+_STYLE, _SCRIPT = (_HERE.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
 _ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    loader=jinja2.FileSystemLoader(_HERE),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+def _order(sheet: Sheet) -> list[list[float | str | None]]:
+    """What each cell is sorted by, row by row: its number, "" where it has none; None in columns of words."""
+    texts = [[cell if isinstance(cell, str) else cell[0] for cell in row] for row in sheet.rows]
+    columns = []
+    for name, column in zip(sheet.columns, zip(*texts, strict=True), strict=False):
+        numbers = [typeset.number(text) for text in column]
+        words = any(n is None and text not in ("", typeset.MISSING) for n, text in zip(numbers, column, strict=True))
+        columns.append([None if words or name in sheet.prose else "" if n is None else n for n in numbers])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+_ENVIRONMENT.filters["order"] = _order
 _ENVIRONMENT.filters["themed"] = lambda colour: PAGE_COLOURS.get(colour, colour)

@@ -33,8 +33,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that is shown of some tables, in reading order."""
+    """Everything that is shown of some tables, in reading order.
 
+    ``name`` and ``question`` stand above them on the page; ``chapters`` are the bundles that others were joined from.
+    """
+
+    name: str = "other"
+    question: str = ""
     verdicts: tuple[Verdict, ...] = ()
     columns: tuple[Column, ...] = ()
     figures: tuple[Plot, ...] = ()
@@ -44,9 +49,12 @@ class Parts:
     declared: tuple[Metric, ...] = ()
     """All that ``metrics`` make: what a sweep may be judged by, and the pre-screen correlates."""
     histories: tuple[Histories, ...] = ()
+    chapters: tuple[Parts, ...] = ()
 
     @classmethod
     def joined(cls, bundles: Iterable[Parts]) -> Parts:
         """All parts of several bundles, one bundle after the other."""
-        bundles = list(bundles)
-        return cls(**{f.name: tuple(chain(*(getattr(bundle, f.name) for bundle in bundles))) for f in fields(cls)})
+        bundles = list(chain(*(bundle.chapters or (bundle,) for bundle in bundles)))
+        kinds = [f.name for f in fields(cls) if f.name not in ("name", "question", "chapters")]
+        parts = {kind: tuple(chain(*(getattr(bundle, kind) for bundle in bundles))) for kind in kinds}
+        return cls(**parts, chapters=tuple(bundles))

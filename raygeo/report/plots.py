@@ -108,7 +108,7 @@ def lines(ax: Axes, view: View, frame: pd.DataFrame, x: str, y: str, **look: Any
             ax.plot(rows[x], rows[y], **style.line(**look))
             continue
         rows = pd.concat([by_run[name] for name in members]).groupby(x)[y].agg(["mean", "min", "max"])
-        ax.plot(rows.index, rows["mean"], color=style.colour, linewidth=1.1, alpha=0.85)
+        ax.plot(rows.index, rows["mean"], color=style.colour, linewidth=1.1, alpha=0.85, gid=style.gid)
         if len(members) > 1:
             ax.fill_between(rows.index, rows["min"], rows["max"], color=style.colour, alpha=0.12 * faint, linewidth=0)
 

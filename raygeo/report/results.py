@@ -17,7 +17,7 @@ def results(view: View, measured: Sequence[Column]) -> Sheet:
     runs = view.runs.set_index("run")
     accuracy = view.frame("accuracy").set_index(["benchmark", "run"])
     trained = [column for column in ("loss", "lr", "seed") if runs[column].notna().any()]
-    columns = ["run", *trained, "status"]
+    columns = ["run"]
     tests = {name: view.against(BASE, "mcnemar", benchmark=name).set_index("run") for name in benchmarks}
     shifts = view.shifts
     for benchmark in benchmarks:
@@ -27,11 +27,13 @@ def results(view: View, measured: Sequence[Column]) -> Sheet:
     cells = [column.cells(view) for column in measured]
     rows: list[list[Cell]] = []
     for name in (BASE, *view.names):
-        row: list[Cell] = [name, *_run_cells(runs, name, trained)]
+        row: list[Cell] = [name]
         for benchmark in benchmarks:
             row += _accuracy_cells(tests[benchmark], accuracy, benchmark, name)
+        row += _run_cells(runs, name, trained)
         rows.append(row + [known.get(name, typeset.MISSING) for known in cells])
     shown = rows if len(rows) > 1 or benchmarks else []
+    columns += [*trained, "status"]
     return Sheet([*columns, *(column.title for column in measured)], shown, frozenset({"run", "loss", "status"}))
 
 
@@ -43,8 +45,7 @@ def configurations(view: View) -> Sheet:
     runs = view.runs.set_index("run")
     found: list[tuple[float, list[Cell]]] = []
     for first, members in groups.items():
-        row: list[Cell] = [first, *_run_cells(runs, first, ["loss", "lr"])[:-1], typeset.count(len(members))]
-        row.append(typeset.count(len(set(members) - view.failed)))
+        row: list[Cell] = [first]
         means = []
         for benchmark in benchmarks:
             values = accuracy[(accuracy.benchmark == benchmark) & accuracy.run.isin(members)].accuracy
@@ -52,10 +53,12 @@ def configurations(view: View) -> Sheet:
             spread = typeset.interval(values.min(), values.max(), typeset.percent) if len(values) > 1 else ""
             text = typeset.percent(values.mean()) if len(values) else typeset.MISSING
             row.append((text, spread) if spread else text)
+        row += [*_run_cells(runs, first, ["loss", "lr"])[:-1], typeset.count(len(members))]
+        row.append(typeset.count(len(set(members) - view.failed)))
         found.append((-means[0] if means else 0.0, row))
     shown = [row for _, row in sorted(found, key=lambda item: item[0])]
     named = [f"{benchmark} accuracy" if len(benchmarks) > 1 else "accuracy" for benchmark in benchmarks]
-    columns = ["configuration", "loss", "lr", "runs", "finished", *named]
+    columns = ["configuration", *named, "loss", "lr", "runs", "finished"]
     return Sheet(columns, shown, frozenset({"configuration", "loss"}))
 
 

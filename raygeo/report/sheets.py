@@ -29,17 +29,18 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of "Pairs and tests": what is said above its table, and the function that makes it.
+    """A table of a chapter of the page: what is said above it, and the function that makes it.
 
     ``title`` and ``prose`` may name ``{reference}``, the run others are compared with, and the title ``{rows}``, how
     many there are ("1 row", "28 rows"), and ``{name}`` where there are several tables. ``folded`` tables are opened by
-    the reader; ``empty`` is said where there are no rows, and without it nothing is. Of more than ``MOST_ROWS`` the
-    first stand there, and the prose says so.
+    the reader; one that is ``leading`` stands behind the results, before all chapters; ``empty`` is said where there
+    are no rows, and without it nothing is. Of more than ``MOST_ROWS`` the first stand there, and the prose says so.
     """
 
     title: str
     prose: str
     folded: bool
+    leading: bool
     empty: str
     make: Callable[[View], Sheet | Mapping[str, Sheet]]
 
@@ -76,10 +77,10 @@ def _counted(rows: int) -> str:
 
 
 def section(
-    title: str, prose: str = "", *, folded: bool = False, empty: str = ""
+    title: str, prose: str = "", *, folded: bool = False, leading: bool = False, empty: str = ""
 ) -> Callable[[Callable[[View], Sheet | Mapping[str, Sheet]]], Section]:
     """Make a function of the view a ``Section``."""
-    return lambda make: Section(title, " ".join(prose.split()), folded, " ".join(empty.split()), make)
+    return lambda make: Section(title, " ".join(prose.split()), folded, leading, " ".join(empty.split()), make)
 
 
 @dataclass(frozen=True)

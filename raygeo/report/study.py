@@ -2,7 +2,7 @@
 
 from operator import attrgetter
 
-from raygeo.report import limits, monitor, passes, results, stages, training, trials, verdict
+from raygeo.report import limits, monitor, passes, rates, results, stages, training, trials, verdict
 from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 
@@ -14,10 +14,18 @@ _NO_PROBLEMS = (
 _NO_SHIFT = "a benchmark with shift: ood, and one without a shift or held-out prompts that are answered"
 _ONE_ANSWER = "several answers a problem; give evaluation.answers.samples"
 
-STUDY = Parts(
+_SWEEP = Parts(
+    name="sweep",
+    question="Which settings did best?",
+    figures=(trials.front, rates.curves),
+    sections=(trials.trials, rates.best),
+)
+_ACCURACY = Parts(
+    name="accuracy",
+    question="How many problems does each run solve, and which runs differ?",
     verdicts=(verdict.against_base, verdict.between_runs),
-    figures=(trials.front, training.accuracy, training.nll_curves, training.objective_curves, monitor.curves),
-    sections=(stages.trainings, monitor.partings, results.drops, passes.passes, results.mcnemar),
+    figures=(training.accuracy, monitor.curves),
+    sections=(results.mcnemar, results.drops, passes.passes, monitor.partings),
     caveats=(
         limits.failures,
         limits.selection,
@@ -40,6 +48,13 @@ STUDY = Parts(
     ),
     histories=(monitor.histories,),
 )
+_TRAINING = Parts(
+    name="training",
+    question="How did training go?",
+    figures=(training.nll_curves, training.objective_curves),
+    sections=(stages.trainings,),
+)
+STUDY = Parts.joined([_SWEEP, _ACCURACY, _TRAINING])
 
 CLOSING = Parts(verdicts=(verdict.visible, verdict.next_runs))
 """What is said when all has been said: what cannot be told, and what would tell it."""

@@ -21,6 +21,7 @@ _COLOURS = {
 }
 _DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.6), (1.2, 1.4), (6, 1.6, 1.2, 1.6))
 _MARKERS = ("o", "s", "^", "D")
+_OF_RUN = "run:"
 
 RC: Any = {
     "font.family": "sans-serif",
@@ -65,6 +66,7 @@ RC: Any = {
 class RunStyle:
     """``dashes`` are points on and off, empty for a solid line; only the first run of a loss has a filled marker."""
 
+    run: str
     colour: str
     dashes: tuple[float, ...]
     marker: str
@@ -78,7 +80,18 @@ class RunStyle:
             "marker": self.marker,
             "markerfacecolor": self.colour if self.filled else PAPER,
             "markeredgewidth": 1.2,
+            "gid": self.gid,
         } | more
+
+    @property
+    def gid(self) -> str:
+        """Names in a figure what belongs to the run; ``run_of`` reads it."""
+        return _OF_RUN + self.run
+
+
+def run_of(gid: str | None) -> str:
+    """The run that an artist with this ``gid`` belongs to, "" if there is none."""
+    return gid.removeprefix(_OF_RUN) if gid and gid.startswith(_OF_RUN) else ""
 
 
 def run_styles(losses: Mapping[str, str], base: str) -> dict[str, RunStyle]:
@@ -89,10 +102,10 @@ def run_styles(losses: Mapping[str, str], base: str) -> dict[str, RunStyle]:
     free = [c for loss, c in _COLOURS.items() if loss not in losses.values()] or list(_COLOURS.values())
     others = dict.fromkeys(loss for loss in losses.values() if loss not in _COLOURS)
     colours = _COLOURS | {loss: free[i % len(free)] for i, loss in enumerate(others)}
-    styles = {base: RunStyle(INK, (), "o", True)}
+    styles = {base: RunStyle(base, INK, (), "o", True)}
     seen: Counter[str] = Counter()
     for name, loss in losses.items():
         variant = seen[loss] % len(_DASHES)
-        styles[name] = RunStyle(colours[loss], _DASHES[variant], _MARKERS[variant], variant == 0)
+        styles[name] = RunStyle(name, colours[loss], _DASHES[variant], _MARKERS[variant], variant == 0)
         seen[loss] += 1
     return styles

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from raygeo.report import typeset
 from raygeo.report.plots import figure, legend, make_panels
-from raygeo.report.sheets import Cell, Sheet
+from raygeo.report.sheets import Cell, Sheet, section
 from raygeo.report.style import INK, MUTED
 from raygeo.report.view import View
 
@@ -56,6 +56,13 @@ def _goals(view: View) -> dict[str, _Goal]:
     return found
 
 
+@section(
+    "Trials of the sweep, best configurations first",
+    """What was chosen for every run, and how it did. A configuration is ranked by its means over seeds: rank 1 if no
+    other is at least as good in all objectives and better in one, rank 2 if only those of rank 1 are, and so on; those
+    that do not keep a bound come behind all that do. The front are all of rank 1 that keep the bounds. A dash means not
+    measured.""",
+)
 def trials(view: View) -> Sheet:
     """The runs of a sweep, the best configurations first: what was chosen, the metrics judged by, and the rank."""
     frame = view.frame("trials").sort_values("rank", kind="stable", na_position="last")

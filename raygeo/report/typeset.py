@@ -1,12 +1,16 @@
 """Numbers as a reader should see them: sensible digits, real minus signs, and an en dash for what is missing."""
 
 import math
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Concatenate, ParamSpec
 
 MISSING = "–"
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_ASCII = str.maketrans("−⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "--0123456789", "\u2009")
+_NUMBER = re.compile(r"(?:< )?([+-]?\d+(?:\.\d+)?(?:e[+-]\d+)?)(?: × 10(-?\d+))?(?: ?%|°)?")
+_DURATION = re.compile(r"(?:(\d+) h )?(?:(\d+) min)?(?: ?(\d+(?:\.\d+)?) s)?")
 P = ParamSpec("P")
 
 
@@ -90,3 +94,16 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def number(text: str) -> float | None:
+    """The number that one of these functions wrote, as tables are sorted by it: a bound for p below it, seconds.
+
+    None for a dash and for any other text.
+    """
+    text = text.translate(_ASCII)
+    if found := _NUMBER.fullmatch(text):
+        return float(found[1]) * 10.0 ** int(found[2] or 0)
+    if text and (found := _DURATION.fullmatch(text)):
+        return sum(unit * float(amount or 0) for unit, amount in zip((3600, 60, 1), found.groups(), strict=True))
+    return None

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raygeo.records import FINISHED, Condition, RunRecord
+from raygeo.records import FINISHED, STOPPED, Condition, RunRecord
 from raygeo.report.style import RunStyle, run_styles
 from raygeo.tables import BASE
 
@@ -77,6 +77,11 @@ class View:
     def failed(self) -> set[str]:
         """Runs that did not finish."""
         return {name for name, record in self.records.items() if record.status != FINISHED}
+
+    @cached_property
+    def stopped(self) -> set[str]:
+        """Runs that a scheduler stopped before their end, as it is meant to."""
+        return {name for name, record in self.records.items() if record.status == STOPPED}
 
     @cached_property
     def legs(self) -> set[str]:

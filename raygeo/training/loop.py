@@ -15,7 +15,7 @@ from raygeo.losses.base import Loss, Unit
 from raygeo.losses.batches import micro_batch, micro_loss, mismatched_log_ratio
 from raygeo.losses.counting import units
 from raygeo.models.batches import Batch
-from raygeo.records import FINISHED
+from raygeo.records import FINISHED, STOPPED
 from raygeo.training.data import Data
 from raygeo.training.engine import data_rank, delta_bytes, speaks, whole_gradient_norm, world
 from raygeo.training.order import micro_batches, step_batches, step_count, token_batches
@@ -97,7 +97,7 @@ def optimise(engine: Any, spec: RunSpec, data: Data, state: TrainingState, hooks
         if state.step == 1 or last or "heldout_nll" in metrics or state.step % settings.log_every == 0:
             hooks.report(state.step, metrics)
         if control["stop"] > 0 and not last:
-            state.status, state.reason = "stopped", f"stopped after step {state.step} of {steps}"
+            state.status, state.reason = STOPPED, f"stopped after step {state.step} of {steps}"
             return state
         interrupted = control["interrupt"] > 0
         if not last and (interrupted or _due(settings.checkpoint_every, state.step) or control["save"] > 0):

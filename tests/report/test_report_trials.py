@@ -32,7 +32,7 @@ def view(rows, *objectives):
 
 
 def test_the_best_come_first_and_the_stopped_last():
-    sheet = trials(view(ROWS, ACCURACY, NLL))
+    sheet = trials.make(view(ROWS, ACCURACY, NLL))
     assert sheet.columns == ["run", "chosen", "accuracy.heldout (max)", "heldout_nll (min)", "rank", "status"]
     assert [list(row) for row in sheet.rows] == [
         [REFERENCE, "", "83.3 %", "0.0500", ("1", "front"), "finished"],
@@ -42,23 +42,23 @@ def test_the_best_come_first_and_the_stopped_last():
 
 
 def test_a_single_objective_has_no_front():
-    assert trials(view(ROWS, ACCURACY)).rows[0][3] == "1"
+    assert trials.make(view(ROWS, ACCURACY)).rows[0][3] == "1"
 
 
 def test_what_does_not_keep_a_bound_is_marked():
     rows = [ROWS[0] | {"keeps": False, "rank": 3}, ROWS[2]]
-    sheet = trials(view(rows, ACCURACY, {"metric": "heldout_nll", "at_least": 0.01, "at_most": 0.1}))
+    sheet = trials.make(view(rows, ACCURACY, {"metric": "heldout_nll", "at_least": 0.01, "at_most": 0.1}))
     assert sheet.columns[3] == "heldout_nll (≥ 0.01, ≤ 0.1)"
     assert sheet.rows[1][4] == ("3", "beyond a bound")
 
 
 def test_a_metric_may_be_aimed_at_and_bounded():
-    sheet = trials(view(ROWS, ACCURACY, {"metric": "accuracy.heldout", "at_least": 0.5}))
+    sheet = trials.make(view(ROWS, ACCURACY, {"metric": "accuracy.heldout", "at_least": 0.5}))
     assert sheet.columns == ["run", "chosen", "accuracy.heldout (max, ≥ 0.5)", "rank", "status"]
 
 
 def test_without_a_sweep_there_is_no_sheet_and_no_figure():
-    assert trials(view([])).rows == []
+    assert trials.make(view([])).rows == []
     assert front.draw(view([])) is None
 
 

@@ -61,6 +61,7 @@ def run_map(view: View) -> Figure | None:
     other seeds. d′ is their difference in pooled standard deviations of a pair, given where there are two pairs of
     either kind. p is one-sided, from permuting losses among runs with the same settings and seeds, which would be one
     and the same run if the loss did not matter. Settings tested one by one are not corrected for their number.""",
+    leading=True,
 )
 def permutation_tests(view: View) -> Sheet:
     """Within and between losses: cosines, d', and the permutation test, for all settings and for each."""

@@ -20,7 +20,7 @@ ANALYSIS = Analysis(
             Column("‖Δ‖", "‖Δ‖ is the Frobenius norm of the weight delta.", report.norm_cells),
             Column("‖Δ‖/‖W‖", "‖Δ‖/‖W‖ is its share of the same base weights.", report.share_cells),
         ),
-        figures=(report.norms,),
+        figures=(report.norms, report.norm_rates),
         caveats=(report.unrelated, report.rounded, report.unmatched),
         metrics=(report.metrics,),
         declared=(

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from raygeo.report import typeset
 from raygeo.report.plots import WIDE, by_layer, figure, legend, log, make_panels
+from raygeo.report.rates import by_rate, draw_rates, name_losses
 from raygeo.report.sheets import Cell, share
 from raygeo.report.view import View
 
@@ -57,6 +58,24 @@ def norms(view: View) -> Figure | None:
         if moved.max() > 2 * WIDE * moved.min():
             log(ax, "y")
     legend(fig, view, layers.run)
+    return fig
+
+
+@figure(
+    "norm-rates",
+    "How far runs move, against the learning rate",
+    """The norm of whole deltas, one line a loss: the mean over its runs at each learning rate, the band from the
+    shortest to the longest.""",
+)
+def norm_rates(view: View) -> Figure | None:
+    """Draw the norm of the delta against the learning rate, of losses that were given several."""
+    frame = by_rate(view, moved(view).norm.to_dict())
+    if frame.empty:
+        return None
+    fig, axes = make_panels(1, 3, 3.1)
+    draw_rates(axes[0], view, frame)
+    axes[0].set_title("norm of the delta")
+    name_losses(fig, axes)
     return fig
 
 
