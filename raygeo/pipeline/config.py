@@ -357,7 +357,9 @@ class Study(Settings):
     actors: ActorSettings = ActorSettings()
     """Resources of the actors that everything but training runs on."""
     reference_run: str | None = None
-    """The run others are compared with in summaries, not one of its stages or rounds; by default the first."""
+    """The run others are compared with in summaries, not one of its stages or rounds. By default, and if it does
+    not finish, the first that does; of a sweep by default the best of those of the same entry, where ranks are known
+    before the analyses."""
     caveats: tuple[str, ...] = ()
     """What a reader of the report must know about this study."""
 

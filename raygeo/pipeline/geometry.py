@@ -22,11 +22,17 @@ from raygeo.store import AnyPath, Store
 
 
 def analyse_runs(
-    context: StudyContext, student: Student, rollouts: Rollouts, runs: list[Run], teacher: AnyPath | None = None
+    context: StudyContext,
+    student: Student,
+    rollouts: Rollouts,
+    runs: list[Run],
+    reference: str,
+    teacher: AnyPath | None = None,
 ) -> None:
     """Publish the tables of all analyses the study asks for; empty ones if there is nothing but the base.
 
-    ``teacher`` is the folder of a teacher's likeliest tokens, where a loss learned from one.
+    ``reference`` names the run that others are compared with; ``teacher`` is the folder of a teacher's likeliest
+    tokens, where a loss learned from one.
     """
     store, study = context.store, context.study
     records = run_records(store)
@@ -34,7 +40,7 @@ def analyse_runs(
     inputs = AnalysisInputs(
         base=student.folder,
         runs=runs,
-        reference=study.reference_run or next(iter(records)),
+        reference=reference,
         records=records,
         table=partial(published, store),
         make_probes=lambda: provide_probes(context, student, rollouts),

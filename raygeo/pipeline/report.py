@@ -16,6 +16,7 @@ from raygeo.errors import StoreError
 from raygeo.pipeline.config import GYM, RolloutsSettings, Study, study_yaml
 from raygeo.pipeline.context import StudyContext, reason
 from raygeo.pipeline.geometry import run_records
+from raygeo.pipeline.reference_run import reference_run
 from raygeo.pipeline.revisions import outdated_tables, renamed_columns
 from raygeo.pipeline.standing import Standing, known_about, now
 from raygeo.pipeline.student import Student
@@ -218,10 +219,9 @@ def save_page(store: Store, context: PageContext) -> Page:
     """
     failures, made = Failures(), parts()
     tables = published_tables(store, failures)
-    runs = [run for run in tables["runs"]["run"].to_pylist() if run != BASE]
     context = replace(
         context,
-        reference_run=context.reference_run or next(iter(runs), ""),
+        reference_run=context.reference_run or reference_run(tables["runs"].to_pylist()),
         caveats=[*outdated_tables(store), *context.caveats],
     )
     seen = view(tables, context.reference_run)

@@ -15,6 +15,7 @@ from rich.text import Text
 from raygeo.analyses.registry import parts, view
 from raygeo.errors import ConfigError
 from raygeo.pipeline.missing import missing_parts
+from raygeo.pipeline.reference_run import reference_run
 from raygeo.pipeline.report import measured, published_tables
 from raygeo.pipeline.standing import known_about
 from raygeo.records import RunRecord
@@ -61,8 +62,7 @@ def _find(store: Store, name: str | None, rows: int) -> Shown:
     known = store.names()
     if name is None or name not in known:
         tables = published_tables(store, failures)
-        runs = [run for run in tables["runs"]["run"].to_pylist() if run != BASE]
-        seen = view(tables, about.reference_run or next(iter(runs), ""))
+        seen = view(tables, about.reference_run or reference_run(tables["runs"].to_pylist()))
         if name is None:
             return _study(store, seen, failures, known, about)
         if name in (BASE, *seen.names):

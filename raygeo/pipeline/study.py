@@ -19,6 +19,7 @@ from raygeo.pipeline.demands import check_demands, check_rollouts, check_student
 from raygeo.pipeline.evaluate import evaluate_runs
 from raygeo.pipeline.geometry import analyse_runs
 from raygeo.pipeline.problems import check_builtin
+from raygeo.pipeline.reference_run import reference_run
 from raygeo.pipeline.report import about_study, study_params, write_report
 from raygeo.pipeline.rollouts import provide_rollouts
 from raygeo.pipeline.standing import STUDY, Standing
@@ -169,11 +170,14 @@ def _run_stages(
                 if study.sweep is not None:
                     publish_trials(context, trained.planned, analysed=False)
             with stage("geometry"):
+                rows = (store.table(name).to_pylist() for name in ("runs", "trials"))
+                reference = reference_run(*rows, named=study.reference_run or "")
+                standing.note(reference_run=reference)
                 with context.surviving("geometry"):
-                    analyse_runs(context, student, rollouts, trained.runs, references.teacher)
+                    analyse_runs(context, student, rollouts, trained.runs, reference, references.teacher)
                 if study.sweep is not None:
                     with context.surviving("the ranks of the sweep"):
-                        publish_trials(context, trained.planned, analysed=True)
+                        publish_trials(context, trained.planned, analysed=True, reference=reference)
             with stage("report"):
                 page = write_report(context, student, tracking, standing)
             progress.say(f"\nreport:  {page}\ncompare: raygeo ui {store.location}")

@@ -23,18 +23,19 @@ from raygeo.tables import to_arrow
 from raygeo.training.settings import REVISION
 
 
-def publish_trials(context: StudyContext, trials: Sequence[PlannedRun], *, analysed: bool) -> None:
+def publish_trials(context: StudyContext, trials: Sequence[PlannedRun], *, analysed: bool, reference: str = "") -> None:
     """Publish the tables ``objectives`` and ``trials`` from those that have been published before.
 
     A configuration is judged by the means over its seeds; it has a rank once all that it is judged by is known of all
     of them. What analyses find counts once they have ``analysed``: until then their tables are of an earlier study.
+    ``reference`` names the run they compared others with.
 
     Raises:
         DataError: something that runs are judged by was measured of none of them, though all was analysed.
     """
     store, judged = context.store, context.study.judged
     known = [one for one in judged.measured.values() if analysed or one.analysis is None]
-    measured = published_metrics(store, known, context.study.reference_run or "")
+    measured = published_metrics(store, known, reference)
     status = {row["run"]: row["status"] for row in store.table("runs").to_pylist()}
     rows: list[dict[str, Any]] = []
     for trial in trials:
@@ -81,8 +82,7 @@ def published_metrics(store: Store, wanted: Sequence[Measured], reference: str) 
             if row["metric"] in curves:
                 found[row["run"]][row["metric"]] = row["value"]
     makers = {one.analysis.name: one.analysis for one in wanted if one.analysis is not None}
-    first = next((name for name in store.table("runs")["run"].to_pylist()), "")
-    seen = published_view(partial(published, store), reference or first)
+    seen = published_view(partial(published, store), reference)
     for report in (STUDY, *(analysis.report for analysis in makers.values())):
         for run, name, value in (row for metrics in report.metrics for row in metrics(seen)):
             if name in names and value is not None:

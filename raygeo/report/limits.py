@@ -18,8 +18,8 @@ def failures(view: View) -> list[str]:
     if stopped:
         runs = "run was" if stopped == 1 else "runs were"
         said.append(
-            f"{typeset.count(stopped)} {runs} stopped early by the sweep's scheduler for doing worse than others at the "
-            "same step. They have no result, and what would have become of them is not known."
+            f"{typeset.count(stopped)} {runs} stopped early by the sweep's scheduler for doing worse than others at "
+            "one step. They have no result, and what would have become of them is not known."
         )
     return said
 

@@ -1,4 +1,4 @@
-"""The library that makes tables on the page sort, filter and save themselves as CSV: DataTables, as itables ships it."""
+"""The library that makes tables on the page sort, filter and save themselves: DataTables, as itables ships it."""
 
 import re
 from functools import cache

@@ -19,18 +19,21 @@ _COLUMNS = {
 }
 MEASURED = MASKS[:2]
 """The masks that are shown by layer and in the tracker."""
+_LEAST_EXCESS = 0.1
+"""How far the axes of overlaps reach from 1 at least."""
 
 
 @figure(
     "off-principal",
     "Do the runs keep off the principal directions?",
-    """The weights of each layer before and after. Sparsity is the share of entries whose bf16 number stays the same;
-    the spectral shift is how far all singular values moved, relative to the base's; the turn is the largest principal
-    angle between the leading singular subspaces before and after (median over the matrices of a layer). The last
-    two: how often changed entries lie where the leading directions make entries large (principal), and among the
-    smallest entries (low-magnitude), relative to the same delta with its entries shuffled, which is the line at 1:
-    bf16 resolves small weights more finely, so that entries placed evenly would not be a fair comparison. The others
-    grow or shrink with how far a run moved: compare runs of like norm.""",
+    """The weights of each layer before and after. Sparsity is the share of entries whose bf16 number stays the
+    same; the spectral shift is how far all singular values moved, relative to the base's; the turn is the
+    largest principal angle between the leading singular subspaces before and after (median over the matrices of
+    a layer). The last two: how often changed entries lie where the leading directions make entries large
+    (principal), and among the smallest entries (low-magnitude), relative to the same delta with its entries
+    shuffled, which is the line at 1: bf16 resolves small weights more finely, so that entries placed evenly
+    would not be a fair comparison. Their axes reach at least a tenth above and below 1, since what is smaller is
+    one shuffle's chance. The others grow or shrink with how far a run moved: compare runs of like norm.""",
 )
 def off_principal(view: View) -> Figure | None:
     """Draw sparsity, spectral shift, turns and overlaps over those of shuffled deltas by layer."""
@@ -50,6 +53,8 @@ def off_principal(view: View) -> Figure | None:
     for ax, mask in zip(axes[4:], MEASURED, strict=False):
         by_layer(ax, view, masks[masks["mask"] == mask], "excess")
         ax.axhline(1, color=GRID, linewidth=1.4, zorder=0)
+        low, high = ax.get_ylim()
+        ax.set_ylim(min(low, 1 - _LEAST_EXCESS), max(high, 1 + _LEAST_EXCESS))
         ax.set_title(f"{mask} overlap, × shuffled")
     legend(fig, view, frame.run)
     return fig
@@ -57,15 +62,15 @@ def off_principal(view: View) -> Figure | None:
 
 @section(
     "Weights before and after",
-    """Over all matrices that were looked at. Unchanged: the share of entries whose bf16 number stays the same. Still:
-    the share that moved by no more than the tolerance (1e-5 unless set), below it that of normal entries of the same
-    norm. The turn
-    is the largest principal angle between the leading singular subspaces before and after, below it the mean angle;
-    medians over matrices. The last columns are the share of changed entries that lie where the leading directions make
-    entries large, among the smallest entries, in the former without the latter, and in neither; below each, the share
-    of the same delta with its entries shuffled, that of entries placed at random (with z, the difference in standard
-    deviations). bf16 resolves small weights more finely, so only a difference from the shuffled delta says where
-    the delta is large; and with so many entries z is large for small differences.""",
+    """Over all matrices that were looked at. Unchanged: the share of entries whose bf16 number stays the same.
+    Still: the share that moved by no more than the tolerance (1e-5 unless set), below it that of normal entries
+    of the same norm. The turn is the largest principal angle between the leading singular subspaces before and
+    after, below it the mean angle; medians over matrices. The last columns are the share of changed entries that
+    lie where the leading directions make entries large, among the smallest entries, in the former without the
+    latter, and in neither; below each, the share of the same delta with its entries shuffled, that of entries
+    placed at random (with z, the difference in standard deviations). bf16 resolves small weights more finely, so
+    only a difference from the shuffled delta says where the delta is large; and with so many entries z is large
+    for small differences.""",
 )
 def before_and_after(view: View) -> Sheet:
     """Every run's sparsity, spectral shift, turns, and the overlaps of its changed entries."""

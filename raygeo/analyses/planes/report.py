@@ -23,7 +23,8 @@ _PALE = LinearSegmentedColormap.from_list("pale", matplotlib.colormaps["Blues"](
     "The NLL on planes through three runs",
     """NLL of held-out solutions on the plane through three runs (filled marks, where the plane holds the run itself).
     Other runs (open marks) are drawn at their projections, which may lie far from them: the number beside each is its
-    distance from the plane, in the unit of the axes. Darker is worse. Levels are spaced by area, so steep walls and
+    distance from the plane, in the unit of the axes. Those whose projections lie outside of what was measured are in
+    the table alone. Darker is worse. Levels are spaced by area, so steep walls and
     flat floors show alike: read the numbers.""",
 )
 def planes(view: View) -> Figure | None:
@@ -39,13 +40,17 @@ def planes(view: View) -> Figure | None:
         grid = rows.pivot_table(index="y", columns="x", values="nll", dropna=False)
         levels = np.unique(np.quantile(rows.nll.dropna(), np.linspace(0, 1, 13)))
         values = np.ma.masked_invalid(grid.to_numpy())
-        ax.contourf(grid.columns, grid.index, values, levels=levels, cmap=_PALE)
+        filled = ax.contourf(grid.columns, grid.index, values, levels=levels, cmap=_PALE)
+        bar = fig.colorbar(filled, ax=ax, shrink=0.8, label="NLL, nats a token")
+        bar.set_ticks(levels[::3], labels=[typeset.significant(level) for level in levels[::3]])
+        ax.set(xlim=(grid.columns.min(), grid.columns.max()), ylim=(grid.index.min(), grid.index.max()))
         lines = ax.contour(grid.columns, grid.index, values, levels=levels[1:-1], colors=MUTED, linewidths=0.5)
         ax.clabel(lines, fontsize=6, fmt=lambda value: typeset.significant(value, 3))
         here = runs[(runs[["run_a", "run_b", "run_c"]] == corners).all(axis=1)]
         _mark(ax, view, here, corners)
         ax.set_title(", ".join(corners), fontsize=8)
         ax.set_xlabel("distance along the first two")
+        ax.set_ylabel("distance towards the third")
         ax.set_aspect("equal")
         ax.grid(False)
     legend(fig, view, set(runs.run))
@@ -53,15 +58,16 @@ def planes(view: View) -> Figure | None:
 
 
 def _mark(ax: Axes, view: View, runs: pd.DataFrame, corners: tuple[str, ...]) -> None:
-    """Mark runs on a plane: its corners filled, others open with their distance from it."""
-    for row in runs.itertuples():
+    """Mark the runs within a panel: the corners of its plane filled, others open with their distance from it."""
+    within = runs.x.between(*ax.get_xlim()) & runs.y.between(*ax.get_ylim())
+    for row in runs[within].itertuples():
         style = view.styles[row.run]
         corner = row.run in corners
         face, edge = (style.colour, PAPER) if corner else (PAPER, style.colour)
         size = 9 if corner else 6
         ax.plot(
             row.x, row.y, linestyle="none", marker=style.marker, markerfacecolor=face, markeredgecolor=edge,
-            markersize=size, zorder=3,
+            markersize=size, zorder=3, gid=style.gid, clip_on=False,
         )  # fmt: skip
         if not corner:
             text = typeset.significant(row.residual, 2)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raygeo.analyses.sharpness.workload import SharpnessSettings
 from raygeo.report import typeset
-from raygeo.report.plots import WIDE, figure, legend, lines, log, make_panels
+from raygeo.report.plots import WIDE, figure, interval, legend, lines, log, make_panels, name_rows, run_rows
 from raygeo.report.sheets import Cell, Sheet, section, with_interval
 from raygeo.report.view import View
 
@@ -18,6 +20,7 @@ _MEASURES = {
     "layer noise": ("mean under relative noise", "σ / RMS of the parameter"),
 }
 """What each measure of sharpness is called, and its radius."""
+_RISE = "rise of the NLL, nats a token"
 _FP32 = 1e-6
 """What fp32 resolves of an NLL, relative to it."""
 
@@ -40,22 +43,36 @@ def sharpness(view: View) -> Figure | None:
     fig, axes = make_panels(len(measures), 3, 2.8)
     for ax, measure in zip(axes, measures, strict=True):
         part = frame[frame.measure == measure]
+        label, symbol = _MEASURES.get(measure, (measure, "radius"))
+        if part.radius.nunique() == 1:
+            _at_one_radius(ax, view, part)
+            ax.set_title(f"{label}, {symbol} = {part.radius.iloc[0]:g}")
+            continue
         lines(ax, view, part, "radius", "value")
         for name in [] if view.many else view.order(part.run):
             rows = part[part.run == name].sort_values("radius")
             if rows.low.notna().any():
                 colour, reach = view.styles[name].colour, (rows.high - rows.low) / 2
                 ax.errorbar(rows.radius, rows.value, reach, fmt="none", ecolor=colour, elinewidth=0.9)
-        if part.radius.nunique() > 1:
-            log(ax, "x")
+        log(ax, "x")
         if part.value.min() > 0 and part.value.max() > WIDE * part.value.min():
             log(ax, "y")
-        label, symbol = _MEASURES.get(measure, (measure, "radius"))
         ax.set_title(label)
-        ax.set_xlabel(symbol)
-    axes[0].set_ylabel("rise of the NLL, nats a token")
+        ax.set(xlabel=symbol, ylabel=_RISE)
     legend(fig, view, frame.run)
     return fig
+
+
+def _at_one_radius(ax: Axes, view: View, frame: pd.DataFrame) -> None:
+    """Draw a measure that was taken at one radius: one row a run, or a configuration, with intervals where known."""
+    labels, place = run_rows(view, frame.run)
+    for row in frame.itertuples():
+        ends = (row.low, row.high) if row.low == row.low else (row.value, row.value)
+        interval(ax, view, row.run, place[row.run], row.value, *ends)
+    if frame.value.min() > 0 and frame.value.max() > WIDE * frame.value.min():
+        log(ax, "x")
+    name_rows(ax, labels)
+    ax.set_xlabel(_RISE)
 
 
 @section(

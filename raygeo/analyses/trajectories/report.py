@@ -18,16 +18,19 @@ from raygeo.report.view import View
 
 _CURVES = ("norm", "cosine_final", "cosine_reference")
 _FITTED = ("a", "b", "rss", "aic")
+_MOST_LEFT = 0.05
+"""Most of the norms' variance that a law which is drawn may leave."""
 
 
 @figure(
     "trajectories",
     "How did each run move while it trained?",
-    """Each kept delta against the optimiser step (log scale). First a panel a loss: the norm (markers) with two
-    laws fitted to it by least squares, a + b log t (a straight line here) and c t^q (dotted). Then the direction:
-    the cosine to the run's own final delta, which is 1 at the end by construction, and the cosine to the
-    reference run at the same step. A few points of one curve are not a test between laws, and where the schedule
-    ends near zero a flat end says that the learning rate fell, not that training converged.""",
+    """Each kept delta against the optimiser step (log scale). First a panel a loss: the norm (markers) with the
+    one of two laws that fits it better (lower AIC), a + b log t (a straight line here) or c t^q (dotted); none
+    where both leave more than a twentieth of the variance: the table has them all. Then the direction: the
+    cosine to the run's own final delta, which is 1 at the end by construction, and the cosine to the reference
+    run at the same step. A few points of one curve are not a test between laws, and where the schedule ends near
+    zero a flat end says that the learning rate fell, not that training converged.""",
 )
 def trajectories(view: View) -> Figure | None:
     """Draw norms with their fitted laws, one panel a loss, then cosines to the final delta and the reference run."""
@@ -44,7 +47,7 @@ def trajectories(view: View) -> Figure | None:
         for name in [] if view.many else names:
             rows = frame[frame.run == name]
             ax.plot(rows.step, rows.norm, **view.styles[name].line(linestyle="none"))
-            _laws(ax, view, name, rows.step.min(), rows.step.max())
+            _law_drawn(ax, view, name, rows)
         ax.set_title(f"{loss}: norm of the delta")
     for ax, column in zip(axes[len(groups) :], shown, strict=True):
         lines(ax, view, frame.dropna(subset=column), "step", column)
@@ -58,12 +61,16 @@ def trajectories(view: View) -> Figure | None:
     return fig
 
 
-def _laws(ax: Axes, view: View, run: str, first: float, last: float) -> None:
-    """Draw the laws fitted to the norm of ``run`` between its first and last step."""
-    t = np.geomspace(first, last, 60)
-    for row in view.frame("trajectory_fits", run=run).dropna(subset=["a", "b"]).itertuples():
-        norm = row.a + row.b * np.log(t) if row.law == "log" else row.a * t**row.b
-        ax.plot(t, norm, color=view.styles[run].colour, linewidth=1, **_LAW_STYLES[row.law][1])
+def _law_drawn(ax: Axes, view: View, run: str, rows: pd.DataFrame) -> None:
+    """Draw the law that fits the norms of ``run`` better, between its first and last step, if it fits them at all."""
+    fits = view.frame("trajectory_fits", run=run).dropna(subset=["a", "b", "rss", "aic"])
+    fits = fits[fits.rss <= _MOST_LEFT * ((rows.norm - rows.norm.mean()) ** 2).sum()]
+    if fits.empty:
+        return
+    best = fits.loc[fits.aic.idxmin()]
+    t = np.geomspace(rows.step.min(), rows.step.max(), 60)
+    norm = best.a + best.b * np.log(t) if best.law == "log" else best.a * t**best.b
+    ax.plot(t, norm, color=view.styles[run].colour, linewidth=1, **_LAW_STYLES[best.law][1])
 
 
 _LAW_STYLES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -75,9 +82,10 @@ _LAW_STYLES: dict[str, tuple[str, dict[str, Any]]] = {
 @section(
     "Trajectories",
     """How the norm of each delta grew with the optimiser step t, over the steps that were kept: two laws of two
-    parameters each, fitted to the norms by least squares. A negative difference of AIC favours the logarithm. Norm over
-    path length is 1 for a straight way; the path is the sum of straight lines between kept steps, a lower bound, so the
-    true ratio is no larger. The sharpest turn is the least cosine between two moves in a row.""",
+    parameters each, fitted to the norms by least squares. A negative difference of AIC favours the logarithm.
+    Norm over path length is 1 for a straight way; the path is the sum of straight lines between kept steps, a
+    lower bound, so the true ratio is no larger. The sharpest turn is the least cosine between two moves in a
+    row.""",
 )
 def laws(view: View) -> Sheet:
     """How every run's norm grew with the step: both fitted laws, which has the lower AIC, and how straight the way was.
