@@ -4,8 +4,6 @@ const reveal = () => {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   if (!target) return;
   for (let part = target; part; part = part.parentElement) if (part.tagName === "DETAILS") part.open = true;
-  const inner = target.querySelector(":scope > details");
-  if (inner) inner.open = true;
   target.scrollIntoView();
 };
 addEventListener("hashchange", reveal);
