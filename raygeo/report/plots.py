@@ -165,7 +165,7 @@ def band(ax: Axes, view: View, frame: pd.DataFrame, low: str, high: str) -> None
 def interval(ax: Axes, view: View, name: str, y: float, value: float, low: float, high: float, **look: Any) -> None:
     """Draw one value of a run at height ``y``, with the bar of its interval; ``look`` changes the marker."""
     style = view.styles[name]
-    ax.plot([low, high], [y, y], color=style.colour, linewidth=1.2)
+    ax.plot([low, high], [y, y], color=style.colour, linewidth=1.2, gid=style.gid)
     ax.plot(value, y, **style.line(linestyle="none", markersize=6) | look)
 
 

@@ -37,7 +37,14 @@ def accuracy(view: View) -> Figure | None:
         for name, y in place.items():
             if name in rows.index:
                 row, line = rows.loc[name], view.styles[name].line(linestyle="none", markersize=6)
-                ax.plot([100 * row.low, 100 * row.high], [y, y], color=line["color"], linewidth=2.2, alpha=0.75)
+                ax.plot(
+                    [100 * row.low, 100 * row.high],
+                    [y, y],
+                    color=line["color"],
+                    linewidth=2.2,
+                    alpha=0.75,
+                    gid=line["gid"],
+                )
                 ax.plot(100 * row.accuracy, y, **line)
                 if not view.many:
                     ax.annotate(
@@ -70,7 +77,7 @@ def _curve_panels(fig: Figure, axes: list[Axes], view: View, groups: list[list[s
             line = view.styles[name].line()
             window = max(1, len(rows) // _SMOOTHING)
             if window > 1:
-                ax.plot(rows.step, rows.value, color=line["color"], linewidth=0.6, alpha=0.25)
+                ax.plot(rows.step, rows.value, color=line["color"], linewidth=0.6, alpha=0.25, gid=line["gid"])
             smooth = rows.value.rolling(window, center=True, min_periods=1).mean()
             first = view.names.index(name) * len(rows) // (_MARKERS_A_CURVE * len(view.names))
             ax.plot(rows.step, smooth, markevery=(first, max(1, len(rows) // _MARKERS_A_CURVE)), **line)

@@ -232,9 +232,7 @@ def test_runs_that_a_scheduler_stopped_do_not_stand_among_failures(tables):
     runs[-2] |= {"status": "stopped", "reason": "stopped after step 20 of 150"}
     view = view_of(REFERENCE, runs=runs)
     page = render_page(view, CONTEXT, {}, registry.parts())
-    failures, stopped = page.split("Runs without a result.")[1].split(
-        "1 run stopped early by the sweep&#39;s scheduler"
-    )
+    failures, stopped = page.split("Runs without a result.")[1].split("1 run stopped early by the sweep's scheduler")
     assert DIVERGED in failures
     assert runs[-2]["run"] not in failures
     assert f"<li>{runs[-2]['run']}: stopped after step 20 of 150</li>" in stopped.split("</details>")[0]
