@@ -46,7 +46,7 @@ const equip = part => {
     layout: { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null },
   });
   const csv = new jQuery.fn.dataTable.Buttons(api, { buttons: [{
-    extend: "csvHtml5", text: "CSV", titleAttr: `Save as CSV: ${label}`, filename: fileName(label), title: null, bom: true,
+    extend: "csvHtml5", text: "CSV", titleAttr: `Save as CSV: ${label}`, filename: fileName(label), title: null, footer: false, bom: true,
     exportOptions: { format: { body: (data, row, column, cell) => words(cell), header: (data, column, cell) => words(cell) } },
   }] }).container()[0];
   const tools = make("div", "tools", ""), box = make("input", "filter", ""), count = make("span", "", "");
