@@ -36,7 +36,7 @@ def points(fig: Figure) -> dict[str, Any]:
 
 
 def _told(axis: Axis, otherwise: str) -> str:
-    """What is told along an axis: its label, or the title of its panel; nothing where its ticks are placed one by one, as names are."""
+    """What is told along an axis: its label, or the title of its panel; nothing where its ticks are names."""
     return "" if isinstance(axis.get_major_locator(), FixedLocator) else axis.get_label_text() or otherwise
 
 
