@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedLocator
 
 from raygeo.report.style import run_of
 
@@ -37,7 +37,7 @@ def points(fig: Figure) -> dict[str, Any]:
 
 def _told(axis: Axis, otherwise: str) -> str:
     """What is told along an axis: its label, or the title of its panel; nothing where its ticks are names."""
-    return "" if isinstance(axis.get_major_formatter(), FixedFormatter) else axis.get_label_text() or otherwise
+    return "" if isinstance(axis.get_major_locator(), FixedLocator) else axis.get_label_text() or otherwise
 
 
 def _name(line: Line2D) -> str:
