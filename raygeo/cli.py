@@ -195,11 +195,13 @@ def plan(
 
 @app.command()
 def compare(
-    base: Annotated[str, typer.Argument(help="The model they were trained from: a folder or a hub id.")],
+    base: Annotated[
+        str, typer.Argument(help="The model they were trained from, a folder or a hub id; or a YAML file of all this.")
+    ],
     models: Annotated[
         list[str],
         typer.Argument(help="Fine-tuned models or PEFT LoRA adapters: folders or hub ids.", show_default=False),
-    ],
+    ] = [],  # noqa: B006 (typer copies it)
     names: Annotated[
         list[str], typer.Option("--name", help="Name of a model, once for each; by default its folder's.")
     ] = [],  # noqa: B006 (typer copies it)
@@ -218,11 +220,13 @@ def compare(
     """Compare the weights of models that were fine-tuned from one base, without a study; writes the same page."""
     with stoppable():
         from raygeo.pipeline.compare import compare_models
-        from raygeo.pipeline.comparison import plan_comparison
+        from raygeo.pipeline.comparison import load_comparison, plan_comparison
 
-        comparison = plan_comparison(
-            base, models, names=names, store=store, solutions=solutions, reference=reference, overrides=overrides
-        )
+        said = {"store": store, "solutions": solutions, "reference": reference}
+        if not models and not names and base.endswith((".yaml", ".yml")):
+            comparison = load_comparison(base, overrides=overrides, **said)
+        else:
+            comparison = plan_comparison(base, models, names=names, overrides=overrides, **said)
         compare_models(comparison, address=address, progress=_progress(quiet, verbose), wait=wait)
 
 

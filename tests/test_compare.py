@@ -1,9 +1,11 @@
 import json
 import shutil
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from delta_cases import differences
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -14,8 +16,9 @@ from typer.testing import CliRunner
 from raygeo.cli import app
 from raygeo.cluster.execution import in_process
 from raygeo.errors import ConfigError, DataError, DeltaError, StudentError
-from raygeo.pipeline.compare import NOT_ASKED, UNKNOWN, compare_models
-from raygeo.pipeline.comparison import name_models, plan_comparison
+from raygeo.pipeline.compare import NOT_ASKED, SAID_OF_SOME, UNKNOWN, compare_models
+from raygeo.pipeline.comparison import load_comparison, name_models, plan_comparison
+from raygeo.pipeline.config import load_study
 from raygeo.store import Store
 
 pytestmark = pytest.mark.cluster
@@ -122,6 +125,65 @@ def test_a_second_call_takes_everything_from_the_store(compared, models, monkeyp
     page = compared.read_bytes("report.html")
     CliRunner().invoke(app, ["report", compared.location])
     assert compared.read_bytes("report.html") == page
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_file_says_how_models_were_trained(models, tmp_path):
+    """Two seeds of one loss are its noise floor, beside which the cosine of two losses stands."""
+    trained = {"loss": "sft", "lr": 1e-5, "seed": 0, "init_seed": 7}
+    said = {
+        "base": str(models / "base"),
+        "models": [
+            {"name": "first", "model": str(models / "one"), "trained": trained},
+            {"name": "second", "model": str(models / "two"), "trained": trained | {"seed": 1}},
+            {"name": "preferred", "model": str(models / "full"), "trained": trained | {"loss": "dpo"}},
+            {"name": "found", "model": str(models / "half")},
+        ],
+        "geometry": {"subspaces": None, "off_principal": None},
+    }
+    file = tmp_path / "models.yaml"
+    file.write_text(yaml.safe_dump(said))
+    store = tmp_path / "store"
+    run(file, "--store", store, "--reference", "second")
+    opened = raygeo.open(str(store))
+    page = opened.read_bytes("report.html").decode()
+    assert UNKNOWN not in page
+    assert "How first, second, preferred were trained is what the file of the comparison says" in page
+    assert SAID_OF_SOME in page
+    runs = {row["run"]: row for row in opened.table("runs").to_pylist()}
+    assert [runs["preferred"][name] for name in ("loss", "lr", "seed", "init_seed")] == ["dpo", 1e-5, 0, 7]
+    assert runs["found"]["loss"] is None
+    pairs = {(row["run_a"], row["run_b"]): row for row in opened.table("cosine_baselines").to_pylist()}
+    assert pairs["first", "second"]["same_loss"]
+    assert pairs["first", "second"]["seeds"] == "order"
+    assert not pairs["first", "preferred"]["same_loss"]
+    floors = [row for row in opened.table("noise_floors").to_pylist() if row["seeds"] == "order" and row["n"]]
+    mine = [row for row in floors if row["configuration_a"] == row["configuration_b"] == "first"]
+    assert [row["mean"] for row in mine] == [pytest.approx(pairs["first", "second"]["cosine"])]
+
+
+def test_the_shipped_comparison_is_valid():
+    file = Path(__file__).parents[1] / "jobs" / "studies" / "adapters.yaml"
+    comparison = load_comparison(str(file), solutions="texts.jsonl")
+    assert len(comparison.described) == len(comparison.models)
+    assert comparison.reference == "sft"
+    with pytest.raises(ConfigError, match=r"holds a comparison; run it by raygeo compare"):
+        load_study(file)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"models": []}, "models"),
+        ({"models": [{"name": "a", "model": "a", "trained": {"loss": "sft"}}]}, "models.0.trained.lr"),
+        ({"model": "a"}, "did you mean 'models'"),
+    ],
+)
+def test_a_file_that_is_wrong_is_refused(changed, said, tmp_path):
+    file = tmp_path / "models.yaml"
+    file.write_text(yaml.safe_dump({"base": "b", "models": [{"name": "a", "model": "a"}]} | changed))
+    with pytest.raises(ConfigError, match=said):
+        load_comparison(str(file))
 
 
 @pytest.mark.usefixtures("no_figures")

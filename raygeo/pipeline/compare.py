@@ -37,6 +37,11 @@ UNKNOWN = (
     "How the models were trained is not known here, neither their losses and learning rates nor their seeds and data, "
     "so no difference between them can be put down to any of these."
 )
+SAID = (
+    "How {} trained is what the file of the comparison says, and was not checked. What it does not say, of data and "
+    "settings besides losses, learning rates and seeds, may differ too."
+)
+SAID_OF_SOME = "Nothing is known of how the others were trained."
 NOT_ASKED = (
     "Only weights were compared: no solutions were given, so what needs texts (paths between models, representations, "
     "curvature) was not asked for and is missing."
@@ -102,7 +107,7 @@ def _run_stages(
             settings_yaml=settings,
             versions=versions(),
             stages=["start", "models", "geometry"],
-            caveats=[UNKNOWN, *([] if comparison.solutions else [NOT_ASKED])],
+            caveats=[*_known(comparison), *([] if comparison.solutions else [NOT_ASKED])],
             purpose=COMPARED,
         )
         standing = Standing(store, about, times, progress)
@@ -118,6 +123,17 @@ def _run_stages(
             say_summary(page, progress)
     progress.say(f"\nreport:  {page.path}")
     return context
+
+
+def _known(comparison: Comparison) -> list[str]:
+    """What is known of how the models were trained."""
+    described = comparison.described
+    if not described:
+        return [UNKNOWN]
+    if len(described) == len(comparison.models):
+        return [SAID.format("models were")]
+    names = f"{', '.join(described)} {'was' if len(described) == 1 else 'were'}"
+    return [f"{SAID.format(names)} {SAID_OF_SOME}"]
 
 
 def _inputs(context: StageContext, comparison: Comparison, models: Models) -> AnalysisInputs:

@@ -5,6 +5,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from raygeo.models.delta import check_finite, open_delta
 from raygeo.models.hub import find_model
 from raygeo.models.run import Run
 from raygeo.paths import local_path
-from raygeo.pipeline.comparison import Comparison
+from raygeo.pipeline.comparison import Compared, Comparison
 from raygeo.pipeline.context import StageContext
 from raygeo.pipeline.student import KIND, hash_folder, hold_files, link_folder
 from raygeo.records import FINISHED, RunRecord
@@ -86,10 +87,19 @@ def provide_models(context: StageContext, comparison: Comparison) -> Models:
                 student=base_key,
                 stored=None if tuned is None else _stored_as(tuned),
                 model=compared.model,
+                **_said_of(compared, adapter=delta.low_rank),
             )
         )
     store.publish_rows("runs", to_arrow("runs", [record.row() for record in records]))
     return Models(base_key, base, runs, unchecked)
+
+
+def _said_of(compared: Compared, *, adapter: bool) -> dict[str, Any]:
+    """What a record holds of how a model was trained, where that is said."""
+    if compared.trained is None:
+        return {}
+    said = compared.trained.model_dump()
+    return {"loss": {"type": said.pop("loss")}, "training": said | {"lora": {} if adapter else None}}
 
 
 def _link(context: StageContext, kind: str, key: str, source: Path) -> AnyPath:

@@ -1,4 +1,4 @@
-"""What is compared, and how: the settings of ``raygeo compare``, made of what was said on the command line."""
+"""What is compared, and how: the settings of ``raygeo compare``, from the command line or from a file."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,9 +15,29 @@ from raygeo.errors import ConfigError
 from raygeo.generation.renderer import ChatSettings
 from raygeo.models.loading import Loading
 from raygeo.paths import local_path
-from raygeo.pipeline.config import GeometrySettings, ProbeSettings, apply_override, parse_settings
+from raygeo.pipeline.config import (
+    GeometrySettings,
+    ProbeSettings,
+    apply_override,
+    parse_settings,
+    parse_written,
+    read_settings,
+)
 from raygeo.settings import AnyPlace, Name, Settings
 from raygeo.tables import BASE
+
+
+class Trained(Settings):
+    """How a model was trained, by the word of who trained it: those of one loss and rate differ in seeds alone."""
+
+    loss: Name
+    """A name of the loss, one of raygeo's or any other."""
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+    seed: int = Field(0, ge=0)
+    """Seed of the data order."""
+    init_seed: int = Field(0, ge=0)
+    """Seed of the adapter initialisation."""
 
 
 class Compared(Settings):
@@ -27,6 +47,9 @@ class Compared(Settings):
     """Its name in tables and figures."""
     model: str
     """A folder or a hub id of a complete model, a PEFT LoRA adapter, or a full delta of raygeo's."""
+    trained: Trained | None = None
+    """How it was trained, where that is known; then cosines stand beside those of other seeds, and losses are told
+    apart."""
 
 
 class Comparison(Settings):
@@ -84,6 +107,11 @@ class Comparison(Settings):
         """Name of the model that others are compared with."""
         return self.reference_run or self.models[0].name
 
+    @property
+    def described(self) -> list[str]:
+        """Names of the models of which it is said how they were trained."""
+        return [compared.name for compared in self.models if compared.trained is not None]
+
 
 def lacking(solutions: bool) -> dict[Need, str]:
     """What a comparison lacks, and what to do about it; ``solutions`` says whether texts were given."""
@@ -128,6 +156,27 @@ def plan_comparison(
     for override in overrides:
         apply_override(raw, override)
     return parse_settings(Comparison, raw, "raygeo compare")
+
+
+def load_comparison(
+    path: str,
+    *,
+    store: str | None = None,
+    solutions: str | None = None,
+    reference: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Comparison:
+    """Read a comparison from a file; what was said on the command line goes before it, ``overrides`` before all.
+
+    Raises:
+        ConfigError: naming what is wrong.
+    """
+    written = read_settings(path, "comparison")
+    said = {"store": store, "reference_run": reference, "solutions": None if solutions is None else {"path": solutions}}
+    written.raw.update({name: value for name, value in said.items() if value is not None})
+    for override in overrides:
+        written.override(override)
+    return parse_written(Comparison, written)
 
 
 def name_models(models: Sequence[str]) -> list[str]:

@@ -573,17 +573,18 @@ def load_study(
     elif isinstance(given, Mapping):
         written = Written("study", deepcopy(dict(given)))
     else:
-        written = _read_study(given)
+        written = read_settings(given, "study")
+        if "base" in written.raw and "models" in written.raw:
+            raise ConfigError(f"{str(given)!r} holds a comparison; run it by raygeo compare {given}.")
     if names_own(written.raw):
         for folder in (Path(), *([] if isinstance(given, Study | Mapping) else [Path(given).parent])):
             look_in(folder)
     for override in overrides:
-        apply_override(written.raw, override)
-        written.changed[tuple(override.partition("=")[0].split("."))] = f"--set {override}"
+        written.override(override)
     if store is not None:
         written.raw["store"] = store
         written.changed["store",] = "--store"
-    return _parse(Study, written)
+    return parse_written(Study, written)
 
 
 @dataclass(frozen=True)
@@ -597,6 +598,11 @@ class Written:
     lines: Lines | None = None
     changed: dict[tuple[str, ...], str] = field(default_factory=dict)
 
+    def override(self, override: str) -> None:
+        """Change a setting by ``a.b=c``; raises ``ConfigError`` where there is nothing to set."""
+        apply_override(self.raw, override)
+        self.changed[tuple(override.partition("=")[0].split("."))] = f"--set {override}"
+
     def where(self, location: Sequence[int | str]) -> str:
         """What to look at for a problem with the settings at ``location``, as the beginning of a sentence."""
         parts = tuple(map(str, location))
@@ -606,28 +612,33 @@ class Written:
         return "" if self.lines is None or not parts else f"{self.origin}:{self.lines.of(location)}: "
 
 
-def _read_study(path: "str | PathLike[str]") -> Written:
-    named = f"the study file {str(path)!r}"
+def read_settings(path: "str | PathLike[str]", kind: str) -> Written:
+    """What a file of settings holds; ``kind`` names it in errors.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no settings.
+    """
+    called = f"the {kind} file {str(path)!r}"
     try:
-        text = _study_text(path)
+        text = _text_of(path)
         raw = read_yaml(text)
     except OSError as error:
         near = get_close_matches(str(path), shipped_studies(), 1)
         hint = f"; did you mean the shipped study {near[0]!r}?" if near else "."
-        raise ConfigError(f"{named} cannot be read: {error.strerror}{hint}") from error
+        raise ConfigError(f"{called} cannot be read: {error.strerror}{hint}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{named} is not UTF-8 text.") from error
+        raise ConfigError(f"{called} is not UTF-8 text.") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{named} is not YAML: {error}") from error
+        raise ConfigError(f"{called} is not YAML: {error}") from error
     except ValueError as error:
-        raise ConfigError(f"{named} cannot be read: {error}.") from error
+        raise ConfigError(f"{called} cannot be read: {error}.") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{named} holds {type(raw).__name__}, not a mapping of settings.")
+        raise ConfigError(f"{called} holds {type(raw).__name__}, not a mapping of settings.")
     return Written(str(path), raw, Lines(text))
 
 
-def _study_text(path: "str | PathLike[str]") -> str:
-    """What a study file holds, or the shipped study of that name."""
+def _text_of(path: "str | PathLike[str]") -> str:
+    """What a file holds, or the shipped study of that name."""
     if not local_path(path).is_file() and (shipped := shipped_studies().get(str(path))) is not None:
         return shipped.text
     with local_path(path).open("rb") as stream:
@@ -644,10 +655,11 @@ def parse_study(raw: dict[str, Any], origin: str = "study") -> Study:
 
 def parse_settings(model: type[S], raw: dict[str, Any], origin: str) -> S:
     """Validate plain data as ``model``; ``origin`` names it in errors (``ConfigError``)."""
-    return _parse(model, Written(origin, raw))
+    return parse_written(model, Written(origin, raw))
 
 
-def _parse(model: type[S], written: Written) -> S:
+def parse_written(model: type[S], written: Written) -> S:
+    """Validate what is written as ``model``; raises ``ConfigError``."""
     if odd := list(islice(faults(written.raw), _MOST_LINES + 1)):
         raise ConfigError(_listed(written.origin, odd))
     try:
