@@ -145,7 +145,7 @@ def test_a_file_says_how_models_were_trained(models, tmp_path):
     file.write_text(yaml.safe_dump(said))
     store = tmp_path / "store"
     run(file, "--store", store, "--reference", "second")
-    opened = raygeo.open(str(store))
+    opened = Store(store, create=False)
     page = opened.read_bytes("report.html").decode()
     assert UNKNOWN not in page
     assert "How first, second, preferred were trained is what the file of the comparison says" in page
