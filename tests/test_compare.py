@@ -13,7 +13,6 @@ from study_cases import draw_rollouts
 from tiny import save_model, save_tiny_student, tiny_peft, tiny_qwen
 from typer.testing import CliRunner
 
-import raygeo
 from raygeo.cli import app
 from raygeo.cluster.execution import in_process
 from raygeo.errors import ConfigError, DataError, DeltaError, StudentError
@@ -146,7 +145,7 @@ def test_a_file_says_how_models_were_trained(models, tmp_path):
     file.write_text(yaml.safe_dump(said))
     store = tmp_path / "store"
     run(file, "--store", store, "--reference", "second")
-    opened = raygeo.open(str(store))
+    opened = Store(str(store))
     page = opened.read_bytes("report.html").decode()
     assert UNKNOWN not in page
     assert "How first, second, preferred were trained is what the file of the comparison says" in page
