@@ -54,9 +54,9 @@ class Progress:
     def show(self, table: Table) -> None:
         """Print a table."""
         self.console.print(table)
-        wide = Console(width=120, file=io.StringIO())
-        wide.print(table)
-        shown.info("\n%s", wide.file.getvalue().rstrip())
+        written = io.StringIO()
+        Console(width=120, file=written).print(table)
+        shown.info("\n%s", written.getvalue().rstrip())
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Bar]:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import ray
@@ -52,7 +53,8 @@ def _connect(address: str | None, cpus: int | None) -> None:
     if named:
         _check_answers(named)
         try:
-            own = {"runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(FOLDERS)}}} if FOLDERS else {}
+            found = {"runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(FOLDERS)}}}
+            own: dict[str, Any] = found if FOLDERS else {}
             ray.init(address=named, log_to_driver=False, logging_level=logging.WARNING, **own)
         except Exception as error:  # Ray raises bare ones too
             raise ClusterError(

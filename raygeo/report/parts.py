@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from itertools import chain
+from typing import Any
 
 from raygeo.report.metric import Metric
 from raygeo.report.plots import Plot
@@ -56,5 +57,5 @@ class Parts:
         """All parts of several bundles, one bundle after the other."""
         bundles = list(chain(*(bundle.chapters or (bundle,) for bundle in bundles)))
         kinds = [f.name for f in fields(cls) if f.name not in ("name", "question", "chapters")]
-        parts = {kind: tuple(chain(*(getattr(bundle, kind) for bundle in bundles))) for kind in kinds}
+        parts: dict[str, Any] = {kind: tuple(chain(*(getattr(bundle, kind) for bundle in bundles))) for kind in kinds}
         return cls(**parts, chapters=tuple(bundles))

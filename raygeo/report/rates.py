@@ -69,7 +69,7 @@ class _Measure:
 
     title: str
     frame: pd.DataFrame
-    write: Callable[[float], str]
+    write: Callable[[float | None], str]
     more_is_better: bool
     base: float | None = None
 
@@ -120,7 +120,7 @@ def best(view: View) -> Sheet:
     return Sheet(columns, rows, frozenset({"loss", "the best is"}))
 
 
-def _mean(row: pd.Series, write: Callable[[float], str]) -> Cell:
+def _mean(row: pd.Series, write: Callable[[float | None], str]) -> Cell:
     """The mean at a rate, of several runs with the lowest and highest below it."""
     return (
         (write(row["mean"]), typeset.interval(row["min"], row["max"], write))

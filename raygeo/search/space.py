@@ -186,7 +186,7 @@ def _varying(
         models, place = list(models_in(info.annotation)), (*above, name)
         if isinstance(value, Mapping) and models:
             kind = value.get("type")
-            own = named(kind, name) if is_own(kind) else None
+            own = named(str(kind), name) if is_own(kind) else None
             if isinstance(own, type) and issubclass(own, BaseModel):
                 models.append(own)
             for inner in models:

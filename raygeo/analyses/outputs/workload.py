@@ -154,8 +154,8 @@ class Outputs(Workload):
 
     def _comparison(self, state: _State, a: Run, b: Run) -> Rows:
         if state.anchor is None or state.anchor[0] != a:
-            with state.weights.mixed(a.mixture()) as model:
-                state.anchor = a, Predicted.by(model, state.batches)
+            with state.weights.mixed(a.mixture()):
+                state.anchor = a, Predicted.by(state.model, state.batches)
         [_, other] = state.anchor
         sums = _text_sums(state, b, comparison, lambda part: torch.stack(list(part.values()), -1).sum(1), other)
         names = ("kl_ab", "kl_ba", "agreement")
@@ -194,8 +194,8 @@ def _text_sums(
             raise DeltaError(f"the predictions of {run.name} are not finite; it diverged, leave it out.")
         return reduce(values)
 
-    with state.weights.mixed(run.mixture()) as model:
-        return text_sums(model, state.batches, terms, finite, other)
+    with state.weights.mixed(run.mixture()):
+        return text_sums(state.model, state.batches, terms, finite, other)
 
 
 def _rows(names: Sequence[str], means: Array, resampled: Array, texts: int) -> Rows:

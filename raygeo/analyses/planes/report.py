@@ -42,7 +42,7 @@ def planes(view: View) -> Figure | None:
         values = np.ma.masked_invalid(grid.to_numpy())
         filled = ax.contourf(grid.columns, grid.index, values, levels=levels, cmap=_PALE)
         bar = fig.colorbar(filled, ax=ax, shrink=0.8, label="NLL, nats a token")
-        bar.set_ticks(levels[::3], labels=[typeset.significant(level) for level in levels[::3]])
+        bar.set_ticks(levels[::3].tolist(), labels=[typeset.significant(level) for level in levels[::3]])
         ax.set(xlim=(grid.columns.min(), grid.columns.max()), ylim=(grid.index.min(), grid.index.max()))
         lines = ax.contour(grid.columns, grid.index, values, levels=levels[1:-1], colors=MUTED, linewidths=0.5)
         ax.clabel(lines, fontsize=6, fmt=lambda value: typeset.significant(value, 3))
