@@ -229,21 +229,34 @@ def angles(of: Findings) -> str:
     return sheet(["with SFT", "lr", "left, smallest", "left, largest", "right, smallest", "right, largest"], rows)
 
 
-def barriers(of: Findings) -> str:
-    """Barriers over the chord between SFT and every loss, as they are and at equal norms."""
+def with_dpo(of: Findings) -> str:
+    """Cosines to DPO at equal seeds and rates, and of the rates that the paper set."""
+    low, high = of.rates[0], of.rates[-1]
     rows = []
-    for lr, loss in product(of.rates, LOSSES):
-        runs, reference = of.names(loss=loss, lr=lr), of.names(loss="sft", lr=lr)
-        cells = []
-        for table in ("barriers", "matched_barriers"):
-            found = of.pairs(table, runs, reference).query("probe == 'solutions' and metric == 'nll'")
-            found = found[~of.same_order(found)] if loss == "sft" else found[of.same_order(found)]
-            above = int((found.chord_low > 0).sum())
-            cells += [spread(found.chord, lambda value: typeset.fixed(value, 3)), f"{above} of {len(found)}"]
-        if cells[1] != "0 of 0" or cells[3] != "0 of 0":
-            rows.append([_with_sft(loss), rate(lr), *cells])
-    head = ["with SFT", "lr", "barrier, nats", "above 0", "at equal norms, nats", "above 0"]
-    return sheet(head, rows)
+    for loss in LOSSES[:-1]:
+        row = [loss]
+        for mine, theirs in (*((lr, lr) for lr in of.rates), (high, low)):
+            found = of.pairs("cosine_baselines", of.names(loss=loss, lr=mine), of.names(loss="dpo", lr=theirs))
+            row.append(spread(found[of.same_order(found)].cosine, two))
+        rows.append(row)
+    head = [f"both {rate(lr)}" for lr in of.rates]
+    return sheet(["cosine to DPO", *head, f"{rate(high)}, DPO {rate(low)}"], rows)
+
+
+def barriers(of: Findings) -> str:
+    """How many pairs have a barrier over the chord, and how large, on both probes, as runs are and at equal norms."""
+    rows = []
+    for probe, (title, table) in product(
+        ("solutions", "answer"), (("as trained", "barriers"), ("at equal norms", "matched_barriers"))
+    ):
+        found = of.table(table).query("probe == @probe and metric == 'nll'")
+        found = found[(found.run_a != BASE) & (found.run_b != BASE)]
+        preferred = found.run_a.str.startswith("dpo") | found.run_b.str.startswith("dpo")
+        for what, part in (("with DPO", found[preferred]), ("of the others", found[~preferred])):
+            above = int((part.chord_low > 0).sum())
+            cells = (f"{above} of {len(part)}", *(typeset.fixed(x, 3) for x in (part.chord.median(), part.chord.max())))
+            rows.append([probe, title, what, *cells])
+    return sheet(["NLL of", "deltas", "pairs", "above 0", "median, nats", "largest, nats"], rows)
 
 
 def comparisons(of: Findings) -> str:
@@ -376,6 +389,7 @@ BLOCKS: dict[str, tuple[str, Callable[[Findings], str]]] = {
     "cosines": ("verdict", cosines),
     "initialisation": ("verdict", initialisation),
     "angles": ("verdict", angles),
+    "dpo": ("verdict", with_dpo),
     "barriers": ("verdict", barriers),
     "comparisons": ("verdict", comparisons),
     "mixed": ("verdict", mixed),

@@ -10,6 +10,7 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
+from raygeo import plain
 from raygeo.analyses.registry import parts
 from raygeo.errors import ConfigError
 from raygeo.pipeline.missing import missing_parts
@@ -46,7 +47,7 @@ def show(store: Store, name: str | None = None, *, rows: int = 20, as_json: bool
     """
     shown = _find(store, name, rows)
     if as_json:
-        out.print(as_json(shown.plain()), markup=False, highlight=False, soft_wrap=True)
+        out.print(plain.as_json(shown.plain()), markup=False, highlight=False, soft_wrap=True)
     else:
         shown.say(out)
 

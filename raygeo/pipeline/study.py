@@ -186,8 +186,8 @@ def _run_stages(
                 if study.sweep is not None:
                     publish_trials(context, trained.planned, analysed=False)
             with stage("geometry"):
-                rows = (store.table(name).to_pylist() for name in ("runs", "trials"))
-                reference = reference_run(*rows, named=study.reference_run or "")
+                runs, trials = (store.table(name).to_pylist() for name in ("runs", "trials"))
+                reference = reference_run(runs, trials, named=study.reference_run or "")
                 standing.note(reference_run=reference)
                 with context.surviving("geometry"):
                     analyse_runs(context, student, rollouts, trained.runs, reference, references.teacher)
