@@ -34,7 +34,7 @@ class Section:
     ``title`` and ``prose`` may name ``{reference}``, the run others are compared with, and the title ``{rows}``, how
     many there are ("1 row", "28 rows"), and ``{name}`` where there are several tables. ``folded`` tables are opened by
     the reader; one that is ``leading`` stands behind the results, before all chapters; ``empty`` is said where there
-    are no rows, and without it nothing is. Of more than ``MOST_ROWS`` the first stand there, and the prose says so.
+    are runs and no rows, and without it nothing is. Of more than ``MOST_ROWS`` the first stand there, and the prose says so.
     """
 
     title: str
@@ -62,7 +62,7 @@ class Section:
                 replace(sheet, rows=sheet.rows[:MOST_ROWS]),
             )
             for name, sheet in given
-            if sheet.rows or self.empty
+            if sheet.rows or (self.empty and view.names)
         ]
 
 

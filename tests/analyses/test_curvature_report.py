@@ -132,8 +132,9 @@ def test_predicted_paths_stand_beside_measured_ones():
 
 def test_sharpness_has_a_panel_for_each_measure_with_intervals():
     fig = draw("sharpness", sharpness=RISES)
-    assert titles(fig) == ["SAM: one step", "mean under relative noise"]
-    assert [len(ax.containers) for ax in fig.axes] == [0, 3]
+    assert titles(fig) == ["SAM: one step", "mean under relative noise, σ / RMS of the parameter = 0.1"]
+    bars = [line.get_xdata() for line in fig.axes[1].lines if len(line.get_xdata()) == 2]
+    np.testing.assert_allclose(bars, [[0.1, 0.3]] * 3)
 
 
 def test_columns_of_the_results_are_of_the_first_space():

@@ -14,7 +14,7 @@ from raygeo.tables import SCHEMAS
 
 FIGURES = [
     "front",
-    "accuracy", "nll", "objective", "monitor", "norms", "trajectories", "cosine", "map", "angles", "off-principal",
+    "rates", "accuracy", "monitor", "nll", "objective", "norms", "norm-rates", "trajectories", "cosine", "map", "angles", "off-principal",
     "layer-alpha", "locking", "paths", "base-paths", "matched-paths", "curves", "layerwise", "wise", "matched",
     "planes",
     "rank-truncation", "heads", "head-effects", "spectra", "eigenvalues", "directional", "block-curvature",
@@ -41,22 +41,32 @@ def test_every_figure_is_drawn_in_the_registrys_order(figures, page):
     assert list(figures) == [plot.name for plot in plots] == FIGURES
     assert re.findall(r'<figure id="figure-([\w-]+)">', page) == list(figures)
     text = unescape(page)
-    places = [text.index(f"<h3>{plot.title}</h3>") for plot in plots]
+    places = [re.search(rf"<(h3|summary)>{re.escape(plot.title)}</", text).start() for plot in plots]
     assert places == sorted(places)
     assert all(f"<figcaption>{plot.caption}</figcaption>" in text for plot in plots)
     assert "Not drawn" not in page
 
 
-def test_every_section_stands_on_the_page_in_the_registrys_order(view, page):
-    text, place = unescape(page).split('id="tables-title"')[1], 0
-    for part in registry.parts().sections:
-        sheets = part.sheets(view)
-        assert sheets
-        for title, prose, sheet in sheets:
-            assert sheet.rows, title
-            place = text.index(f"<summary>{title}</summary>" if part.folded else f"<h3>{title}</h3>", place)
-            assert f"<p>{prose}</p>" in text[place:] or not prose
-            assert f"<caption>{title}</caption>" in text[place:]
+def test_every_section_stands_in_the_chapter_of_its_analysis(view, page):
+    text = unescape(page)
+    chapters = [re.split("</section>", part)[0] for part in re.split(r'<section id="part-', text)[1:]]
+    for bundle in registry.parts().chapters:
+        for part in bundle.sections:
+            sheets = part.sheets(view)
+            assert sheets
+            for title, prose, sheet in sheets:
+                assert sheet.rows, title
+                place = text if part.leading else next(c for c in chapters if c.startswith(f'{bundle.name}"'))
+                assert re.search(rf"<(summary|h2|h3)>{re.escape(title)}(: \d+ rows)?</", place)
+                assert f"<p>{prose}</p>" in place or not prose
+                assert f"<caption>{title}</caption>" in place
+
+
+def test_chapters_stand_in_the_registrys_order(page):
+    named = [bundle.name for bundle in registry.parts().chapters]
+    shown = re.findall(r'<section id="part-([\w-]+)">', page)
+    assert shown == [name for name in named if name in shown]
+    assert len(shown) > 20
 
 
 def test_every_caveat_that_applies_is_said(view, page):
@@ -105,7 +115,7 @@ def test_a_study_in_which_nothing_is_analysed_says_nothing_of_analyses(tables):
     for analysis in registry.analyses().values():
         assert said(bare, analysis.report) == []
     page = render_page(bare, CONTEXT, draw_figures(bare, registry.parts()), registry.parts())
-    assert page.count("<figure ") == 5
+    assert page.count("<figure ") == 6
     assert registry.analyses()["norms"].report.figures[0].title in page.split("Not drawn, for want of data")[1]
 
 

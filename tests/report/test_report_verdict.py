@@ -165,7 +165,7 @@ def test_every_sentence_leads_to_what_it_rests_on(view, page):
 
 def test_the_console_shows_results_and_verdict(view):
     table, *sentences = summary(view, registry.parts())
-    assert re.search(rf"{REFERENCE} +sft +5e-05 +0 finished +83.3 % +\+41.3 +< 0.001", table)
+    assert re.search(rf"{REFERENCE} +83.3 % +\+41.3 +< 0.001 +sft +5e-05 +0 finished", table)
     assert sentences == [f"- {text}" for _, text in said(view)]
     many = Sheet(["run", "x"], [[f"r{i}", ("1", "detail")] for i in range(MOST_ROWS + 5)], frozenset({"run"}))
     assert as_text(many).endswith("\n... and 5 more rows on the page")

@@ -13,7 +13,6 @@ import torch
 from pyarrow import fs
 from safetensors.torch import save_file
 
-import raygeo
 from raygeo.errors import FullStoreError, StoreError
 from raygeo.settings import split_key, unit_key
 from raygeo.store import Store, StoredPath, is_full, outdated_units
@@ -239,14 +238,14 @@ def test_bytes_round_trip(any_store):
 
 def test_open_refuses_what_is_not_there(tmp_path):
     with pytest.raises(StoreError, match="no store"):
-        raygeo.open(str(tmp_path / "nothing"))
+        Store(tmp_path / "nothing", create=False)
     assert not (tmp_path / "nothing").exists()
 
 
 def test_tables_are_arrow_and_unknown_ones_are_refused(store):
     store.write_unit("k", {"counts": ROWS})
     store.publish("counts", ["k"])
-    opened = raygeo.open(store.location)
+    opened = Store(store.location, create=False)
     assert opened.table("counts").to_pandas()["value"].tolist() == [1]
     assert opened.table("runs").num_rows == 0
     with pytest.raises(StoreError, match=r"there is no table 'count' in .*; it has counts"):

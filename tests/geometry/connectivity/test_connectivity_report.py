@@ -230,7 +230,8 @@ def plane():
 
 def test_runs_off_a_plane_are_open_and_say_how_far(plane):
     view = view_of(**plane)
-    (ax,) = axes("planes", view)
+    ax, bar = axes("planes", view)
+    assert bar.get_ylabel() == "NLL, nats a token"
     assert [text.get_text() for text in ax.texts if text.get_text() == "3.9"] == ["3.9"]
     assert sheet_row("planes", view, run="rft")["distance from the plane"] == "3.90"
     assert "lie off it, at a median 94.6 %" in caveats(view)
@@ -238,4 +239,4 @@ def test_runs_off_a_plane_are_open_and_say_how_far(plane):
 
 def test_a_plane_with_holes_is_drawn(plane):
     plane["planes"][0]["nll"] = None
-    assert len(axes("planes", view_of(**plane))) == 1
+    assert len(axes("planes", view_of(**plane))) == 2  # the plane and the bar of its colours
