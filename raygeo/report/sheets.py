@@ -34,7 +34,8 @@ class Section:
     ``title`` and ``prose`` may name ``{reference}``, the run others are compared with, and the title ``{rows}``, how
     many there are ("1 row", "28 rows"), and ``{name}`` where there are several tables. ``folded`` tables are opened by
     the reader; one that is ``leading`` stands behind the results, before all chapters; ``empty`` is said where there
-    are runs and no rows, and without it nothing is. Of more than ``MOST_ROWS`` the first stand there, and the prose says so.
+    are runs and no rows, and without it nothing is. Of more than ``MOST_ROWS`` the first stand there, and the prose
+    says so.
     """
 
     title: str

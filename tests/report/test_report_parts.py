@@ -14,7 +14,8 @@ from raygeo.tables import SCHEMAS
 
 FIGURES = [
     "front",
-    "rates", "accuracy", "monitor", "nll", "objective", "norms", "norm-rates", "trajectories", "cosine", "map", "angles", "off-principal",
+    "rates", "accuracy", "monitor", "nll", "objective",
+    "norms", "norm-rates", "trajectories", "cosine", "map", "angles", "off-principal",
     "layer-alpha", "locking", "paths", "base-paths", "matched-paths", "curves", "layerwise", "wise", "matched",
     "planes",
     "rank-truncation", "heads", "head-effects", "spectra", "eigenvalues", "directional", "block-curvature",
