@@ -220,8 +220,8 @@ def save_page(store: Store, context: PageContext) -> Page:
     Raises:
         StoreError: the page cannot be written.
     """
-    failures, made = Failures(), parts()
-    tables = published_tables(store, failures)
+    failures = Failures()
+    tables, made = published_tables(store, failures), parts()
     context = replace(
         context,
         reference_run=context.reference_run or reference_run(tables["runs"].to_pylist()),
