@@ -25,6 +25,15 @@ PARTS = Path(__file__).with_name("own_parts.py")
 HINGE = {"type": "own_parts:Hinge"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+    """The registry is the process's: the tests behind these know nothing of own analyses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raygeo.analyses.registry._OWN", {})
+        yield
+    analyses.cache_clear()
+
+
 def study(*losses, geometry=None, **changes):
     return tiny_study(runs=[{"loss": loss} for loss in losses], geometry=geometry or {}, **changes)
 
