@@ -51,7 +51,8 @@ def test_a_dry_run_checks_and_plans_and_makes_nothing(ray_session, tmp_path):
     file.write_text(yaml.safe_dump(tiny_study(store=str(tmp_path / "deep" / "store"))))
     result = run("run", str(file), "--dry-run")
     assert result.exit_code == 0, result.output
-    assert "training" in result.output
+    assert "train" in result.output
+    assert "geometry.norms" in result.output
     assert "in all: " in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
     refused = run("run", str(file), "--dry-run", "--set", "actors.cpus=999")
@@ -71,7 +72,7 @@ def test_a_plan_as_json_is_one_object(tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(tiny_study(store=str(tmp_path / "store"))))
     plan = json.loads(run("plan", str(tmp_path / "study.yaml"), "--device", "h100", "--json").output)
     assert (plan["study"], plan["fits"]) == ("tiny", True)
-    training = next(need for need in plan["needs"] if need["what"].startswith("training"))
+    training = next(need for need in plan["needs"] if need["what"].startswith("train "))
     assert training["units"] == 1
     assert training["device"]
     assert training["problem"] is None

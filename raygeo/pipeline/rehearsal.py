@@ -58,7 +58,7 @@ def _store_as_it_is(study: Study) -> Iterator[Store]:
     if found is not None:
         yield found
         return
-    place = None if is_uri(study.location) else next(p for p in local_root(study.location).parents if p.is_dir())
+    place = None if is_uri(study.location) else next(p for p in local_root(study.location).parents if p.exists())
     try:
         folder = TemporaryDirectory(prefix=".raygeo-", dir=place)
     except OSError as error:

@@ -90,7 +90,7 @@ def test_the_log_has_what_the_console_showed_and_more(store, run):
     run(stages, allow_failures=True)
     text = store.read_bytes("logs/ends.log").decode()
     assert "secret" not in text
-    for said in ("INFO train at s3://bucket/x", "DEBUG step by step", "WARNING no memory for a batch of 8", "stages\n"):
+    for said in ("INFO train at s3://bucket/x", "DEBUG step by step", "WARNING no memory for a batch of 8", "\nstages"):
         assert text.count(said) == 2, said
     assert text.count('raise ValueError("what an analysis did")') >= 2
     assert "versions: raygeo " in text
