@@ -52,7 +52,7 @@ def test_a_dry_run_checks_and_plans_and_makes_nothing(ray_session, tmp_path):
     result = run("run", str(file), "--dry-run")
     assert result.exit_code == 0, result.output
     assert "train" in result.output
-    assert "geometry.norms" in result.output
+    assert "geometry" in result.output
     assert "in all: " in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
     refused = run("run", str(file), "--dry-run", "--set", "actors.cpus=999")
