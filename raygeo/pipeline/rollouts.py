@@ -38,6 +38,7 @@ from raygeo.pipeline.config import RolloutRules, SamplingSettings, Study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.journal import AnswerJournal
 from raygeo.pipeline.plan import RoundSampling
+from raygeo.pipeline.precomputed import take_units
 from raygeo.pipeline.problems import benchmark_problems, builtin_prompts
 from raygeo.pipeline.student import KIND, Student, provide_model
 from raygeo.settings import content_key, unit_key
@@ -446,7 +447,7 @@ def _sampled(context: StudyContext, student: Student, renderer: Renderer, gradin
         reads = renderer_for(load_tokenizer(teacher), context.study.student.chat)
         if settings.decoding.top_logprobs:
             refuse_other_tokens(renderer.tokenizer, reads.tokenizer, settings.teacher)
-        given = (
+        sampling = Sampling(
             settings.decoding,
             teacher,
             teacher_key,
@@ -458,7 +459,9 @@ def _sampled(context: StudyContext, student: Student, renderer: Renderer, gradin
             settings.engine,
             "student" if settings.teacher == "student" else "teacher",
         )
-        keys = context.run(Sampling(*given)).keys
+        if take_units(context.store, sampling):
+            context.progress.say("  rollouts: come with raygeo")
+        keys = context.run(sampling).keys
     rows = (row for key in keys for row in _rows(context.store.read_unit("rollouts", key)))
     made_by = {Sampling.name: Sampling.revision, **text_revisions([type(reads)], [type(settings.engine)])}
     return _Source((Record(row["source"], line, row) for line, row in enumerate(rows, 1)), content_key(keys), made_by)

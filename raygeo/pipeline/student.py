@@ -30,6 +30,7 @@ from raygeo.models.parameters import CONVERTED, INDEX, REVISION, index_parameter
 from raygeo.models.soundness import check_student
 from raygeo.pipeline.config import GYM, TAUGHT, TEXT, WORD_PROBLEMS, StudentSettings
 from raygeo.pipeline.context import StudyContext
+from raygeo.pipeline.precomputed import take_folder
 from raygeo.pipeline.problems import made_config
 from raygeo.records import RunRecord
 from raygeo.settings import content_key
@@ -302,9 +303,13 @@ def hold_files(store: Store, kind: str, key: str) -> None:
 
 
 def _make(context: StudyContext, key: str, what: str, make: Callable[[Path, Any], None]) -> None:
-    """Make a model where the cluster has room for it, unless the store has it."""
+    """Make a model where the cluster has room for it, unless the store has it or it comes with raygeo."""
     store, settings = context.store, context.study.student
     if store.has_folder(KIND, key):
+        context.count(0, 1)
+        return
+    if take_folder(store, KIND, key):
+        context.progress.say(f"  {what}: comes with raygeo")
         context.count(0, 1)
         return
 
