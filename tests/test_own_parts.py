@@ -19,7 +19,7 @@ from raygeo.pipeline.config import load_study, parse_study, study_yaml
 from raygeo.pipeline.written import read_yaml
 from raygeo.training.settings import RunSpec
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 PARTS = Path(__file__).with_name("own_parts.py")
 HINGE = {"type": "own_parts:Hinge"}
