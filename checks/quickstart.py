@@ -26,7 +26,7 @@ SEEDS = (0, 1, 2)
 SHOWN = {
     "norms": {},
     "similarity": {"pairs": "all"},
-    "paths": {"pairs": "all"},
+    "paths": {"pairs": "all", "accuracy_problems": 0},
     "curvature": {"top_k": 1, "slq_probes": 0, "path_points": 0},
 }
 """The analyses that the table shows, and their settings."""

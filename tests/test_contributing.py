@@ -58,7 +58,7 @@ model, tokenizer = load_student(save_tiny_student(Path("student")))
 renderer = renderer_for(tokenizer)
 asked = Request([row["prompt"] for row in draw_rollouts(3, samples=1).to_pylist()], max_new_tokens=6)
 engine = study.evaluation.engine
-assert engine.identity == "uncached-1"
+assert engine.identity == "uncached"
 with engine.students("student").mixed([]) as loaded:
     written = engine.engine(loaded, renderer, 8).generate(asked)
 assert written == LocalEngine(model, renderer).generate(asked)

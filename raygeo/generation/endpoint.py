@@ -167,7 +167,7 @@ class EndpointSettings(EngineSettings):
 
     @property
     def identity(self) -> list[Any]:
-        """The engine's name and revision, the model's name, and what is asked for; not where the server is."""
+        """The engine's name, the model's name, and what is asked for; not where the server is."""
         return [super().identity, self.model, self.api, self.logprobs, self.extra]
 
     def unfit(self, lora: LoraSettings | None) -> str:
@@ -250,7 +250,7 @@ class EndpointEngine(Engine):
 
     def _key(self, request: Request, prompt: str) -> str:
         how = (request.max_new_tokens, request.samples, request.temperature, request.seed, request.top_logprobs)
-        return content_key(self.settings.identity, prompt, *how)
+        return content_key(self.settings.revision, self.settings.identity, prompt, *how)
 
     def _ask_all(
         self, request: Request, waiting: queue.SimpleQueue[tuple[int, _Answer]], count: int

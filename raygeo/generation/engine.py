@@ -144,10 +144,10 @@ class EngineSettings(Settings, ABC):
 
     @property
     def identity(self) -> Any:
-        """What content keys hold of the engine: its name and revision, as in ``local-1``; where completions depend on
-        settings, a subclass adds these.
+        """What content keys hold of the engine beside its revision: its name; where completions depend on settings, a
+        subclass adds these.
         """
-        return f"{self.type}-{self.revision}"
+        return self.type
 
     def unfit(self, lora: LoraSettings | None) -> str | None:
         """Why it cannot write with runs that train these adapters, or all weights where there are none; else None."""

@@ -48,7 +48,7 @@ class VllmSettings(EngineSettings):
 
     @property
     def identity(self) -> list[Any]:
-        """The engine's name and revision, and what completions depend on."""
+        """The engine's name, and what completions depend on."""
         return [super().identity, self.dtype, self.tensor_parallel_size]
 
     def unfit(self, lora: LoraSettings | None) -> str | None:

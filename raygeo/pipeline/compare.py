@@ -158,7 +158,7 @@ def _probes(store: Store, comparison: Comparison, models: Models) -> dict[str, A
         return {}
     pairs = _read_pairs(reader)[: settings.sequences]
     renderer = renderer_for(load_tokenizer(models.base), comparison.chat)
-    key = content_key("compared-probes", renderer.identity, settings, pairs, models.key)
+    key = content_key("compared-probes", renderer.revision, renderer.identity, settings, pairs, models.key)
     probes = {"solutions": pairs, "curvature": pairs[: settings.curvature_sequences]}
     if not store.has_folder(PROBES, key):
         limit = context_length(read_config(models.base))

@@ -112,7 +112,7 @@ def provide_rollouts(context: StudyContext, student: Student) -> Rollouts:
     asked = _asked_grading(context, renderer)
     source = _sampled(context, student, renderer, asked.grading) if settings.sample else _read(settings.read)
     made_of = (RolloutRules.of(settings), asked.grading, renderer.identity, source.key, student.key, limit)
-    key = unit_key((RULES, *source.revisions), "rollouts", *made_of)
+    key = unit_key((RULES, renderer.revision, *source.revisions), "rollouts", *made_of)
     tokens_key = content_key("tokens", key, student.key)
     finished = store.finished(("rollouts", "set_aside", "counts"))
     if key in finished and store.has_folder(TOKENS, tokens_key):
@@ -318,7 +318,7 @@ def plan_round(
     rules = RolloutRules(heldout=0, max_set_aside=study.rollouts.max_set_aside)
     drawn_as = content_key([task.key for task in drawn.tasks()])
     made_of = (rules, rollouts.grading, rollouts.renderer.identity, drawn_as, rollouts.key, student.key, limit)
-    key = unit_key(RULES, "round", *made_of)
+    key = unit_key((RULES, rollouts.renderer.revision), "round", *made_of)
     return Round(drawn, key, content_key("tokens", key, student.key), rules)
 
 

@@ -25,7 +25,7 @@ from raygeo.store.verification import broken
 
 pytestmark = pytest.mark.cluster
 
-DIGEST = "633ed176a4ed0373"
+DIGEST = "347f632c2a8c544c"
 
 
 class Made(Exception):
