@@ -10,6 +10,7 @@ from raygeo.cli import app
 from raygeo.errors import ConfigError, DataError, StudentError
 from raygeo.pipeline.config import load_study
 from raygeo.pipeline.drafting import draft_study
+from raygeo.pipeline.shipped import MODELINE
 
 NUMBERS = range(12)
 DATA = {
@@ -47,6 +48,7 @@ def folder(tmp_path_factory):
 def test_the_losses_are_those_that_the_rollouts_allow(folder, tmp_path, name, losses, graded):
     out = tmp_path / "study.yaml"
     said = draft_study(str(folder / f"{name}.jsonl"), str(folder / "student"), out)
+    assert out.read_text().startswith(f"{MODELINE}\n")
     study = load_study(out)
     assert [entry.losses[0].type for entry in study.runs] == losses
     assert sum(line.startswith("left out") for line in said) == 6 - len(losses)
