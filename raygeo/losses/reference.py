@@ -29,7 +29,7 @@ def _lines(entry: Entry) -> Iterator[str]:
     yield f"## {entry.type}\n"
     yield f"{entry.title}: {_linked(entry.paper)}.\n"
     yield f"    {entry.formula}\n"
-    yield f"{entry.description.replace('``', '`')}\n"
+    yield f"{_linked(entry.description.replace('``', '`'))}\n"
     yield f"Averaged over {entry.unit}s. Needs {'; '.join(entry.needs) or 'nothing but graded rollouts'}.\n"
     yield from as_table(entry.options)
 
