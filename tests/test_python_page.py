@@ -61,9 +61,10 @@ def test_a_run_answers_and_is_compared(page):
 
 def test_the_notebook_runs_on_any_finished_study(page, tmp_path, monkeypatch):
     _, folder = page
-    (tmp_path / "store").mkdir()
+    for place in ("docs", "store"):
+        (tmp_path / place).mkdir()
     (tmp_path / "store" / "quickstart").symlink_to(folder / "store" / "mine")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path / "docs")
     names = {}
     for cell in json.loads(NOTEBOOK.read_text())["cells"]:
         if cell["cell_type"] == "code":
