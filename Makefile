@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-all test-fast check constraints clean
+.PHONY: help quickstart test test-all test-fast check docs constraints clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -32,6 +32,14 @@ check: $(VENV)/.ready  ## lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs  ## build the documentation site, build/site/index.html, to be read without a network; broken links fail
+	$(BIN)/python -m nbconvert --log-level WARN --to markdown --output quickstart-notebook docs/quickstart.ipynb
+	$(BIN)/zensical build --clean --strict
 
 constraints: $(VENV)/.ready  ## keep the versions of this environment in constraints.txt
 	(echo "# The versions that raygeo was last tested with: pip install -c constraints.txt -e '.[test]'"; \

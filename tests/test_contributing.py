@@ -1,4 +1,4 @@
-"""The recipes in CONTRIBUTING.md, followed to the letter in a copy of the package."""
+"""The recipes in docs/CONTRIBUTING.md, followed to the letter in a copy of the package."""
 
 import re
 import shutil
@@ -84,7 +84,7 @@ def copy(tmp_path_factory) -> Path:
 
 def recipe(title: str) -> list[tuple[str, str]]:
     """The files of a recipe: the name that stands before each block of code, and the code."""
-    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    text = (REPOSITORY / "docs" / "CONTRIBUTING.md").read_text()
     section = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section is not None
     pieces = re.split(r"```python\n(.*?)```\n", section[1], flags=re.DOTALL)
