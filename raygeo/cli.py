@@ -112,7 +112,7 @@ def quickstart(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Run the shipped study `quickstart`: six losses on a small student made here, in minutes, without a download."""
+    """Run the shipped study `quickstart`: six losses on a small student, in minutes, without a download."""
     run("quickstart", overrides, store, address, quiet=quiet, verbose=verbose)
 
 
