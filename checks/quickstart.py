@@ -51,7 +51,7 @@ def measured(tables: Callable[[str], pd.DataFrame]) -> pd.DataFrame:
 
     accuracy, deltas, paths, curvature = (tables(name) for name in ("accuracy", "deltas", "paths", "curvature"))
     ends = paths.query(f"run_a == '{BASE}' and probe == 'solutions' and metric == 'nll' and alpha == 1")
-    top = curvature.query("quantity == 'eigenvalue' and operator == 'hessian' and index == 0")
+    top = curvature.query("space == 'delta' and quantity == 'eigenvalue' and index == 0")
     runs["accuracy"] = 100 * accuracy.query("benchmark == 'heldout'").set_index("run").accuracy
     runs["nll"] = ends.set_index("run_b").nll
     runs["norm"] = 100 * deltas.query("scope == 'global'").set_index("run").relative_norm
