@@ -15,13 +15,22 @@ from raygeo.workload import Workload
 PLACE = Path(__file__).parents[1] / "precomputed"
 
 
+def has_folder(kind: str, key: str) -> bool:
+    """Whether the folder ``<kind>/<key>`` comes with raygeo."""
+    return Store(PLACE, create=False).has_folder(kind, key)
+
+
 def take_folder(store: Store, kind: str, key: str) -> bool:
     """Put the folder ``<kind>/<key>`` into ``store`` if it comes with raygeo; whether it does."""
-    made = Store(PLACE, create=False)
-    if not made.has_folder(kind, key):
+    if not has_folder(kind, key):
         return False
     with store.making(kind, key) as folder:
-        shutil.copytree(made.folder(kind, key), folder, ignore=shutil.ignore_patterns(COMPLETE), dirs_exist_ok=True)
+        shutil.copytree(
+            Store(PLACE, create=False).folder(kind, key),
+            folder,
+            ignore=shutil.ignore_patterns(COMPLETE),
+            dirs_exist_ok=True,
+        )
     return True
 
 

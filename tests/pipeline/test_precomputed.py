@@ -70,6 +70,7 @@ def test_the_quick_start_makes_none_of_it(bench):
     rollouts = provide_rollouts(context, student)
     said = context.progress.console.file.getvalue()
     assert said.count("comes with raygeo") == 2
+    assert student.description == "builtin:word-problems, comes with raygeo"
     assert "rollouts: come with raygeo" in said
     assert "6144 rollouts of 768 prompts" in said
     assert rollouts.train.num_rows + rollouts.heldout.num_rows == 6144
