@@ -15,6 +15,9 @@ from raygeo.models.run import Run
 from raygeo.settings import Settings
 from raygeo.store import AnyPath
 
+LONGEST = 100
+"""Prompts that are tokenised to know how long prompts are."""
+
 
 class Journal(Protocol):
     """Where answers are kept one by one, as texts under keys, until whoever asked has stored what it makes of them."""
@@ -97,6 +100,19 @@ def check_lengths(prompts: Sequence[int], max_new_tokens: int, longest: int | No
         )
 
 
+def check_prompts(
+    renderer: Renderer, prompts: Sequence[str], max_new_tokens: int, longest: int | None, who: str
+) -> None:
+    """As ``check_lengths``, of the prompts with most characters, before anything is written; ``who`` is to write.
+
+    Raises:
+        StudentError: as ``check_lengths``.
+    """
+    some = sorted(prompts, key=len)[-LONGEST:]
+    lengths = [len(renderer.prompt_ids(prompt)) for prompt in some]
+    check_lengths(lengths, max_new_tokens, longest, f"the {who}'s context of {longest}")
+
+
 class Engine(ABC):
     """Writes completions with a model. Equal requests give equal results; how prompts are batched is its own affair."""
 
@@ -141,6 +157,8 @@ class EngineSettings(Settings, ABC):
     revision: ClassVar[int] = 1
     elsewhere: ClassVar[bool] = False
     """Whether the model runs elsewhere, under a name, so that nothing here has its weights or can change them."""
+    adapters_only: ClassVar[bool] = False
+    """Whether it is given what runs changed as adapters, and so cannot write with weights changed in another way."""
 
     @property
     def identity(self) -> Any:
@@ -148,6 +166,10 @@ class EngineSettings(Settings, ABC):
         settings, a subclass adds these.
         """
         return f"{self.type}-{self.revision}"
+
+    def longest(self, context: int | None) -> int | None:
+        """The longest sequence, in tokens, of a model with so much ``context``; None where there is no limit."""
+        return context
 
     def unfit(self, lora: LoraSettings | None) -> str | None:
         """Why it cannot write with runs that train these adapters, or all weights where there are none; else None."""

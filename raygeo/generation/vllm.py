@@ -32,6 +32,7 @@ class VllmSettings(EngineSettings):
     """
 
     revision: ClassVar[int] = 2
+    adapters_only: ClassVar[bool] = True
 
     type: Literal["vllm"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -50,6 +51,10 @@ class VllmSettings(EngineSettings):
     def identity(self) -> list[Any]:
         """The engine's name and revision, and what completions depend on."""
         return [super().identity, self.dtype, self.tensor_parallel_size]
+
+    def longest(self, context: int | None) -> int | None:
+        """``max_model_len``, where it is given."""
+        return self.max_model_len or context
 
     def unfit(self, lora: LoraSettings | None) -> str | None:
         """That a run trains all weights, or adapters of a larger rank than vLLM is started for."""

@@ -1,8 +1,7 @@
 """What a study will ask of the cluster: checked as soon as it is connected, hours before the last stage asks."""
 
 from collections import defaultdict
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,9 @@ import numpy as np
 from raygeo.cluster.preflight import check_fits
 from raygeo.data.reference import REFERENCE_STATES
 from raygeo.data.tokens import RolloutTokens
-from raygeo.errors import ClusterError, DataError
+from raygeo.errors import ClusterError
 from raygeo.footprint.need import Texts
+from raygeo.generation.engine import LONGEST
 from raygeo.losses.base import Loss
 from raygeo.models.loading import read_config
 from raygeo.pipeline.budget.check import check_disk, check_memory
@@ -20,6 +20,7 @@ from raygeo.pipeline.budget.facts import Facts
 from raygeo.pipeline.chains import chain_of
 from raygeo.pipeline.config import HELDOUT, Study, study_yaml
 from raygeo.pipeline.context import StudyContext
+from raygeo.pipeline.foreseen import Learned
 from raygeo.pipeline.problems import benchmark_problems
 from raygeo.pipeline.revisions import outdated_tables
 from raygeo.pipeline.rollouts import TOKENS, Rollouts, heldout_problems
@@ -33,8 +34,6 @@ from raygeo.training.settings import RunSpec
 from raygeo.training.sweep import run_shape
 
 SETTLED = ("finished", "diverged", "stopped")
-LONGEST = 100
-"""Problems of a benchmark that are tokenised."""
 SHORTEST = Texts(1, 2.0, 2)
 """Stands for texts of which nothing is known."""
 
@@ -92,15 +91,21 @@ def check_student(study: Study, store: Store, stages: tuple[str, ...], cluster: 
     facts = Facts(read_config(folder), texts, texts, texts, 1.0, benchmarks, (), _settled_trainings(study, store))
     check_memory(study, facts, cluster, lambda said: None, _lacking(store, stages) - {"geometry"})
     if "train" in stages:
-        check_disk(study, facts, cluster, store.free_bytes(), lambda said: None)
+        check_disk(study, facts, cluster, store.free_bytes(), lambda said: None, ("train",))
 
 
 def check_rollouts(
-    context: StudyContext, student: Student, rollouts: Rollouts, stages: tuple[str, ...], cluster: Cluster
+    context: StudyContext,
+    student: Student,
+    rollouts: Rollouts,
+    stages: tuple[str, ...],
+    cluster: Cluster,
+    learned: Mapping[Loss, Learned],
 ) -> None:
     """Refuse a study of which some stage after this is known not to fit, now that its rows are.
 
-    Rows that no loss learns from, as they are truncated, do not count; nor does what the store has.
+    Rows that no loss learns from, as they are truncated, do not count; nor does what the store has. ``learned`` says
+    what losses learn from, as far as that is known.
 
     Raises:
         ClusterError: as ``check_memory``.
@@ -109,9 +114,9 @@ def check_rollouts(
     lacking = _lacking(store, stages) - {"student", "rollouts"}
     if not lacking:
         return
-    lengths = RolloutTokens.open(rollouts.tokens).lengths
-    learned = rollouts.train
-    whole = lengths[~learned["truncated"].fill_null(False).to_numpy()]
+    tokens = RolloutTokens.open(rollouts.tokens)
+    lengths = tokens.lengths
+    whole = lengths[~rollouts.train["truncated"].fill_null(False).to_numpy()]
     rows = Texts(len(lengths), float(np.mean(lengths)), int(np.max(lengths)))
     train = Texts(len(whole), float(np.mean(whole)), int(np.max(whole))) if len(whole) else SHORTEST
     asked = {HELDOUT: heldout_problems(rollouts)}
@@ -131,18 +136,14 @@ def check_rollouts(
     if not study.evaluation.heldout:
         benchmarks.pop(HELDOUT, None)
 
-    @cache
     def selected(loss: Loss) -> int | None:
-        try:
-            examples = loss.select(learned).examples
-        except DataError:  # said where it is to be trained
-            return None
-        return max(int(lengths[row]) for example in examples for row in example.rows)
+        return learned[loss].longest if loss in learned else None
 
-    facts = Facts(read_config(student.folder), rows, train, heldout, 1.0, benchmarks, (), settled, selected)
+    share = float(tokens.completion_offsets[-1] / lengths.sum())
+    facts = Facts(read_config(student.folder), rows, train, heldout, share, benchmarks, (), settled, selected)
     check_memory(study, facts, cluster, context.progress.say, lacking)
     if "train" in stages:
-        check_disk(study, facts, cluster, store.free_bytes(), context.progress.say)
+        check_disk(study, facts, cluster, store.free_bytes(), context.progress.say, lacking)
 
 
 def _lengths(rollouts: Rollouts, prompts: list[str]) -> Texts:
