@@ -108,9 +108,9 @@ def check_prompts(
     Raises:
         StudentError: as ``check_lengths``.
     """
-    some = sorted(prompts, key=len)[-LONGEST:]
-    lengths = [len(renderer.prompt_ids(prompt)) for prompt in some]
-    check_lengths(lengths, max_new_tokens, longest, f"the {who}'s context of {longest}")
+    lengths = [len(renderer.prompt_ids(prompt)) for prompt in sorted(prompts, key=len)[-LONGEST:]]
+    if lengths:
+        check_lengths(lengths, max_new_tokens, longest, f"the {who}'s context of {longest}")
 
 
 class Engine(ABC):

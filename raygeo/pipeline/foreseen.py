@@ -54,7 +54,7 @@ def foresee(
         wrong += _too_long_for_the_teacher(context, student, rollouts)
     if "train" in stages:
         specs = study.plan.learning()
-        wrong += _select(rollouts, {spec.loss for spec in specs}, learned)
+        wrong += _select(rollouts, dict.fromkeys(spec.loss for spec in specs), learned)
         wrong += _lacking(context, student, rollouts, specs)
         _say_learned(context, specs, learned)
     wrong += _unmeasured(study, rollouts, problems, stages)
