@@ -119,7 +119,7 @@ def test_prompts_that_leave_no_room_for_answers_are_named_with_the_setting(bench
     bench(evaluation=evaluation, stages=STAGES[:4])
     soups = refusal(bench, geometry={"soups": {"accuracy_problems": 4}})
     assert "geometry.soups.max_new_tokens, heldout prompts: " in soups
-    assert "max_new_tokens=512 exceeds" in soups
+    assert "with max_new_tokens=512 that exceeds" in soups
     bench(geometry={"soups": {}})
     rounds = [{"loss": {"type": "rft"}, "rounds": 2, "sampling": {"max_new_tokens": 4000}}]
     assert "sampling.max_new_tokens of rft-2rounds, train prompts: " in refusal(bench, runs=rounds)
