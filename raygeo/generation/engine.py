@@ -15,9 +15,6 @@ from raygeo.models.run import Run
 from raygeo.settings import Settings
 from raygeo.store import AnyPath
 
-LONGEST = 100
-"""Prompts that are tokenised to know how long prompts are."""
-
 
 class Journal(Protocol):
     """Where answers are kept one by one, as texts under keys, until whoever asked has stored what it makes of them."""
@@ -103,14 +100,20 @@ def check_lengths(prompts: Sequence[int], max_new_tokens: int, longest: int | No
 def check_prompts(
     renderer: Renderer, prompts: Sequence[str], max_new_tokens: int, longest: int | None, who: str
 ) -> None:
-    """As ``check_lengths``, of the prompts with most characters, before anything is written; ``who`` is to write.
+    """As ``check_lengths``, before anything is written; ``who`` is to write.
+
+    Only prompts that may be too long are tokenised: a token has a byte or more, and what a renderer puts around a
+    prompt no more tokens than the shortest has with it.
 
     Raises:
         StudentError: as ``check_lengths``.
     """
-    lengths = [len(renderer.prompt_ids(prompt)) for prompt in sorted(prompts, key=len)[-LONGEST:]]
-    if lengths:
-        check_lengths(lengths, max_new_tokens, longest, f"the {who}'s context of {longest}")
+    if longest is None or not prompts:
+        return
+    around = len(renderer.prompt_ids(min(prompts, key=len)))
+    doubtful = [prompt for prompt in prompts if len(prompt.encode()) + around + max_new_tokens > longest]
+    lengths = [len(renderer.prompt_ids(prompt)) for prompt in doubtful]
+    check_lengths(lengths, max_new_tokens, longest, f"the {who}'s context of {longest}")
 
 
 class Engine(ABC):

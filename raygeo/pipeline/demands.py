@@ -11,7 +11,6 @@ from raygeo.data.reference import REFERENCE_STATES
 from raygeo.data.tokens import RolloutTokens
 from raygeo.errors import ClusterError
 from raygeo.footprint.need import Texts
-from raygeo.generation.engine import LONGEST
 from raygeo.losses.base import Loss
 from raygeo.models.loading import read_config
 from raygeo.pipeline.budget.check import check_disk, check_memory
@@ -34,6 +33,8 @@ from raygeo.training.settings import RunSpec
 from raygeo.training.sweep import run_shape
 
 SETTLED = ("finished", "diverged", "stopped")
+LONGEST = 100
+"""Problems of a benchmark that are tokenised."""
 SHORTEST = Texts(1, 2.0, 2)
 """Stands for texts of which nothing is known."""
 
