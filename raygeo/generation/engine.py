@@ -170,6 +170,14 @@ class EngineSettings(Settings, ABC):
         """
         return f"{self.type}-{self.revision}"
 
+    def check_here(self) -> None:
+        """See, where it is to write on this machine or is asked from it, that it can.
+
+        Raises:
+            RaygeoError: why it cannot.
+        """
+        return
+
     def longest(self, context: int | None) -> int | None:
         """The longest sequence, in tokens, of a model with so much ``context``; None where there is no limit."""
         return context

@@ -52,6 +52,11 @@ class VllmSettings(EngineSettings):
         """The engine's name and revision, and what completions depend on."""
         return [super().identity, self.dtype, self.tensor_parallel_size]
 
+    def check_here(self) -> None:
+        """See that vLLM is installed."""
+        if find_spec("vllm") is None:
+            raise StudentError("the engine vllm needs vLLM, which is not installed here: pip install 'raygeo[vllm]'.")
+
     def longest(self, context: int | None) -> int | None:
         """``max_model_len``, where it is given."""
         return self.max_model_len or context
@@ -70,8 +75,7 @@ class VllmSettings(EngineSettings):
         Raises:
             StudentError: vLLM is not installed, or a run trained all weights.
         """
-        if find_spec("vllm") is None:
-            raise StudentError("the engine vllm needs vLLM, which is not installed here: pip install 'raygeo[vllm]'.")
+        self.check_here()
         for run in runs:
             delta = run.open()
             if delta is not None and not delta.low_rank:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from raygeo.cluster.nodes import are_several
 from raygeo.cluster.preflight import check_fits
 from raygeo.data.reference import REFERENCE_STATES
 from raygeo.data.tokens import RolloutTokens
@@ -63,6 +64,24 @@ def check_demands(study: Study, store: Store, stages: tuple[str, ...]) -> None:
             refused.append(str(error))
     if refused:
         raise ClusterError("\n".join(refused))
+
+
+def check_engines(study: Study, store: Store, stages: tuple[str, ...]) -> None:
+    """See that the engines that are still to write in ``stages`` can, as far as it is known here: servers, which are
+    asked from here, and what is to be installed on this machine alone.
+
+    Raises:
+        RaygeoError: why one cannot.
+    """
+    lacking = set() if is_made(study, store) else _lacking(store, stages)
+    sample, engines = study.rollouts.sample, []
+    if sample is not None and "rollouts" in lacking:
+        engines.append(sample.engine)
+    if study.answered.shifts and "evaluate" in lacking:
+        engines.append(study.evaluation.engine)
+    for engine in engines:
+        if engine.elsewhere or not are_several():
+            engine.check_here()
 
 
 def cluster_to_check(study: Study, say: Callable[[str], None]) -> Cluster | None:

@@ -15,7 +15,14 @@ from raygeo.logs import about
 from raygeo.pipeline.budget.cluster import wants_gpu
 from raygeo.pipeline.config import Study, study_yaml
 from raygeo.pipeline.context import StudyContext, timed_stage
-from raygeo.pipeline.demands import check_demands, check_rollouts, check_student, cluster_to_check, is_made
+from raygeo.pipeline.demands import (
+    check_demands,
+    check_engines,
+    check_rollouts,
+    check_student,
+    cluster_to_check,
+    is_made,
+)
 from raygeo.pipeline.evaluate import evaluate_runs
 from raygeo.pipeline.foreseen import foresee
 from raygeo.pipeline.found import analyses_found, answers_found, references_found, runs_found, student_found
@@ -157,6 +164,7 @@ def _run_stages(
         memory_check = memory_check and not made
         stages = stages_until(until)
         check_demands(study, store, stages)
+        check_engines(study, store, stages)
         check_nodes(store, gpus=wants_gpu(study), say=progress.say)
         cluster = cluster_to_check(study, progress.say) if memory_check else None
         if cluster is not None:
