@@ -41,7 +41,7 @@ def foresee(
 ) -> Mapping[Loss, Learned]:
     """Say what each loss that learns from the study's rollouts has, which is returned; refuse what cannot be done.
 
-    Only ``stages`` are looked at.
+    What only concerns other than these ``stages`` is not refused.
 
     Raises:
         DataError: naming every loss that finds nothing to learn from or not what it needs, what a sweep judges by that
@@ -52,11 +52,13 @@ def foresee(
     learned: dict[Loss, Learned] = {}
     if "reference" in stages:
         wrong += _too_long_for_the_teacher(context, student, rollouts)
+    specs = study.plan.learning()
+    useless = list(_select(rollouts, dict.fromkeys(spec.loss for spec in specs), learned))
+    _say_learned(context, specs, learned)
     if "train" in stages:
-        specs = study.plan.learning()
-        wrong += _select(rollouts, dict.fromkeys(spec.loss for spec in specs), learned)
-        wrong += _lacking(context, student, rollouts, specs)
-        _say_learned(context, specs, learned)
+        wrong += [*useless, *_lacking(context, student, rollouts, specs)]
+    for line in useless if "train" not in stages else ():
+        context.progress.say(f"  [yellow]{escape(line)}[/yellow]")
     wrong += _unmeasured(study, rollouts, problems, stages)
     wrong += _too_long(study, student, rollouts, problems, stages)
     if wrong:

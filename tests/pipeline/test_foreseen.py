@@ -95,7 +95,7 @@ def test_every_loss_without_examples_is_named_before_the_base_is_asked(bench):
     first, second = refusal(bench, RIGHT, runs=runs).splitlines()
     assert (first[:3], second[:3]) == ("DPO", "IPO")
     assert "finds nothing to learn from in 6 rollouts" in first
-    bench(RIGHT, runs=runs, stages=STAGES[:3])
+    assert "DPO finds nothing to learn from" in bench(RIGHT, runs=runs, stages=STAGES[:3])
 
 
 def test_losses_in_rounds_learn_from_other_rollouts(bench):
