@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from raygeo.analyses.between import AccuracySettings
 from raygeo.analyses.diversity.workload import DiversitySettings
+from raygeo.analyses.registry import analyses
 from raygeo.data.readers import Prompt
 from raygeo.data.sampling import DecodingSettings
 from raygeo.data.tokens import RolloutTokens
@@ -128,10 +129,8 @@ def _unmeasured(
             elif lacks_solutions and (name == "heldout_nll" or (analysis and "solutions" in analysis.needs)):
                 yield f"sweep: {name} {why}, or judge by another metric."
     if lacks_solutions and "geometry" in stages:
-        try:
-            study.geometry.refuse_lacking({"solutions": f"{why}, or set it to null"})
-        except ValueError as error:
-            yield f"{error}."
+        if asked := [name for name in study.geometry.asked() if "solutions" in analyses()[name].needs]:
+            yield f"geometry: each of {', '.join(asked)} {why}, or set them to null."
 
 
 def _too_long(

@@ -139,7 +139,7 @@ def provide_rollouts(context: StudyContext, student: Student) -> Rollouts:
     )
     for line in _findings(context.study, rollouts, set_aside, counted):
         context.progress.say(f"  {escape(line)}")
-    for line in _warnings(rollouts, counted):
+    for line in _warnings(context.study, rollouts, counted):
         context.progress.say(f"  [yellow]{escape(line)}[/yellow]")
     _check_rounds(context.study, rollouts)
     return rollouts
@@ -428,7 +428,7 @@ def _counted(values: Mapping[str, int]) -> str:
     )
 
 
-def _warnings(rollouts: Rollouts, counted: pa.Table) -> Iterator[str]:
+def _warnings(study: Study, rollouts: Rollouts, counted: pa.Table) -> Iterator[str]:
     """What of the verdicts is so odd that it is likely a mistake."""
     values = dict(zip(counted["name"].to_pylist(), counted["value"].to_pylist(), strict=True))
     graded = sum(count for name, count in values.items() if name.startswith(GRADED))
@@ -444,10 +444,10 @@ def _warnings(rollouts: Rollouts, counted: pa.Table) -> Iterator[str]:
         yield "no rollout is right: losses that learn from right ones, or from pairs, find nothing"
     else:
         return
-    if graded and (shown := rollouts.heldout.slice(0, 1).to_pylist()):
-        [row] = shown
-        yield f"one of them ends {row['completion'][-60:]!r}, and its gold answer is {str(row['gold'])[-60:]!r}"
-    elif not graded:
+    row = next(iter(rollouts.heldout.slice(0, 1).to_pylist()), {})
+    if row.get("gold") is not None:
+        yield f"one of them ends {row['completion'][-60:]!r}, and its gold answer is {row['gold'][-60:]!r}"
+    if study.rollouts.read and not graded:
         yield "verdicts came with the rows; if they are not what was meant, name their field (rollouts.read, fields)"
 
 

@@ -149,7 +149,9 @@ def test_a_sweep_is_judged_by_what_can_be_measured(bench):
 
 def test_analyses_on_solutions_are_refused_where_there_is_none(bench):
     wrong = [row | {"correct": False} for row in ROWS]
-    assert "geometry.cka is measured on correct solutions" in refusal(bench, wrong, geometry={"cka": {}})
+    assert "geometry: each of cka, drift is measured on correct solutions" in refusal(
+        bench, wrong, geometry={"cka": {}, "drift": {}}
+    )
     bench(geometry={"cka": {}})
 
 
