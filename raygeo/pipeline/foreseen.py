@@ -128,9 +128,9 @@ def _unmeasured(
                     )
             elif lacks_solutions and (name == "heldout_nll" or (analysis and "solutions" in analysis.needs)):
                 yield f"sweep: {name} {why}, or judge by another metric."
-    if lacks_solutions and "geometry" in stages:
-        if asked := [name for name in study.geometry.asked() if "solutions" in analyses()[name].needs]:
-            yield f"geometry: each of {', '.join(asked)} {why}, or set them to null."
+    asked = [name for name in study.geometry.asked() if "solutions" in analyses()[name].needs]
+    if asked and lacks_solutions and "geometry" in stages:
+        yield f"geometry: each of {', '.join(asked)} {why}, or set them to null."
 
 
 def _too_long(

@@ -444,8 +444,7 @@ def _warnings(study: Study, rollouts: Rollouts, counted: pa.Table) -> Iterator[s
         yield "no rollout is right: losses that learn from right ones, or from pairs, find nothing"
     else:
         return
-    row = next(iter(rollouts.heldout.slice(0, 1).to_pylist()), {})
-    if row.get("gold") is not None:
+    for row in rollouts.heldout.slice(0, 1).filter(pc.is_valid(pc.field("gold"))).to_pylist():
         yield f"one of them ends {row['completion'][-60:]!r}, and its gold answer is {row['gold'][-60:]!r}"
     if study.rollouts.read and not graded:
         yield "verdicts came with the rows; if they are not what was meant, name their field (rollouts.read, fields)"
