@@ -149,12 +149,13 @@ def _too_long(
             every[TRAIN] = rollouts.training_problems
         for name, found in every.items():
             asked["evaluation.answers.max_new_tokens", name] = found, answers.max_new_tokens
-    for name, settings in study.geometry.asked().items() if "geometry" in stages else ():
+    heldout = heldout_problems(rollouts) if "geometry" in stages else []
+    for name, settings in study.geometry.asked().items():
         place = f"geometry.{name}.max_new_tokens", HELDOUT
         if isinstance(settings, AccuracySettings):
-            asked[place] = heldout_problems(rollouts)[: settings.accuracy_problems], settings.max_new_tokens
+            asked[place] = heldout[: settings.accuracy_problems], settings.max_new_tokens
         elif isinstance(settings, DiversitySettings) and not (settings.reuse and answers.samples > 1):
-            asked[place] = heldout_problems(rollouts), settings.max_new_tokens
+            asked[place] = heldout, settings.max_new_tokens
     if "train" in stages:
         sample = study.rollouts.sample
         decoding = DecodingSettings() if sample is None else sample.decoding

@@ -31,7 +31,8 @@ def references_found(references: References) -> str:
         "a teacher's likeliest tokens": references.teacher,
     }
     there = [name for name, folder in named.items() if folder is not None]
-    return ", ".join(there) if there else "no loss needs anything of the base"
+    there += [f"{len(references.failed)} that losses need could not be made"] if references.failed else []
+    return ", ".join(there) or "no loss needs anything of the base"
 
 
 def runs_found(store: Store) -> str:
