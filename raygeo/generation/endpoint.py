@@ -177,6 +177,10 @@ class EndpointSettings(EngineSettings):
             "local or vllm (rollouts.sample.engine may be an endpoint)"
         )
 
+    def check_here(self) -> None:
+        """See that the key is there, the server too, and that it has the model."""
+        _Server(self).check()
+
     def students(self, base: AnyPath | None = None, runs: Sequence[Run] = ()) -> Students:
         """The one model that the server has under the name.
 
@@ -186,7 +190,7 @@ class EndpointSettings(EngineSettings):
         """
         if any(run.delta is not None for run in runs):
             raise StudentError(_NO_DELTAS)
-        _Server(self).check()
+        self.check_here()
         return _Named()
 
     def engine(self, model: Any, renderer: Renderer, batch_size: int) -> EndpointEngine:
