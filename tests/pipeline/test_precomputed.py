@@ -72,7 +72,7 @@ def test_the_quick_start_makes_none_of_it(bench):
     assert said.count("comes with raygeo") == 2
     assert student.description == "builtin:word-problems, comes with raygeo"
     assert "rollouts: come with raygeo" in said
-    assert "6144 rollouts of 768 prompts" in said
+    assert "6,144 rollouts: 3,23" in said
     assert rollouts.train.num_rows + rollouts.heldout.num_rows == 6144
     assert sorted(Store(PLACE, create=False).folders(KIND)) == sorted([student.key, student.teacher])
     assert manifest_of(Path(student.folder)) == manifest_of(PLACE / KIND / student.key)
