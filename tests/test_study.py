@@ -134,18 +134,20 @@ def test_mlflow_has_one_child_for_each_run_with_curves_and_summaries(finished):
     assert set(children) == {"base", *(spec.name for spec in study.specs())}
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children.values())
     dpo = children["dpo-lr0.001-s0"]
-    assert dpo.data.params["setting.beta"] == "0.1"
-    steps = [m.step for m in client.get_metric_history(dpo.info.run_id, "nll")]
+    assert dpo.data.params["loss/beta"] == "0.1"
+    steps = [m.step for m in client.get_metric_history(dpo.info.run_id, "train/nll")]
     assert sorted(steps) == [1, 2, 3, 4]  # each once; those that no report brought in time are filled in at the end
     assert {
-        "accuracy.heldout",
-        "delta_norm",
-        "cosine_to_reference",
-        "top_eigenvalue.hessian",
+        "train/loss",
+        "eval/accuracy",
+        "eval/heldout/accuracy",
+        "geometry/delta_norm",
+        "geometry/cosine_to_reference",
+        "geometry/top_eigenvalue/hessian",
     } <= dpo.data.metrics.keys()
-    assert "rewards/accuracies" in dpo.data.metrics  # of pairs; plain accuracy is that of answers
-    assert "accuracy" not in dpo.data.metrics
-    assert "accuracy.heldout" in children["base"].data.metrics
+    assert "rewards/accuracies" in dpo.data.metrics  # of pairs; accuracy is that of answers
+    assert {name.partition("/")[0] for name in dpo.data.metrics} == {"train", "rewards", "eval", "geometry"}
+    assert "eval/heldout/accuracy" in children["base"].data.metrics
     assert children["explodes"].info.status == "FAILED"
     assert parent.info.status == "FINISHED"
     assert "report.html" in {item.path for item in client.list_artifacts(parent.info.run_id)}

@@ -211,7 +211,7 @@ def test_the_comparison_page_shows_losses_side_by_side(store: Store, tmp_path):
         child = tracking.child(
             loss, f"{loss}-lr0.0005-s0", {"loss": loss, "lr": 5e-4, "seed": seed, "training.steps": 4}
         )
-        tracking.metrics(child, {"accuracy.heldout": 0.3 + 0.2 * seed, "delta_norm": 2.0 + seed})
+        tracking.metrics(child, {"eval/heldout/accuracy": 0.3 + 0.2 * seed, "geometry/delta_norm": 2.0 + seed})
         tracking.end(child, "FINISHED")
         ids.append(child)
     tracking.close("FINISHED")
@@ -230,7 +230,7 @@ def test_the_comparison_page_shows_losses_side_by_side(store: Store, tmp_path):
         server.wait(30)
     assert "Comparing 3 Runs" in page
     assert "Parallel Coordinates Plot" in page
-    for text in ("sft-lr0.0005-s0", "rift", "accuracy.heldout", "delta_norm", "training.steps"):
+    for text in ("sft-lr0.0005-s0", "rift", "eval/heldout/accuracy", "geometry/delta_norm", "training/steps"):
         assert text in page
 
 

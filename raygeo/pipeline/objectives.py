@@ -25,6 +25,7 @@ from raygeo.generation.renderer import Renderer
 from raygeo.losses.registry import parse_loss
 from raygeo.models.loading import Loading
 from raygeo.models.run import Run
+from raygeo.naming import HELDOUT_NLL, benchmark_of, reported_as
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.evaluate import asked_problems
 from raygeo.pipeline.geometry import published
@@ -95,7 +96,7 @@ class Objectives:
     def _answered(
         self, run: Run, wanted: Iterable[Measured], store: Store, run_workload: RunWorkload
     ) -> dict[str, float]:
-        asked = {one.name.partition(".")[2] for one in wanted}
+        asked = {benchmark_of(one.name) for one in wanted}
         problems = {name: found for name, found in self.benchmarks.items() if name in asked}
         how = self.grading, self.renderer, self.engine
         answers = Answers(self.answers, [run], self.base, self.base_key, problems, *how)
@@ -149,7 +150,7 @@ def numbers(report: Parts, tables: Mapping[str, pa.Table], run: str) -> dict[str
 def last_reported(store: Store, key: str, metric: str) -> dict[str, float]:
     """The last of a metric that the run with this key reported while it trained; empty if it never did."""
     curves = store.read_unit("training_curves", key)
-    values = curves.filter(pc.equal(curves["metric"], metric)).sort_by("step")["value"].to_pylist()
+    values = curves.filter(pc.equal(curves["metric"], reported_as(metric))).sort_by("step")["value"].to_pylist()
     return {metric: values[-1]} if values else {}
 
 
@@ -165,10 +166,10 @@ def provide_objectives(context: StudyContext, student: Student, rollouts: Rollou
     asked = study.geometry.asked()
     for name, metric, analysis in judged.measured.values():
         if analysis is None and metric.among == "training":
-            lacking = name == "heldout_nll" and provide_heldout(context, student, rollouts) is None
+            lacking = name == HELDOUT_NLL and provide_heldout(context, student, rollouts) is None
         elif analysis is None:
             lacking = False
-            if name.partition(".")[2] not in problems:
+            if benchmark_of(name) not in problems:
                 raise DataError(f"sweep: {name} needs problems with gold answers, and there are none.")
         else:
             lacking = "solutions" in analysis.needs and not probes

@@ -558,7 +558,7 @@ def _examples_of(plan: Plan, index: int) -> list[PlannedRun]:
 
 def run_params(spec: RunSpec) -> dict[str, Any]:
     """The parameters shown for a run in MLflow: few, flat, named so that its pages, which sort them, begin with the
-    three a reader asks for: loss, lr, seed; ``setting.*`` are the loss's options, ``training.*`` the rest.
+    three a reader asks for: loss, lr, seed; ``loss/*`` are the loss's options, ``training/*`` the rest.
     """
     training = spec.training
     rest = {
@@ -572,8 +572,8 @@ def run_params(spec: RunSpec) -> dict[str, Any]:
     }
     return (
         {"loss": spec.loss.type, "lr": training.lr, "seed": training.seed}
-        | {f"setting.{name}": value for name, value in spec.loss.model_dump().items() if name != "type"}
-        | {f"training.{name}": value for name, value in rest.items()}
+        | {f"loss/{name}": value for name, value in spec.loss.model_dump().items() if name != "type"}
+        | {f"training/{name}": value for name, value in rest.items()}
     )
 
 

@@ -16,6 +16,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from raygeo.errors import TrackingError
+from raygeo.naming import training_metric
 from raygeo.paths import without_credentials
 from raygeo.settings import content_key
 from raygeo.store import Store
@@ -122,11 +123,12 @@ class Remote:
             run.status = "RUNNING"
 
     def steps(self, key: str, points: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
-        """Log what a run reported of its training, as (step, time in ms, metrics) in order.
+        """Log what a run reported of its training, as (step, time in ms, metrics as it named them) in order.
 
         Steps that are not beyond those MLflow has, because a run that resumed took them again, are left out.
         """
         run = self._run(key)
+        points = [(step, at, {training_metric(name): v for name, v in found.items()}) for step, at, found in points]
         if run.reached is None:
             run.reached = max((m.step for name in points[0][2] for m in self._history(run, name)), default=-1)
         for batch in _batches([point for point in points if point[0] > run.reached]):
@@ -141,9 +143,9 @@ class Remote:
         rows = self.store.read_unit("training_curves", key).select(["metric", "step", "value"]).to_pylist()
         if run.tags.get(POINTS_TAG) == str(len(rows)):
             return
-        known = {name: {m.step for m in self._history(run, name)} for name in {row["metric"] for row in rows}}
-        points = ((row["metric"], row["step"], row["value"]) for row in rows)
-        self._log(run, (point for point in points if point[1] not in known[point[0]]), _now())
+        named = [(training_metric(row["metric"]), row["step"], row["value"]) for row in rows]
+        known = {name: {m.step for m in self._history(run, name)} for name in {name for name, *_ in named}}
+        self._log(run, (point for point in named if point[1] not in known[point[0]]), _now())
         self._tag(run, {POINTS_TAG: str(len(rows))})
 
     def metrics(self, key: str, values: Mapping[str, float], time: int) -> None:

@@ -68,4 +68,4 @@ def test_every_metric_is_declared(metrics):
     declared = [known.metric for known in registry.metrics().values()]
     names = {name for values in metrics.values() for name in values}
     assert {name for name in names if not any(metric.covers(name) for metric in declared)} == set()
-    assert {"curve_barrier_to_reference.bezier", "loss_recognised.spectra"} <= names
+    assert {"geometry/curve_barrier_to_reference/bezier", "geometry/loss_recognised/spectra"} <= names
