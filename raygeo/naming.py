@@ -1,7 +1,8 @@
 """What the metrics of a run are called in settings, on the page and in MLflow: a group, then a name, with slashes.
 
-``train/`` is what a run reports of its own batches, ``eval/`` what its answers and held-out solutions say, ``geometry/``
-what the analyses find. A loss that takes a group of its own, as preference losses take ``rewards/``, keeps it.
+``train/`` is what a run reports of its own batches, ``eval/`` what its answers and held-out solutions say,
+``geometry/`` what the analyses find. A loss that takes a group of its own, as preference losses take ``rewards/``,
+keeps it.
 """
 
 from typing import Literal
@@ -13,7 +14,7 @@ _REPORTED = {"objective": "train/loss", "heldout_nll": HELDOUT_NLL}
 _STORED = {name: reported for reported, name in _REPORTED.items()}
 
 SCHEME = "groups"
-"""Told to MLflow with every run, so that runs that were logged under other names are known."""
+"""What MLflow is told of these names, so that runs that were logged under others are known."""
 
 
 def full_name(group: Group, name: str) -> str:

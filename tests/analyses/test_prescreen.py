@@ -94,8 +94,8 @@ def test_the_sentence_names_what_holds_and_what_is_left_of_it():
     said = dict(sheet_of(verdicts, view(runs())).rows)
     assert "own (ρ " in said["forgetting"]
     assert (
-        " do. With geometry/delta_norm, log lr partialled out, own is left; geometry/delta_norm is itself one of these. 8 metrics were"
-        in said["forgetting"]
+        " do. With geometry/delta_norm, log lr partialled out, own is left; geometry/delta_norm is itself one of these."
+        " 8 metrics were" in said["forgetting"]
     )
     assert said["constant"] == "Nothing can be told: it, or every metric, is the same for all runs."
 

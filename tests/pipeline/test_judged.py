@@ -48,7 +48,7 @@ def test_accuracy_is_that_of_the_first_benchmark_that_is_answered():
         ("eval/hard/accuracy", "eval/hard/accuracy is not measured; of its kind are eval/heldout/accuracy"),
         (
             "geometry/sharpness/sam/0.3",
-            "geometry/sharpness/sam/0.3 is not measured; of its kind are geometry/sharpness/sam/0.05, geometry/sharpness/",
+            "geometry/sharpness/sam/0.3 is not measured; of its kind are geometry/sharpness/sam/0.05, geometry/",
         ),
         ("geometry/coherence_at_run", "measured by geometry.coherence, which is not asked for"),
         ("geometry/cosine_to_reference", "sweep.objectives.0.mode: neither more nor less of geometry/cosine_to"),
@@ -92,9 +92,10 @@ def test_the_span_alone_judges_no_single_run():
 
 @pytest.mark.parametrize(
     ("sweep", "said"),
-    [({"objectives": [{"metric": "eval/accuracy"}]}, "accuracy needs problems: hold prompts out"),
+    [({"objectives": [{"metric": "eval/accuracy"}]}, "eval/accuracy needs problems: hold prompts out"),
      ({"objectives": [{"metric": "eval/heldout/nll"}]}, "eval/heldout/nll is measured on held-out prompts"),
-     ({"objectives": [{"metric": "geometry/delta_norm", "mode": "min"}], "scheduler": {"type": "asha"}}, "give rollouts.held")],
+     ({"objectives": [{"metric": "geometry/delta_norm", "mode": "min"}], "scheduler": {"type": "asha"}},
+      "give rollouts.held")],
 )  # fmt: skip
 def test_without_held_out_prompts_only_what_needs_none_judges(sweep, said):
     quiet = dict.fromkeys(type(parse_study(tiny_study()).geometry).model_fields) | {"norms": {}}

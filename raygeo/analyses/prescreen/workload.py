@@ -39,8 +39,8 @@ class PrescreenSettings(Settings):
     """Which metrics are correlated with the outcomes, and how finely."""
 
     predictors: tuple[str, ...] = ("*",)
-    """Patterns of metrics, by their names in MLflow (``geometry/sharpness/*``). Each further metric costs power, for p is
-    corrected over all: name few, before you look."""
+    """Patterns of metrics, by their names in MLflow (``geometry/sharpness/*``). Each further metric costs power, for p
+    is corrected over all: name few, before you look."""
     bootstrap: int = Field(2000, ge=100)
     """Resamples of the configurations behind each 95 % interval."""
     permutations: int = Field(9999, ge=99)
