@@ -1,13 +1,17 @@
 """MLflow over a copied store: its own artifacts, and the same runs when the study goes on there."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
 
+from raygeo.cli import app
+from raygeo.errors import StoreError
 from raygeo.store import Store
-from raygeo.store.copying import copy_store
+from raygeo.store.copying import copy_store, point_artifacts
 from raygeo.tracking import Tracking
 
 pytestmark = pytest.mark.cluster
@@ -39,3 +43,20 @@ def test_a_copy_serves_its_own_artifacts_and_continues_its_runs(logged, tmp_path
     found = {path.name for path in Path(target.path("mlartifacts")).rglob("*.html")}
     assert found == {"report.html", "new.html"}
     assert not Path(logged.root).exists()
+
+
+def test_a_store_that_was_moved_serves_its_own_artifacts_once_its_pages_are_opened(logged, tmp_path, monkeypatch):
+    served = []
+    monkeypatch.setattr(os, "execv", lambda program, command: served.append(command))
+    moved = Path(shutil.move(logged.root, tmp_path / "moved"))
+    assert CliRunner().invoke(app, ["ui", str(moved)]).exit_code == 0
+    assert f"sqlite:///{moved}/mlflow.db" in served[0]
+    client = MlflowClient(f"sqlite:///{moved}/mlflow.db")
+    [run] = client.search_runs([client.get_experiment_by_name("study").experiment_id])
+    assert Path(client.download_artifacts(run.info.run_id, "report.html")).read_text() == "<html>"
+
+
+def test_a_damaged_database_is_told_before_pages_are_opened(logged):
+    Path(logged.path("mlflow.db")).write_bytes(b"SQLite no more" * 100)
+    with pytest.raises(StoreError, match=r"cannot be used.*move it away"):
+        point_artifacts(logged)
