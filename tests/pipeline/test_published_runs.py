@@ -146,7 +146,7 @@ def test_what_is_published_is_what_the_worker_wrote_but_for_name_and_tracking(be
     assert [tracked.ended[name] for name in bench.keys] == ["FINISHED", "FAILED", "FAILED"]
     assert [tracked.moments[name] for name in bench.keys] == [[began, ended], [None, None], [None, None]]
     assert tracked.models == {first: here}
-    assert tracked.learned == dict.fromkeys(bench.keys, ["training", ("rollouts", "rollouts")])
+    assert tracked.learned == {name: ["training", ("rollouts", "rollouts")] for name in bench.keys}
 
 
 def test_curves_are_published_under_the_names_of_the_study(bench):
