@@ -24,6 +24,7 @@ from raygeo.store.lease import find_lease, held
 from raygeo.tables import to_arrow
 from raygeo.tracking import Data, Tracking, origin, send_queued, sender, tracking_uri
 from raygeo.tracking.outbox import FOLDER, Outbox
+from raygeo.tracking.pages import CONFIGURATION_TAG, pages_of
 
 pytestmark = pytest.mark.cluster
 
@@ -282,7 +283,10 @@ def test_the_comparison_page_shows_losses_side_by_side(store: Store, tmp_path):
         child = tracking.child(
             loss, f"{loss}-lr0.0005-s0", {"loss": loss, "lr": 5e-4, "seed": seed, "training/steps": 4}
         )
-        tracking.metrics(child, {"eval/heldout/accuracy": 0.3 + 0.2 * seed, "geometry/delta_norm": 2.0 + seed})
+        accuracy = 0.3 + 0.2 * seed
+        found = {"eval/accuracy": accuracy, "eval/heldout/accuracy": accuracy, "geometry/delta_norm": 2.0 + seed}
+        tracking.metrics(child, found)
+        tracking.tags(child, {CONFIGURATION_TAG: f"{loss} 1"})
         tracking.end(child, "FINISHED")
         ids.append(child)
     tracking.close("FINISHED")
@@ -295,12 +299,17 @@ def test_the_comparison_page_shows_losses_side_by_side(store: Store, tmp_path):
     try:
         wait_for(f"http://127.0.0.1:{port}/health", server)
         runs, experiments = (urllib.parse.quote(json.dumps(x)) for x in (ids, [tracking.remote.experiment]))
+        landing = dump(pages_of(store, tracking.uri, f"http://127.0.0.1:{port}"), tmp_path)
         page = dump(f"http://127.0.0.1:{port}/#/compare-runs?runs={runs}&experiments={experiments}", tmp_path)
     finally:
         os.killpg(server.pid, 15)
         server.wait(30)
     assert "Comparing 3 Runs" in page
     assert "Parallel Coordinates Plot" in page
+    assert "shared view" in landing
+    assert "Group: sft 1" in landing
+    for text in ("eval/accuracy", "rift-lr0.0005-s0", "Model training"):
+        assert text in landing
     for text in ("sft-lr0.0005-s0", "rift", "eval/heldout/accuracy", "geometry/delta_norm", "training/steps"):
         assert text in page
 

@@ -65,8 +65,7 @@ def study_note(study: Study) -> str:
     return (
         f"What offline losses do to the weights of one student, {params['student']}: {params['losses']}.\n\n"
         f"The parent run has the page, `{PAGE}`, and `figures/` among its artifacts; its children are the trained runs "
-        "and the base. Useful columns: `loss`, `lr`, `eval/accuracy`, `geometry/delta_norm`, "
-        "`geometry/cosine_to_reference`; group runs by `raygeo.configuration` to have seeds together."
+        "and the base. The view `raygeo`, under *Views*, has them by configuration, with means over seeds."
     )
 
 

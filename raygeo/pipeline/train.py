@@ -38,6 +38,7 @@ from raygeo.settings import content_key, unit_key
 from raygeo.store import AnyPath, Store, outdated_units
 from raygeo.tables import BASE, SCHEMAS, to_arrow
 from raygeo.tracking import Tracking, TrialLogger, status_of
+from raygeo.tracking.pages import CONFIGURATION_TAG
 from raygeo.training.checkpoints import Checkpoints
 from raygeo.training.inputs import RunInputs
 from raygeo.training.order import step_count
@@ -645,7 +646,7 @@ def run_tags(record: RunRecord) -> dict[str, str]:
     if (condition := record.condition) is None:
         return tags
     loss = str(record.label)
-    return tags | {"raygeo.loss": loss, "raygeo.configuration": f"{loss} {content_key(*condition.configuration)[:6]}"}
+    return tags | {"raygeo.loss": loss, CONFIGURATION_TAG: f"{loss} {content_key(*condition.configuration)[:6]}"}
 
 
 def _renamed(curves: pa.Table, run: str) -> pa.Table:

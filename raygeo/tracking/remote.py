@@ -37,11 +37,10 @@ from raygeo.paths import without_credentials
 from raygeo.settings import content_key
 from raygeo.store import Store
 from raygeo.tracking.outbox import Entry
+from raygeo.tracking.pages import ABOUT
 from raygeo.tracking.server import NO_ENDPOINT, open_client
 
 KEY_TAG, SCHEME_TAG = "raygeo.key", "raygeo.names"
-KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Lets MLflow's pages open an experiment at its runs and models, not at the traces of an application."""
 POINTS_TAG = "raygeo.points"
 """How many points the training curves have once all of them are there."""
 _BATCH = 1000  # MLflow's limit of metrics in one request
@@ -104,7 +103,7 @@ class Remote:
                 f"the experiment {self.study!r} was deleted there; restore it (`mlflow experiments restore "
                 f"--experiment-id {found.experiment_id}`) or give the study another name"
             )
-        about = KIND | ({MLFLOW_RUN_NOTE: self.note} if self.note else {})
+        about = ABOUT | ({MLFLOW_RUN_NOTE: self.note} if self.note else {})
         if found is None:
             experiment = self.client.create_experiment(self.study, self.artifacts, about)
         else:
