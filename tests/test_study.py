@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from raygeo.models.delta import open_delta
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.report import rewrite_report
 from raygeo.pipeline.study import run_study
+from raygeo.records import RunRecord
 from raygeo.store import Store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -148,6 +150,16 @@ def test_mlflow_has_one_child_for_each_run_with_curves_and_summaries(finished):
     assert "rewards/accuracies" in dpo.data.metrics  # of pairs; accuracy is that of answers
     assert {name.partition("/")[0] for name in dpo.data.metrics} == {"train", "rewards", "eval", "geometry"}
     assert "eval/heldout/accuracy" in children["base"].data.metrics
+    used = {(each.dataset.name, each.tags[0].value) for each in dpo.inputs.dataset_inputs}
+    assert used == {("rollouts", "training"), ("heldout", "evaluation")}
+    models = {model.source_run_id: model for model in client.search_logged_models([experiment.experiment_id])}
+    assert set(models) == {run.info.run_id for name, run in children.items() if name not in ("base", "explodes")}
+    assert Path(models[dpo.info.run_id].tags["raygeo.weights"]).is_dir()
+    [record] = [RunRecord.of(row) for row in store.table("runs").to_pylist() if row["run"] == "dpo-lr0.001-s0"]
+    began, ended = (datetime.fromisoformat(moment).timestamp() * 1000 for moment in (record.started, record.ended))
+    assert dpo.info.start_time <= began < ended == pytest.approx(dpo.info.end_time, abs=1)
+    seeds = {children[f"sft-lr0.001-s{seed}"].data.tags["raygeo.configuration"] for seed in (0, 1)}
+    assert len(seeds) == 1
     assert children["explodes"].info.status == "FAILED"
     assert parent.info.status == "FINISHED"
     assert "report.html" in {item.path for item in client.list_artifacts(parent.info.run_id)}
