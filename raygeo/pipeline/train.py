@@ -593,6 +593,7 @@ def _publish(
     curves: list[pa.Table] = []
     runs = []
     base = tracking.child(base_key(student), BASE, {"loss": "none", "lr": 0.0, "seed": 0})
+    tracking.tags(base, {"raygeo.loss": "none", CONFIGURATION_TAG: BASE})
     tracking.end(base, "FINISHED")
     ended = store.finished(TABLES)
     known = {
