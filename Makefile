@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-fast check constraints clean
+.PHONY: help quickstart test test-all test-fast check docs constraints clean
 
 help:  ## list what make can do
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -16,8 +16,13 @@ $(VENV)/.ready: pyproject.toml
 quickstart: $(VENV)/.ready  ## set up and run the quick-start study: six losses and their geometry in a few minutes
 	$(BIN)/raygeo quickstart
 
-test: test-fast  ## set up and run all tests, on two processes: the fast ones, then those that need a cluster or are slow
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "cluster or slow"
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: test-fast  ## set up and run the tests, on two processes: the fast ones, then those that need a cluster or are slow
+	$(TESTS) -m "(cluster or slow) and not long"
+
+test-all: test  ## and those of minutes: nodes, jobs, interrupts, faults; what continuous integration runs
+	$(TESTS) -m long
 
 test-fast: $(VENV)/.ready  ## set up and run what needs neither Ray nor DeepSpeed, in less than three minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --fast
@@ -27,6 +32,14 @@ check: $(VENV)/.ready  ## lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs  ## build the documentation site, build/site/index.html, to be read without a network; broken links fail
+	$(BIN)/python -m nbconvert --log-level WARN --to markdown --output quickstart-notebook docs/quickstart.ipynb
+	$(BIN)/zensical build --clean --strict
 
 constraints: $(VENV)/.ready  ## keep the versions of this environment in constraints.txt
 	(echo "# The versions that raygeo was last tested with: pip install -c constraints.txt -e '.[test]'"; \

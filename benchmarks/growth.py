@@ -26,6 +26,8 @@ from raygeo.analyses.similarity.workload import Similarity, SimilaritySettings
 from raygeo.cluster.execution import in_process
 from raygeo.data.exam import Exam
 from raygeo.data.grading import grader
+from raygeo.generation.engine import Request
+from raygeo.generation.local import LocalEngine
 from raygeo.generation.renderer import renderer_for
 from raygeo.losses.registry import LOSSES
 from raygeo.models.loading import load_student
@@ -86,6 +88,7 @@ def pieces() -> dict[str, dict[int, float]]:
         "answers judged by math-verify": ((50, 200, 800), _judged),
         "units stored, 20 a call, and published": ((250, 1000, 4000), _units),
         "pairs of runs compared in one module": ((8, 50, 200), _module),
+        "completions of 64 tokens decoded together at 36 blocks": ((1, 8, 64), _decoded),
     }
     found: dict[str, dict[int, float]] = {}
     for what, (sizes, measured) in made.items():
@@ -279,6 +282,17 @@ def _module(runs: int, folder: Path) -> float:
     workload = Similarity(SimilaritySettings(), found, folder / "base")
     state, [task] = workload.setup(), workload.tasks()
     return _cpu(lambda: workload.compute(state, task.payload)) / (runs * (runs - 1) / 2)
+
+
+def _decoded(completions: int, folder: Path) -> float:
+    """CPU seconds a completion of 64 tokens of a student with 36 blocks of width 64, so many decoded together."""
+    deep = CASES["tiny"].architecture.model_copy(update={"layers": 36, "hidden": 64, "intermediate": 128})
+    tokenizer = word_tokenizer()
+    model = build_model(deep, tokenizer, 0).eval()
+    tokenizer.stop_ids = ()
+    asked = Request(["Amy has 7 eggs . how many eggs ?"] * completions, 64, 1, 1.0, 0)
+    engine = LocalEngine(model, renderer_for(tokenizer))
+    return _cpu(lambda: engine.generate(asked)) / completions
 
 
 def table(found: dict[str, dict[int, float]]) -> Table:

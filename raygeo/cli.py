@@ -112,7 +112,7 @@ def quickstart(
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Run the shipped study `quickstart`: six losses on a small student made here, in minutes, without a download."""
+    """Run the shipped study `quickstart`: six losses on a small student, in minutes, without a download."""
     run("quickstart", overrides, store, address, quiet=quiet, verbose=verbose)
 
 
@@ -250,6 +250,7 @@ def data(
 @app.command()
 def losses(
     name: Annotated[str | None, typer.Argument(metavar="[TYPE]", help="Say all about this one.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the reference page of all losses here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the losses a study can name; with a type, print its formula, needs and options in full."""
@@ -261,11 +262,16 @@ def losses(
 
     from raygeo.errors import ConfigError
     from raygeo.losses.catalogue import describe
+    from raygeo.losses.reference import reference_page
     from raygeo.losses.registry import LOSSES, ORIGINS, unknown
 
     if name is not None and name not in LOSSES:
         raise ConfigError(f"{unknown(name)}.")
     console = Console()
+    if page is not None:
+        page.write_text(reference_page(LOSSES.values()), encoding="utf-8")
+        console.print(f"{page}: {len(LOSSES)} losses")
+        return
     if as_json:
         plain = [asdict(describe(loss)) | {"from": ORIGINS[loss_type]} for loss_type, loss in LOSSES.items()]
         _say_json(plain if name is None else plain[[*LOSSES].index(name)])

@@ -1,6 +1,7 @@
 """The options of a settings model, as one would write them in a study file."""
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -27,6 +28,17 @@ def options(model: type[Settings]) -> tuple[Option, ...]:
         for name, field in model.model_fields.items()
         if name != "type"
     )
+
+
+def as_table(listed: Sequence[Option]) -> Iterator[str]:
+    """Options as lines of a Markdown table, with an empty one below; nothing of none."""
+    if listed:
+        yield "| option | values | default | |"
+        yield "| --- | --- | --- | --- |"
+        for option in listed:
+            cells = (f"`{option.name}`", option.values, f"`{option.default}`", option.description)
+            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        yield ""
 
 
 def written(value: Any) -> str:

@@ -38,10 +38,22 @@ def is_own(name: Any) -> bool:
 
 
 def names_own(raw: Any) -> bool:
-    """Whether plain settings name anything as ``module:name``, as a type or as a key."""
-    if isinstance(raw, Mapping):
-        return any(is_own(key) or (key == "type" and is_own(value)) or names_own(value) for key, value in raw.items())
-    return isinstance(raw, list | tuple) and any(map(names_own, raw))
+    """Whether plain settings, however deep or often they hold each other, name anything as ``module:name``, as a type
+    or as a key.
+    """
+    waiting, seen = [raw], set()
+    while waiting:
+        value = waiting.pop()
+        if not isinstance(value, Mapping | list | tuple) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Mapping):
+            if any(map(is_own, value)) or is_own(value.get("type")):
+                return True
+            waiting += value.values()
+        else:
+            waiting += value
+    return False
 
 
 FOLDERS: list[str] = []

@@ -74,7 +74,7 @@ class Workload(ABC):
 
     def key(self, *parts: Any) -> str:
         """The content key of a task made of ``parts``: its settings, and the keys of its inputs."""
-        return unit_key(self.revision, self.name, *parts)
+        return unit_key((self.revision, *self.uses.values()), self.name, *parts)
 
     def set_parallelism(self, processes: int) -> bool:
         """Hear that so many processes fit for every task, and say whether ``compute`` will use them; it does not here.

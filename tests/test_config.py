@@ -255,6 +255,86 @@ def test_what_is_wrong_in_an_override_is_named_with_it(tmp_path):
         load_study(path, store="~nobody-knows/x")
 
 
+def test_lines_are_those_of_the_file_behind_an_entry_that_stands_for_several(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "name: a\nrollouts: {sample: {prompts: 8}}\nruns:\n- {loss: all, except: [dpo]}\n- {loss: {type: dpo}}\n"
+        "- loss: {type: dpo}\n  lr: {log_uniform: [1e-5, 1e-3]}\n"
+    )
+    with pytest.raises(ConfigError, match=rf"{path}:7: runs\.2\.lr: a grid takes lists"):
+        load_study(path)
+    path.write_text(path.read_text().partition("- loss:")[0] + "- {loss: {type: sft}, name: x, rounds: 2}\n")
+    with pytest.raises(ConfigError, match=rf"{path}:6: runs\.2: rounds learn from rollouts that the run writes"):
+        load_study(path, ["rollouts.negative_share=0.5"])
+
+
+SERVER = {"type": "endpoint", "base_url": "http://127.0.0.1:9/v1", "model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {
+                "training": {"lora": {}},
+                "evaluation": {"engine": {"type": "vllm"}},
+                "geometry": {"compressibility": {"accuracy_problems": 4}},
+            },
+            r"geometry\.compressibility\.accuracy_problems: .* the engine vllm is given adapters only",
+        ),
+        (
+            {"rollouts": {"sample": {"engine": SERVER, "decoding": {"temperature": 0.7, "top_logprobs": 4}}}},
+            r"rollouts\.sample\.decoding\.temperature: a server's log-probabilities are those at temperature 1",
+        ),
+        (
+            {"rollouts": {"sample": {"decoding": {"samples": 1}}}, "runs": [{"loss": {"type": "dpo"}}]},
+            r"runs\.0: the loss learns nothing .* set rollouts\.sample\.decoding\.samples to 2 or more",
+        ),
+        (
+            {"runs": [{"loss": "pointwise"}, {"loss": {"type": "ipo"}, "rounds": 2, "sampling": {"samples": 1}}]},
+            r"runs\.1: the loss learns nothing .* set runs\.1\.sampling\.samples to 2 or more",
+        ),
+        ({"runs": [{"loss": {"type": "s3ft"}}]}, r"runs\.0: the loss learns nothing .* source is 'teacher'"),
+        (
+            {
+                "rollouts": {"sample": {"decoding": {"temperature": 0}}},
+                "runs": [{"loss": {"type": "off-policy-grpo"}}],
+            },
+            r"runs\.0: the loss learns from the log-probabilities .* greedy decoding has none",
+        ),
+        (
+            {"rollouts": {"sample": {"engine": SERVER}}, "runs": [{"loss": {"type": "off-policy-grpo"}}]},
+            r"runs\.0: the loss learns from the log-probabilities .* engine\.logprobs to true",
+        ),
+    ],
+)
+def test_what_will_be_sampled_or_asked_in_vain_is_refused(change, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_study(study(**change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {
+            "training": {"lora": {}},
+            "evaluation": {"engine": {"type": "vllm"}},
+            "geometry": {"compressibility": {}, "soups": {"accuracy_problems": 4}},
+        },
+        {"rollouts": {"sample": {"engine": SERVER, "decoding": {"temperature": 0, "top_logprobs": 4}}}},
+        {"runs": [{"loss": {"type": "s3ft"}, "rounds": 2}, {"loss": "all", "rounds": 2}]},
+        {"rollouts": {"sample": {"teacher": "student"}}, "runs": [{"loss": {"type": "s3ft"}}]},
+        {"runs": [{"loss": {"type": "off-policy-grpo"}}]},
+        {
+            "rollouts": {"sample": {"engine": SERVER | {"logprobs": True}}},
+            "runs": [{"loss": {"type": "off-policy-grpo"}}],
+        },
+    ],
+)
+def test_what_is_not_in_vain_is_let_through(change):
+    parse_study(study(**change))
+
+
 def test_merged_keys_have_the_line_they_are_merged_into(tmp_path):
     path = write(tmp_path, "name: x\nrollouts: {sample: {}}\nruns:\n- {loss: {type: sft}}\ntraining:\n  <<: {lr: no}\n")
     with pytest.raises(ConfigError, match=rf"{path}:5: training\.lr"):

@@ -1,4 +1,4 @@
-"""The recipes in CONTRIBUTING.md, followed to the letter in a copy of the package."""
+"""The recipes in docs/CONTRIBUTING.md, followed to the letter in a copy of the package."""
 
 import re
 import shutil
@@ -58,7 +58,7 @@ model, tokenizer = load_student(save_tiny_student(Path("student")))
 renderer = renderer_for(tokenizer)
 asked = Request([row["prompt"] for row in draw_rollouts(3, samples=1).to_pylist()], max_new_tokens=6)
 engine = study.evaluation.engine
-assert engine.identity == "uncached-1"
+assert engine.identity == "uncached"
 with engine.students("student").mixed([]) as loaded:
     written = engine.engine(loaded, renderer, 8).generate(asked)
 assert written == LocalEngine(model, renderer).generate(asked)
@@ -84,7 +84,7 @@ def copy(tmp_path_factory) -> Path:
 
 def recipe(title: str) -> list[tuple[str, str]]:
     """The files of a recipe: the name that stands before each block of code, and the code."""
-    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    text = (REPOSITORY / "docs" / "CONTRIBUTING.md").read_text()
     section = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section is not None
     pieces = re.split(r"```python\n(.*?)```\n", section[1], flags=re.DOTALL)

@@ -22,7 +22,7 @@ from raygeo.pipeline.study import run_study
 from raygeo.store import Store
 from raygeo.training.checkpoints import Checkpoints
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 STEPS, EVERY = 60, 10
 

@@ -19,7 +19,7 @@ from raygeo.pipeline.config import load_study, parse_study, study_yaml
 from raygeo.pipeline.written import read_yaml
 from raygeo.training.settings import RunSpec
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 PARTS = Path(__file__).with_name("own_parts.py")
 HINGE = {"type": "own_parts:Hinge"}
@@ -128,6 +128,20 @@ def test_an_own_analysis_is_asked_for_by_its_path():
     code = ASKED.replace("TESTS", repr(str(PARTS.parent)))
     done = subprocess.run([sys.executable, "-c", code], cwd=PARTS.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_own_analysis_is_found_beside_the_file_of_a_comparison(tmp_path):
+    (tmp_path / "mine").mkdir()
+    shutil.copy(PARTS, tmp_path / "mine" / "own_parts.py")
+    asked = {"base": "b", "models": [{"name": "m", "model": "m"}], "geometry": {"own_parts:MOVED": {"above": 0.5}}}
+    (tmp_path / "mine" / "compared.yaml").write_text(yaml.safe_dump(asked))
+    code = (
+        "from raygeo.pipeline.comparison import load_comparison\n"
+        "print(load_comparison('mine/compared.yaml').geometry.asked()['moved'].above)"
+    )
+    known = os.environ | {"PYTHONPATH": str(Path(raygeo.__file__).parents[1])}
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=known, capture_output=True, text=True)
+    assert found.stdout == "0.5\n", found.stderr
 
 
 @pytest.fixture(scope="module")

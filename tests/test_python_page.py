@@ -1,5 +1,6 @@
-"""``docs/python.md`` runs from top to bottom."""
+"""``docs/python.md`` runs from top to bottom, and so does the notebook of the quick start."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +17,8 @@ from raygeo.pipeline.config import parse_study
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-PAGE = Path(__file__).parents[1] / "docs" / "python.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, NOTEBOOK = DOCS / "python.md", DOCS / "quickstart.ipynb"
 RUNS = [{"loss": {"type": "sft"}}, {"loss": {"type": "dpo"}}]
 
 
@@ -55,6 +57,25 @@ def test_a_run_answers_and_is_compared(page):
     assert names["prompt"] in names["answer"]
     row, *_ = names["study"].table("similarity").filter(pa.compute.field("scope") == "global").to_pylist()
     assert names["together"] == pytest.approx(row["cosine"], rel=1e-6)
+
+
+def test_the_notebook_runs_on_any_finished_study(page, tmp_path, monkeypatch):
+    _, folder = page
+    for place in ("docs", "store"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "store" / "quickstart").symlink_to(folder / "store" / "mine")
+    monkeypatch.chdir(tmp_path / "docs")
+    names = {}
+    for cell in json.loads(NOTEBOOK.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            code = "".join(cell["source"]).removeprefix("%matplotlib inline\n")
+            exec(compile(code, f"{NOTEBOOK}, {cell['id']}", "exec"), names)
+    row, *_ = names["study"].table("similarity").filter(pa.compute.field("scope") == "global").to_pylist()
+    assert names["cosine"] == pytest.approx(row["cosine"], rel=1e-6)
+    assert names["chance"] == pytest.approx(row["null_sd"], rel=1e-6)
+    assert len(names["accuracy"]) == 3
+    assert 1 <= len(names["left"].degrees) <= 4
 
 
 def test_models_are_compared(page):

@@ -105,6 +105,24 @@ def test_a_run_that_diverges_is_named_and_the_others_go_on(finished):
     assert [row["status"] for name, row in runs.items() if name != "explodes"] == ["finished"] * 4
 
 
+def test_the_log_says_in_a_line_what_each_stage_found(finished):
+    study, store = finished
+    log = store.read_bytes(f"logs/{study.name}.log").decode()
+    counts = {row["name"]: row["value"] for row in store.table("counts").to_pylist() if row["stage"] == "rollouts"}
+    [answers] = {row["n"] for row in store.table("accuracy").to_pylist()}
+    for said in (
+        "qwen3: 2 blocks of width 32, vocabulary 68, at most 128 tokens",
+        f"{counts['rows']} rollouts: {counts['correct']} right, {counts['wrong']} wrong; {counts['prompts']} prompts: ",
+        "to learn from: sft ",
+        "the base's log-probabilities",
+        "runs: 4 finished, 1 diverged",
+        f"{5 * answers} answers, ",
+        "heldout: base ",
+        f"{len(study.geometry.asked())} analyses made, 0 failed",
+    ):
+        assert said in log, said
+
+
 def test_deltas_are_whole_and_norms_agree_with_them(finished):
     _, store = finished
     norms = {row["run"]: row["norm"] for row in store.table("deltas").to_pylist() if row["scope"] == "global"}
@@ -256,7 +274,8 @@ def test_a_study_in_which_nothing_finishes_says_why(finished, tmp_path):
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_a_part_that_fails_is_left_out_named_and_made_by_the_same_call(finished, tmp_path):
+def test_a_part_that_fails_is_left_out_named_and_made_by_the_same_call(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("raygeo.pipeline.study.foresee", lambda *given: {})  # which would refuse the benchmark
     study, whole = finished
     location = tmp_path / "store"
     shutil.copytree(whole.path(), location)

@@ -12,7 +12,7 @@ from raygeo.pipeline.config import GeometrySettings, parse_study
 from raygeo.pipeline.study import run_study
 from raygeo.report.trials import trials as trial_sheet
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 QUIET = dict.fromkeys(GeometrySettings.model_fields)
 

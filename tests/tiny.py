@@ -79,10 +79,10 @@ def save_model(folder: Path, seed: int | None = None, dtype: torch.dtype = torch
     return folder
 
 
-def save_tiny_student(folder: Path, seed: int = 0) -> Path:
+def save_tiny_student(folder: Path, seed: int = 0, context: int = TINY.context) -> Path:
     """Save an untrained student of word problems, of about 30 k parameters."""
     tokenizer = word_tokenizer()
-    model = build_model(TINY, tokenizer, seed)
+    model = build_model(TINY.model_copy(update={"context": context}), tokenizer, seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

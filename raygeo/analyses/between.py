@@ -1,7 +1,7 @@
 """What analyses of the NLL between runs have in common: settings, what keys hold of answers, and named runs."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -25,6 +25,9 @@ class LikelihoodSettings(Settings):
 
 class AccuracySettings(Settings):
     """How accuracy between runs is measured besides."""
+
+    changes_base: ClassVar[bool] = False
+    """Whether models are asked in which the base's own weights are changed, which no sum of deltas is."""
 
     accuracy_problems: int = Field(64, ge=0)
     """How many problems (the first ones) the accuracy is measured on; 0 turns it off."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from raygeo.analyses.analysis import Analysis, Need
 from raygeo.analyses.registry import analyses
-from raygeo.options import options
+from raygeo.options import as_table, options
 from raygeo.tables import SCHEMAS, about
 
 NEEDS: dict[Need, str] = {
@@ -69,14 +69,7 @@ def _lines(analysis: Analysis) -> Iterator[str]:
     needs += [f"what `{earlier}` finds" for earlier in analysis.after]
     off = "" if analysis.default else " Off unless asked for."
     yield f"Needs {'; '.join(needs) or 'trained weights alone'}.{off}\n"
-    listed = options(analysis.settings)
-    if listed:
-        yield "| option | values | default | |"
-        yield "| --- | --- | --- | --- |"
-        for option in listed:
-            cells = (f"`{option.name}`", option.values, f"`{option.default}`", option.description)
-            yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-        yield ""
+    yield from as_table(options(analysis.settings))
     for name, columns in analysis.tables.items():
         yield _table(name, columns)
     report = analysis.report

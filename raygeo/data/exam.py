@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from raygeo.data.grading import RULES, Grading, Verdict, grader
+from raygeo.data.grading import Grading, Verdict, grader
 from raygeo.data.revisions import text_revisions
 from raygeo.generation.choice import LOCAL
 from raygeo.generation.engine import Completion, EngineSettings, Request
@@ -29,8 +29,8 @@ class Exam:
 
     @property
     def key(self) -> list[Any]:
-        """What content keys hold of it: problems, and whatever decides how they are asked and judged."""
-        return [self.renderer.identity, self.engine.identity, RULES, self.grading, list(self.problems)]
+        """What content keys hold of it beside ``revisions``: problems, and how they are asked and judged."""
+        return [self.renderer.identity, self.engine.identity, self.grading, list(self.problems)]
 
     @property
     def revisions(self) -> dict[str, int]:

@@ -8,6 +8,11 @@ from raygeo.generation.engine import EngineSettings
 from raygeo.generation.renderer import Renderer
 
 
+def renderer_revision(kind: type[Renderer]) -> dict[str, int]:
+    """The revision of one renderer."""
+    return {f"renderer {kind.form}": kind.revision}
+
+
 def text_revisions(
     renderers: Iterable[type[Renderer]] = (),
     engines: Iterable[type[EngineSettings]] = (),
@@ -16,7 +21,7 @@ def text_revisions(
     """Revisions of the rules of grading and of these renderers, engines and readers."""
     return (
         {"grading": RULES}
-        | {f"renderer {kind.form}": kind.revision for kind in renderers}
+        | {name: number for kind in renderers for name, number in renderer_revision(kind).items()}
         | {f"engine {kind.model_fields['type'].default}": kind.revision for kind in engines}
         | {f"reader {kind.model_fields['type'].default}": kind.reader_revision for kind in readers}
     )

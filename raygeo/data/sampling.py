@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from raygeo.data.grading import RULES, Grading, grader
+from raygeo.data.grading import Grading, grader
 from raygeo.data.readers import Prompt
+from raygeo.data.revisions import text_revisions
 from raygeo.data.validation import tail_left
 from raygeo.generation.choice import LOCAL
 from raygeo.generation.endpoint import EndpointEngine, EndpointSettings
@@ -93,6 +94,7 @@ class Sampling(Workload):
         self.settings, self.teacher, self.teacher_key, self.renderer = settings, teacher, teacher_key, renderer
         self.prompts, self.grading, self.ends = prompts, grading, tuple(ends)
         self.opened = renderer.opened
+        self.uses = text_revisions([type(renderer)], [type(engine)])
 
     def tasks(self) -> list[Task]:
         """Slices of prompts; the seed of each is its own, so the order they run in does not matter."""
@@ -100,7 +102,6 @@ class Sampling(Workload):
         how = (
             self.renderer.identity,
             self.engine.identity,
-            RULES,
             self.teacher_key,
             self.grading,
             self.ends,

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from raygeo.data.grading import GOLD_KINDS, gold_kind, last_boxed, marked_answer
 from raygeo.data.incoming import RECORDS
+from raygeo.data.revisions import renderer_revision
 from raygeo.data.validation import plain_gold, prompt_digest
 from raygeo.generation.renderer import Renderer
 from raygeo.store import Store
@@ -117,6 +118,7 @@ class Scan(Workload):
 
     def __init__(self, store: Store, parts: Sequence[str], scanner: Scanner):
         self.store, self.parts, self.scanner = store, parts, scanner
+        self.uses = renderer_revision(type(scanner.renderer))
 
     def tasks(self) -> list[Task]:
         """One task a part."""

@@ -49,11 +49,12 @@ class Grade(Workload):
 
     def __init__(self, store: Store, parts: Sequence[str], scans: Sequence[str], grading: Grading, renderer: Renderer):
         self.store, self.parts, self.scans, self.grading, self.renderer = store, parts, scans, grading, renderer
+        self.uses = {"grading": RULES}
 
     def tasks(self) -> list[Task]:
         """One task a part."""
         return [
-            Task(self.key(RULES, self.grading, scan), 1.0, (part, scan), f"part {i} of the rollouts")
+            Task(self.key(self.grading, scan), 1.0, (part, scan), f"part {i} of the rollouts")
             for i, (part, scan) in enumerate(zip(self.parts, self.scans, strict=True))
         ]
 

@@ -167,7 +167,7 @@ class EndpointSettings(EngineSettings):
 
     @property
     def identity(self) -> list[Any]:
-        """The engine's name and revision, the model's name, and what is asked for; not where the server is."""
+        """The engine's name, the model's name, and what is asked for; not where the server is."""
         return [super().identity, self.model, self.api, self.logprobs, self.extra]
 
     def unfit(self, lora: LoraSettings | None) -> str:
@@ -176,6 +176,10 @@ class EndpointSettings(EngineSettings):
             "an endpoint writes with the models that it has and cannot be given the weights of runs; choose the engine "
             "local or vllm (rollouts.sample.engine may be an endpoint)"
         )
+
+    def check_here(self) -> None:
+        """See that the key is there, the server too, and that it has the model."""
+        _Server(self).check()
 
     def students(self, base: AnyPath | None = None, runs: Sequence[Run] = ()) -> Students:
         """The one model that the server has under the name.
@@ -186,7 +190,7 @@ class EndpointSettings(EngineSettings):
         """
         if any(run.delta is not None for run in runs):
             raise StudentError(_NO_DELTAS)
-        _Server(self).check()
+        self.check_here()
         return _Named()
 
     def engine(self, model: Any, renderer: Renderer, batch_size: int) -> EndpointEngine:
@@ -250,7 +254,7 @@ class EndpointEngine(Engine):
 
     def _key(self, request: Request, prompt: str) -> str:
         how = (request.max_new_tokens, request.samples, request.temperature, request.seed, request.top_logprobs)
-        return content_key(self.settings.identity, prompt, *how)
+        return content_key(self.settings.revision, self.settings.identity, prompt, *how)
 
     def _ask_all(
         self, request: Request, waiting: queue.SimpleQueue[tuple[int, _Answer]], count: int

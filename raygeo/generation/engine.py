@@ -97,6 +97,25 @@ def check_lengths(prompts: Sequence[int], max_new_tokens: int, longest: int | No
         )
 
 
+def check_prompts(
+    renderer: Renderer, prompts: Sequence[str], max_new_tokens: int, longest: int | None, who: str
+) -> None:
+    """As ``check_lengths``, before anything is written; ``who`` is to write.
+
+    Only prompts that may be too long are tokenised: a token has a byte or more, and what a renderer puts around a
+    prompt no more tokens than the shortest has with it.
+
+    Raises:
+        StudentError: as ``check_lengths``.
+    """
+    if longest is None or not prompts:
+        return
+    around = len(renderer.prompt_ids(min(prompts, key=len)))
+    doubtful = [prompt for prompt in prompts if len(prompt.encode()) + around + max_new_tokens > longest]
+    lengths = [len(renderer.prompt_ids(prompt)) for prompt in doubtful]
+    check_lengths(lengths, max_new_tokens, longest, f"the {who}'s context of {longest}")
+
+
 class Engine(ABC):
     """Writes completions with a model. Equal requests give equal results; how prompts are batched is its own affair."""
 
@@ -141,13 +160,27 @@ class EngineSettings(Settings, ABC):
     revision: ClassVar[int] = 1
     elsewhere: ClassVar[bool] = False
     """Whether the model runs elsewhere, under a name, so that nothing here has its weights or can change them."""
+    adapters_only: ClassVar[bool] = False
+    """Whether it is given what runs changed as adapters, and so cannot write with weights changed in another way."""
 
     @property
     def identity(self) -> Any:
-        """What content keys hold of the engine: its name and revision, as in ``local-1``; where completions depend on
-        settings, a subclass adds these.
+        """What content keys hold of the engine beside its revision: its name; where completions depend on settings, a
+        subclass adds these.
         """
-        return f"{self.type}-{self.revision}"
+        return self.type
+
+    def check_here(self) -> None:
+        """See, where it is to write on this machine or is asked from it, that it can.
+
+        Raises:
+            RaygeoError: why it cannot.
+        """
+        return
+
+    def longest(self, context: int | None) -> int | None:
+        """The longest sequence, in tokens, of a model with so much ``context``; None where there is no limit."""
+        return context
 
     def unfit(self, lora: LoraSettings | None) -> str | None:
         """Why it cannot write with runs that train these adapters, or all weights where there are none; else None."""

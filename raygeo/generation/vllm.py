@@ -32,6 +32,7 @@ class VllmSettings(EngineSettings):
     """
 
     revision: ClassVar[int] = 2
+    adapters_only: ClassVar[bool] = True
 
     type: Literal["vllm"] = "vllm"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -48,8 +49,17 @@ class VllmSettings(EngineSettings):
 
     @property
     def identity(self) -> list[Any]:
-        """The engine's name and revision, and what completions depend on."""
+        """The engine's name, and what completions depend on."""
         return [super().identity, self.dtype, self.tensor_parallel_size]
+
+    def check_here(self) -> None:
+        """See that vLLM is installed."""
+        if find_spec("vllm") is None:
+            raise StudentError("the engine vllm needs vLLM, which is not installed here: pip install 'raygeo[vllm]'.")
+
+    def longest(self, context: int | None) -> int | None:
+        """``max_model_len``, where it is given."""
+        return self.max_model_len or context
 
     def unfit(self, lora: LoraSettings | None) -> str | None:
         """That a run trains all weights, or adapters of a larger rank than vLLM is started for."""
@@ -65,8 +75,7 @@ class VllmSettings(EngineSettings):
         Raises:
             StudentError: vLLM is not installed, or a run trained all weights.
         """
-        if find_spec("vllm") is None:
-            raise StudentError("the engine vllm needs vLLM, which is not installed here: pip install 'raygeo[vllm]'.")
+        self.check_here()
         for run in runs:
             delta = run.open()
             if delta is not None and not delta.low_rank:

@@ -4,11 +4,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import pyarrow as pa
 
 from raygeo.errors import DataError
-from raygeo.losses.base import Example, Selection
+from raygeo.losses.base import Example, Loss, Selection
+from raygeo.tables import SCHEMAS
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,26 @@ def group_rollouts(rollouts: pa.Table) -> Groups:
         counts |= {"given_pairs": whole, "given_pairs_dropped": sum(-(-n // 2) for n in marked.values()) - whole}
     weights = rollouts.column("weight").to_pylist() if "weight" in rollouts.column_names else []
     return Groups(groups, counts, {row: w for row, w in enumerate(weights) if w is not None and w != 1})
+
+
+@cache
+def can_learn(loss: Loss, samples: int, source: str) -> bool:
+    """Whether ``loss`` finds an example among any rollouts of so many ``samples`` a prompt, written by ``source``.
+
+    It is asked of prompts with each number of right ones; beyond 8 samples, more of them make no difference.
+    """
+    count = min(samples, 8)
+    rows = [
+        {"prompt_id": str(right), "sample": sample, "reward": float(sample < right), "correct": sample < right,
+         "truncated": False, "source": source, "split": "train"}
+        for right in range(count + 1)
+        for sample in range(count)
+    ]  # fmt: skip
+    try:
+        loss.select(pa.Table.from_pylist(rows, schema=SCHEMAS["rollouts"]))
+    except DataError:
+        return False
+    return True
 
 
 def _describe(counts: dict[str, int]) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints and adapters compared without a study: the analyses of a study, its store and its page."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import yaml
@@ -19,6 +20,7 @@ from raygeo.models.loading import context_length, load_tokenizer, read_config
 from raygeo.pipeline.compared import Models, provide_models
 from raygeo.pipeline.comparison import Comparison
 from raygeo.pipeline.context import StageContext, timed_stage
+from raygeo.pipeline.found import analyses_found
 from raygeo.pipeline.geometry import analyse, published, run_records
 from raygeo.pipeline.journal import StoreJournal
 from raygeo.pipeline.logged import logged
@@ -113,9 +115,11 @@ def _run_stages(
         standing = Standing(store, about, times, progress)
         with standing.stage("models", context):
             models = provide_models(context, comparison)
+            probes = _probes(store, comparison, models)
             standing.note(caveats=[*about.caveats, *models.unchecked])
         with standing.stage("geometry", context), context.surviving("geometry"):
-            analyse(context, comparison.geometry, _inputs(context, comparison, models))
+            analyse(context, comparison.geometry, _inputs(context, comparison, models, probes))
+            progress.say(f"  {analyses_found(comparison.geometry.asked(), context.missing)}")
         with standing.stage("report", context):
             page = save_page(store, standing.about)
             for part, error in page.failures.reasons.items():
@@ -136,7 +140,9 @@ def _known(comparison: Comparison) -> list[str]:
     return [f"{SAID.format(names)} {SAID_OF_SOME}"]
 
 
-def _inputs(context: StageContext, comparison: Comparison, models: Models) -> AnalysisInputs:
+def _inputs(
+    context: StageContext, comparison: Comparison, models: Models, probes: Mapping[str, AnyPath]
+) -> AnalysisInputs:
     store = context.store
     return AnalysisInputs(
         base=models.base,
@@ -144,7 +150,7 @@ def _inputs(context: StageContext, comparison: Comparison, models: Models) -> An
         reference=comparison.reference,
         records=run_records(store),
         table=partial(published, store),
-        make_probes=lambda: _probes(store, comparison, models),
+        make_probes=lambda: probes,
         journals=partial(StoreJournal, store),
         gather=partial(ShardedOperator, settings=comparison.actors),
         chat=comparison.chat,
@@ -158,7 +164,7 @@ def _probes(store: Store, comparison: Comparison, models: Models) -> dict[str, A
         return {}
     pairs = _read_pairs(reader)[: settings.sequences]
     renderer = renderer_for(load_tokenizer(models.base), comparison.chat)
-    key = content_key("compared-probes", renderer.identity, settings, pairs, models.key)
+    key = content_key("compared-probes", renderer.revision, renderer.identity, settings, pairs, models.key)
     probes = {"solutions": pairs, "curvature": pairs[: settings.curvature_sequences]}
     if not store.has_folder(PROBES, key):
         limit = context_length(read_config(models.base))

@@ -19,6 +19,7 @@ from raygeo.pipeline.config import (
     GeometrySettings,
     ProbeSettings,
     apply_override,
+    find_own,
     parse_settings,
     parse_written,
     read_written,
@@ -155,6 +156,7 @@ def plan_comparison(
         raw["solutions"] = {"path": solutions}
     for override in overrides:
         apply_override(raw, override)
+    find_own(raw)
     return parse_settings(Comparison, raw, "raygeo compare")
 
 
@@ -174,6 +176,7 @@ def load_comparison(
     written = read_written(path, "comparison")
     said = {"store": store, "reference_run": reference, "solutions": None if solutions is None else {"path": solutions}}
     written.override(overrides, said)
+    find_own(written.raw, path)
     return parse_written(Comparison, written)
 
 

@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Optional, TypeVar
 
 import yaml
-from pydantic import ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails
 
 from raygeo.analyses.analysis import Need
+from raygeo.analyses.between import AccuracySettings
 from raygeo.analyses.registry import analyses, own_analysis
 from raygeo.cluster.settings import ActorSettings
 from raygeo.data.grading import GradingChoice
@@ -26,15 +35,17 @@ from raygeo.errors import ConfigError
 from raygeo.evaluation.answered import Answered
 from raygeo.evaluation.answers import AnswerSettings
 from raygeo.generation.choice import LOCAL, AnyEngine
+from raygeo.generation.endpoint import EndpointSettings
 from raygeo.generation.renderer import ChatSettings
 from raygeo.losses.base import FROM_BASE
+from raygeo.losses.selection import can_learn
 from raygeo.models.attention import is_flash
 from raygeo.models.loading import Loading
 from raygeo.naming import HELDOUT_NLL
 from raygeo.paths import local_path, without_credentials
 from raygeo.pipeline.explaining import explain
 from raygeo.pipeline.judged import Judged, find_judged
-from raygeo.pipeline.plan import MOST_RUNS, Plan, RunEntries, TrainingDefaults
+from raygeo.pipeline.plan import MOST_RUNS, WRITTEN, Plan, RunEntries, TrainingDefaults
 from raygeo.pipeline.shipped import shipped_studies
 from raygeo.pipeline.written import Lines, read_yaml
 from raygeo.plugins import is_own, look_in, names_own
@@ -142,7 +153,25 @@ class SamplingSettings(Settings):
     def _one_teacher(self) -> "SamplingSettings":
         if self.engine.elsewhere and self.teacher != "builtin":
             raise ValueError("the teacher is the model that the engine names; leave teacher out")
+        decoding = self.decoding
+        if self.engine.elsewhere and decoding.top_logprobs and decoding.temperature not in (0, 1):
+            said = (
+                "a server's log-probabilities are those at temperature 1, so that none could be kept; set the "
+                "temperature to 1 or 0, or leave top_logprobs out"
+            )
+            raise refusal(("decoding", "temperature"), decoding.temperature, said)
         return self
+
+    @property
+    def source(self) -> str:
+        """Who is said to write the rollouts."""
+        return "student" if self.teacher == "student" else "teacher"
+
+    @property
+    def keeps_logprobs(self) -> bool:
+        """Whether rollouts come with the log-probabilities of the tokens that were drawn, where tokenizers agree."""
+        drawn = self.decoding.temperature
+        return drawn == 1 and self.engine.logprobs if isinstance(self.engine, EndpointSettings) else drawn > 0
 
 
 class RolloutRules(Settings):
@@ -384,9 +413,10 @@ class Study(Settings):
     """What a reader of the report must know about this study."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Study":
+    def _consistent(self, info: ValidationInfo) -> "Study":
+        places = (info.context or {}).get(WRITTEN) or range(len(self.runs))
         if self.sweep is None or self.sweep.search == "grid":
-            self._refuse_ranges()
+            self._refuse_ranges(places)
         if (count := self.plan.count()) > MOST_RUNS:
             raise ValueError(f"its runs are {count:,} with all that varies; a study has at most {MOST_RUNS:,}")
         trials = self.plan.trials()
@@ -417,18 +447,28 @@ class Study(Settings):
         for lora in adapters:
             if (why := self.evaluation.engine.unfit(lora)) is not None:
                 raise ValueError(f"evaluation.engine: {why}")
+        for name, settings in self.geometry.asked().items():
+            if not isinstance(settings, AccuracySettings) or not self.evaluation.engine.adapters_only:
+                continue
+            if settings.changes_base and settings.accuracy_problems > 0:
+                said = (
+                    "these problems are put to models whose own weights were changed, and the engine "
+                    f"{self.evaluation.engine.type} is given adapters only; set it to 0, or choose "
+                    "evaluation.engine: {type: local}"
+                )
+                raise refusal(("geometry", name, "accuracy_problems"), settings.accuracy_problems, said)
         for index in self.plan.open_entries():
             if self.runs[index].is_chain:
                 said = "a search by Optuna trains no stages and no rounds; list values (sweep.search: grid or random)"
-                raise refusal(("runs", index), self.runs[index].stem, said)
+                raise refusal(("runs", places[index]), self.runs[index].stem, said)
             stems = [entry.stem for entry in self.runs]
             if stems.count(stems[index]) > 1:
                 said = "a search names its runs after their entry: give each entry of this loss a name"
-                raise refusal(("runs", index, "name"), self.runs[index].name, said)
+                raise refusal(("runs", places[index], "name"), self.runs[index].name, said)
         chains = [index for index, entry in enumerate(self.runs) if entry.is_chain]
         if chains and self.plan.sweep.scheduler is not None:
             said = "sweep.scheduler stops runs by their NLL at a step, and stages and rounds count anew; leave it out"
-            raise refusal(("runs", chains[0]), self.runs[chains[0]].stem, said)
+            raise refusal(("runs", places[chains[0]]), self.runs[chains[0]].stem, said)
         if self.sweep is not None:
             find_judged(self, self.answered)
             watched = self.sweep.scheduler.metric if self.sweep.scheduler is not None else ""
@@ -441,7 +481,8 @@ class Study(Settings):
         else:
             self.geometry.refuse_lacking({})
         self._refuse_no_teacher()
-        self._refuse_altered_rounds()
+        self._refuse_useless_samples(places)
+        self._refuse_altered_rounds(places)
         sample = self.rollouts.sample
         if sample is not None:
             if sample.teacher == "builtin" and not self.student.built_in and not sample.engine.elsewhere:
@@ -505,7 +546,37 @@ class Study(Settings):
                 f"that is asked for them, as in teacher: {{model: FOLDER}}, or {instead}"
             )
 
-    def _refuse_altered_rounds(self) -> None:
+    def _refuse_useless_samples(self, places: Sequence[int]) -> None:
+        """Raise where rollouts are sampled of which a loss can learn nothing, whatever verdicts they get."""
+        sample = self.rollouts.sample
+        decoding = DecodingSettings() if sample is None else sample.decoding
+        stages = [(run.entry, stage) for run in self.plan.trials() for stage in run.stages]
+        for index, stage in stages:
+            if stage.rounds is not None:
+                drawn, source, above = stage.sampling.decoding(decoding, 1), "student", f"runs.{places[index]}.sampling"
+                keeps = drawn.temperature > 0
+            elif sample is not None:
+                drawn, source, above = decoding, sample.source, "rollouts.sample.decoding"
+                keeps = sample.keeps_logprobs
+            else:
+                continue
+            loss, place = stage.spec.loss, ("runs", places[index])
+            if "behaviour" in loss.needs and not keeps:
+                said = (
+                    "the loss learns from the log-probabilities that completions were drawn with, and greedy decoding "
+                    f"has none, a server's are those at temperature 1; set {above}.temperature to 1, for a server "
+                    "engine.logprobs to true, or choose another loss"
+                )
+                raise refusal(place, stage.label, said)
+            if not can_learn(loss, drawn.samples, source):
+                instead = f"set {above}.samples to 2 or more" if drawn.samples == 1 else "let another model write them"
+                said = (
+                    f"the loss learns nothing from completions whose source is {source!r}, {drawn.samples} a prompt, "
+                    f"whatever their verdicts; {instead}, or choose another loss"
+                )
+                raise refusal(place, stage.label, said)
+
+    def _refuse_altered_rounds(self, places: Sequence[int]) -> None:
         """Raise where what is done to the study's rollouts would not be done to those of rounds."""
         altered = [name for name in ("negative_share", "shuffle_rewards") if getattr(self.rollouts, name) is not None]
         for index, entry in enumerate(self.runs if altered else ()):
@@ -514,12 +585,12 @@ class Study(Settings):
                     f"rounds learn from rollouts that the run writes, to which rollouts.{altered[0]} is not applied; "
                     "leave one of the two out, or make it a study of its own"
                 )
-                raise refusal(("runs", index), entry.stem, said)
+                raise refusal(("runs", places[index]), entry.stem, said)
 
-    def _refuse_ranges(self) -> None:
+    def _refuse_ranges(self, places: Sequence[int]) -> None:
         """Raise where a range stands though every value is to be listed."""
         parts: list[tuple[tuple[int | str, ...], Varied]] = [(("training",), self.training)]
-        parts += [(("runs", index), entry) for index, entry in enumerate(self.runs)]
+        parts += [(("runs", place), entry) for place, entry in zip(places, self.runs, strict=True)]
         for above, part in parts:
             for place, domain in part.domains.items():
                 if isinstance(domain, Range):
@@ -579,11 +650,16 @@ def load_study(
         written = read_written(given, "study")
         if {"base", "models"} <= written.raw.keys():
             raise ConfigError(f"{str(given)!r} holds a comparison; run it by raygeo compare {given}.")
-    if names_own(written.raw):
-        for folder in (Path(), *([] if isinstance(given, Study | Mapping) else [Path(given).parent])):
-            look_in(folder)
     written.override(overrides, {"store": store})
+    find_own(written.raw, *([] if isinstance(given, Study | Mapping) else [given]))
     return parse_written(Study, written)
+
+
+def find_own(raw: Mapping[str, Any], *files: "str | PathLike[str]") -> None:
+    """Let what settings name as ``module:name`` be found in the working directory, and beside the files they are in."""
+    if names_own(raw):
+        for folder in (Path(), *(Path(file).parent for file in files)):
+            look_in(folder)
 
 
 @dataclass(frozen=True)
@@ -671,7 +747,7 @@ def parse_written(model: type[S], written: Written) -> S:
     if odd := list(islice(faults(written.raw), _MOST_LINES + 1)):
         raise ConfigError(_listed(written.origin, odd))
     try:
-        return model.model_validate(written.raw)
+        return model.model_validate(written.raw, context={})
     except ValidationError as error:
         said = [f"{written.where(problem['loc'])}{explain(problem, model)}" for problem in error.errors()]
         raise ConfigError(_listed(written.origin, said)) from None

@@ -1,16 +1,16 @@
 """What a study will ask of the cluster: checked as soon as it is connected, hours before the last stage asks."""
 
 from collections import defaultdict
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from raygeo.cluster.nodes import are_several
 from raygeo.cluster.preflight import check_fits
 from raygeo.data.reference import REFERENCE_STATES
 from raygeo.data.tokens import RolloutTokens
-from raygeo.errors import ClusterError, DataError
+from raygeo.errors import ClusterError
 from raygeo.footprint.need import Texts
 from raygeo.losses.base import Loss
 from raygeo.models.loading import read_config
@@ -20,6 +20,7 @@ from raygeo.pipeline.budget.facts import Facts
 from raygeo.pipeline.chains import chain_of
 from raygeo.pipeline.config import HELDOUT, Study, study_yaml
 from raygeo.pipeline.context import StudyContext
+from raygeo.pipeline.foreseen import Learned
 from raygeo.pipeline.problems import benchmark_problems
 from raygeo.pipeline.revisions import outdated_tables
 from raygeo.pipeline.rollouts import TOKENS, Rollouts, heldout_problems
@@ -65,6 +66,24 @@ def check_demands(study: Study, store: Store, stages: tuple[str, ...]) -> None:
         raise ClusterError("\n".join(refused))
 
 
+def check_engines(study: Study, store: Store, stages: tuple[str, ...]) -> None:
+    """See that the engines that are still to write in ``stages`` can, as far as it is known here: servers, which are
+    asked from here, and what is to be installed on this machine alone.
+
+    Raises:
+        RaygeoError: why one cannot.
+    """
+    lacking = set() if is_made(study, store) else _lacking(store, stages)
+    sample, engines = study.rollouts.sample, []
+    if sample is not None and "rollouts" in lacking:
+        engines.append(sample.engine)
+    if study.answered.shifts and "evaluate" in lacking:
+        engines.append(study.evaluation.engine)
+    for engine in engines:
+        if engine.elsewhere or not are_several():
+            engine.check_here()
+
+
 def cluster_to_check(study: Study, say: Callable[[str], None]) -> Cluster | None:
     """What the study's memory is checked against, asked once while nothing runs; None, which is said, where that is
     not known.
@@ -92,15 +111,21 @@ def check_student(study: Study, store: Store, stages: tuple[str, ...], cluster: 
     facts = Facts(read_config(folder), texts, texts, texts, 1.0, benchmarks, (), _settled_trainings(study, store))
     check_memory(study, facts, cluster, lambda said: None, _lacking(store, stages) - {"geometry"})
     if "train" in stages:
-        check_disk(study, facts, cluster, store.free_bytes(), lambda said: None)
+        check_disk(study, facts, cluster, store.free_bytes(), lambda said: None, ("train",))
 
 
 def check_rollouts(
-    context: StudyContext, student: Student, rollouts: Rollouts, stages: tuple[str, ...], cluster: Cluster
+    context: StudyContext,
+    student: Student,
+    rollouts: Rollouts,
+    stages: tuple[str, ...],
+    cluster: Cluster,
+    learned: Mapping[Loss, Learned],
 ) -> None:
     """Refuse a study of which some stage after this is known not to fit, now that its rows are.
 
-    Rows that no loss learns from, as they are truncated, do not count; nor does what the store has.
+    Rows that no loss learns from, as they are truncated, do not count; nor does what the store has. ``learned`` says
+    what losses learn from, as far as that is known.
 
     Raises:
         ClusterError: as ``check_memory``.
@@ -109,9 +134,9 @@ def check_rollouts(
     lacking = _lacking(store, stages) - {"student", "rollouts"}
     if not lacking:
         return
-    lengths = RolloutTokens.open(rollouts.tokens).lengths
-    learned = rollouts.train
-    whole = lengths[~learned["truncated"].fill_null(False).to_numpy()]
+    tokens = RolloutTokens.open(rollouts.tokens)
+    lengths = tokens.lengths
+    whole = lengths[~rollouts.train["truncated"].fill_null(False).to_numpy()]
     rows = Texts(len(lengths), float(np.mean(lengths)), int(np.max(lengths)))
     train = Texts(len(whole), float(np.mean(whole)), int(np.max(whole))) if len(whole) else SHORTEST
     asked = {HELDOUT: heldout_problems(rollouts)}
@@ -131,18 +156,14 @@ def check_rollouts(
     if not study.evaluation.heldout:
         benchmarks.pop(HELDOUT, None)
 
-    @cache
     def selected(loss: Loss) -> int | None:
-        try:
-            examples = loss.select(learned).examples
-        except DataError:  # said where it is to be trained
-            return None
-        return max(int(lengths[row]) for example in examples for row in example.rows)
+        return learned[loss].longest if loss in learned else None
 
-    facts = Facts(read_config(student.folder), rows, train, heldout, 1.0, benchmarks, (), settled, selected)
+    share = float(tokens.completion_offsets[-1] / lengths.sum())
+    facts = Facts(read_config(student.folder), rows, train, heldout, share, benchmarks, (), settled, selected)
     check_memory(study, facts, cluster, context.progress.say, lacking)
     if "train" in stages:
-        check_disk(study, facts, cluster, store.free_bytes(), context.progress.say)
+        check_disk(study, facts, cluster, store.free_bytes(), context.progress.say, lacking)
 
 
 def _lengths(rollouts: Rollouts, prompts: list[str]) -> Texts:

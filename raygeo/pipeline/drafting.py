@@ -20,6 +20,7 @@ from raygeo.models.hub import find_model
 from raygeo.models.loading import context_length, load_tokenizer, model_shape, read_config
 from raygeo.pipeline.config import parse_settings, parse_study
 from raygeo.pipeline.preview import Asked, unfit_for, written
+from raygeo.pipeline.shipped import MODELINE
 from raygeo.pipeline.written import read_yaml
 from raygeo.report.typeset import percent
 
@@ -120,6 +121,7 @@ def _head(
 ) -> Iterator[str]:  # fmt: skip
     """What is learned from and what learns."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{Path(model).name}-{Path(data).name.partition('.')[0]}")
+    yield MODELINE
     yield f"# Drafted by raygeo init from {known['rows']:,} rollouts of {known['prompts']:,} prompts,"
     yield f"# {percent(known['correct'] / known['rows'])} of them right. `raygeo plan` says what it takes, and"
     yield "# `raygeo losses` and `raygeo analyses` what else there is."

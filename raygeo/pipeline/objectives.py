@@ -16,7 +16,6 @@ from raygeo.cluster.execution import FanoutResult
 from raygeo.data.exam import Exam
 from raygeo.data.grading import Grading
 from raygeo.data.readers import Prompt
-from raygeo.errors import DataError
 from raygeo.evaluation.answered import Answered
 from raygeo.evaluation.answers import Answers, AnswerSettings
 from raygeo.evaluation.statistics import accuracy_rows, pass_rows
@@ -25,12 +24,12 @@ from raygeo.generation.renderer import Renderer
 from raygeo.losses.registry import parse_loss
 from raygeo.models.loading import Loading
 from raygeo.models.run import Run
-from raygeo.naming import HELDOUT_NLL, benchmark_of, reported_as
+from raygeo.naming import benchmark_of, reported_as
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.evaluate import asked_problems
 from raygeo.pipeline.geometry import published
 from raygeo.pipeline.journal import StoreJournal
-from raygeo.pipeline.probes import provide_heldout, provide_probes
+from raygeo.pipeline.probes import provide_probes
 from raygeo.pipeline.rollouts import Rollouts, heldout_exam
 from raygeo.pipeline.student import Student
 from raygeo.records import RunRecord
@@ -155,26 +154,11 @@ def last_reported(store: Store, key: str, metric: str) -> dict[str, float]:
 
 
 def provide_objectives(context: StudyContext, student: Student, rollouts: Rollouts) -> Objectives:
-    """Everything needed to measure the study's objectives and constraints.
-
-    Raises:
-        DataError: there are no problems, or no correct held-out solution, where one needs them.
-    """
+    """Everything needed to measure the study's objectives and constraints; ``foresee`` has seen that it is there."""
     study, judged = context.study, context.study.judged
     problems, _ = asked_problems(study, rollouts)
     probes = provide_probes(context, student, rollouts)
     asked = study.geometry.asked()
-    for name, metric, analysis in judged.measured.values():
-        if analysis is None and metric.among == "training":
-            lacking = name == HELDOUT_NLL and provide_heldout(context, student, rollouts) is None
-        elif analysis is None:
-            lacking = False
-            if benchmark_of(name) not in problems:
-                raise DataError(f"sweep: {name} needs problems with gold answers, and there are none.")
-        else:
-            lacking = "solutions" in analysis.needs and not probes
-        if lacking:
-            raise DataError(f"sweep: {name} needs a held-out prompt with a correct solution; hold out more prompts.")
     wanted = {analysis.name for _, _, analysis in judged.measured.values() if analysis is not None}
     return Objectives(
         metrics=tuple(judged.measured),

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Optional, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Optional, Self
 
 from pydantic import (
     AfterValidator,
     Field,
     ModelWrapValidatorHandler,
     SerializerFunctionWrapHandler,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     create_model,
@@ -33,6 +34,8 @@ MOST_RUNS = 10_000
 """Runs of a study: more are not meant."""
 MOST_STAGES, MOST_ROUNDS = 16, 1000
 """Stages and rounds of a run: more are not meant."""
+WRITTEN = "runs"
+"""The key of a validation context that is told, of each run entry, which one of the file it was written as."""
 SEEDS: tuple[Place, ...] = (("seed",), ("init_seed",))
 """The seeds of a run; where they are lists, every configuration is trained with each."""
 
@@ -239,7 +242,9 @@ def _expanded(raw: Any, handler: ValidatorFunctionWrapHandler) -> tuple[RunEntry
     return tuple(handler({"loss": {"type": name}, **rest}) for name in ALL[which] if name not in left_out)
 
 
-def _joined(entries: Sequence[tuple[RunEntry, ...]]) -> tuple[RunEntry, ...]:
+def _joined(entries: Sequence[tuple[RunEntry, ...]], info: ValidationInfo) -> tuple[RunEntry, ...]:
+    if info.context is not None:
+        info.context[WRITTEN] = [place for place, several in enumerate(entries) for _ in several]
     return tuple(entry for several in entries for entry in several)
 
 
@@ -326,6 +331,14 @@ def stage_label(loss: str, rounds: int | None) -> str:
     return loss if rounds is None else f"{loss}-{rounds}rounds"
 
 
+class _Point(NamedTuple):
+    """A training: whether it is among those that are ``learning``, and ``referring``."""
+
+    spec: RunSpec
+    learns: bool
+    refers: bool
+
+
 @dataclass(frozen=True)
 class Plan:
     """The runs of a study: its entries, the defaults they share, and how values are chosen."""
@@ -350,15 +363,19 @@ class Plan:
         """Runs that together need whatever a run may need: the known ones and, in entries whose runs are yet to be
         chosen, one for each value of a list and each end of a range. Stages that runs share are there once.
         """
-        return [spec for spec, _ in self._points()]
+        return [point.spec for point in self._points()]
+
+    def learning(self) -> list[RunSpec]:
+        """Those of the points that learn from the study's rollouts, and not in rounds from their own."""
+        return [point.spec for point in self._points() if point.learns]
 
     def referring(self) -> list[RunSpec]:
         """Those of the points that learn from the study's rollouts and compare with the study's student, if they do."""
-        return [spec for spec, refers in self._points() if refers]
+        return [point.spec for point in self._points() if point.refers]
 
-    def _points(self) -> list[tuple[RunSpec, bool]]:
-        """The points, and whether each is among those that are ``referring``."""
-        shared: dict[tuple[str, ...], tuple[RunSpec, bool]] = {}
+    def _points(self) -> list[_Point]:
+        """The points, and of which kinds each is."""
+        shared: dict[tuple[str, ...], _Point] = {}
         for trial in self.trials():
             so_far: tuple[str, ...] = ()
             for number, stage in enumerate(trial.stages):
@@ -366,13 +383,13 @@ class Plan:
                 for spec in stage.specs:
                     what = [spec.model_dump_json(exclude={"name"}), str(stage.rounds), stage.sampling.model_dump_json()]
                     so_far = (*so_far, "".join(what))
-                    shared.setdefault(so_far, (spec, refers))
+                    shared.setdefault(so_far, _Point(spec, stage.rounds is None, refers))
         points = list(shared.values())
         for index in self.open_entries():
             space = self.searched(index)
             first = {place: _extremes(domain)[0] for place, domain in space.items()}
             for configuration in (first | {p: value} for p, domain in space.items() for value in _extremes(domain)):
-                points += [(trial.spec, True) for trial in self.runs_of(index, configuration)[:1]]
+                points += [_Point(trial.spec, True, True) for trial in self.runs_of(index, configuration)[:1]]
         return points
 
     def count(self) -> int:

@@ -56,6 +56,7 @@ def preview(
         context = context_length(read_config(model))
     found = []
     for each in asked:
+        each.reader.check()
         reader = each.reader.resolved()
         if rows:
             reader = reader.model_copy(update={"limit": min(rows, reader.limit or rows)})

@@ -20,7 +20,7 @@ def provide_probes(context: StudyContext, student: Student, rollouts: Rollouts) 
     Empty when there is no correct held-out solution.
     """
     settings, store = context.study.probes, context.store
-    texts = _solutions(rollouts)[: settings.sequences]
+    texts = heldout_solutions(rollouts)[: settings.sequences]
     if not texts:
         return {}
     solutions = [(prompt, completion) for prompt, completion, _ in texts]
@@ -39,7 +39,7 @@ def provide_heldout(context: StudyContext, student: Student, rollouts: Rollouts)
 
     It depends on rollouts and student alone, as a run's key does, so that all runs of a store can be compared.
     """
-    texts = _solutions(rollouts)[:HELDOUT_SEQUENCES]
+    texts = heldout_solutions(rollouts)[:HELDOUT_SEQUENCES]
     if not texts:
         return None
     key = content_key("heldout", rollouts.key, student.key)
@@ -49,7 +49,7 @@ def provide_heldout(context: StudyContext, student: Student, rollouts: Rollouts)
     return context.store.stored(PROBES, key, "heldout.npz")
 
 
-def _solutions(rollouts: Rollouts) -> list[tuple[str, str, str | None]]:
+def heldout_solutions(rollouts: Rollouts) -> list[tuple[str, str, str | None]]:
     """The first correct, complete solution of every held-out prompt that has one: prompt, completion, gold."""
     chosen: dict[str, tuple[str, str, str | None]] = {}
     for row in rollouts.heldout.to_pylist():

@@ -75,6 +75,22 @@ def check_builtin(study: Study) -> None:
         benchmark_problems(study, benchmark)
 
 
+def check_sources(study: Study) -> None:
+    """See that rollouts and problems that are to be read are there, by their first records, and have what they need.
+
+    Raises:
+        DataError: they cannot be read, or have neither a verdict nor what one could be made of.
+    """
+    for reader in study.rollouts.read:
+        reader.check()
+    sample = study.rollouts.sample
+    if sample is not None and not isinstance(sample.prompts, int):
+        read_prompts(sample.prompts)
+    for benchmark in study.evaluation.benchmarks:
+        if not isinstance(benchmark.problems, int):
+            benchmark_problems(study, benchmark)
+
+
 def _origin(location: str | None) -> str | None:
     """The model that the study in a store began with, its run continued or not; None where the store does not say."""
     for _ in range(_MOST_STORES):

@@ -12,7 +12,7 @@ from raygeo.interrupts import handled
 from raygeo.pipeline.budget.cluster import cluster_at_hand
 from raygeo.pipeline.budget.command import plan_on
 from raygeo.pipeline.config import Study
-from raygeo.pipeline.demands import check_demands, check_student, cluster_to_check, is_made
+from raygeo.pipeline.demands import check_demands, check_engines, check_student, cluster_to_check, is_made
 from raygeo.pipeline.study import check_settings, stages_until
 from raygeo.progress import Progress
 from raygeo.store import Store
@@ -35,6 +35,7 @@ def rehearse_study(
     with handled(), _store_as_it_is(study) as store:
         connect(address)
         check_demands(study, store, stages)
+        check_engines(study, store, stages)
         cluster = cluster_to_check(study, Progress(out).say)
         if cluster is not None:
             check_student(study, store, stages, cluster)

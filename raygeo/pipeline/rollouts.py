@@ -1,7 +1,7 @@
 """Stage 2: the graded rollouts, read or sampled, checked, split and tokenised; the same table for every loss."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -16,7 +16,7 @@ from rich.markup import escape
 from raygeo.cluster.execution import Executor, in_process, run_workload
 from raygeo.cluster.fanout import ActorPool
 from raygeo.data.exam import Exam
-from raygeo.data.grading import RULES, Choice, Grading, GradingChoice, gold_answer
+from raygeo.data.grading import NO_MARKER, RULES, Choice, Grading, GradingChoice, gold_answer
 from raygeo.data.incoming import PART_ROWS, PARTS, RECORDS, RECORDS_REVISION, record_parts
 from raygeo.data.interventions import set_negative_share, shuffle_rewards
 from raygeo.data.merging import Part, assemble, count_marks, number, select, token_blocks, token_lengths
@@ -31,13 +31,14 @@ from raygeo.data.validation import GRADED, NOTED, Record, counts, recorded_gradi
 from raygeo.data.verdicts import VERDICTS, Grade
 from raygeo.errors import DataError
 from raygeo.generation.endpoint import EndpointSettings
-from raygeo.generation.engine import EngineSettings
+from raygeo.generation.engine import EngineSettings, check_prompts
 from raygeo.generation.renderer import MARKS, Renderer, renderer_for
 from raygeo.models.loading import Loading, context_length, load_tokenizer, read_config
 from raygeo.pipeline.config import RolloutRules, SamplingSettings, Study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.journal import AnswerJournal
 from raygeo.pipeline.plan import RoundSampling
+from raygeo.pipeline.precomputed import take_units
 from raygeo.pipeline.problems import benchmark_problems, builtin_prompts
 from raygeo.pipeline.student import KIND, Student, provide_model
 from raygeo.settings import content_key, unit_key
@@ -101,17 +102,24 @@ def provide_rollouts(context: StudyContext, student: Student) -> Rollouts:
     """Read or sample the rollouts, set bad rows aside, hold prompts out, tokenise.
 
     Raises:
-        DataError: too many rows are bad, or no row is left.
+        DataError: too many rows are bad, or no row is left; or ``max_tokens`` is more than the student reads.
+        StudentError: prompts are too long for the teacher that is to answer them.
     """
     store, settings = context.store, context.study.rollouts
     if store.has_table("usage"):
         store.publish("usage", [])  # an earlier study's is not this one's
     renderer = renderer_for(load_tokenizer(student.folder), context.study.student.chat)
-    limit = settings.max_tokens or context_length(read_config(student.folder))
+    room = context_length(read_config(student.folder))
+    if room is not None and (settings.max_tokens or 0) > room:
+        raise DataError(
+            f"rollouts.max_tokens is {settings.max_tokens}, and the student reads {room} tokens at most (its context); "
+            "leave it out, or set it lower."
+        )
+    limit = settings.max_tokens or room
     asked = _asked_grading(context, renderer)
     source = _sampled(context, student, renderer, asked.grading) if settings.sample else _read(settings.read)
     made_of = (RolloutRules.of(settings), asked.grading, renderer.identity, source.key, student.key, limit)
-    key = unit_key((RULES, *source.revisions), "rollouts", *made_of)
+    key = unit_key((RULES, renderer.revision, *source.revisions), "rollouts", *made_of)
     tokens_key = content_key("tokens", key, student.key)
     finished = store.finished(("rollouts", "set_aside", "counts"))
     if key in finished and store.has_folder(TOKENS, tokens_key):
@@ -132,6 +140,8 @@ def provide_rollouts(context: StudyContext, student: Student) -> Rollouts:
     )
     for line in _findings(context.study, rollouts, set_aside, counted):
         context.progress.say(f"  {escape(line)}")
+    for line in _warnings(context.study, rollouts, counted):
+        context.progress.say(f"  [yellow]{escape(line)}[/yellow]")
     _check_rounds(context.study, rollouts)
     return rollouts
 
@@ -317,7 +327,7 @@ def plan_round(
     rules = RolloutRules(heldout=0, max_set_aside=study.rollouts.max_set_aside)
     drawn_as = content_key([task.key for task in drawn.tasks()])
     made_of = (rules, rollouts.grading, rollouts.renderer.identity, drawn_as, rollouts.key, student.key, limit)
-    key = unit_key(RULES, "round", *made_of)
+    key = unit_key((RULES, rollouts.renderer.revision), "round", *made_of)
     return Round(drawn, key, content_key("tokens", key, student.key), rules)
 
 
@@ -382,7 +392,7 @@ def heldout_exam(rollouts: Rollouts, engine: EngineSettings) -> Exam:
 def _findings(study: Study, rollouts: Rollouts, set_aside: pa.Table, counted: pa.Table) -> Iterator[str]:
     """What a person should hear of the rollouts at once."""
     values = dict(zip(counted["name"].to_pylist(), counted["value"].to_pylist(), strict=True))
-    yield f"{values['rows']} rollouts of {values['prompts']} prompts, {values['correct']} right"
+    yield _counted(values)
     if set_aside.num_rows:
         reasons = Counter(set_aside["reason"].to_pylist()).most_common()
         said = ", ".join(f"{number} x {reason}" for reason, number in reasons[:3]) + (", ..." if reasons[3:] else "")
@@ -405,6 +415,40 @@ def _findings(study: Study, rollouts: Rollouts, set_aside: pa.Table, counted: pa
             )
         elif problems < heldout:
             yield f"{heldout - problems} of {heldout} held-out prompts have no gold answer to grade against"
+
+
+def _counted(values: Mapping[str, int]) -> str:
+    """The counts of rollouts in a line; those of nothing are left out but for verdicts."""
+    parts = {"cut off": values["truncated"], "without an answer marker": values.get(f"{NOTED}{NO_MARKER}", 0)}
+    parts |= {"set aside": values["set_aside"]}
+    return (
+        f"{values['rows']:,} rollouts: {values['correct']:,} right, {values['wrong']:,} wrong"
+        + "".join(f", {count:,} {name}" for name, count in parts.items() if count)
+        + f"; {values['prompts']:,} prompts: {values['mixed_prompts']:,} with both right and wrong ones, "
+        f"{values['heldout_prompts']:,} held out"
+    )
+
+
+def _warnings(study: Study, rollouts: Rollouts, counted: pa.Table) -> Iterator[str]:
+    """What of the verdicts is so odd that it is likely a mistake."""
+    values = dict(zip(counted["name"].to_pylist(), counted["value"].to_pylist(), strict=True))
+    graded = sum(count for name, count in values.items() if name.startswith(GRADED))
+    unmarked = values.get(f"{NOTED}{NO_MARKER}", 0)
+    if unmarked > graded / 2:
+        yield (
+            f"{unmarked} of {graded} completions name no answer after #### or A: and count as wrong; see how they end "
+            "(raygeo data), and set rollouts.grading to 'math' if that can read them"
+        )
+    if values["rows"] == values["correct"]:
+        yield "every rollout is right: losses that learn from wrong ones, or from pairs, find nothing"
+    elif not values["correct"]:
+        yield "no rollout is right: losses that learn from right ones, or from pairs, find nothing"
+    else:
+        return
+    for row in rollouts.heldout.slice(0, 1).filter(pc.is_valid(pc.field("gold"))).to_pylist():
+        yield f"one of them ends {row['completion'][-60:]!r}, and its gold answer is {row['gold'][-60:]!r}"
+    if study.rollouts.read and not graded:
+        yield "verdicts came with the rows; if they are not what was meant, name their field (rollouts.read, fields)"
 
 
 class _Source(NamedTuple):
@@ -444,9 +488,12 @@ def _sampled(context: StudyContext, student: Student, renderer: Renderer, gradin
     else:
         teacher, teacher_key = _teacher(context, settings, student)
         reads = renderer_for(load_tokenizer(teacher), context.study.student.chat)
+        longest = settings.engine.longest(context_length(read_config(teacher)))
+        written = [prompt.prompt for prompt in prompts]
+        check_prompts(reads, written, settings.decoding.max_new_tokens, longest, "teacher")
         if settings.decoding.top_logprobs:
             refuse_other_tokens(renderer.tokenizer, reads.tokenizer, settings.teacher)
-        given = (
+        sampling = Sampling(
             settings.decoding,
             teacher,
             teacher_key,
@@ -456,9 +503,11 @@ def _sampled(context: StudyContext, student: Student, renderer: Renderer, gradin
             renderer.end_texts,
             Loading.of(context.study.student),
             settings.engine,
-            "student" if settings.teacher == "student" else "teacher",
+            settings.source,
         )
-        keys = context.run(Sampling(*given)).keys
+        if take_units(context.store, sampling):
+            context.progress.say("  rollouts: come with raygeo")
+        keys = context.run(sampling).keys
     rows = (row for key in keys for row in _rows(context.store.read_unit("rollouts", key)))
     made_by = {Sampling.name: Sampling.revision, **text_revisions([type(reads)], [type(settings.engine)])}
     return _Source((Record(row["source"], line, row) for line, row in enumerate(rows, 1)), content_key(keys), made_by)

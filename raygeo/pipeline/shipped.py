@@ -1,10 +1,15 @@
-"""The studies that come with raygeo, which commands know by name."""
+"""The studies that come with raygeo, which commands know by name, and the schema by which editors complete studies."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import takewhile
+from pathlib import Path
+
+_STUDIES = Path(__file__).parents[1] / "studies"
+_BESIDE = "# yaml-language-server: $schema=schema.json"
+MODELINE = f"# yaml-language-server: $schema={(_STUDIES / 'schema.json').as_uri()}"
+"""The first line of a study file, wherever it lies, that names an editor the schema that is installed with raygeo."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +22,15 @@ class Shipped:
 
 
 def shipped_studies() -> Mapping[str, Shipped]:
-    """Every study in ``raygeo/studies`` by name, in alphabetical order; each begins with a comment on what it is."""
+    """Every study in ``raygeo/studies`` by name, in alphabetical order, as it would be were it elsewhere.
+
+    Each begins with a comment on what it is, below the line for editors.
+    """
     found = {}
-    for file in sorted(files("raygeo").joinpath("studies").iterdir(), key=lambda file: file.name):
-        name, _, kind = file.name.rpartition(".")
-        if kind == "yaml":
-            text = file.read_text(encoding="utf-8")
-            found[name] = Shipped(name, _first_sentence(text), text)
+    for file in sorted(_STUDIES.glob("*.yaml")):
+        text = file.read_text(encoding="utf-8")
+        about = _first_sentence(text.removeprefix(f"{_BESIDE}\n"))
+        found[file.stem] = Shipped(file.stem, about, text.replace(_BESIDE, MODELINE, 1))
     return found
 
 

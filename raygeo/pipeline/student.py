@@ -30,6 +30,7 @@ from raygeo.models.parameters import CONVERTED, INDEX, REVISION, index_parameter
 from raygeo.models.soundness import check_student
 from raygeo.pipeline.config import GYM, TAUGHT, TEXT, WORD_PROBLEMS, StudentSettings
 from raygeo.pipeline.context import StudyContext
+from raygeo.pipeline.precomputed import has_folder, take_folder
 from raygeo.pipeline.problems import made_config
 from raygeo.records import RunRecord
 from raygeo.settings import content_key
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 KIND = "students"
+_PLAIN = f"{PlainRenderer.identity}-{PlainRenderer.revision}"
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 """Names that cannot be mistaken for digests where both are hashed one after the other."""
 
@@ -101,23 +103,19 @@ def _provided(context: StudyContext) -> Student:
         return _continued(context, settings.from_run, Store(settings.from_store, create=False))
     if settings.model == WORD_PROBLEMS:
         recipe = settings.word_problems
-        key = content_key(
-            "word-problems", PRETRAINING, PlainRenderer.identity, recipe.model_dump(mode="json", exclude={"teacher"})
-        )
+        key = content_key("word-problems", PRETRAINING, _PLAIN, recipe.model_dump(mode="json", exclude={"teacher"}))
         teacher = content_key("word-problems-teacher", key, recipe.teacher)
         return _taught(context, key, teacher, partial(make_base, recipe), partial(make_teacher, recipe))
     if settings.model == GYM:
         gym = settings.gym
-        made_with = (GYM_REVISION, gym_version(), PRETRAINING, PlainRenderer.identity)
+        made_with = (GYM_REVISION, gym_version(), PRETRAINING, _PLAIN)
         key = content_key("reasoning-gym", made_with, gym.keyed)
         teacher = content_key("reasoning-gym-teacher", key, gym.teacher)
         return _taught(context, key, teacher, partial(make_gym_base, gym), partial(make_gym_teacher, gym))
     if settings.model == TEXT:
         texts = [(p.prompt, p.solution or p.gold) for reader in settings.text_from for p in read_prompts(reader)]
         recipe_text = settings.text
-        key = content_key(
-            "text", PRETRAINING, PlainRenderer.identity, recipe_text, hashlib.sha256(repr(texts).encode()).hexdigest()
-        )
+        key = content_key("text", PRETRAINING, _PLAIN, recipe_text, hashlib.sha256(repr(texts).encode()).hexdigest())
         _make(context, key, "base student", lambda folder, tick: make_text_student(recipe_text, texts, folder, tick))
         return Student(key, store.stored(KIND, key), None, f"made here from {len(texts)} problems with solutions")
     key = provide_model(context, settings.model)
@@ -138,7 +136,8 @@ def _taught(
     sampled = sample is not None and sample.teacher == "builtin" and not sample.engine.elsewhere
     if sampled or (study.teacher is not None and study.teacher.model == "builtin"):
         _make(context, teacher, "teacher", lambda folder, tick: make_teacher(base, folder, tick))
-    return Student(key, base, teacher, f"{context.study.student.model}, made here")
+    origin = "comes with raygeo" if has_folder(KIND, key) else "made here"
+    return Student(key, base, teacher, f"{study.student.model}, {origin}")
 
 
 def _configuration(settings: StudentSettings) -> PreTrainedConfig:
@@ -302,9 +301,13 @@ def hold_files(store: Store, kind: str, key: str) -> None:
 
 
 def _make(context: StudyContext, key: str, what: str, make: Callable[[Path, Any], None]) -> None:
-    """Make a model where the cluster has room for it, unless the store has it."""
+    """Make a model where the cluster has room for it, unless the store has it or it comes with raygeo."""
     store, settings = context.store, context.study.student
     if store.has_folder(KIND, key):
+        context.count(0, 1)
+        return
+    if take_folder(store, KIND, key):
+        context.progress.say(f"  {what}: comes with raygeo")
         context.count(0, 1)
         return
 

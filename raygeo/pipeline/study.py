@@ -15,11 +15,20 @@ from raygeo.logs import about
 from raygeo.pipeline.budget.cluster import wants_gpu
 from raygeo.pipeline.config import Study, study_yaml
 from raygeo.pipeline.context import StudyContext, timed_stage
-from raygeo.pipeline.demands import check_demands, check_rollouts, check_student, cluster_to_check, is_made
+from raygeo.pipeline.demands import (
+    check_demands,
+    check_engines,
+    check_rollouts,
+    check_student,
+    cluster_to_check,
+    is_made,
+)
 from raygeo.pipeline.evaluate import evaluate_runs
+from raygeo.pipeline.foreseen import foresee
+from raygeo.pipeline.found import analyses_found, answers_found, references_found, runs_found, student_found
 from raygeo.pipeline.geometry import analyse_runs
 from raygeo.pipeline.logged import logged
-from raygeo.pipeline.problems import check_builtin
+from raygeo.pipeline.problems import check_builtin, check_sources
 from raygeo.pipeline.reference_run import reference_run
 from raygeo.pipeline.report import about_study, study_note, study_params, write_report
 from raygeo.pipeline.rollouts import provide_rollouts
@@ -96,16 +105,19 @@ def run_study(
 
 
 def check_settings(study: Study, until: str | None = None) -> None:
-    """Refuse what can be known to fail of the settings and the packages that are installed.
+    """Refuse what can be known to fail of the settings, of the packages that are installed and of what is to be read.
 
     Raises:
         ConfigError: ``until`` is no stage, optuna is not installed, or as ``check_builtin``.
+        DataError: as ``check_sources``.
     """
     if until is not None and until not in STAGES:
         raise ConfigError(f"--until {until!r} is not a stage; the stages are {', '.join(STAGES)}.")
     if study.plan.open_entries():
         import_optuna()  # now rather than after an hour
     check_builtin(study)
+    if until != "student":
+        check_sources(study)
 
 
 def stages_until(until: str | None) -> tuple[str, ...]:
@@ -149,9 +161,11 @@ def _run_stages(
                 f"  {units} units in the store were made before keys held the revisions of the code; the study makes "
                 "anew what it needs"
             )
-        memory_check = memory_check and not is_made(study, store)
+        made = is_made(study, store)
+        memory_check = memory_check and not made
         stages = stages_until(until)
         check_demands(study, store, stages)
+        check_engines(study, store, stages)
         check_nodes(store, gpus=wants_gpu(study), say=progress.say)
         cluster = cluster_to_check(study, progress.say) if memory_check else None
         if cluster is not None:
@@ -168,18 +182,25 @@ def _run_stages(
             if name == until:
                 raise _Stop
 
+        def say(found: str) -> None:
+            progress.say(f"  {escape(found)}")
+
         try:
             with stage("student"):
                 student = provide_student(context)
                 standing.note(student=student.description)
+                say(student_found(student.folder))
             with stage("rollouts"):
                 rollouts = provide_rollouts(context, student)
+                learned = {} if made else foresee(context, student, rollouts, stages)
                 if cluster is not None:
-                    check_rollouts(context, student, rollouts, stages, cluster)
+                    check_rollouts(context, student, rollouts, stages, cluster, learned)
             with stage("reference"):
                 references = provide_references(context, student, rollouts)
+                say(references_found(references))
             with stage("train"):
                 trained = train_runs(context, student, rollouts, references, tracking)
+                say(runs_found(store))
             with stage("evaluate"), context.surviving("evaluation"):
                 store.publish("trials", [])
                 store.publish("objectives", [])
@@ -187,6 +208,7 @@ def _run_stages(
                 log_asked(tracking, base_key(student), store, problems)
                 if study.sweep is not None:
                     publish_trials(context, trained.planned, analysed=False)
+                say(answers_found(store))
             with stage("geometry"):
                 runs, trials = (store.table(name).to_pylist() for name in ("runs", "trials"))
                 reference = reference_run(runs, trials, named=study.reference_run or "")
@@ -196,6 +218,7 @@ def _run_stages(
                 if study.sweep is not None:
                     with context.surviving("the ranks of the sweep"):
                         publish_trials(context, trained.planned, analysed=True, reference=reference)
+                say(analyses_found(study.geometry.asked(), context.missing))
             with stage("report"):
                 page = write_report(context, student, tracking, standing)
             progress.say(f"\nreport:  {page}\ncompare: raygeo ui {store.location}")

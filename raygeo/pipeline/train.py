@@ -169,6 +169,16 @@ def _teacher_top(context: StudyContext, student: Student, rollouts: Rollouts) ->
             f"  teacher: its {settings.top_k} likeliest tokens hold {1 - tail / max(1, count):.2%} of its law"
         )
         return store.stored(TEACHER_TOP, key)
+    return lay_out_teacher(context, student, rollouts)
+
+
+def lay_out_teacher(context: StudyContext, student: Student, rollouts: Rollouts) -> AnyPath:
+    """The folder of the likeliest tokens that came with the rollouts.
+
+    Raises:
+        DataError: a row has none, or not what belongs there.
+    """
+    store, width = context.store, read_config(student.folder).get_text_config().vocab_size
     key = content_key("teacher-top", rollouts.key, rollouts.tokens_key, width)
     if not store.has_folder(TEACHER_TOP, key):
         batches = store.row_batches("rollouts", rollouts.key, TOP_COLUMNS, {"split": "train"}, BATCH_ROWS)

@@ -23,7 +23,7 @@ from tiny import save_tiny_student
 import raygeo
 from raygeo.analyses.registry import analyses
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 
 class Cluster:

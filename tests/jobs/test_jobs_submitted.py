@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from job_cases import job_cluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 
 def may_mount() -> bool:

@@ -1,10 +1,18 @@
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from raygeo.losses import ASFT, DPO, IFT, SFT, OfflineGRPO
 from raygeo.losses.catalogue import describe
+from raygeo.losses.reference import reference_page
 from raygeo.losses.registry import LOSSES
+
+PAGE = Path(__file__).parents[2] / "docs" / "loss-types.md"
+
+
+def test_the_page_in_the_docs_is_current():
+    assert PAGE.read_text() == reference_page(LOSSES.values()), "raygeo losses --page docs/loss-types.md"
 
 
 def test_every_loss_can_be_described():

@@ -19,7 +19,12 @@ from raygeo.pipeline.study import run_study
 from raygeo.store import Store
 
 REASON = why_not()
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
+]
 
 QUIET = dict.fromkeys(analyses()) | {"norms": {}}
 SOON = {"RAY_health_check_period_ms": "500", "RAY_health_check_timeout_ms": "1000",

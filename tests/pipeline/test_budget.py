@@ -288,6 +288,14 @@ def test_rows_are_counted_and_those_too_long_left_out(tmp_path):
     assert "all tokenised" in " ".join(found.said)
 
 
+def test_texts_that_a_tokenizer_cannot_read_are_planned_by_their_characters(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "Zebras ?", "completion": "unheard of", "correct": True}) + "\n")
+    found = find_facts(study(rollouts={"read": [{"type": "jsonl", "path": str(path)}]}))
+    assert sum("cannot read some of the texts" in said for said in found.said) == 1
+    assert found.rollouts.longest == round(8 / 3.5) + round(10 / 3.5) + 1
+
+
 def test_a_plan_can_do_without_data_and_weights(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(WIDE.to_dict()))
     for shapes in (tmp_path, tmp_path / "config.json"):

@@ -6,10 +6,11 @@ from dataclasses import asdict, replace
 import pytest
 from study_cases import tiny_study
 
-from raygeo.errors import ClusterError
+from raygeo.errors import ClusterError, EndpointError
 from raygeo.pipeline.config import parse_study
-from raygeo.pipeline.demands import check_demands, cluster_to_check
+from raygeo.pipeline.demands import check_demands, check_engines, cluster_to_check
 from raygeo.pipeline.report import about_study
+from raygeo.pipeline.rollouts import TOKENS
 from raygeo.pipeline.study import STAGES, run_study
 from raygeo.records import FINISHED, RunRecord
 from raygeo.tables import to_arrow
@@ -38,6 +39,16 @@ def test_everything_that_does_not_fit_is_named_before_anything_starts(ray_sessio
     ]  # fmt: skip
     assert "9 x (3 CPU)" in lines[3]
     assert not store.folders("students")
+
+
+def test_engines_that_cannot_write_are_refused_while_they_have_to(ray_session, store):
+    server = {"type": "endpoint", "base_url": "http://127.0.0.1:9/v1", "model": "m", "api_key_env": "NOT_SET"}
+    asking = study(store, rollouts={"sample": {"prompts": 4, "engine": server}})
+    with pytest.raises(EndpointError, match="NOT_SET"):
+        check_engines(asking, store, STAGES)
+    check_engines(asking, store, STAGES[:1])
+    store.complete_folder(TOKENS, "made")
+    check_engines(asking, store, STAGES)
 
 
 def test_memory_is_not_checked_where_gpus_are_wanted_and_none_answers(ray_session, store):

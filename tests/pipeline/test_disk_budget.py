@@ -14,7 +14,7 @@ from raygeo.models.lora import LoraSettings
 from raygeo.pipeline.budget.check import check_disk
 from raygeo.pipeline.budget.cluster import Cluster
 from raygeo.pipeline.budget.facts import Facts
-from raygeo.pipeline.budget.stages import CHECKPOINTS, DELTAS, SNAPSHOTS, Shapes, stage_needs
+from raygeo.pipeline.budget.stages import CHECKPOINTS, DELTAS, LIKELIEST, SNAPSHOTS, Shapes, stage_needs
 from raygeo.pipeline.config import parse_study
 
 CONFIG = Qwen3Config(
@@ -53,6 +53,38 @@ def test_deltas_and_snapshots_that_do_not_fit_are_refused_with_a_setting_that_do
     assert study(max_snapshot_gib=bound).plan.points()[0].training.kept_snapshots(DELTA) == 1
     with pytest.raises(ClusterError, match=r"training\.snapshots=0"):
         said(DELTA)
+
+
+def test_what_is_stored_of_a_teacher_counts_too():
+    taught = {"teacher": {"model": "student", "top_k": 32_000}, "runs": [{"loss": {"type": "kd-forward"}}]}
+    learning = parse_study(tiny_study(training={"steps": 100, "snapshots": 0, "lora": LORA}, **taught))
+    law = int(4 * (2 * 32_000 + 1) * 100 * 40.0 * 0.8)
+    check_disk(learning, FACTS, MACHINE, 2 * law, [].append)
+    with pytest.raises(ClusterError, match=r"with a teacher's likeliest tokens of .* for their losses"):
+        check_disk(learning, FACTS, MACHINE, law, [].append)
+    check_disk(learning, FACTS, MACHINE, law, [].append, ("train",))
+
+
+def test_what_is_sampled_of_a_teacher_is_in_the_plan():
+    def disk(count):
+        sample = {"prompts": 30, "decoding": {"samples": 4, "top_logprobs": count}}
+        runs = [{"loss": {"type": "kd-forward"} if count else {"type": "sft"}}]
+        needs = stage_needs(
+            parse_study(tiny_study(rollouts={"sample": sample}, runs=runs)), FACTS, Shapes(FACTS), False,
+            stages=("rollouts", "reference"),
+        )  # fmt: skip
+        return [need.disk.get(LIKELIEST) for need in needs]
+
+    row = 4 * (2 * 8 + 1) * 100 * 40.0 * 0.8
+    assert disk(8) == [4 * row, row]
+    assert disk(0) == [None]
+
+
+def test_runs_that_learn_from_other_shares_of_a_step_are_planned_apart():
+    runs = [{"loss": {"type": "uds-sft", "keep": keep}, "name": f"keep-{keep}"} for keep in (0.25, 0.75)]
+    uds = parse_study(tiny_study(runs=runs))
+    few, many = stage_needs(uds, FACTS, Shapes(FACTS), False, stages=("train",))
+    assert few.work.flops < many.work.flops
 
 
 def test_checkpoints_that_do_not_fit_besides_are_told():

@@ -1,15 +1,19 @@
 """A study that is drafted from rollouts and a model is one that can be planned, with losses that can learn."""
 
 import json
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from chat_cases import save_tiny_chat
+from jsonschema import Draft202012Validator
 from typer.testing import CliRunner
 
 from raygeo.cli import app
 from raygeo.errors import ConfigError, DataError, StudentError
 from raygeo.pipeline.config import load_study
 from raygeo.pipeline.drafting import draft_study
+from raygeo.pipeline.written import read_yaml
 
 NUMBERS = range(12)
 DATA = {
@@ -53,6 +57,14 @@ def test_the_losses_are_those_that_the_rollouts_allow(folder, tmp_path, name, lo
     assert study.evaluation.heldout == graded
     assert study.student.model == str(folder / "student")
     assert [reader.path for reader in study.rollouts.read] == [str(folder / f"{name}.jsonl")]
+
+
+def test_an_editor_finds_the_schema_and_nothing_wrong(folder, tmp_path):
+    out = tmp_path / "study.yaml"
+    draft_study(str(folder / "mixed.jsonl"), str(folder / "student"), out)
+    first, _ = out.read_text().split("\n", 1)
+    schema = Path(unquote(urlsplit(first.removeprefix("# yaml-language-server: $schema=")).path))
+    assert [*Draft202012Validator(json.loads(schema.read_text())).iter_errors(read_yaml(out.read_text()))] == []
 
 
 def test_lengths_hold_the_longest_rollout(folder, tmp_path):

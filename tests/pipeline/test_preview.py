@@ -65,7 +65,7 @@ def test_tokens_as_a_model_reads_them_with_those_that_losses_see(folder):
         "<bos><im_start>system\nCount.<im_end>\n<im_start>user\n0 + 0<im_end>\n<im_start>assistant\n\n#### 0<im_end>"
     )
     plain = shown(folder / "lists.jsonl", model=student, overrides=["chat.template=plain"])
-    assert "(plain-2)" in plain
+    assert "(plain)" in plain
     assert "given pairs" not in plain
     assert counted(shown(folder / "pairs.jsonl", model=student))["given pairs"] == 1
     with pytest.raises(StudentError, match="set to plain"):

@@ -237,7 +237,7 @@ def test_parts_are_taken_up_again_and_serve_other_splits(bench, monkeypatch):
 
 @pytest.mark.parametrize(
     ("place", "old", "new"),
-    [((JsonlReader, "reader_revision"), "2.1", "2.9"), (("raygeo.pipeline.rollouts", "RULES"), "2.1", "9.1")],
+    [((JsonlReader, "reader_revision"), "2.2.1", "2.2.9"), (("raygeo.pipeline.rollouts", "RULES"), "2.2.1", "9.2.1")],
 )
 def test_rollouts_of_an_older_revision_are_made_anew_and_that_is_said(bench, monkeypatch, place, old, new):
     first, said, _ = bench(MARKED)
@@ -267,11 +267,17 @@ def test_a_store_says_which_renderer_engine_reader_and_rules_of_grading_are_of_a
     ]
 
 
-def test_another_renderer_makes_other_rollouts(bench, monkeypatch):
+@pytest.mark.parametrize(("what", "value"), [("identity", "other"), ("revision", PlainRenderer.revision + 1)])
+def test_another_renderer_makes_other_rollouts(bench, monkeypatch, what, value):
     first, _, _ = bench(MARKED)
-    monkeypatch.setattr(PlainRenderer, "identity", "plain-3")
-    second, _, context = bench(MARKED)
+    monkeypatch.setattr(PlainRenderer, what, value)
+    second, told, context = bench(MARKED)
+    said = told.getvalue()
     assert (context.made, context.reused) == (1, 0)
+    assert ("rollouts: 1 unit of revision 2.2.1 made anew by revision 2.3.1, which changed" in said) == (
+        what == "revision"
+    )
+    assert ("rollout tokens: 1 unit of revision 1.2 made anew by revision 1.3" in said) == (what == "revision")
     assert len({first.key, second.key, first.tokens_key, second.tokens_key}) == 4
 
 

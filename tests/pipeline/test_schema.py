@@ -1,6 +1,7 @@
 """The JSON schema of a study file accepts what the study's own models accept, and refuses what they refuse by shape."""
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,15 @@ def places(validator, raw):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_studies_are_valid(validator, path):
-    assert places(validator, read_yaml(path.read_text())) == []
+def test_shipped_studies_are_valid_and_name_the_schema_beside_them(validator, path):
+    text = path.read_text()
+    assert places(validator, read_yaml(text)) == []
+    assert text.startswith("# yaml-language-server: $schema=schema.json\n")
+
+
+def test_the_schema_beside_the_shipped_studies_is_current():
+    shipped = json.loads((STUDIES / "schema.json").read_text())
+    assert shipped == study_schema(), "raygeo schema --out raygeo/studies/schema.json"
 
 
 RIGHT = {

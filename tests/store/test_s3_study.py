@@ -16,7 +16,7 @@ from raygeo.cli import app
 from raygeo.store import Store
 from raygeo.store.lease import find_lease
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 
 def test_a_study_runs_in_a_bucket(tmp_path, monkeypatch):

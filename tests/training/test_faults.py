@@ -7,7 +7,7 @@ from ray import cloudpickle
 
 from checks.faults.training import CASES, ask_too_much, break_run, make_store, train
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 
 def test_a_killed_worker_of_a_sharded_run_costs_nothing_but_time(ray_session, tmp_path):

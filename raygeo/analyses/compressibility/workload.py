@@ -49,6 +49,8 @@ class CompressionSettings(LikelihoodSettings):
 class CompressibilitySettings(AccuracySettings, CompressionSettings):
     """How weights are compressed, and whether accuracy is measured besides."""
 
+    changes_base: ClassVar[bool] = True
+
     accuracy_problems: int = Field(0, ge=0)
     """How many problems (the first ones) the accuracy is measured on, a generation each point; 0 turns it off."""
 

@@ -5,8 +5,8 @@ import torch
 from raygeo.analyses.critical_sharpness.workload import CriticalSettings
 from raygeo.footprint.need import DIVIDED, Need, Scale, halves
 
-PASSES = 8
-"""Passes along one line where its quadratic is about right: two at first, two to bracket, three or four to bisect."""
+PASSES = 12
+"""Passes along one line: two at first, about four until its curvature is seen, two to bracket, three to bisect."""
 
 
 def cost(settings: CriticalSettings, scale: Scale) -> list[Need]:

@@ -67,7 +67,7 @@ class CriticalSharpness(Workload):
     """Critical sharpness at the base and at every run, along the gradient there, and at the base along every run's
     delta, each beside random directions; one task a run, rows for table ``critical_sharpness``.
 
-    Directions are of the weights that any run's delta touches. A task costs one gradient, and some seven passes for
+    Directions are of the weights that any run's delta touches. A task costs one gradient, and 7 to 12 passes for
     every direction and draw (``critical.critical_step``), in fp32.
 
     Args:
@@ -78,14 +78,16 @@ class CriticalSharpness(Workload):
     """
 
     name = "critical-sharpness"
+    revision = 2
     tables: ClassVar = {
         "critical_sharpness": schema(
             """Where the curvature probe's NLL first rises above its start. `at` is where the line starts (base or the
             run), `direction` gradient (against it) or delta (the run's); `kind` own, or random: of equal norm in every
             parameter, in whichever sense goes down. `sharpness` is 2 / `step`, between `sharpness_low` and
             `sharpness_high` as far as the step was bracketed; null unless `outcome` is found. `quadratic` is what
-            slope and curvature at the first step say it is; `curvature` is that along the unit direction, `distance`
-            the step times the direction's `norm`, `dip` the lowest rise of the NLL seen, `passes` their number.""",
+            slope and curvature say it is; `curvature` is that along the unit direction, over the first step that
+            resolves it, `distance` the step times the direction's `norm`, `dip` the lowest rise of the NLL seen,
+            `passes` their number.""",
             "run, at, direction, kind: text; draw: int; outcome: text; step, sharpness, sharpness_low, sharpness_high, "
             "quadratic, curvature, slope, distance, norm, dip, nll: float; passes, parameters, tokens: int",
         )

@@ -15,6 +15,7 @@ from pydantic import Field
 from raygeo.analyses.tunability.tuning import trainable, tune
 from raygeo.data.passages import read_pairs
 from raygeo.data.probes import Probe
+from raygeo.data.revisions import renderer_revision
 from raygeo.errors import DeltaError
 from raygeo.generation.renderer import Renderer
 from raygeo.geometry.bootstrap import Array, percentile_intervals, resampled_means, token_means
@@ -130,6 +131,7 @@ class Tunability(Workload):
         self.probe = probe
         self.renderer = renderer
         self.given = None if settings.pairs is None else read_pairs(settings.pairs)
+        self.uses = {} if self.given is None else renderer_revision(type(renderer))
 
     def tasks(self) -> list[Task]:
         """A task a run and seed; all cost the same."""

@@ -14,7 +14,7 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from raygeo.data.shapes.convert import StepRule, asked, gold_of, rollouts
 from raygeo.data.shapes.fields import Fields
-from raygeo.data.shapes.recognition import recognise, recognise_prompts, refuse_unknown_scale
+from raygeo.data.shapes.recognition import recognise, recognise_prompts, refuse_lacking, refuse_unknown_scale
 from raygeo.data.validation import Record, SetAside
 from raygeo.generation.renderer.conversation import conversation_text, is_conversation, messages_of
 from raygeo.settings import Settings
@@ -53,6 +53,14 @@ class Reader(Settings):
     def resolved(self) -> Self:
         """The reader with whatever it finds out of the source itself written into its settings."""
         return self
+
+    def check(self) -> None:
+        """See that the source can be opened, and that rollouts can be made of its first records.
+
+        Raises:
+            DataError: it cannot, or they cannot be.
+        """
+        self.resolved()
 
     def made_of(self) -> dict[str, Any]:
         """What keys of rollouts hold of the settings; the places of files are not among them."""
@@ -159,6 +167,11 @@ class MappedReader(PromptReader):
         if self.threshold is None and self.verdict is None:
             refuse_unknown_scale(samples, fields)
         return self._with_fields(fields, shape=shape)
+
+    def check(self) -> None:
+        """As ``Reader.check``; with the keys that there are, where none of the first records has what is needed."""
+        found = self.resolved()
+        refuse_lacking(self._peek(), found.fields, found.shape, self.verdict)
 
     def made_of(self) -> dict[str, Any]:
         """What keys of rollouts hold of the settings: those that came later only where they say something."""

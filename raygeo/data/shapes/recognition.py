@@ -83,6 +83,34 @@ def refuse_unknown_scale(samples: Sequence[Mapping[str, Any]], fields: Fields) -
         )
 
 
+def refuse_lacking(samples: Sequence[Mapping[str, Any]], fields: Fields, shape: str, verdict: bool | None) -> None:
+    """Raise ``DataError`` where none of ``samples`` has a prompt, a completion, or what a verdict could be made of.
+
+    ``verdict`` is that on completions that bring none, if there is one.
+    """
+    if not samples or shape not in ("flat", "messages", "lists"):
+        return
+    seen = _Seen(samples, fields)
+    lacking = [name for name in ("prompt", "completion") if shape == "flat" and not seen.has(name)]
+    if verdict is None and not any(seen.has(name) for name in ("correct", "gold", "reward")):
+        lacking.append("gold")
+    if not lacking:
+        return
+    known = {"prompt": "prompt", "completion": "completion", "gold": "verdict, gold answer or reward"}
+    keys = list(dict.fromkeys(key for sample in samples for key in sample))
+    free = [key for key in keys if key not in {key for _, key in fields.named()}]
+    named = ", ".join(f"{name}: {key}" for name, key in zip(lacking, free or ["KEY"], strict=False))
+    raise DataError(
+        f"none of the first {len(samples)} records has a {' nor a '.join(known[name] for name in lacking)}. Their keys "
+        f"are {', '.join(map(repr, keys))}: say which holds what, as in fields: {{{named}}}"
+        + (
+            " (or correct: or reward:), or set verdict: true if every completion is right."
+            if "gold" in lacking
+            else "."
+        )
+    )
+
+
 def recognise_prompts(samples: Sequence[Mapping[str, Any]], fields: Fields) -> Fields:
     """The ``fields`` of problems like ``samples``, with those filled in that are not given."""
     seen = _Seen(samples, fields)

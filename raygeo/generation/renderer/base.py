@@ -21,8 +21,8 @@ MARKS = (
 class Renderer(ABC):
     """Turns prompts and completions into the tokens of one tokenizer, and tokens into text.
 
-    ``identity`` is its ``form`` and ``revision``, as in ``plain-2``, and a part of every content key that depends on
-    tokens: another one wherever the tokens of some text change.
+    ``identity`` is its ``form`` and what tokens depend on beside the tokenizer, and a part of every content key that
+    depends on tokens; ``revision`` counts the ways equal texts have become tokens, and is among the key's revisions.
     """
 
     form: ClassVar[str]

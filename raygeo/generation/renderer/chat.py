@@ -84,7 +84,7 @@ class ChatRenderer(PlainRenderer):
             raise StudentError(f"the tokenizer's chat template cannot be used: {error}") from error
         self._template = f"{_DATED}{template}" if "strftime_now" in template else template
         filled_in = content_key(template, self.settings.system, self.settings.template_kwargs)
-        self.identity = f"{self.form}-{self.revision}-{filled_in}"
+        self.identity = f"{self.form}-{filled_in}"
         self._refusals: dict[tuple[str, ...], str | None] = {}
         roles = ("user",) if self.settings.system is None else ("system", "user")
         if (refusal := self._refusal(roles)) is not None:

@@ -27,7 +27,7 @@ class PlainRenderer(Renderer):
 
     form = "plain"
     revision = 2
-    identity = f"{form}-{revision}"
+    identity = form
     _known: Mapping[str, list[int]] = MappingProxyType({})
     """Tokens of texts that were tokenised together."""
 

@@ -2,7 +2,7 @@
 
 Kalra et al. 2026 (arXiv:2601.16979): lambda_c = 2 / eta_c, where eta_c is the smallest step eta > 0 with
 L(w + eta d) > L(w). For a quadratic with gradient g and Hessian H it is d'Hd / -g'd, and along d = -g the Rayleigh
-quotient u'Hu of the unit gradient u. It takes some seven forward passes and no second derivative.
+quotient u'Hu of the unit gradient u. It takes some seven to twelve forward passes and no second derivative.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from raygeo.models.delta import Dense, Entry, LowRank
 from raygeo.models.likelihood import token_logprobs
 
 Outcome = Literal["found", "rises at once", "does not rise"]
+_RESOLVED = 40
+"""A sum of two changes of the loss is resolved when it is so many times the resolution of one."""
 
 
 class Critical(NamedTuple):
@@ -30,8 +32,9 @@ class Critical(NamedTuple):
     ``step`` is eta_c, the geometric middle of the bracket [``low``, ``high``] of steps that the loss does not and does
     rise at, and ``sharpness`` 2 / eta_c; all are None unless the ``outcome`` is "found". It "rises at once" where no
     step lowers the loss by more than the ``resolution``, and "does not rise" as far as was looked. ``slope`` and
-    ``curvature`` are the first and second derivative by central differences over the first step, ``dip`` the lowest
-    rise seen, ``sign`` -1 where the opposite direction was taken, and ``passes`` how often the loss was asked for.
+    ``curvature`` are the first and second derivative by central differences, over the first step and over the first
+    that resolves it; ``dip`` is the lowest rise seen, ``sign`` -1 where the opposite direction was taken, and
+    ``passes`` how often the loss was asked for.
     """
 
     outcome: Outcome
@@ -61,11 +64,13 @@ def critical_step(
 ) -> Critical:
     """The smallest step at which ``rise``, L(w + step d) - L(w), is above zero.
 
-    A pair of passes at ``first`` and -``first`` gives slope and curvature, hence the step of the quadratic through
-    them. From there steps are doubled or halved until the loss is seen on both sides, and their bracket is bisected, in
-    logarithms, until its ends differ by no more than ``tolerance``. A change within the ``resolution`` may be one next
-    to eta_c: it is not given up before half that step has shown no fall either. A rise that is over before the first
-    step tried, or between two steps of which neither rises, is not seen.
+    A pair of passes at ``first`` and -``first`` gives slope and curvature, the curvature from wider pairs where
+    rounding may be more than 5 % of it, hence the step of the quadratic through them. From there steps are doubled or
+    halved until the loss is seen on both sides, and their bracket is bisected, in logarithms, until its ends differ by
+    no more than ``tolerance``. All these steps are ``first`` times powers of 2 and of its roots, so that rounding moves
+    the bracket only where eta_c is next to one of them. A change within the ``resolution`` may be one next to eta_c: it
+    is not given up before half that step has shown no fall either. A rise that is over before the first step tried, or
+    between two steps of which neither rises, is not seen.
 
     Args:
         rise: the change of the loss at a step, of either sign; NaN and infinity count as a rise.
@@ -84,21 +89,24 @@ def critical_step(
         dip = min(dip, found) if step * sign > 0 and not math.isnan(found) else dip
         return found
 
-    sign = 1
-    up = ask(first)
-    down = rise(-first)
-    passes += 1
-    slope, curvature = (up - down) / (2 * first), (up + down) / first**2
+    sign, wide = 1, first
+    up, down = ask(first), ask(-first)
+    slope, bend = (up - down) / (2 * first), up + down
     if descend and slope > 0:
         sign, dip = -1, min(0.0, down)
+    while abs(bend) <= _RESOLVED * resolution and wide < first * 2**doublings:
+        wide *= 4
+        bend = ask(wide) + ask(-wide)
+    curvature = bend / wide**2
 
     def outcome(kind: Outcome, low: float | None = None, high: float | None = None) -> Critical:
         step = math.sqrt(low * high) if low is not None and high is not None else None
         return Critical(kind, step, low, high, sign * slope, curvature, dip, sign, passes)
 
     downhill = -sign * slope
-    step = 2 * downhill / curvature if downhill > 0 and curvature > 0 else first
-    step = min(max(step, first / 2**doublings), first * 2**doublings)
+    known = downhill > 0 and 0 < curvature < math.inf
+    guess = 2 * downhill / curvature / first if known else 1.0
+    step = first * 2.0 ** round(math.log2(min(max(guess, 2.0**-doublings), 2.0**doublings)))
     found = ask(sign * step)
     low: float | None
     if found <= 0:

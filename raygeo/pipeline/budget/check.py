@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from math import prod
 
 from raygeo.errors import ClusterError, StudentError
 from raygeo.footprint.devices import GIB
+from raygeo.footprint.need import Need
 from raygeo.models.loading import model_shape
 from raygeo.pipeline.budget.cluster import Cluster
 from raygeo.pipeline.budget.facts import Facts
@@ -52,40 +53,57 @@ def check_memory(
         raise ClusterError("\n".join([*refused, ESCAPE]))
 
 
-def check_disk(study: Study, facts: Facts, cluster: Cluster, free: int | None, say: Callable[[str], None]) -> None:
-    """Refuse a study whose runs leave more in the store than is ``free`` there, in bytes; say it where only what they
-    resume from does not fit besides.
+def check_disk(
+    study: Study,
+    facts: Facts,
+    cluster: Cluster,
+    free: int | None,
+    say: Callable[[str], None],
+    stages: Collection[str] = STAGES,
+) -> None:
+    """Refuse a study whose runs, with what their losses need of the base and of a teacher, leave more in the store than
+    is ``free`` there, in bytes; say it where only what runs resume from does not fit besides.
 
     Raises:
         ClusterError: with figures, and settings with which it fits.
     """
     if free is None:
         return
+    shapes, gpu = Shapes(facts), cluster.gpu is not None
     try:
-        if _most_written(study, facts) < free:
+        asked = stage_needs(study, facts, shapes, gpu, stages=("reference",)) if "reference" in stages else []
+        stored = sum(sum(need.disk.values()) for need in asked)
+        if _most_written(study, facts) + stored < free:
             return
-        needs = stage_needs(study, facts, Shapes(facts), cluster.gpu is not None, stages=("train",))
+        needs = stage_needs(study, facts, shapes, gpu, stages=("train",))
     except StudentError:
         return
     deltas, snapshots = (sum(need.disk.get(what, 0) for need in needs) for what in (DELTAS, SNAPSHOTS))
     passing = max((need.disk.get(CHECKPOINTS, 0) * cluster.place(study, need)[1] for need in needs), default=0)
     passing += sum(need.disk.get(STARTS, 0) for need in needs)
-    if deltas + snapshots + passing <= free:
+    if stored + deltas + snapshots + passing <= free:
         return
     runs = sum(need.units for need in needs if CHECKPOINTS in need.disk)
-    room = (free - deltas - passing) / runs / GIB
+    room = (free - stored - deltas - passing) / runs / GIB
     fewer = (
         f"--set training.max_snapshot_gib={room:.3g} keeps as many snapshots as there is room for"
         if room > 0
         else "there is no room for snapshots (training.snapshots=0); train adapters (training.lora) or fewer runs"
     )
+    told = f", with {', '.join(_disk_terms(asked))} for their losses" if stored else ""
     said = (
         f"{runs} runs leave deltas of {gib(deltas)} and snapshots of {gib(snapshots)}, and take {gib(passing)} for "
-        f"checkpoints while they train; {gib(free)} are free in the store. {fewer}, or give a larger disk (store)."
+        f"checkpoints while they train{told}; {gib(free)} are free in the store. {fewer}, or give a "
+        "larger disk (store)."
     )
-    if deltas + snapshots > free:
+    if stored + deltas + snapshots > free:
         raise ClusterError(f"{said}\n{ESCAPE}")
     say(f"  {said}")
+
+
+def _disk_terms(needs: Sequence[Need]) -> list[str]:
+    """What needs leave in the store, in words."""
+    return [f"{name} of {gib(held)}" for need in needs for name, held in need.disk.items()]
 
 
 def _most_written(study: Study, facts: Facts) -> int:

@@ -54,5 +54,5 @@ def plan_on(
     if json:
         out.print(as_json(plain_plan(study, facts, cluster, lines)), markup=False, highlight=False, soft_wrap=True)
     else:
-        print_plan(study, facts, cluster, lines, out)
+        print_plan(study, facts, cluster, lines, out, None if store is None else store.free_bytes())
     return not any(line.problem for line in lines)

@@ -161,7 +161,20 @@ def _counter(study: Study, said: list[str]) -> Count:
     if tokenizer is None:
         said.append(f"tokens: the student's tokenizer is not here; {CHARACTERS_PER_TOKEN} characters a token assumed")
         return _guessed
-    return lambda texts: [len(ids) for ids in tokenizer(list(texts)).input_ids] if texts else []
+
+    def count(texts: Sequence[str]) -> list[int]:
+        try:
+            return [len(ids) for ids in tokenizer(list(texts)).input_ids] if texts else []
+        except Exception as error:  # the tokenizers library raises no narrower class
+            why = (
+                f"tokens: the student's tokenizer cannot read some of the texts, which are set aside ({error}); "
+                f"{CHARACTERS_PER_TOKEN} characters a token assumed"
+            )
+            if why not in said:
+                said.append(why)
+            return _guessed(texts)
+
+    return count
 
 
 def _guessed(texts: Sequence[str]) -> list[int]:

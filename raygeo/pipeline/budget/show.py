@@ -17,8 +17,10 @@ from raygeo.pipeline.budget.plan import Line, gib
 from raygeo.pipeline.config import Study
 
 
-def print_plan(study: Study, facts: Facts, cluster: Cluster, lines: Sequence[Line], console: Console) -> None:
-    """Print what is known, a row a need, what does not fit, and the assumptions."""
+def print_plan(
+    study: Study, facts: Facts, cluster: Cluster, lines: Sequence[Line], console: Console, free: int | None = None
+) -> None:
+    """Print what is known, a row a need, what does not fit, and the assumptions; ``free`` are bytes of the store."""
     text = facts.config.get_text_config()
     console.print(
         Text.assemble(
@@ -52,7 +54,11 @@ def print_plan(study: Study, facts: Facts, cluster: Cluster, lines: Sequence[Lin
         )
     console.print(table)
     total = sum(line.hours or 0.0 for line in lines)
-    console.print(Text(f"in all: {_number(total)} hours, {gib(sum(line.disk for line in lines))} in the store"))
+    disk = sum(line.disk for line in lines)
+    room = "" if free is None else f", where {gib(free)} are free"
+    console.print(Text(f"in all: {_number(total)} hours, {gib(disk)} in the store{room}"))
+    if free is not None and disk > free:
+        console.print(Text("does not fit: the store's disk; give a larger one (store), or keep less.", "red"))
     for line in lines:
         if line.problem:
             console.print(Text(f"does not fit: {line.problem}.", "red"))

@@ -36,6 +36,10 @@ STAGES = ("student", "rollouts", "reference", "train", "evaluate", "geometry")
 """Those that need something."""
 DELTAS, SNAPSHOTS, CHECKPOINTS = "deltas", "snapshots", "checkpoints of a run in progress"
 """What runs leave in the store, and the two checkpoints that one has there while it writes the second."""
+LIKELIEST = "a teacher's likeliest tokens"
+"""What is kept of a teacher's law, with rollouts and as training reads it."""
+COPIES = 4
+"""Tables that hold what comes with rollouts: as they were sampled, as they were read, chosen, and published."""
 STARTS = "students where a stage begins"
 """What lies in the store while runs in stages or rounds are trained."""
 ROW = 1024
@@ -105,6 +109,8 @@ def _rollouts(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
     if sample is None:
         return [Need("rollouts", rows, host=host, disk=disk, on="cpu")]
     decoding = sample.decoding
+    if decoding.top_logprobs:
+        disk[LIKELIEST] = int(COPIES * row_bytes(decoding.top_logprobs) * tokens * facts.completion)
     prompts = Texts(rows // decoding.samples, facts.rollouts.mean - decoding.max_new_tokens, facts.rollouts.longest)
     prompt = max(1, facts.rollouts.longest - decoding.max_new_tokens)
     if sample.engine.type != LOCAL.type:
@@ -151,11 +157,14 @@ def _passes(study: Study, facts: Facts, shapes: Shapes, specs: Sequence[RunSpec]
 
 
 def _teacher(study: Study, facts: Facts, shapes: Shapes) -> list[Need]:
-    teacher, texts = study.teacher, facts.train
-    if teacher is None or not any("teacher" in spec.needs for spec in study.plan.points()):
+    teacher, texts, sample = study.teacher, facts.train, study.rollouts.sample
+    if not any("teacher" in spec.needs for spec in study.plan.points()):
         return []
     completions = texts.count * texts.mean * facts.completion
-    disk = {"likeliest tokens": int(row_bytes(teacher.top_k) * completions)}
+    if teacher is None:
+        kept = 0 if sample is None else sample.decoding.top_logprobs  # of files it is not known how many they hold
+        return [Need("teacher", 1, disk={LIKELIEST: int(row_bytes(kept) * completions)}, on="cpu")] if kept else []
+    disk = {LIKELIEST: int(row_bytes(teacher.top_k) * completions)}
     if teacher.model not in ("builtin", "student", study.student.model):
         unknown = f"the shapes of the teacher {teacher.model!r} are not looked at"
         return [Need("teacher", 1, disk=disk, rate=TeacherTop.name, unknown=unknown)]
@@ -243,7 +252,7 @@ def _sampled(study: Study, facts: Facts, shapes: Shapes, stage: PlannedStage) ->
 def _kind(loss: Loss) -> Any:
     """What of a loss decides how much a step holds."""
     whole_logits = type(loss).token_terms is not Loss.token_terms
-    return loss.unit == "pair", loss if whole_logits else None, loss.embedding_mix > 0, loss.needs
+    return loss.unit == "pair", loss if whole_logits else None, loss.embedding_mix > 0, loss.kept_share, loss.needs
 
 
 def _runs(study: Study, facts: Facts, shapes: Shapes, specs: Sequence[RunSpec], gpu: bool) -> Need:

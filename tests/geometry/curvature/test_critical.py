@@ -201,3 +201,26 @@ def test_keys_hold_settings_probe_and_what_is_moved(case):
         assert not keys(**change) & keys()
     assert not keys(runs[::3]) & keys(), "other weights are moved"
     assert keys(runs[:1]) == set()
+
+
+@pytest.mark.parametrize("slope", [1e-2, 1.0])
+def test_rounding_moves_neither_the_step_nor_the_curvature(slope):
+    def rounded(seed):
+        rng = np.random.default_rng(seed)
+        return critical_step(
+            lambda step: -slope * step + 3e-4 * step**2 / 2 + 1e-6 * (2 * rng.random() - 1),
+            1e-2,
+            resolution=1e-6,
+            doublings=20,
+        )
+
+    found = [rounded(seed) for seed in range(20)]
+    assert len({(one.low, one.high) for one in found}) == 1
+    assert [one.curvature for one in found] == pytest.approx([3e-4] * 20, rel=0.05)
+    assert found[0].low <= 2 * slope / 3e-4 <= found[0].high
+
+
+def test_a_loss_that_is_infinite_at_once_is_followed_inwards():
+    found = critical_step(lambda step: -step if abs(step) < 3 else math.inf, 100.0)
+    assert (found.outcome, found.curvature) == ("found", math.inf)
+    assert found.low < 3 <= found.high
