@@ -204,7 +204,7 @@ STUDIES: tuple[Json, ...] = (
         "sweep": {
             "search": "random",
             "samples": 3,
-            "objectives": [{"metric": "heldout_nll"}],
+            "objectives": [{"metric": "eval/heldout/nll"}],
             "scheduler": {"type": "asha"},
         },
         "actors": {"cpus": 1},

@@ -430,13 +430,19 @@ def ui(
     """Open MLflow over a store's runs on 127.0.0.1 (Ctrl-C ends it)."""
     from raygeo.paths import without_credentials
     from raygeo.store import Store
+    from raygeo.store.copying import point_artifacts
     from raygeo.tracking import tracking_uri
+    from raygeo.tracking.pages import pages_of
 
-    uri = tracking_uri(Store(store, create=False))
+    opened = Store(store, create=False)
+    uri = tracking_uri(opened)
     if uri.startswith("http"):
-        typer.echo(f"The runs are on the MLflow server at {without_credentials(uri)}; open it in a browser.")
+        server = without_credentials(uri)
+        typer.echo(f"The runs are on the MLflow server at {server}; open {pages_of(opened, uri, server)}")
         return
-    typer.echo(f"MLflow over {uri}: http://127.0.0.1:{port}")
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        point_artifacts(opened)
+    typer.echo(f"MLflow over {uri}: {pages_of(opened, uri, f'http://127.0.0.1:{port}')}")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"])

@@ -80,8 +80,10 @@ class RunRecord:
     """A row of table ``runs``.
 
     ``loss`` and ``training`` are the settings as plain data, None where the training is not known. ``stored`` is the
-    dtype a complete model was found in, None where only a delta is kept. ``delta`` says where the weights' change is.
-    ``adapter_init`` is the fingerprint of the adapters that training started from, None where there were none.
+    dtype a complete model was found in, None where only a delta is kept. ``started`` and ``ended`` are when its
+    training first began and when it came to its end, in ISO 8601, None where that is not known. ``delta`` says where
+    the weights' change is. ``adapter_init`` is the fingerprint of the adapters that training started from, None where
+    there were none.
 
     ``stages`` are those of a run that was trained in several or in rounds, None for all others: of each its loss,
     training, label, reference and, where it was in rounds, their number and how they were sampled. ``loss`` and
@@ -99,6 +101,8 @@ class RunRecord:
     examples: int | None = None
     tokens: int | None = None
     seconds: float | None = None
+    started: str | None = None
+    ended: str | None = None
     delta: str | None = None
     student: str | None = None
     mlflow_run_id: str | None = None
@@ -196,7 +200,7 @@ def _damaged(row: Mapping[str, Any], what: str) -> str:
 _COLUMNS = (
     "run", "key", "status", "reason", "steps", "examples", "tokens", "seconds", "delta", "student", "mlflow_run_id",
 )  # fmt: skip
-_PARAMS = ("stored", "model", "adapter_init", "stages", "leg", "leg_of")
+_PARAMS = ("started", "ended", "stored", "model", "adapter_init", "stages", "leg", "leg_of")
 
 
 def _text(plain: Any) -> str:

@@ -151,7 +151,11 @@ def test_a_study_with_lists_and_ranges_survives_a_round_trip():
     first = study(
         {"loss": {"type": "dpo", "beta": [0.1, 0.5]}, "lr": {"log_uniform": ["1e-6", 1e-3]}, "lora": None},
         training={"seed": [0, 1], "lora": {"r": [2, 4]}},
-        sweep={"search": "random", "scheduler": {"type": "asha"}, "objectives": [{"metric": "top_eigenvalue"}]},
+        sweep={
+            "search": "random",
+            "scheduler": {"type": "asha"},
+            "objectives": [{"metric": "geometry/top_eigenvalue"}],
+        },
     )
     assert parse_study(yaml.safe_load(study_yaml(first))) == first
 
@@ -185,7 +189,7 @@ def test_an_override_may_be_a_range(tmp_path):
         ({"loss": {"type": "sft"}}, {"sweep": {"search": "bayes"}}, "sweep.search: .*'optuna'"),
         ({"loss": {"type": "sft"}}, {"sweep": {"scheduler": {"type": "asha", "grase": 1}}}, "did you mean 'grace'"),
         ({"loss": {"type": "sft"}}, {"sweep": {"objectives": []}}, "sweep.objectives: .*at least 1"),
-        ({"loss": {"type": "sft"}}, {"sweep": {"objectives": [{"metric": "accuracy"}] * 2}}, "metric of its own"),
+        ({"loss": {"type": "sft"}}, {"sweep": {"objectives": [{"metric": "eval/accuracy"}] * 2}}, "metric of its own"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_its_place(entry, changes, said):
@@ -213,8 +217,8 @@ def test_the_reference_run_must_be_known():
 
 
 def test_more_accuracy_is_better_and_less_of_anything_else():
-    metrics = ("accuracy", "heldout_nll", "top_eigenvalue")
+    metrics = ("eval/accuracy", "eval/heldout/nll", "geometry/top_eigenvalue")
     found = study({"loss": {"type": "sft"}}, sweep={"objectives": [{"metric": metric} for metric in metrics]})
     assert found.judged.modes == ["max", "min", "min"]
     [objective] = study({"loss": {"type": "sft"}}, sweep={}).judged.objectives
-    assert (objective.metric, objective.mode) == ("accuracy.heldout", "max")
+    assert (objective.metric, objective.mode) == ("eval/heldout/accuracy", "max")

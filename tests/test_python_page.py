@@ -49,7 +49,7 @@ def test_the_study_is_whole_and_read(page):
     assert names["sizes"]["runs"] == 2
     assert (folder / "norms.png").stat().st_size > 10_000
     assert names["study"].verdict
-    assert names["run"].metrics["delta_norm"] > 0
+    assert names["run"].metrics["geometry/delta_norm"] > 0
 
 
 def test_a_run_answers_and_is_compared(page):

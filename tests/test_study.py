@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from raygeo.models.delta import open_delta
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.report import rewrite_report
 from raygeo.pipeline.study import run_study
+from raygeo.records import RunRecord
 from raygeo.store import Store
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -152,18 +154,30 @@ def test_mlflow_has_one_child_for_each_run_with_curves_and_summaries(finished):
     assert set(children) == {"base", *(spec.name for spec in study.specs())}
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children.values())
     dpo = children["dpo-lr0.001-s0"]
-    assert dpo.data.params["setting.beta"] == "0.1"
-    steps = [m.step for m in client.get_metric_history(dpo.info.run_id, "nll")]
+    assert dpo.data.params["loss/beta"] == "0.1"
+    steps = [m.step for m in client.get_metric_history(dpo.info.run_id, "train/nll")]
     assert sorted(steps) == [1, 2, 3, 4]  # each once; those that no report brought in time are filled in at the end
     assert {
-        "accuracy.heldout",
-        "delta_norm",
-        "cosine_to_reference",
-        "top_eigenvalue.hessian",
+        "train/loss",
+        "eval/accuracy",
+        "eval/heldout/accuracy",
+        "geometry/delta_norm",
+        "geometry/cosine_to_reference",
+        "geometry/top_eigenvalue/hessian",
     } <= dpo.data.metrics.keys()
-    assert "rewards/accuracies" in dpo.data.metrics  # of pairs; plain accuracy is that of answers
-    assert "accuracy" not in dpo.data.metrics
-    assert "accuracy.heldout" in children["base"].data.metrics
+    assert "rewards/accuracies" in dpo.data.metrics  # of pairs; accuracy is that of answers
+    assert {name.partition("/")[0] for name in dpo.data.metrics} == {"train", "rewards", "eval", "geometry"}
+    assert "eval/heldout/accuracy" in children["base"].data.metrics
+    used = {(each.dataset.name, each.tags[0].value) for each in dpo.inputs.dataset_inputs}
+    assert used == {("rollouts", "training"), ("heldout", "evaluation")}
+    models = {model.source_run_id: model for model in client.search_logged_models([experiment.experiment_id])}
+    assert set(models) == {run.info.run_id for name, run in children.items() if name not in ("base", "explodes")}
+    assert Path(models[dpo.info.run_id].tags["raygeo.weights"]).is_dir()
+    [record] = [RunRecord.of(row) for row in store.table("runs").to_pylist() if row["run"] == "dpo-lr0.001-s0"]
+    began, ended = (datetime.fromisoformat(moment).timestamp() * 1000 for moment in (record.started, record.ended))
+    assert dpo.info.start_time <= began < ended == pytest.approx(dpo.info.end_time, abs=1)
+    seeds = {children[f"sft-lr0.001-s{seed}"].data.tags["raygeo.configuration"] for seed in (0, 1)}
+    assert len(seeds) == 1
     assert children["explodes"].info.status == "FAILED"
     assert parent.info.status == "FINISHED"
     assert "report.html" in {item.path for item in client.list_artifacts(parent.info.run_id)}

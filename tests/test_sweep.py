@@ -72,8 +72,8 @@ def test_optuna_chooses_runs_by_several_objectives_and_resumes(ray_session, part
                 "batch_size": 4,
             },
         ]  # fmt: skip
-        objectives = [{"metric": metric} for metric in ("accuracy", "heldout_nll", "top_eigenvalue")]
-        bounds = [{"metric": "delta_norm", "at_most": 1e6}]
+        objectives = [{"metric": metric} for metric in ("eval/accuracy", "eval/heldout/nll", "geometry/top_eigenvalue")]
+        bounds = [{"metric": "geometry/delta_norm", "at_most": 1e6}]
         sweep = {"search": "optuna", "samples": samples, "objectives": objectives, "constraints": bounds}
         training = {"steps": 2, "batch_size": 8, "snapshots": 0, "cpus": 1.5}
         location = str(tmp_path / "store")
@@ -85,7 +85,7 @@ def test_optuna_chooses_runs_by_several_objectives_and_resumes(ray_session, part
     for name, row in first.items():
         assert row["status"] == "finished", name
         assert json.loads(row["measured"]).keys() == {
-            "accuracy.heldout", "heldout_nll", "top_eigenvalue.hessian", "delta_norm",
+            "eval/heldout/accuracy", "eval/heldout/nll", "geometry/top_eigenvalue/hessian", "geometry/delta_norm",
         }  # fmt: skip
         assert row["keeps"]
         if row["entry"] == 1:
@@ -96,10 +96,12 @@ def test_optuna_chooses_runs_by_several_objectives_and_resumes(ray_session, part
     assert {"training", "answers", "curvature.extremes"} <= store.revisions("trials").keys()
     accuracy = {row["run"]: row["accuracy"] for row in store.table("accuracy").to_pylist()}
     measured = {name: json.loads(row["measured"]) for name, row in first.items()}
-    assert {name: found["accuracy.heldout"] for name, found in measured.items()} == {n: accuracy[n] for n in first}
+    assert {name: found["eval/heldout/accuracy"] for name, found in measured.items()} == {n: accuracy[n] for n in first}
     spectra = store.table("curvature").to_pylist()
     top = {row["run"]: row["value"] for row in spectra if row["quantity"] == "eigenvalue" and row["index"] == 0}
-    assert {name: found["top_eigenvalue.hessian"] for name, found in measured.items()} == {n: top[n] for n in first}
+    assert {name: found["geometry/top_eigenvalue/hessian"] for name, found in measured.items()} == {
+        n: top[n] for n in first
+    }
     assert len(store.units("answers")) == len(first) + 1  # nothing was answered twice
     # Extremes and two random vectors of each run, nothing twice, and what is assembled of them.
     assert len(store.units("curvature")) == 3 * (len(first) + 1) + 1
@@ -111,5 +113,5 @@ def test_optuna_chooses_runs_by_several_objectives_and_resumes(ray_session, part
     assert first.keys() < second.keys()
     assert len(second) == 1 + 2 * 2
     assert trained < {p.name for p in Path(store.path("deltas")).iterdir()}
-    again = {name: json.loads(second[name]["measured"])["heldout_nll"] for name in first}
-    assert again == {name: found["heldout_nll"] for name, found in measured.items()}
+    again = {name: json.loads(second[name]["measured"])["eval/heldout/nll"] for name in first}
+    assert again == {name: found["eval/heldout/nll"] for name, found in measured.items()}

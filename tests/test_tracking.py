@@ -10,6 +10,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from unittest.mock import patch
 
@@ -21,8 +22,9 @@ from raygeo.paths import without_credentials
 from raygeo.store import Store
 from raygeo.store.lease import find_lease, held
 from raygeo.tables import to_arrow
-from raygeo.tracking import Tracking, origin, send_queued, sender, tracking_uri
+from raygeo.tracking import Data, Tracking, origin, send_queued, sender, tracking_uri
 from raygeo.tracking.outbox import FOLDER, Outbox
+from raygeo.tracking.pages import CONFIGURATION_TAG, pages_of
 
 pytestmark = pytest.mark.cluster
 
@@ -106,13 +108,15 @@ def open_run(tracking, key="k"):
     return key
 
 
-def steps_of(client, run_id, name="nll"):
+def steps_of(client, run_id, name="train/nll"):
     return [m.step for m in client.get_metric_history(run_id, name)]
 
 
 def keep_curves(store, key, steps):
     rows = [
-        {"run": "run", "step": step, "metric": name, "value": 1.0 / step} for step in steps for name in ("nll", "loss")
+        {"run": "run", "step": step, "metric": name, "value": 1.0 / step}
+        for step in steps
+        for name in ("nll", "objective")
     ]
     store.write_unit(key, {"training_curves": to_arrow("training_curves", rows)})
 
@@ -157,6 +161,74 @@ def test_a_finished_study_that_is_run_again_changes_nothing(store):
         seen.append((client.get_run(run_id).info.end_time, [len(history) for history in histories]))
     assert seen[0] == seen[1]
     assert seen[0][1] == [1, 1, 1]
+
+
+def test_a_run_began_and_ended_when_it_was_trained(store):
+    began, ended = "2026-01-01T10:00:00+00:00", "2026-01-01T10:05:00.250+00:00"
+    tracking = Tracking(store, "study", {})
+    tracking.child("k", "sft", {}, began)
+    tracking.begin("k")
+    tracking.end("k", "FINISHED")  # seen later than it was
+    tracking.end("k", "FINISHED", ended)
+    tracking.close("FINISHED")
+    info = tracking.remote.client.get_run(tracking.run_id("k")).info
+    moments = [int(datetime.fromisoformat(moment).timestamp() * 1000) for moment in (began, ended)]
+    assert [info.start_time, info.end_time] == moments
+
+
+def log_whole_run(store, weights):
+    tracking = Tracking(store, "study", {}, note="What it is.")
+    key = tracking.child("k", "sft-lr0.1", {"lr": 0.1})
+    tracking.inputs(key, "training", [Data("rollouts", "0f-r2.1", str(store.location), {"rows": 8})])
+    tracking.model(key, weights)
+    tracking.inputs(key, "evaluation", [Data("hard", "1e", str(store.location), {"problems": 4})])
+    tracking.metrics(key, {"eval/hard/accuracy": 0.5, "eval/accuracy": 0.5, "geometry/delta_norm": 2.0})
+    tracking.close("FINISHED")
+    assert tracking.trouble is None
+    return tracking
+
+
+def test_a_run_has_its_data_and_its_weights_as_one_model_with_its_numbers(store):
+    for _ in range(2):
+        tracking = log_whole_run(store, "http://u:p@h/deltas/k")
+    client, experiment = tracking.remote.client, tracking.remote.experiment
+    run = client.get_run(tracking.run_id("k"))
+    used = {(each.dataset.name, each.dataset.digest, each.tags[0].value) for each in run.inputs.dataset_inputs}
+    assert used == {("rollouts", "0f-r2.1", "training"), ("hard", "1e", "evaluation")}
+    [model] = client.search_logged_models([experiment])
+    assert [each.model_id for each in run.outputs.model_outputs] == [model.model_id]
+    assert (model.status, model.source_run_id, model.params) == ("READY", run.info.run_id, {"lr": "0.1"})
+    assert model.tags["raygeo.weights"] == "http://h/deltas/k"
+    assert {(metric.key, metric.value, metric.dataset_name) for metric in model.metrics} == {
+        ("eval/hard/accuracy", 0.5, "hard"), ("eval/accuracy", 0.5, None), ("geometry/delta_norm", 2.0, None),
+    }  # fmt: skip
+    assert not list(Path(store.root).rglob("models"))  # the weights are where they were, and nowhere else
+
+
+def test_an_experiment_is_described_once_and_opens_at_its_runs(store):
+    tracking = log_whole_run(store, "k")
+    client, experiment = tracking.remote.client, tracking.remote.experiment
+    tags = {"mlflow.note.content": "What it is.", "mlflow.experimentKind": "custom_model_development"}
+    assert tags.items() <= client.get_experiment(experiment).tags.items()
+    assert client.get_run(tracking.run_id(tracking.parent)).data.tags["mlflow.note.content"] == "What it is."
+    client.set_experiment_tag(experiment, "mlflow.note.content", "What a colleague wrote.")
+    log_whole_run(store, "k")
+    assert client.get_experiment(experiment).tags["mlflow.note.content"] == "What a colleague wrote."
+
+
+def test_runs_that_were_logged_under_other_names_are_deleted_and_logged_anew(store):
+    before = log_whole_run(store, "k")
+    client, experiment, parent = before.remote.client, before.remote.experiment, before.run_id(before.parent)
+    client.log_metric(before.run_id("k"), "accuracy.hard", 0.5)
+    client.delete_tag(parent, "raygeo.names")
+    Outbox(store).append([{"call": "metrics", "key": "k", "values": {"delta_norm": 2.0}, "time": 0}])
+    Outbox(store).note(**(Outbox(store).noted() | {"names": "dotted"}))
+    assert "run the study again" in send_queued(store)
+    after = log_whole_run(store, "k")
+    found = {run.info.run_id: run for run in client.search_runs([experiment])}
+    assert set(found) == {after.run_id(after.parent), after.run_id("k")}
+    assert set(found[after.run_id("k")].data.metrics) == {"eval/hard/accuracy", "eval/accuracy", "geometry/delta_norm"}
+    assert client.get_run(parent).info.lifecycle_stage == "deleted"  # `mlflow runs restore` has it back
 
 
 def test_closing_marks_what_is_open_and_nothing_else(store):
@@ -209,9 +281,12 @@ def test_the_comparison_page_shows_losses_side_by_side(store: Store, tmp_path):
     ids = []
     for seed, loss in enumerate(("sft", "rift", "dpo")):
         child = tracking.child(
-            loss, f"{loss}-lr0.0005-s0", {"loss": loss, "lr": 5e-4, "seed": seed, "training.steps": 4}
+            loss, f"{loss}-lr0.0005-s0", {"loss": loss, "lr": 5e-4, "seed": seed, "training/steps": 4}
         )
-        tracking.metrics(child, {"accuracy.heldout": 0.3 + 0.2 * seed, "delta_norm": 2.0 + seed})
+        accuracy = 0.3 + 0.2 * seed
+        found = {"eval/accuracy": accuracy, "eval/heldout/accuracy": accuracy, "geometry/delta_norm": 2.0 + seed}
+        tracking.metrics(child, found)
+        tracking.tags(child, {CONFIGURATION_TAG: f"{loss} 1"})
         tracking.end(child, "FINISHED")
         ids.append(child)
     tracking.close("FINISHED")
@@ -224,13 +299,18 @@ def test_the_comparison_page_shows_losses_side_by_side(store: Store, tmp_path):
     try:
         wait_for(f"http://127.0.0.1:{port}/health", server)
         runs, experiments = (urllib.parse.quote(json.dumps(x)) for x in (ids, [tracking.remote.experiment]))
+        landing = dump(pages_of(store, tracking.uri, f"http://127.0.0.1:{port}"), tmp_path)
         page = dump(f"http://127.0.0.1:{port}/#/compare-runs?runs={runs}&experiments={experiments}", tmp_path)
     finally:
         os.killpg(server.pid, 15)
         server.wait(30)
     assert "Comparing 3 Runs" in page
     assert "Parallel Coordinates Plot" in page
-    for text in ("sft-lr0.0005-s0", "rift", "accuracy.heldout", "delta_norm", "training.steps"):
+    assert "shared view" in landing
+    assert "Group: sft 1" in landing
+    for text in ("eval/accuracy", "rift-lr0.0005-s0", "Model training"):
+        assert text in landing
+    for text in ("sft-lr0.0005-s0", "rift", "eval/heldout/accuracy", "geometry/delta_norm", "training/steps"):
         assert text in page
 
 
@@ -264,14 +344,14 @@ def test_curves_of_a_server_that_goes_away_have_every_step_once(serving, store, 
     tracking = Tracking(store, study, {}, say=said.append)
     key = open_run(tracking)
     for step in range(1, 4):
-        tracking.step(key, step, {"nll": 1.0 / step, "loss": 1.0})
+        tracking.step(key, step, {"nll": 1.0 / step, "objective": 1.0})
     tracking.flush()
     server.kill() if fault == "killed" else server.tell(signal.SIGSTOP)
     for step in range(4, 7):
-        tracking.step(key, step, {"nll": 1.0 / step, "loss": 1.0})
+        tracking.step(key, step, {"nll": 1.0 / step, "objective": 1.0})
     open_run(tracking, "other")
     until(lambda: Outbox(store).files())
-    tracking.step(key, 7, {"nll": 0.1, "loss": 1.0})
+    tracking.step(key, 7, {"nll": 0.1, "objective": 1.0})
     server.start() if fault == "killed" else server.tell(signal.SIGCONT)
     until(lambda: tracking.sender.away is None)
     tracking.end(key, "FINISHED")
@@ -280,7 +360,7 @@ def test_curves_of_a_server_that_goes_away_have_every_step_once(serving, store, 
     assert "answers again" in said[-1]
     assert tracking.trouble is None
     assert server.states(study) == {study: "FINISHED", "run k": "FINISHED", "run other": "FINISHED"}
-    for name in ("nll", "loss"):
+    for name in ("train/nll", "train/loss"):
         assert steps_of(server.client, tracking.run_id(key), name) == list(range(1, 8))
     assert not Outbox(store).files()
 
@@ -313,19 +393,19 @@ def test_a_resumed_run_repeats_no_step_and_its_gaps_are_filled_from_the_store(se
     killed = Tracking(store, study, {})
     key = open_run(killed)
     for step in (1, 2, 5, 6):  # what it queued of 3 and 4 was lost with it
-        killed.step(key, step, {"nll": 1.0 / step, "loss": 1.0 / step})
+        killed.step(key, step, {"nll": 1.0 / step, "objective": 1.0 / step})
     killed.flush()
     again = Tracking(store, study, {})
     open_run(again)
     for step in range(5, 10):  # from the checkpoint after step 4
-        again.step(key, step, {"nll": 1.0 / step, "loss": 1.0 / step})
+        again.step(key, step, {"nll": 1.0 / step, "objective": 1.0 / step})
     again.flush()
     assert steps_of(server.client, again.run_id(key)) == [1, 2, 5, 6, 7, 8, 9]
     keep_curves(store, key, range(1, 10))
     again.curves(key)
     again.end(key, "FINISHED")
     again.close("FINISHED")
-    for name in ("nll", "loss"):
+    for name in ("train/nll", "train/loss"):
         assert sorted(steps_of(server.client, again.run_id(key), name)) == list(range(1, 10))
     assert set(server.states(study)) == {study, "run k"}
 
@@ -468,7 +548,8 @@ def test_tags_say_where_a_study_comes_from(store, monkeypatch, tmp_path):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert "mlflow.source.git.commit" not in origin.code_tags("key")
     git("init", "-q"), (tmp_path / "file").write_text("1"), git("add", "file"), git("commit", "-qm", "one")
-    assert origin.code_tags("key")["mlflow.source.git.commit"] == git("rev-parse", "HEAD")
+    tags = origin.code_tags("key")
+    assert (tags["mlflow.source.name"], tags["mlflow.source.git.commit"]) == ("raygeo", git("rev-parse", "HEAD"))
     (tmp_path / "file").write_text("2")
     assert origin.code_tags("key")["mlflow.source.git.commit"].endswith("-dirty")
     nodes = [
@@ -479,7 +560,8 @@ def test_tags_say_where_a_study_comes_from(store, monkeypatch, tmp_path):
     monkeypatch.setattr(origin.ray, "nodes", lambda: nodes)
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"metadata": {"job_submission_id": "raysubmit_1"}}')
     tags = origin.cluster_tags()
-    assert tags == {"raygeo.nodes": "1 x 48 CPU, 4 L40S, 1 x cpus (8 CPU)", "raygeo.ray_job": "raysubmit_1"}
+    assert tags == {"raygeo.nodes": "1 x 48 CPU, 4 L40S, 1 x cpus (8 CPU)", "raygeo.ray_job": "raysubmit_1",
+                    "mlflow.source.type": "JOB"}  # fmt: skip
     tracking = Tracking(store, "study", {"student": "http://u:p@h/model"}, {"raygeo.study": "key"})
     tracking.mark(tags)
     tracking.child("k", "sft", {})

@@ -48,12 +48,12 @@ def history(tracking, key, name):
 def test_curves_go_by_step_and_laws_are_plain_metrics(tracking, children):
     log_histories(tracking, children, seen(cosine=0.25))
     for child in children.values():
-        assert history(tracking, child, "trajectory/norm") == [(1, 0.5), (3, 1.5), (9, 4.5)]
-        assert history(tracking, child, "trajectory/cosine_final") == [(1, 1 / 9), (3, 1 / 3), (9, 1.0)]
-    assert history(tracking, children["dpo"], "trajectory/cosine_reference") == [(3, 0.25), (9, 0.25)]
-    assert history(tracking, children["sft"], "trajectory/cosine_reference") == []
+        assert history(tracking, child, "geometry/trajectory/norm") == [(1, 0.5), (3, 1.5), (9, 4.5)]
+        assert history(tracking, child, "geometry/trajectory/cosine_final") == [(1, 1 / 9), (3, 1 / 3), (9, 1.0)]
+    assert history(tracking, children["dpo"], "geometry/trajectory/cosine_reference") == [(3, 0.25), (9, 0.25)]
+    assert history(tracking, children["sft"], "geometry/trajectory/cosine_reference") == []
     metrics = tracking.remote.client.get_run(tracking.run_id(children["dpo"])).data.metrics
-    laws = {name.removeprefix("trajectory/"): value for name, value in metrics.items()}
+    laws = {name.removeprefix("geometry/trajectory/"): value for name, value in metrics.items()}
     assert {n: v for n, v in laws.items() if n.startswith(("log", "power"))} == {
         "log_a": -0.5, "log_b": 1.5, "log_rss": 0.25, "log_aic": 3.0,
     }  # fmt: skip
@@ -62,7 +62,7 @@ def test_curves_go_by_step_and_laws_are_plain_metrics(tracking, children):
 def test_logging_again_adds_only_what_changed(tracking, children):
     for cosine in (0.25, 0.25, 0.5):
         log_histories(tracking, children, seen(cosine))
-    assert history(tracking, children["dpo"], "trajectory/norm") == [(1, 0.5), (3, 1.5), (9, 4.5)]
-    assert history(tracking, children["dpo"], "trajectory/log_b") == [(0, 1.5)]
-    again = history(tracking, children["dpo"], "trajectory/cosine_reference")
+    assert history(tracking, children["dpo"], "geometry/trajectory/norm") == [(1, 0.5), (3, 1.5), (9, 4.5)]
+    assert history(tracking, children["dpo"], "geometry/trajectory/log_b") == [(0, 1.5)]
+    again = history(tracking, children["dpo"], "geometry/trajectory/cosine_reference")
     assert sorted(again) == [(3, 0.25), (3, 0.5), (9, 0.25), (9, 0.5)]

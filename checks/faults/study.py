@@ -1,6 +1,7 @@
 """A small study, its store as it stood before each stage, and what must be there in the end whatever happened."""
 
 import io
+import json
 import shutil
 import time
 from collections import Counter
@@ -28,6 +29,8 @@ STRUCK = STAGES[:-1]
 """The stages that are struck; what the last one writes is made anew by each call."""
 UNLIKE = ("seconds", "mlflow_run_id")
 """Columns of tables that no two calls have alike."""
+TIMES = ("started", "ended")
+"""What no two calls have alike of the ``params`` of runs."""
 ASKED = ("norms", "similarity", "subspaces", "paths", "drift")
 """Analyses of the study: weights, pairs, mixtures and predictions."""
 STEPS = 60
@@ -84,7 +87,7 @@ class Left:
             row["run"]: open_delta(folder / "deltas" / Path(row["delta"]).name) for row in runs if row.get("delta")
         }
         return cls(
-            {n: table.drop_columns([c for c in UNLIKE if c in table.column_names]) for n, table in tables.items()},
+            {name: _timeless(table) for name, table in tables.items()},
             {run: {name: entry.dense() for name, entry in delta.items()} for run, delta in deltas.items()},
         )
 
@@ -101,6 +104,16 @@ class Left:
             if one.keys() != two.keys() or not all(torch.equal(one[name], two[name]) for name in one):
                 found.append(f"weights of {run}")
         return sorted(found)
+
+
+def _timeless(table: pa.Table) -> pa.Table:
+    """A table without times."""
+    if "params" in table.column_names:
+        found = [{k: v for k, v in json.loads(text).items() if k not in TIMES} for text in table["params"].to_pylist()]
+        place = table.schema.get_field_index("params")
+        plain = pa.array([json.dumps(params) for params in found], table.schema.field(place).type)
+        table = table.set_column(place, table.schema.field(place), plain)
+    return table.drop_columns([name for name in UNLIKE if name in table.column_names])
 
 
 def _difference(one: pa.Table, two: pa.Table) -> str:
@@ -202,7 +215,7 @@ def untracked(uri: str, store: Path) -> list[str]:
     )
     for run in found:
         steps = sorted(row["step"] for row in curves if row["run"] == run.info.run_name and row["metric"] == "nll")
-        shown = sorted(point.step for point in client.get_metric_history(run.info.run_id, "nll"))
+        shown = sorted(point.step for point in client.get_metric_history(run.info.run_id, "train/nll"))
         if steps and shown != steps:
             wrong.append(f"the curve of {run.info.run_name} has {len(shown)} points for {len(steps)}")
     return wrong

@@ -1,6 +1,7 @@
 """Which metrics a study measures, and what to say where it is asked for another."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -30,14 +31,15 @@ class Measures:
         self.asked, self.answered = asked, answered
 
     def find(self, name: str) -> Measured:
-        """The metric called ``name``; ``accuracy`` alone stands for the chief one of ``accuracy.*``.
+        """The metric called ``name``; ``eval/accuracy`` stands for the chief one of ``eval/*/accuracy``.
 
         Raises:
             ValueError: the study does not measure it; what it measures instead.
         """
         declared = metrics()
+        short = {known.metric.short: known for known in declared.values() if known.metric.short != known.metric.name}
         fitting = (known for known in declared.values() if known.metric.covers(name))
-        known = declared.get(name) or declared.get(f"{name}.*") or next(fitting, None)
+        known = short.get(name) or declared.get(name) or next(fitting, None)
         if known is None:
             raise ValueError(f"{name!r} is no metric; {self._near(name)}")
         metric, analysis = known
@@ -73,6 +75,15 @@ class Measures:
         return [known.metric.name] if names is None else names
 
     def _near(self, name: str) -> str:
-        every = self.names()
-        near = difflib.get_close_matches(name, [*every, *(full.partition(".")[0] for full in every)], 1)
+        every = [*dict.fromkeys([*(known.metric.short for known in self._known()), *self.names()])]
+        anywhere = [*every, *(known.metric.short for known in metrics().values())]
+        meant = [full for full in anywhere if _words(full) == {full.partition("/")[0], *_words(name)}]
+        bare = {full.partition("/")[2]: full for full in every}
+        near = meant or difflib.get_close_matches(name, every, 1)
+        near = near or [bare[found] for found in difflib.get_close_matches(name, bare, 1)]
         return f"did you mean {near[0]!r}?" if near else f"this study has {', '.join(every)}"
+
+
+def _words(name: str) -> set[str]:
+    """The words of a metric's name, whatever stands between them and in whatever order."""
+    return set(re.split("[/._]", name))

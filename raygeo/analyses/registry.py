@@ -144,10 +144,14 @@ class _Read(Mapping[str, pa.Table]):
 def _found() -> Iterator[tuple[Analysis, str]]:
     for module in iter_modules(package.__path__):
         if module.ispkg:
-            yield import_module(f"{package.__name__}.{module.name}.analysis").ANALYSIS, "raygeo"
+            yield _grouped(import_module(f"{package.__name__}.{module.name}.analysis").ANALYSIS), "raygeo"
     for value, analysis, origin in installed(GROUP, "analysis"):
-        yield _checked(analysis, f"{value} of {origin}"), origin
-    yield from ((analysis, path) for path, analysis in _OWN.items())
+        yield _grouped(_checked(analysis, f"{value} of {origin}")), origin
+    yield from ((_grouped(analysis), path) for path, analysis in _OWN.items())
+
+
+def _grouped(analysis: Analysis) -> Analysis:
+    return replace(analysis, report=analysis.report.under("geometry"))
 
 
 def _checked(analysis: Any, called: str) -> Analysis:

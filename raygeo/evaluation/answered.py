@@ -26,5 +26,5 @@ class Answered:
 
     @property
     def passes(self) -> list[tuple[str, str]]:
-        """How many answers pass@k is of, and the benchmark."""
-        return [(str(k), name) for k in pass_sizes(self.samples) for name in self.shifts]
+        """The benchmark, and how many answers pass@k is of."""
+        return [(name, str(k)) for k in pass_sizes(self.samples) for name in self.shifts]

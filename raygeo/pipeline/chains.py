@@ -151,6 +151,8 @@ def _join(context: StudyContext, student: Student, chain: Chain, links: Sequence
         examples=sum(record.examples or 0 for record in records),
         tokens=sum(record.tokens or 0 for record in records),
         seconds=sum(record.seconds or 0.0 for record in records),
+        started=records[0].started,
+        ended=records[-1].ended,
         delta=delta_folder(store, key),
         student=student.key,
         adapter_init=records[0].adapter_init,

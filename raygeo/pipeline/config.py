@@ -41,6 +41,7 @@ from raygeo.losses.base import FROM_BASE
 from raygeo.losses.selection import can_learn
 from raygeo.models.attention import is_flash
 from raygeo.models.loading import Loading
+from raygeo.naming import HELDOUT_NLL
 from raygeo.paths import local_path, without_credentials
 from raygeo.pipeline.explaining import explain
 from raygeo.pipeline.judged import Judged, find_judged
@@ -471,8 +472,8 @@ class Study(Settings):
         if self.sweep is not None:
             find_judged(self, self.answered)
             watched = self.sweep.scheduler.metric if self.sweep.scheduler is not None else ""
-            if watched == "heldout_nll" and self.rollouts.heldout == 0:
-                said = "heldout_nll is measured on held-out prompts; give rollouts.heldout"
+            if watched == HELDOUT_NLL and self.rollouts.heldout == 0:
+                said = f"{HELDOUT_NLL} is measured on held-out prompts; give rollouts.heldout"
                 raise refusal(("sweep", "scheduler", "metric"), watched, said)
         if self.rollouts.heldout == 0:
             why = "is measured on held-out prompts; give rollouts.heldout, or set it to null"

@@ -21,9 +21,11 @@ from raygeo.tables import to_arrow
 from raygeo.workload import Task
 
 
-def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, runs: list[Run]) -> None:
+def evaluate_runs(
+    context: StudyContext, student: Student, rollouts: Rollouts, runs: list[Run]
+) -> dict[str, list[Prompt]]:
     """Publish ``answers``, ``benchmarks``, ``accuracy``, ``drops``, ``pass_at_k`` and ``mcnemar``, and
-    what is measured on the way.
+    what is measured on the way; return the problems that were asked, by benchmark.
 
     Problems whose prompt is trained on are left out, and reported; so are answers that could not be judged.
     """
@@ -62,6 +64,7 @@ def evaluate_runs(context: StudyContext, student: Student, rollouts: Rollouts, r
     _publish(context, workload, keys, shifts)
     with context.surviving("accuracy while training"):
         monitor_runs(context, student, rollouts, runs, benchmarks)
+    return benchmarks
 
 
 def asked_problems(study: Study, rollouts: Rollouts) -> tuple[dict[str, list[Prompt]], dict[str, int]]:

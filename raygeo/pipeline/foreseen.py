@@ -18,6 +18,7 @@ from raygeo.errors import DataError, StudentError
 from raygeo.generation.engine import check_prompts
 from raygeo.losses.base import Loss
 from raygeo.models.loading import context_length, read_config
+from raygeo.naming import HELDOUT_NLL, benchmark_of
 from raygeo.pipeline.config import HELDOUT, TRAIN, Study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.evaluate import asked_problems
@@ -120,13 +121,13 @@ def _unmeasured(
     if study.sweep is not None and "train" in stages:
         for name, metric, analysis in study.judged.measured.values():
             if analysis is None and metric.among != "training":
-                if name.partition(".")[2] not in problems:
+                if benchmark_of(name) not in problems:
                     yield (
                         f"sweep: {name} needs problems with gold answers that are not trained on, and there are none; "
                         "name the field that holds them (rollouts.read, fields: gold), give evaluation.benchmarks, or "
                         "judge by another metric."
                     )
-            elif lacks_solutions and (name == "heldout_nll" or (analysis and "solutions" in analysis.needs)):
+            elif lacks_solutions and (name == HELDOUT_NLL or (analysis and "solutions" in analysis.needs)):
                 yield f"sweep: {name} {why}, or judge by another metric."
     asked = [name for name in study.geometry.asked() if "solutions" in analyses()[name].needs]
     if asked and lacks_solutions and "geometry" in stages:

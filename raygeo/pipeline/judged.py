@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from raygeo.analyses.measured import Measured, Measures
 from raygeo.evaluation.answered import Answered
+from raygeo.naming import HELDOUT_NLL
 from raygeo.search.settings import Constraint, Mode, Objective
 from raygeo.search.space import refusal
 
@@ -64,7 +65,7 @@ def _find(study: Study, measures: Measures, place: tuple[str | int, ...], name: 
     except ValueError as error:
         raise refusal(place, name, str(error)) from None
     metric, analysis = found.metric, found.analysis
-    if metric.among == "training" and study.rollouts.heldout == 0 and found.name.startswith("heldout"):
+    if found.name == HELDOUT_NLL and study.rollouts.heldout == 0:
         raise refusal(place, name, f"{found.name} is measured on held-out prompts; give rollouts.heldout")
     if not study.plan.open_entries():
         return found

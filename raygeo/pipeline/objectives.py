@@ -24,6 +24,7 @@ from raygeo.generation.renderer import Renderer
 from raygeo.losses.registry import parse_loss
 from raygeo.models.loading import Loading
 from raygeo.models.run import Run
+from raygeo.naming import benchmark_of, reported_as
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.evaluate import asked_problems
 from raygeo.pipeline.geometry import published
@@ -94,7 +95,7 @@ class Objectives:
     def _answered(
         self, run: Run, wanted: Iterable[Measured], store: Store, run_workload: RunWorkload
     ) -> dict[str, float]:
-        asked = {one.name.partition(".")[2] for one in wanted}
+        asked = {benchmark_of(one.name) for one in wanted}
         problems = {name: found for name, found in self.benchmarks.items() if name in asked}
         how = self.grading, self.renderer, self.engine
         answers = Answers(self.answers, [run], self.base, self.base_key, problems, *how)
@@ -148,7 +149,7 @@ def numbers(report: Parts, tables: Mapping[str, pa.Table], run: str) -> dict[str
 def last_reported(store: Store, key: str, metric: str) -> dict[str, float]:
     """The last of a metric that the run with this key reported while it trained; empty if it never did."""
     curves = store.read_unit("training_curves", key)
-    values = curves.filter(pc.equal(curves["metric"], metric)).sort_by("step")["value"].to_pylist()
+    values = curves.filter(pc.equal(curves["metric"], reported_as(metric))).sort_by("step")["value"].to_pylist()
     return {metric: values[-1]} if values else {}
 
 

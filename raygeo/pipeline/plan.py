@@ -22,6 +22,7 @@ from raygeo.data.sampling import DecodingSettings
 from raygeo.losses.base import Loss
 from raygeo.losses.registry import LOSSES, AnyLoss, unknown
 from raygeo.models.lora import LoraSettings
+from raygeo.naming import HELDOUT_NLL
 from raygeo.search.configurations import Configuration, grid, sample
 from raygeo.search.naming import describe
 from raygeo.search.settings import SweepSettings
@@ -431,7 +432,7 @@ class Plan:
     def _watched(self, spec: RunSpec) -> RunSpec:
         """The run with its held-out NLL measured as often as the scheduler wants to see it."""
         scheduler = self.sweep.scheduler
-        if scheduler is None or scheduler.metric != "heldout_nll" or spec.training.eval_every is not None:
+        if scheduler is None or scheduler.metric != HELDOUT_NLL or spec.training.eval_every is not None:
             return spec
         training = spec.training.model_copy(update={"eval_every": scheduler.grace})
         return spec.model_copy(update={"training": training})

@@ -20,6 +20,7 @@ from raygeo.pipeline.reference_run import reference_run
 from raygeo.pipeline.revisions import outdated_tables, renamed_columns
 from raygeo.pipeline.standing import Standing, known_about, now, own_analyses
 from raygeo.pipeline.student import Student
+from raygeo.pipeline.tracked_data import base_key
 from raygeo.progress import Progress
 from raygeo.report.console import summary
 from raygeo.report.missing import Failures, gap, named
@@ -56,6 +57,16 @@ def study_params(study: Study) -> dict[str, Any]:
         "search": study.plan.sweep.search,
         "losses": ", ".join(dict.fromkeys(loss.type for entry in study.runs for loss in entry.losses)),
     }
+
+
+def study_note(study: Study) -> str:
+    """What MLflow's pages say of the study, in Markdown."""
+    params = study_params(study)
+    return (
+        f"What offline losses do to the weights of one student, {params['student']}: {params['losses']}.\n\n"
+        f"The parent run has the page, `{PAGE}`, and `figures/` among its artifacts; its children are the trained runs "
+        "and the base. The view `raygeo`, under *Views*, has them by configuration, with means over seeds."
+    )
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ def write_report(context: StudyContext, student: Student, tracking: Tracking, st
     say_summary(page, context.progress)
     context.count(1, 0)
     children = {name: record.key for name, record in run_records(context.store).items()}
-    children[BASE] = tracking.child(f"{student.key}:base", BASE, {})
+    children[BASE] = tracking.child(base_key(student), BASE, {})
     log_metrics(tracking, children, page.metrics)
     log_histories(tracking, children, page.histories)
     for name, figure in page.figures.items():

@@ -30,10 +30,11 @@ from raygeo.pipeline.geometry import analyse_runs
 from raygeo.pipeline.logged import logged
 from raygeo.pipeline.problems import check_builtin, check_sources
 from raygeo.pipeline.reference_run import reference_run
-from raygeo.pipeline.report import about_study, study_params, write_report
+from raygeo.pipeline.report import about_study, study_note, study_params, write_report
 from raygeo.pipeline.rollouts import provide_rollouts
 from raygeo.pipeline.standing import STUDY, Standing
 from raygeo.pipeline.student import provide_student
+from raygeo.pipeline.tracked_data import base_key, log_asked
 from raygeo.pipeline.train import provide_references, train_runs
 from raygeo.pipeline.trials import publish_trials
 from raygeo.progress import Progress, StageTime, stage_table
@@ -84,7 +85,7 @@ def run_study(
     ):
         store.write_bytes(STUDY, study_yaml(study).encode())
         tags = code_tags(content_key(study.model_copy(update={"store": None})))
-        tracking = Tracking(store, study.name, study_params(study), tags, progress.say)
+        tracking = Tracking(store, study.name, study_params(study), tags, progress.say, study_note(study))
         times: list[StageTime] = []
         try:
             context = _run_stages(study, store, tracking, address, until, progress, times, memory_check, lease)
@@ -203,7 +204,8 @@ def _run_stages(
             with stage("evaluate"), context.surviving("evaluation"):
                 store.publish("trials", [])
                 store.publish("objectives", [])
-                evaluate_runs(context, student, rollouts, trained.runs)
+                problems = evaluate_runs(context, student, rollouts, trained.runs)
+                log_asked(tracking, base_key(student), store, problems)
                 if study.sweep is not None:
                     publish_trials(context, trained.planned, analysed=False)
                 say(answers_found(store))

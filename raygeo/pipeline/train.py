@@ -31,12 +31,14 @@ from raygeo.pipeline.probes import provide_heldout
 from raygeo.pipeline.rollouts import ROUND_TABLES, Rollouts, provide_round
 from raygeo.pipeline.search import is_settled, measure_run, start_search
 from raygeo.pipeline.student import KIND, Student, provide_continued
+from raygeo.pipeline.tracked_data import base_key, learned_from
 from raygeo.records import FINISHED, RunRecord
 from raygeo.search.loop import Search
 from raygeo.settings import content_key, unit_key
 from raygeo.store import AnyPath, Store, outdated_units
 from raygeo.tables import BASE, SCHEMAS, to_arrow
 from raygeo.tracking import Tracking, TrialLogger, status_of
+from raygeo.tracking.pages import CONFIGURATION_TAG
 from raygeo.training.checkpoints import Checkpoints
 from raygeo.training.inputs import RunInputs
 from raygeo.training.order import step_count
@@ -293,7 +295,7 @@ class _Training:
         if self.plan.open_entries() or counted:
             select_examples(self.context, self.rollouts, self._on_study_rollouts(), counted)
         join(self.context, self.student, self.chains.values())
-        runs = _publish(self.context, self.student, self._shown(), self.failures, self.tracking)
+        runs = _publish(self.context, self.student, self.rollouts, self._shown(), self.failures, self.tracking)
         self.store.publish_rows("stages", to_arrow("stages", link_rows(self.store, self.chains.values())))
         if not runs:
             reasons = "; ".join(
@@ -568,7 +570,7 @@ def _examples_of(plan: Plan, index: int) -> list[PlannedRun]:
 
 def run_params(spec: RunSpec) -> dict[str, Any]:
     """The parameters shown for a run in MLflow: few, flat, named so that its pages, which sort them, begin with the
-    three a reader asks for: loss, lr, seed; ``setting.*`` are the loss's options, ``training.*`` the rest.
+    three a reader asks for: loss, lr, seed; ``loss/*`` are the loss's options, ``training/*`` the rest.
     """
     training = spec.training
     rest = {
@@ -582,32 +584,41 @@ def run_params(spec: RunSpec) -> dict[str, Any]:
     }
     return (
         {"loss": spec.loss.type, "lr": training.lr, "seed": training.seed}
-        | {f"setting.{name}": value for name, value in spec.loss.model_dump().items() if name != "type"}
-        | {f"training.{name}": value for name, value in rest.items()}
+        | {f"loss/{name}": value for name, value in spec.loss.model_dump().items() if name != "type"}
+        | {f"training/{name}": value for name, value in rest.items()}
     )
 
 
 def _publish(
-    context: StudyContext, student: Student, shown: list[_Shown], failures: dict[str, str], tracking: Tracking
+    context: StudyContext,
+    student: Student,
+    rollouts: Rollouts,
+    shown: list[_Shown],
+    failures: dict[str, str],
+    tracking: Tracking,
 ) -> list[Run]:
     """Publish the records and curves of all runs under the names this study gives them; return those that finished."""
     store, loading = context.store, Loading.of(context.study.student)
     records: list[RunRecord] = []
     curves: list[pa.Table] = []
     runs = []
-    base = tracking.child(f"{student.key}:base", BASE, {"loss": "none", "lr": 0.0, "seed": 0})
+    base = tracking.child(base_key(student), BASE, {"loss": "none", "lr": 0.0, "seed": 0})
+    tracking.tags(base, {"raygeo.loss": "none", CONFIGURATION_TAG: BASE})
     tracking.end(base, "FINISHED")
-    for run in shown:
-        tracking.child(run.key, run.name, run_params(run.spec))
-    tracking.flush()  # so that the table of runs has MLflow's ids
     ended = store.finished(TABLES)
+    known = {
+        run.key: RunRecord.of(store.read_unit("runs", run.key).to_pylist()[0]) for run in shown if run.key in ended
+    }
+    for run in shown:
+        started = known[run.key].started if run.key in known else None
+        tracking.child(run.key, run.name, run_params(run.spec), started)
+    tracking.flush()  # so that the table of runs has MLflow's ids
     for run in shown:
         name, key = run.name, run.key
         child = tracking.run_id(key)
         trained = key in ended and not (key in failures and not store.has_folder(DELTAS, key))
         if trained:
-            [row] = store.read_unit("runs", key).to_pylist()
-            record = replace(RunRecord.of(row), run=name, mlflow_run_id=child)
+            record = replace(known[key], run=name, mlflow_run_id=child)
             curves.append(_renamed(store.read_unit("training_curves", key), name))
             tracking.curves(key)
         else:
@@ -626,12 +637,27 @@ def _publish(
             runs.append(Run(name, measured, delta, snapshots, leg=run.leg is not None, loading=loading))
         elif trained:
             context.progress.say(f"  [yellow]{name} {record.status}[/yellow]: {escape(record.reason or '')}")
-        tracking.tags(key, {"status": record.status, "reason": without_credentials(record.reason or "")})
-        tracking.end(key, status_of(record.status))
+        tracking.tags(key, run_tags(record))
+        if not any(stage.get("rounds") for stage in run.stages or ()):
+            tracking.inputs(key, "training", [learned_from(rollouts)])
+        if record.delta is not None:
+            tracking.model(key, record.delta)
+        tracking.end(key, status_of(record.status), record.ended)
         records.append(record)
     store.publish_rows("runs", to_arrow("runs", [record.row() for record in records]))
     store.publish_rows("training_curves", pa.concat_tables([SCHEMAS["training_curves"].empty_table(), *curves]))
     return runs
+
+
+def run_tags(record: RunRecord) -> dict[str, str]:
+    """What runs are grouped and searched by in MLflow: how it ended, its loss, and its configuration: runs that differ
+    in nothing but seeds have one.
+    """
+    tags = {"status": record.status, "reason": without_credentials(record.reason or "")}
+    if (condition := record.condition) is None:
+        return tags
+    loss = str(record.label)
+    return tags | {"raygeo.loss": loss, CONFIGURATION_TAG: f"{loss} {content_key(*condition.configuration)[:6]}"}
 
 
 def _renamed(curves: pa.Table, run: str) -> pa.Table:

@@ -11,6 +11,7 @@ import numpy as np
 from raygeo.analyses.measured import Measured
 from raygeo.analyses.registry import published_view
 from raygeo.errors import DataError
+from raygeo.naming import reported_as
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.geometry import published
 from raygeo.pipeline.judged import Judged
@@ -76,11 +77,11 @@ def published_metrics(store: Store, wanted: Sequence[Measured], reference: str) 
     """Of every run, by name, the metrics that are ``wanted``, made of published tables; what it has not is left out."""
     found: defaultdict[str, dict[str, float]] = defaultdict(dict)
     names = {one.name for one in wanted}
-    curves = [one.name for one in wanted if one.metric.among == "training"]
+    curves = {reported_as(one.name): one.name for one in wanted if one.metric.among == "training"}
     if curves:
         for row in store.table("training_curves").sort_by("step").to_pylist():
             if row["metric"] in curves:
-                found[row["run"]][row["metric"]] = row["value"]
+                found[row["run"]][curves[row["metric"]]] = row["value"]
     makers = {one.analysis.name: one.analysis for one in wanted if one.analysis is not None}
     seen = published_view(partial(published, store), reference)
     for report in (STUDY, *(analysis.report for analysis in makers.values())):

@@ -33,7 +33,7 @@ class Metric:
     """A number of each run, by its name in the tracker.
 
     Args:
-        name: its name; ``*`` in it stands for what settings or data decide, as in ``accuracy.*``.
+        name: its name; ``*`` in it stands for what settings or data decide, as in ``eval/*/accuracy``.
         among: what it is made of. All but those among the "study" can judge one run by itself.
         better: which way is better; None where neither is, so that an objective must say.
         role: what it is in the pre-screen, None where it takes no part.
@@ -61,6 +61,11 @@ class Metric:
     def covers(self, name: str) -> bool:
         """Whether this declares the metric called ``name``."""
         return fnmatchcase(name, self.name)
+
+    @property
+    def short(self) -> str:
+        """Its name without what settings or data decide, which stands for the chief one of its kind."""
+        return self.name.replace("/*", "")
 
     def known(self, settings: Any) -> list[str] | None:
         """Its names under the analysis's ``settings``; None where only data tell."""

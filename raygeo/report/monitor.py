@@ -84,6 +84,6 @@ def _step(step: int | None, otherwise: str) -> str:
 
 
 def histories(view: View) -> Iterator[tuple[str, str, int, float | None]]:
-    """Accuracy at each kept step, ``monitor/heldout``."""
+    """Accuracy at each kept step, ``eval/heldout/monitor``."""
     for row in view.rows("monitor"):
-        yield row["run"], f"monitor/{row['benchmark']}", row["step"], row["accuracy"]
+        yield row["run"], f"{row['benchmark']}/monitor", row["step"], row["accuracy"]

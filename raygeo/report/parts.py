@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import wraps
 from itertools import chain
 from typing import Any
 
+from raygeo.naming import Group, full_name
 from raygeo.report.metric import Metric
 from raygeo.report.plots import Plot
 from raygeo.report.sheets import Cell, Section
@@ -18,7 +20,8 @@ Verdict = Callable[[View], Iterable[Finding]]
 Caveat = Callable[[View], Iterable[str]]
 """Makes the sentences, on what the numbers do not show, that apply to a study; none if none does."""
 Metrics = Callable[[View], Iterable[tuple[str, str, float | None]]]
-"""Makes (run, metric, value): what the tracker shows of each run; None is left out."""
+"""Makes (run, metric, value): what the tracker shows of each run; None is left out. An analysis names its metrics
+without their group."""
 Histories = Callable[[View], Iterable[tuple[str, str, int, float | None]]]
 """Makes (run, metric, step, value): what the tracker draws as curves."""
 
@@ -51,6 +54,23 @@ class Parts:
     """All that ``metrics`` make: what a sweep may be judged by, and the pre-screen correlates."""
     histories: tuple[Histories, ...] = ()
     chapters: tuple[Parts, ...] = ()
+
+    def under(self, group: Group) -> Parts:
+        """The same with its metrics and curves, which name themselves without one, in a group."""
+
+        def grouped(make: Callable[[View], Iterable[tuple[Any, ...]]]) -> Callable[[View], Iterator[Any]]:
+            @wraps(make)
+            def rows(view: View) -> Iterator[Any]:
+                return ((run, full_name(group, name), *rest) for run, name, *rest in make(view))
+
+            return rows
+
+        return replace(
+            self,
+            metrics=tuple(grouped(make) for make in self.metrics),
+            declared=tuple(replace(one, name=full_name(group, one.name)) for one in self.declared),
+            histories=tuple(grouped(make) for make in self.histories),
+        )
 
     @classmethod
     def joined(cls, bundles: Iterable[Parts]) -> Parts:

@@ -24,9 +24,9 @@ def passes(view: View) -> dict[str, Sheet]:
 
 
 def metrics(view: View) -> Iterable[tuple[str, str, float | None]]:
-    """The same by benchmark, ``pass_at_8.gsm8k``."""
+    """The same by benchmark, ``eval/gsm8k/pass_at_8``."""
     for row in view.rows("pass_at_k"):
-        yield row["run"], f"pass_at_{row['k']}.{row['benchmark']}", row["pass_at_k"]
+        yield row["run"], f"{row['benchmark']}/pass_at_{row['k']}", row["pass_at_k"]
 
 
 def _cell(row: object) -> Cell:

@@ -155,14 +155,17 @@ def shifted(benchmark: str, shift: str) -> str:
 
 
 def accuracies(view: View) -> Iterable[tuple[str, str, float | None]]:
-    """Accuracy and its interval, by benchmark."""
+    """Accuracy and its interval, by benchmark; without one, that of the chief benchmark, the study's first."""
+    chief = next((row["benchmark"] for row in view.rows("benchmarks")), None)
     for row in view.rows("accuracy"):
+        if row["benchmark"] == chief:
+            yield row["run"], "accuracy", row["accuracy"]
         for name, column in (("accuracy", "accuracy"), ("accuracy_low", "low"), ("accuracy_high", "high")):
-            yield row["run"], f"{name}.{row['benchmark']}", row[column]
+            yield row["run"], f"{row['benchmark']}/{name}", row[column]
 
 
 def drop_metrics(view: View) -> Iterable[tuple[str, str, float | None]]:
-    """The drop out of distribution and its interval, by benchmark, ``drop.harder``."""
+    """The drop out of distribution and its interval, by benchmark, ``eval/harder/drop``."""
     for row in view.rows("drops"):
         for name, column in (("drop", "drop"), ("drop_low", "low"), ("drop_high", "high")):
-            yield row["run"], f"{name}.{row['benchmark']}", row[column]
+            yield row["run"], f"{row['benchmark']}/{name}", row[column]

@@ -37,23 +37,24 @@ _ACCURACY = Parts(
     ),
     metrics=(results.accuracies, results.drop_metrics, passes.metrics),
     declared=(
+        Metric("accuracy", "itself", "max", role=None),
         *(
-            Metric(f"accuracy{end}.*", "itself", "max", None if end else "outcome", _benchmarks, lacking=_NO_PROBLEMS)
+            Metric(f"*/accuracy{end}", "itself", "max", None if end else "outcome", _benchmarks, lacking=_NO_PROBLEMS)
             for end in ("", "_low", "_high")
         ),
-        *(Metric(f"drop{end}.*", "study", "min", None, _shifted, lacking=_NO_SHIFT) for end in ("", "_low", "_high")),
-        Metric("pass_at_*.*", "itself", "max", None, _passes, lacking=_ONE_ANSWER),
-        Metric("heldout_nll", "training", "min", role=None),
-        Metric("nll", "training", "min", role=None),
+        *(Metric(f"*/drop{end}", "study", "min", None, _shifted, lacking=_NO_SHIFT) for end in ("", "_low", "_high")),
+        Metric("*/pass_at_*", "itself", "max", None, _passes, lacking=_ONE_ANSWER),
+        Metric("heldout/nll", "training", "min", role=None),
     ),
     histories=(monitor.histories,),
-)
+).under("eval")
 _TRAINING = Parts(
     name="training",
     question="How did training go?",
     figures=(training.nll_curves, training.objective_curves),
     sections=(stages.trainings,),
-)
+    declared=(Metric("nll", "training", "min", role=None),),
+).under("train")
 STUDY = Parts.joined([_SWEEP, _ACCURACY, _TRAINING])
 
 CLOSING = Parts(verdicts=(verdict.visible, verdict.next_runs))

@@ -145,7 +145,7 @@ def _name_axes(ax: Axes, goals: dict[str, _Goal]) -> None:
 
 
 def _number(name: str, value: float | None) -> str:
-    return typeset.percent(value) if name.startswith(_SHARES) else typeset.significant(value)
+    return typeset.percent(value) if name.rpartition("/")[2].startswith(_SHARES) else typeset.significant(value)
 
 
 def _rank(row: Any, several: bool) -> Cell:

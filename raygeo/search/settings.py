@@ -4,32 +4,36 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from raygeo.naming import HELDOUT_NLL, TRAIN_NLL
 from raygeo.settings import Settings
 
 Mode = Literal["max", "min"]
-REPORTED = ("heldout_nll", "nll")
+REPORTED = (HELDOUT_NLL, TRAIN_NLL)
 """The metrics that all runs report while they train, and that compare runs of one loss."""
 
 
 def _renamed(metric: Any) -> Any:
     if metric == "sharpness":
         raise ValueError(
-            "sharpness is now top_eigenvalue; a metric of geometry.sharpness has its full name, sharpness.sam.0.05"
+            "sharpness is now geometry/top_eigenvalue; a metric of geometry.sharpness has its full name, "
+            "geometry/sharpness/sam/0.05"
         )
     return metric
 
 
 Named = Annotated[str, Field(min_length=1, max_length=200), BeforeValidator(_renamed)]
-"""A metric by its name in MLflow; without its last part (``accuracy``) it is the chief one of its kind."""
+"""A metric by its name in MLflow; without the part that settings or data decide (``eval/accuracy``,
+``geometry/sharpness``) it is the chief one of its kind."""
 
 
 class Objective(Settings):
     """One number by which finished runs are compared."""
 
     metric: Named
-    """A metric of the study, by its name in MLflow: ``accuracy`` of the first benchmark, the held-out prompts unless
-    they are not answered; ``accuracy.NAME`` of another; ``heldout_nll``, the token-mean NLL of held-out correct
-    solutions at the end of training; or one of an analysis that ``geometry`` asks for (``raygeo analyses``)."""
+    """A metric of the study, by its name in MLflow: ``eval/accuracy`` of the first benchmark, the held-out prompts
+    unless they are not answered; ``eval/NAME/accuracy`` of another; ``eval/heldout/nll``, the token-mean NLL of
+    held-out correct solutions at the end of training; or one of an analysis that ``geometry`` asks for
+    (``geometry/kl_to_base``; ``raygeo analyses``)."""
     mode: Mode | None = None
     """Whether more or less of it is better; by default what is better of that metric, where it has a better way."""
 
@@ -67,7 +71,7 @@ class Asha(Settings):
 
     type: Literal["asha"] = "asha"
     """Names the scheduler."""
-    metric: Literal["heldout_nll", "nll"] = "heldout_nll"
+    metric: Literal["eval/heldout/nll", "train/nll"] = "eval/heldout/nll"
     """What is compared, less being better: the NLL of held-out correct solutions, or that of the run's own batches."""
     grace: int = Field(10, ge=1)
     """Steps before the first rung; the held-out NLL is measured every so many steps."""
@@ -105,7 +109,7 @@ class SweepSettings(Settings):
         Asha | None, BeforeValidator(_null_if_none, json_schema_input_type=Asha | Literal["none"] | None)
     ] = None
     """``none``, or ``{type: asha}``."""
-    objectives: tuple[Objective, ...] = Field((Objective(metric="accuracy"),), min_length=1)
+    objectives: tuple[Objective, ...] = Field((Objective(metric="eval/accuracy"),), min_length=1)
     """What runs are judged by; with several of them, no run that is beaten in all is preferred."""
     constraints: tuple[Constraint, ...] = ()
     """Bounds that runs must keep."""

@@ -186,6 +186,25 @@ def _copy_database(source: Store, target: Store) -> None:
         target.put_file(file, MLFLOW)
 
 
+def point_artifacts(store: Store) -> None:
+    """Let MLflow's database in a local store name the artifacts beside it, wherever the store lay before.
+
+    Raises:
+        StoreError: the database is damaged or cannot be written.
+    """
+    if store.filesystem.get_file_info(store.path(MLFLOW)).type != fs.FileType.File:
+        return
+    try:
+        with closing(sqlite3.connect(store.path(MLFLOW))) as database:
+            relocate(database, store.location, store)
+            database.commit()
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"{store.path(MLFLOW)} cannot be used: {error}. If another process holds it, end that; if it is damaged, "
+            "move it away: the same study logs everything anew."
+        ) from error
+
+
 def relocate(database: sqlite3.Connection, before: str, target: Store) -> None:
     """Let MLflow's database name the artifacts that lie in ``target``, and its study as the one there."""
     beside = Path(target.path(ARTIFACTS)).as_uri()
@@ -196,6 +215,8 @@ def relocate(database: sqlite3.Connection, before: str, target: Store) -> None:
             moved = _LOCAL_ARTIFACTS.sub(lambda found: beside, value or "", count=1)
             if moved != (value or ""):
                 database.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (moved, row))
+    if before == target.location:
+        return
     now = (f"study:{target.location}", f"study:{before}")
     database.execute("UPDATE tags SET value = ? WHERE key = 'raygeo.key' AND value = ?", now)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from importlib.metadata import version
 
 import ray
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
 
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 _GROUP = "ray.io/node-group"
@@ -16,6 +16,7 @@ _GROUP = "ray.io/node-group"
 def code_tags(study_key: str) -> dict[str, str]:
     """The study's content key, raygeo's version, and the git commit of the working directory if it has one."""
     tags = {"raygeo.study": study_key, "raygeo.version": version("raygeo")}
+    tags |= {MLFLOW_SOURCE_NAME: "raygeo", MLFLOW_SOURCE_TYPE: "LOCAL"}
     commit = _commit()
     return tags | ({MLFLOW_GIT_COMMIT: commit} if commit else {})
 
@@ -37,7 +38,7 @@ def cluster_tags() -> dict[str, str]:
         job = json.loads(os.environ.get(_JOB, "{}"))["metadata"]["job_submission_id"]
     except (ValueError, KeyError, TypeError):
         return tags
-    return tags | {"raygeo.ray_job": str(job)}
+    return tags | {"raygeo.ray_job": str(job), MLFLOW_SOURCE_TYPE: "JOB"}
 
 
 def _kinds() -> Counter[str]:

@@ -9,25 +9,44 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mlflow.entities import LifecycleStage, Metric, Param, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LifecycleStage,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    RunTag,
+)
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_DATASET_CONTEXT,
+    MLFLOW_MODEL_IS_EXTERNAL,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NAME,
+    MLFLOW_RUN_NOTE,
+)
 
 from raygeo.errors import TrackingError
+from raygeo.naming import SCHEME, benchmark_of, training_metric
 from raygeo.paths import without_credentials
 from raygeo.settings import content_key
 from raygeo.store import Store
 from raygeo.tracking.outbox import Entry
-from raygeo.tracking.server import open_client
+from raygeo.tracking.pages import ABOUT
+from raygeo.tracking.server import NO_ENDPOINT, open_client
 
-KEY_TAG = "raygeo.key"
+KEY_TAG, SCHEME_TAG = "raygeo.key", "raygeo.names"
 POINTS_TAG = "raygeo.points"
 """How many points the training curves have once all of them are there."""
 _BATCH = 1000  # MLflow's limit of metrics in one request
 QUOTE = "'"  # MLflow's queries cannot hold one
 _LONGEST_PARAM, _LONGEST_TAG = 6000, 5000
+_NO_MODEL_NAME = str.maketrans(dict.fromkeys("/:.%\"'", "_"))  # what MLflow takes in no name of a model
 _GONE = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 Point = tuple[str, int, float]
 """Metric, step, value."""
@@ -35,11 +54,17 @@ Point = tuple[str, int, float]
 
 @dataclass
 class _Run:
-    """What is known of a run in MLflow; ``reached`` is the last step of its training curves, None if not known."""
+    """What is known of a run in MLflow; ``reached`` is the last step of its training curves, None if not known.
+
+    ``ended`` is in ms; ``model`` is the id of its weights as a model, ``data`` the digests of its inputs by name.
+    """
 
     id: str
     name: str
     status: str = "RUNNING"
+    ended: int | None = None
+    model: str | None = None
+    data: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     reached: int | None = None
@@ -48,10 +73,11 @@ class _Run:
 class Remote:
     """The experiment ``study`` at ``uri``: the study's own run and its children, by content key, found or created.
 
-    ``identity`` of the store tells it from one that lies at the same path on another machine.
+    ``identity`` of the store tells it from one that lies at the same path on another machine. ``note`` describes the
+    study, in Markdown, where nobody has described it otherwise.
     """
 
-    def __init__(self, uri: str, store: Store, study: str, identity: str):
+    def __init__(self, uri: str, store: Store, study: str, identity: str, note: str = ""):
         self.client = open_client(uri)
         self.store, self.study = copy(store), study  # one of its own for the thread that sends
         database = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite") else None
@@ -60,8 +86,10 @@ class Remote:
         self.parent = f"study:{content_key(location) if QUOTE in location else location}"
         if store.is_local and self.artifacts is None:
             self.parent += f"#{identity}"
+        self.note = note
         self.experiment = ""
         self.runs: dict[str, _Run] = {}
+        self.begun: dict[str, int] = {}
 
     def ping(self) -> None:
         """See that MLflow answers and has the experiment, which is created if need be.
@@ -75,7 +103,13 @@ class Remote:
                 f"the experiment {self.study!r} was deleted there; restore it (`mlflow experiments restore "
                 f"--experiment-id {found.experiment_id}`) or give the study another name"
             )
-        experiment = found.experiment_id if found else self.client.create_experiment(self.study, self.artifacts)
+        about = ABOUT | ({MLFLOW_RUN_NOTE: self.note} if self.note else {})
+        if found is None:
+            experiment = self.client.create_experiment(self.study, self.artifacts, about)
+        else:
+            experiment = found.experiment_id
+            for name in about.keys() - found.tags.keys():
+                self.client.set_experiment_tag(experiment, name, about[name])
         if experiment != self.experiment:
             self.experiment, self.runs = experiment, {}
 
@@ -100,8 +134,11 @@ class Remote:
 
     # -- calls ------------------------------------------------------------------------------------------------------
 
-    def open(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Find or create a run, and let it have this name, these tags, and those of these parameters it lacks."""
+    def open(self, key: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str], time: int) -> None:
+        """Find a run or create one that began at ``time``, and let it have this name, these tags, and those of these
+        parameters that it lacks.
+        """
+        self.begun.setdefault(key, time)
         run = self._run(key, name)
         if run.name != name:
             self.client.update_run(run.id, name=name)
@@ -116,17 +153,18 @@ class Remote:
         """Mark a run as running; when the study's own begins, those that still are were left by a process that died."""
         run = self._run(key)
         if key == self.parent:
-            self._end_children("KILLED")
+            self._end_children("KILLED", _now())
         if run.status != "RUNNING":
             self.client.update_run(run.id, status="RUNNING")
             run.status = "RUNNING"
 
     def steps(self, key: str, points: Sequence[tuple[int, int, Mapping[str, float]]]) -> None:
-        """Log what a run reported of its training, as (step, time in ms, metrics) in order.
+        """Log what a run reported of its training, as (step, time in ms, metrics as it named them) in order.
 
         Steps that are not beyond those MLflow has, because a run that resumed took them again, are left out.
         """
         run = self._run(key)
+        points = [(step, at, {training_metric(name): v for name, v in found.items()}) for step, at, found in points]
         if run.reached is None:
             run.reached = max((m.step for name in points[0][2] for m in self._history(run, name)), default=-1)
         for batch in _batches([point for point in points if point[0] > run.reached]):
@@ -141,17 +179,17 @@ class Remote:
         rows = self.store.read_unit("training_curves", key).select(["metric", "step", "value"]).to_pylist()
         if run.tags.get(POINTS_TAG) == str(len(rows)):
             return
-        known = {name: {m.step for m in self._history(run, name)} for name in {row["metric"] for row in rows}}
-        points = ((row["metric"], row["step"], row["value"]) for row in rows)
-        self._log(run, (point for point in points if point[1] not in known[point[0]]), _now())
+        named = [(training_metric(row["metric"]), row["step"], row["value"]) for row in rows]
+        known = {name: {m.step for m in self._history(run, name)} for name in {name for name, *_ in named}}
+        self._log(run, (point for point in named if point[1] not in known[point[0]]), _now())
         self._tag(run, {POINTS_TAG: str(len(rows))})
 
     def metrics(self, key: str, values: Mapping[str, float], time: int) -> None:
-        """Log numbers of step 0, but for those that the run has."""
+        """Log numbers of step 0, but for those that the run has; those of its answers with what was asked."""
         run = self._run(key)
         latest = self.client.get_run(run.id).data.metrics
         new = ((k, 0, v) for k, v in values.items() if k not in latest or repr(float(v)) != repr(float(latest[k])))
-        self._log(run, new, time)
+        self._log(run, new, time, asked=True)
 
     def histories(self, key: str, points: Sequence[Point], time: int) -> None:
         """Log points of curves, but for those that the run has."""
@@ -174,16 +212,46 @@ class Remote:
                 self._run(self.parent).id, str(file), str(path.parent) if path.parent.name else None
             )
 
-    def end(self, key: str, status: str) -> None:
-        """Mark a run as ended."""
-        self._end(self._run(key), status)
+    def inputs(self, key: str, context: str, data: Sequence[Mapping[str, Any]]) -> None:
+        """Say what a run was trained on or asked: data by name, each with its digest, where it is, and its profile."""
+        run = self._run(key)
+        new = [each for each in data if run.data.get(each["name"]) != each["digest"]]
+        if new:
+            tags = [InputTag(MLFLOW_DATASET_CONTEXT, context)]
+            self.client.log_inputs(run.id, [DatasetInput(Dataset(**each), tags) for each in new])
+            run.data |= {each["name"]: each["digest"] for each in new}
 
-    def close(self, status: str) -> None:
+    def model(self, key: str, weights: str) -> None:
+        """Name the weights of a run, which stay where they are, as a model; numbers that follow are its too."""
+        run = self._run(key)
+        if run.model is not None:
+            return
+        try:
+            found = self.client.search_logged_models([self.experiment], f"source_run_id = '{run.id}'")
+        except MlflowException as error:
+            if error.error_code == NO_ENDPOINT:
+                return  # a server before MLflow 3, which knows no models of runs
+            raise
+        tags = {KEY_TAG: key, "raygeo.weights": weights, MLFLOW_MODEL_IS_EXTERNAL: "true"}
+        name = run.name.translate(_NO_MODEL_NAME)
+        model = found[0] if found else self.client.create_logged_model(self.experiment, name, run.id, tags, run.params)
+        self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        if _known(self.client.get_run(run.id)).model is None:
+            self.client.log_outputs(run.id, [LoggedModelOutput(model.model_id, 0)])
+        run.model = model.model_id
+
+    def end(self, key: str, status: str, time: int, known: bool) -> None:
+        """Mark a run as ended at ``time``; where that is ``known``, in place of when it was seen to end."""
+        run = self._run(key)
+        if run.status != status or (known and run.ended != time):
+            self._end(run, status, time)
+
+    def close(self, status: str, time: int) -> None:
         """Mark every run of the study that is running as ended."""
-        self._end_children(status)
+        self._end_children(status, time)
         parent = self._run(self.parent)
         if parent.status == "RUNNING":
-            self._end(parent, status)
+            self._end(parent, status, time)
 
     # ---------------------------------------------------------------------------------------------------------------
 
@@ -198,10 +266,22 @@ class Remote:
         if key != self.parent:
             query += f" and tags.`{MLFLOW_PARENT_RUN_ID}` = '{self._run(self.parent).id}'"
         found = self._search(query)
+        if key == self.parent:
+            found = [run for run in found if self._is_named_alike(run)]
         for twin in found[1:]:  # a server that stood still when it was asked to create the run has done so twice
             if not twin.data.metrics:
                 self.client.delete_run(twin.info.run_id)
         return _known(found[0]) if found else None
+
+    def _is_named_alike(self, parent: MlflowRun) -> bool:
+        """Whether a study's metrics and parameters have the names of this version; if not, its runs are deleted, which
+        MLflow can undo, so that all is logged anew under these names alone.
+        """
+        if parent.data.tags.get(SCHEME_TAG) == SCHEME:
+            return True
+        for run in [*self._search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}'"), parent]:
+            self.client.delete_run(run.info.run_id)
+        return False
 
     def _search(self, query: str) -> list[MlflowRun]:
         found: list[MlflowRun] = []
@@ -216,10 +296,12 @@ class Remote:
                 return found
 
     def _create(self, key: str, name: str) -> _Run:
-        tags = {KEY_TAG: key, MLFLOW_RUN_NAME: name}
+        tags = {KEY_TAG: key, SCHEME_TAG: SCHEME, MLFLOW_RUN_NAME: name}
         if key != self.parent:
             tags[MLFLOW_PARENT_RUN_ID] = self._run(self.parent).id
-        run = self.client.create_run(self.experiment, tags=tags, run_name=name)
+        elif self.note:
+            tags[MLFLOW_RUN_NOTE] = self.note
+        run = self.client.create_run(self.experiment, self.begun.get(key), tags, name)
         return _Run(run.info.run_id, name, tags=tags, reached=-1)
 
     def _tag(self, run: _Run, values: Mapping[str, str]) -> None:
@@ -228,25 +310,25 @@ class Remote:
             self.client.log_batch(run.id, tags=[RunTag(k, v) for k, v in new.items()])
             run.tags |= new
 
-    def _end(self, run: _Run, status: str) -> None:
-        if run.status != status:
-            self.client.set_terminated(run.id, status)
-            run.status = status
+    def _end(self, run: _Run, status: str, time: int) -> None:
+        self.client.set_terminated(run.id, status, time)
+        run.status, run.ended = status, time
 
-    def _end_children(self, status: str) -> None:
+    def _end_children(self, status: str, time: int) -> None:
         parent = self._run(self.parent)
         running = self._search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.id}' and attributes.status = 'RUNNING'")
         known = {run.id: run for run in self.runs.values()}
         for found in running:
-            self.client.set_terminated(found.info.run_id, status)
-            if found.info.run_id in known:
-                known[found.info.run_id].status = status
+            self._end(known.get(found.info.run_id) or _known(found), status, time)
 
     def _history(self, run: _Run, name: str) -> list[Metric]:
         return self.client.get_metric_history(run.id, name)
 
-    def _log(self, run: _Run, points: Iterable[Point], at: int) -> None:
-        entries = [Metric(name, float(value), at, step) for name, step, value in points]
+    def _log(self, run: _Run, points: Iterable[Point], at: int, asked: bool = False) -> None:
+        entries = [
+            Metric(name, float(value), at, step, run.model, *(_asked(run, name) if asked else ()))
+            for name, step, value in points
+        ]
         for start in range(0, len(entries), _BATCH):
             self.client.log_batch(run.id, metrics=entries[start : start + _BATCH])
 
@@ -255,13 +337,29 @@ _CALLS = {
     call.__name__: call
     for call in (
         Remote.open, Remote.begin, Remote.steps, Remote.curves, Remote.metrics, Remote.histories, Remote.tags,
-        Remote.file, Remote.end, Remote.close,
+        Remote.file, Remote.inputs, Remote.model, Remote.end, Remote.close,
     )
 }  # fmt: skip
 
 
 def _known(run: MlflowRun) -> _Run:
-    return _Run(run.info.run_id, run.info.run_name, run.info.status, dict(run.data.params), dict(run.data.tags))
+    info, models = run.info, run.outputs.model_outputs if run.outputs else []
+    return _Run(
+        info.run_id,
+        info.run_name,
+        info.status,
+        info.end_time,
+        models[0].model_id if models else None,
+        {each.dataset.name: each.dataset.digest for each in (run.inputs.dataset_inputs if run.inputs else ())},
+        dict(run.data.params),
+        dict(run.data.tags),
+    )
+
+
+def _asked(run: _Run, metric: str) -> tuple[str, str] | tuple[None, None]:
+    """Name and digest of the benchmark whose answers a metric is of, if that is known."""
+    name = benchmark_of(metric) if metric.startswith("eval/") else ""
+    return (name, run.data[name]) if name in run.data else (None, None)
 
 
 def _batches(points: Sequence[tuple[int, int, Mapping[str, float]]]) -> Iterator[list[Any]]:

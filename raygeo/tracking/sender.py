@@ -91,7 +91,7 @@ class Sender:
         if asked() is not None and not self.marked:
             self.marked = True
             with suppress(Exception):
-                self.remote.close("KILLED")
+                self.remote.close("KILLED", int(time.time() * 1000))
 
     def _send(self) -> None:
         """Send what the store keeps, then what is in memory, up to where MLflow is away."""

@@ -27,7 +27,7 @@ _NOT_NOW = {
     HTTPStatus.TOO_MANY_REQUESTS,
 }
 _REASON = re.compile(r"\[Errno -?\d+\] ([\w ]+)|Read timed out|Connection aborted")
-_ELSEWHERE = ErrorCode.Name(ENDPOINT_NOT_FOUND)  # what answers is a proxy, or no MLflow at all
+NO_ENDPOINT = ErrorCode.Name(ENDPOINT_NOT_FOUND)  # what answers is a proxy, or no MLflow at all
 
 
 def tracking_uri(store: Store) -> str:
@@ -66,7 +66,7 @@ def is_away(error: BaseException) -> bool:
     """Whether the same request may be taken later: MLflow cannot be reached, is out of order, or lets nobody in."""
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()
-        return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _NOT_NOW or error.error_code == _ELSEWHERE
+        return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _NOT_NOW or error.error_code == NO_ENDPOINT
     if isinstance(error, requests.HTTPError) and error.response is not None:
         status = error.response.status_code
         return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status in _NOT_NOW

@@ -2,16 +2,20 @@
 
 import base64
 import io
+import json
 import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 from rich.markup import escape
 
 from raygeo.errors import ConfigError, TrackingError
 from raygeo.interrupts import asked
+from raygeo.naming import SCHEME
 from raygeo.paths import without_credentials
 from raygeo.store import Store
 from raygeo.store.lease import find_lease
@@ -21,16 +25,37 @@ from raygeo.tracking.sender import Sender
 from raygeo.tracking.server import is_away, plain, remedy, tracking_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+Context = Literal["training", "evaluation"]
+"""What data were to a run."""
 FLUSH_SECONDS, CLOSE_SECONDS, KILLED_SECONDS = 60.0, 300.0, 1.5
 """How long a study waits for an MLflow that answers, but slowly: between stages, at its end, once asked to stop."""
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Data:
+    """Data that a run was trained on or asked: their name, a content key of what is in them, the store that keeps them,
+    and counts of them by what is counted.
+    """
+
+    name: str
+    digest: str
+    store: str
+    counts: Mapping[str, int]
+
+    def plain(self) -> dict[str, str]:
+        """They as MLflow's dataset."""
+        source = json.dumps({"uri": without_credentials(self.store)})
+        profile = json.dumps(dict(self.counts))
+        return {"name": self.name, "digest": self.digest, "source_type": "raygeo", "source": source, "profile": profile}
+
+
 class Tracking:
     """The study's experiment and its runs, which are named by content keys.
 
-    ``study`` names the experiment and the study's own run; ``params`` are shown on that, ``tags`` on every run. What is
+    ``study`` names the experiment and the study's own run; ``params`` are shown on that, ``tags`` on every run, and
+    ``note`` describes both. What is
     told is queued and sent by a thread; ``say`` is called once with what is wrong where MLflow stops to answer, and
     once when it answers again. ``trouble`` is what MLflow refused, None if it took everything.
 
@@ -45,6 +70,7 @@ class Tracking:
         params: Mapping[str, Any],
         tags: Mapping[str, str] | None = None,
         say: Callable[[str], None] = log.warning,
+        note: str = "",
     ):
         for library in ("alembic", "mlflow"):
             logging.getLogger(library).setLevel(logging.WARNING)
@@ -54,7 +80,7 @@ class Tracking:
         noted, away = outbox.noted(), None
         identity = noted.get("identity") or uuid.uuid4().hex[:8]
         try:
-            self.remote = Remote(self.uri, store, study, identity)
+            self.remote = Remote(self.uri, store, study, identity, without_credentials(note))
             self.remote.ping()
         except Exception as error:
             if not is_away(error) or noted.get("server") != address:
@@ -66,11 +92,11 @@ class Tracking:
                 f"  MLflow at {escape(address)} does not answer ({escape(away)}); the study goes on, and what MLflow "
                 f"is to be told is kept in {escape(without_credentials(store.location))}/{FOLDER} until it does"
             )
-        if noted.get("study") != study:
-            outbox.clear()  # everything is logged anew under the study's new name
-        outbox.note(study=study, server=address, identity=identity)
+        if (noted.get("study"), noted.get("names")) != (study, SCHEME):
+            outbox.clear()  # everything is logged anew, under the study's new name or with new names of metrics
+        outbox.note(study=study, server=address, identity=identity, names=SCHEME)
         self.sender = Sender(self.remote, outbox, lambda text: say(escape(text)), away)
-        self._queue("open", key=self.parent, name=study, params=_texts(params), tags=dict(self.shared))
+        self._open(self.parent, study, params, None)
         self._queue("begin", key=self.parent)
 
     @property
@@ -105,10 +131,15 @@ class Tracking:
         self.shared |= tags
         self.tags(self.parent, tags)
 
-    def child(self, key: str, name: str, params: Mapping[str, Any]) -> str:
-        """Have a run with this content key, created if there is none yet; returns the key."""
-        self._queue("open", key=key, name=name, params=_texts(params), tags=dict(self.shared))
+    def child(self, key: str, name: str, params: Mapping[str, Any], started: str | None = None) -> str:
+        """Have a run with this content key, created if there is none yet; returns the key. It began now unless it is
+        known when it ``started``, in ISO 8601.
+        """
+        self._open(key, name, params, started)
         return key
+
+    def _open(self, key: str, name: str, params: Mapping[str, Any], started: str | None) -> None:
+        self._queue("open", key=key, name=name, params=_texts(params), tags=dict(self.shared), time=_ms(started))
 
     def begin(self, key: str) -> None:
         """Mark a run as running, unless the process was asked to stop."""
@@ -157,16 +188,26 @@ class Tracking:
     def _file(self, name: str, content: bytes) -> None:
         self._queue("file", name=name, content=base64.b64encode(content).decode())
 
-    def end(self, key: str, status: Status) -> None:
-        """Mark a run as ended."""
-        self._queue("end", key=key, status=status)
+    def inputs(self, key: str, context: Context, data: Iterable[Data]) -> None:
+        """Say what a run was trained on, or asked."""
+        plain = [each.plain() for each in data]
+        if plain:
+            self._queue("inputs", key=key, context=context, data=plain)
+
+    def model(self, key: str, weights: str) -> None:
+        """Name the weights of a run, a folder that stays where it is, as a model that numbers to come are of."""
+        self._queue("model", key=key, weights=without_credentials(weights))
+
+    def end(self, key: str, status: Status, ended: str | None = None) -> None:
+        """Mark a run as ended: now, unless it is known when it ``ended``."""
+        self._queue("end", key=key, status=status, time=_ms(ended), known=ended is not None)
 
     def close(self, status: Status) -> int:
         """Mark every run that is still running, and send what is queued; returns how much of it has to wait.
 
         A process that was asked to stop does not wait long.
         """
-        self._queue("close", status=status)
+        self._queue("close", status=status, time=_now())
         return self.sender.close(CLOSE_SECONDS if asked() is None else KILLED_SECONDS)
 
 
@@ -181,6 +222,8 @@ def send_queued(store: Store) -> str | None:
     waiting = len(outbox)
     if not waiting and not killed:
         return None
+    if noted.get("names") != SCHEME:
+        return f"{waiting} entries for MLflow have names of an earlier version; run the study again to log it anew."
     uri = tracking_uri(store)
     address = without_credentials(uri)
     if noted.get("server") != address:
@@ -193,7 +236,7 @@ def send_queued(store: Store) -> str | None:
         return f"MLflow at {address} does not answer ({plain(error)}): {waiting} entries for it wait."
     sender = Sender(remote, outbox, said.append)
     if killed:
-        sender.put({"call": "close", "status": "KILLED"})
+        sender.put({"call": "close", "status": "KILLED", "time": _now()})
     sender.flush()
     left = sender.close()
     refused = f" It refused some: {'; '.join(dict.fromkeys(sender.refused))}." if sender.refused else ""
@@ -207,3 +250,8 @@ def _texts(params: Mapping[str, Any]) -> dict[str, str]:
 
 def _now() -> int:
     return int(time.time() * 1000)
+
+
+def _ms(moment: str | None) -> int:
+    """A moment in ISO 8601 in ms; now if it is not known."""
+    return _now() if moment is None else int(datetime.fromisoformat(moment).timestamp() * 1000)

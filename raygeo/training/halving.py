@@ -5,6 +5,7 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from raygeo.naming import reported_as
 from raygeo.search.settings import Asha
 
 _NEVER = 10**9
@@ -26,7 +27,7 @@ class HalvingByLoss(FIFOScheduler):
         if loss not in self.races:
             self.races[loss] = ASHAScheduler(
                 time_attr="step",
-                metric=f"metrics/{self.settings.metric}",
+                metric=f"metrics/{reported_as(self.settings.metric)}",
                 mode="min",
                 max_t=_NEVER,
                 stop_last_trials=False,

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -40,6 +41,11 @@ def run_record(spec: RunSpec, key: str, status: str, **known: Any) -> RunRecord:
     return RunRecord(spec.name, key, status, loss, training, **known)
 
 
+def now() -> str:
+    """The time, in ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def delta_folder(store: Store, key: str) -> str:
     """Path or URI of the folder in which a run's delta is kept."""
     return store.uri(DELTAS, key)
@@ -59,14 +65,14 @@ def train(
     One that was interrupted leaves its checkpoint and nothing else. ``base`` is what the worker keeps loaded.
     """
     spec, store, inputs = job.spec, job.store, job.inputs
-    started = time.perf_counter()
+    started, began = time.perf_counter(), now()
     torch.set_num_threads(max(1, int(spec.training.cpus)))
     data = open_data(spec.loss, store, inputs, spec.needs)
     engine, adapter_init = build_engine(spec, len(data.examples), inputs.student, base)
     checkpoints = Checkpoints(store, job.key)
     resumed = checkpoints.resume(engine)
     state = TrainingState(**resumed["state"]) if resumed else TrainingState()
-    earlier = resumed["seconds"] if resumed else 0.0
+    earlier, began = (resumed["seconds"], resumed.get("began", began)) if resumed else (0.0, began)
 
     def seconds() -> float:
         return earlier + time.perf_counter() - started
@@ -82,7 +88,9 @@ def train(
         state,
         Hooks(
             report=report if rank() == 0 else lambda step, metrics: None,
-            checkpoint=lambda s: checkpoints.save(engine, s.step, {"state": asdict(s), "seconds": seconds()}),
+            checkpoint=lambda s: checkpoints.save(
+                engine, s.step, {"state": asdict(s), "seconds": seconds(), "began": began}
+            ),
             keep=keep,
             command=command,
         ),
@@ -96,6 +104,8 @@ def train(
         examples=len(data.examples),
         tokens=state.tokens,
         seconds=seconds(),
+        started=began,
+        ended=now(),
         delta=delta_folder(store, job.key) if state.status == FINISHED else None,
         student=inputs.student_key,
         adapter_init=adapter_init,

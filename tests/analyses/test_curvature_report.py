@@ -153,13 +153,13 @@ def test_metrics_are_of_the_first_space_of_each_operator():
         for index in ((0, 1) if quantity == "eigenvalue" else (None,))
     ]
     assert list(report.metrics(view(curvature=rows))) == [
-        ("base", "top_eigenvalue.hessian", 5.0),
-        ("base", "trace.hessian", 5.0),
-        ("base", "top_eigenvalue.ggn", 50.0),
-        ("base", "trace.ggn", 50.0),
+        ("base", "top_eigenvalue/hessian", 5.0),
+        ("base", "trace/hessian", 5.0),
+        ("base", "top_eigenvalue/ggn", 50.0),
+        ("base", "trace/ggn", 50.0),
     ]
     [metrics] = SHARPNESS.report.metrics
-    assert ("base", "sharpness.layer_noise.0.1", 0.2) in list(metrics(view(sharpness=RISES)))
+    assert ("base", "sharpness/layer_noise/0.1", 0.2) in list(metrics(view(sharpness=RISES)))
 
 
 def test_tables_give_errors_shares_and_how_far_predictions_are_off():

@@ -52,11 +52,11 @@ def test_what_ranks_do_not_show_is_said_and_tracked():
     assert "dpo made held-out solutions less likely" in told
     assert "over 40 problems, so one problem is 2.5 points" in told
     found = {(run, name): value for run, name, value in ranks.metrics(CUT)}
-    assert found["sft", "rank_truncation.least_rank"] == 4
-    assert found["dpo", "rank_truncation.least_rank"] is None
-    assert found["sft", "rank_truncation.truncated.1"] == 0.8
-    assert found["sft", "rank_truncation.random.1"] == 0.1
-    assert found["sft", "rank_truncation.energy.4"] == 0.9
+    assert found["sft", "rank_truncation/least_rank"] == 4
+    assert found["dpo", "rank_truncation/least_rank"] is None
+    assert found["sft", "rank_truncation/truncated/1"] == 0.8
+    assert found["sft", "rank_truncation/random/1"] == 0.1
+    assert found["sft", "rank_truncation/energy/4"] == 0.9
 
 
 def head(index, norm, dealt, kind="query"):
@@ -98,10 +98,10 @@ def test_effects_of_heads_stand_beside_their_control():
     assert "Queries are grouped" in told
     assert "No head of dpo was looked at" in told
     found = {name: value for _, name, value in heads.metrics(HEADS)}
-    assert found["heads.evenness.query"] == pytest.approx((1 + 9) ** 2 / (2 * (1 + 81)))
-    assert found["heads.evenness_random.query"] == pytest.approx(1)
-    assert found["heads.removed.largest"] == 4
-    assert found["heads.added.control"] == 0.5
+    assert found["heads/evenness/query"] == pytest.approx((1 + 9) ** 2 / (2 * (1 + 81)))
+    assert found["heads/evenness_random/query"] == pytest.approx(1)
+    assert found["heads/removed/largest"] == 4
+    assert found["heads/added/control"] == 0.5
 
 
 def line(run, direction, kind, sharpness, outcome="found"):
@@ -139,10 +139,10 @@ def test_critical_sharpness_stands_beside_random_directions():
     assert row_of(sheet, "dpo", "delta")["critical sharpness"] == "–"
     assert "1 along the delta (own, rises at once)" in " ".join(critical.limits(LINES))
     found = {(run, name): value for run, name, value in critical.metrics(LINES)}
-    assert found["sft", "critical_sharpness.delta"] == 1.5
-    assert found["dpo", "critical_sharpness.delta"] is None
-    assert found["sft", "critical_sharpness.gradient_random"] == pytest.approx(20)
-    assert found["sft", "critical_sharpness.gradient_curvature_random"] == pytest.approx(5.3 / 3)
+    assert found["sft", "critical_sharpness/delta"] == 1.5
+    assert found["dpo", "critical_sharpness/delta"] is None
+    assert found["sft", "critical_sharpness/gradient_random"] == pytest.approx(20)
+    assert found["sft", "critical_sharpness/gradient_curvature_random"] == pytest.approx(5.3 / 3)
 
 
 def test_without_rows_nothing_is_shown():

@@ -21,7 +21,7 @@ def runs(configurations=24, seeds=2, missing=()):
     norm = np.array(rates) * np.exp(0.3 * rng.standard_normal(configurations)[groups])
     own = rng.standard_normal(configurations)[groups] + 0.1 * rng.standard_normal(len(groups))
     metrics = {
-        "delta_norm": norm,
+        "geometry/delta_norm": norm,
         "echo": norm * np.exp(0.1 * rng.standard_normal(len(groups))),
         "own": own,
         **{f"noise{i}": rng.standard_normal(len(groups)) for i in range(5)},
@@ -49,10 +49,10 @@ def view(given, settings=FAST):
 def test_what_only_follows_the_norm_is_gone_once_the_norm_is_partialled_out():
     found = {row["metric"]: row for row in rows(runs()) if row["outcome"] == "forgetting"}
     held = {name for name, row in found.items() if row["p_holm"] <= 0.05}
-    assert held == {"delta_norm", "echo", "own"}
+    assert held == {"geometry/delta_norm", "echo", "own"}
     assert {name for name, row in found.items() if (row.get("partial_p_holm") or 1) <= 0.05} == {"own"}
-    assert found["delta_norm"]["partial_rho"] is None
-    assert found["own"]["controls"] == "delta_norm, log lr"
+    assert found["geometry/delta_norm"]["partial_rho"] is None
+    assert found["own"]["controls"] == "geometry/delta_norm, log lr"
     assert (found["own"]["runs"], found["own"]["configurations"]) == (48, 24)
     assert found["own"]["low"] < found["own"]["rho"] < found["own"]["high"]
 
@@ -74,9 +74,9 @@ def test_a_metric_counts_the_runs_of_which_it_is_known_and_shifts_no_other():
 
 
 def test_patterns_make_the_family_smaller():
-    few = PrescreenSettings(bootstrap=100, permutations=1999, predictors=("own", "delta_*"))
+    few = PrescreenSettings(bootstrap=100, permutations=1999, predictors=("*own", "geometry/delta_*"))
     found = [row for row in rows(runs(), few) if row["outcome"] == "forgetting"]
-    assert [row["metric"] for row in found] == ["delta_norm", "own"]
+    assert [row["metric"] for row in found] == ["geometry/delta_norm", "own"]
     assert found[0]["needed"] < rows(runs())[0]["needed"]
 
 
@@ -94,8 +94,8 @@ def test_the_sentence_names_what_holds_and_what_is_left_of_it():
     said = dict(sheet_of(verdicts, view(runs())).rows)
     assert "own (ρ " in said["forgetting"]
     assert (
-        " do. With delta_norm, log lr partialled out, own is left; delta_norm is itself one of these. 8 metrics were"
-        in said["forgetting"]
+        " do. With geometry/delta_norm, log lr partialled out, own is left; geometry/delta_norm is itself one of these."
+        " 8 metrics were" in said["forgetting"]
     )
     assert said["constant"] == "Nothing can be told: it, or every metric, is the same for all runs."
 
@@ -111,14 +111,17 @@ def test_the_sentence_says_that_none_does_and_what_it_would_take():
 
 def test_the_norm_alone_is_named_as_what_is_partialled_out_and_not_as_gone():
     given = runs()
-    norm = given.predictors["delta_norm"]
+    norm = given.predictors["geometry/delta_norm"]
     relative = {name: value / 7 for name, value in norm.items()}
-    few = Runs(given.names, given.groups, given.lr, {"delta_norm": norm, "relative": relative}, given.outcomes)
+    few = Runs(given.names, given.groups, given.lr, {"geometry/delta_norm": norm, "relative": relative}, given.outcomes)
     said = dict(sheet_of(verdicts, view(few)).rows)["forgetting"]
-    assert "delta_norm is itself one of these; 1 metric varies with these alone and cannot be tested." in said
+    assert "geometry/delta_norm is itself one of these; 1 metric varies with these alone and cannot be tested." in said
     assert "left" not in said
     echo = Runs(given.names, given.groups, given.lr, given.predictors | {"own": norm}, given.outcomes)
-    assert "none is shown to be left; delta_norm is itself" in dict(sheet_of(verdicts, view(echo)).rows)["forgetting"]
+    assert (
+        "none is shown to be left; geometry/delta_norm is itself"
+        in dict(sheet_of(verdicts, view(echo)).rows)["forgetting"]
+    )
 
 
 def test_too_few_permutations_are_blamed_and_not_the_runs():
@@ -147,14 +150,14 @@ def test_the_figure_marks_what_holds():
     assert [label.get_text() for label in ax.get_xticklabels()] == ["forgetting"]
     stars = [text for text in ax.texts if text.get_text() == "★"]
     names = [label.get_text() for label in ax.get_yticklabels()]
-    assert {names[int(star.get_position()[1])] for star in stars} == {"delta_norm", "echo", "own"}
+    assert {names[int(star.get_position()[1])] for star in stars} == {"geometry/delta_norm", "echo", "own"}
     assert list(limits(seen))
 
 
 def test_the_tables_have_the_smallest_p_first():
     [(title, _, sheet)] = correlations.sheets(view(runs()))
     assert title == "Metrics against outcomes, forgetting"
-    assert {row[0] for row in sheet.rows[:3]} == {"delta_norm", "echo", "own"}
+    assert {row[0] for row in sheet.rows[:3]} == {"geometry/delta_norm", "echo", "own"}
 
 
 def inputs(**tables):
@@ -201,9 +204,11 @@ def test_accuracy_on_retention_is_an_outcome_where_forgetting_is_not_its_mirror_
         return [{"run": "sft-s0", "source": source, "measure": measure, "base": 0.5, "value": 0.5, "drop": 0.0}]
 
     assert read_runs(inputs(**tables)).outcomes == {"accuracy on retention": {"sft-s0": 0.5, "dpo-s0": 0.5}}
-    assert read_runs(inputs(**tables, forgetting=forgot("accuracy", "old"))).outcomes == {"forgetting": {"sft-s0": 0.0}}
+    assert read_runs(inputs(**tables, forgetting=forgot("accuracy", "old"))).outcomes == {
+        "geometry/forgetting": {"sft-s0": 0.0}
+    }
     assert set(read_runs(inputs(**tables, forgetting=forgot("nll", "texts"))).outcomes) == {
-        "accuracy on retention", "forgetting"
+        "accuracy on retention", "geometry/forgetting"
     }  # fmt: skip
 
 
@@ -217,7 +222,7 @@ def test_tunability_is_an_outcome_on_new_data_alone():
     def tuned(texts):
         return read_runs(inputs(tunability=[{"run": "sft-s0", "texts": texts, "over_base": 0.2, "gain": 0.1}])).outcomes
 
-    assert tuned("pairs") == {"tunability": {"sft-s0": 0.2}}
+    assert tuned("pairs") == {"geometry/tunability": {"sft-s0": 0.2}}
     assert tuned("solutions") == {}
 
 
@@ -230,7 +235,7 @@ def test_runs_in_stages_are_sorted_among_the_others():
 def test_numbers_of_analyses_are_read_with_their_roles_and_runs_grouped():
     norms = [{"run": name, "scope": "global", "norm": 2.0, "effective_rank": float("nan")} for name in ("sft-s0", BASE)]
     found = read_runs(inputs(deltas=norms))
-    assert found.predictors == {"delta_norm": {"sft-s0": 2.0}}
+    assert found.predictors == {"geometry/delta_norm": {"sft-s0": 2.0}}
     assert found.names == ("dpo-s0", "sft-s0", "sft-s1")
     assert found.groups == (0, 1, 1)
     assert found.lr == {"sft-s0": 1e-5, "sft-s1": 1e-5}

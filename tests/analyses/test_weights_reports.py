@@ -65,7 +65,7 @@ def test_recognition_stands_beside_chance_and_mistakes_are_counted():
     assert (cells["most frequent"], cells["permuted"], cells["p"]) == ("50 %", ("48 %", "95 %: 75 %"), "0.210")
     assert classifier.confusion.make(view)["spectra"].rows == [["sft", "1", "0"], ["dpo", "1", "0"]]
     assert list(classifier.metrics(view)) == [
-        ("sft", "loss_recognised.spectra", 1.0), ("dpo", "loss_recognised.spectra", 0.0),
+        ("sft", "loss_recognised/spectra", 1.0), ("dpo", "loss_recognised/spectra", 0.0),
     ]  # fmt: skip
 
 
@@ -85,8 +85,8 @@ def test_a_run_has_settled_where_similarity_stays_half_way_from_chance(similarit
     steps = zip((1, 4, 30), similarities, strict=True)
     view = study(subspace_locking=[row | {"step": step, "similarity": value} for step, value in steps])
     found = {name: value for _, name, value in locking.metrics(view)}
-    assert found["subspace_locked_at.left"] == settled
-    assert found["subspace_locking.left"] == pytest.approx(sum(similarities) / 3)
+    assert found["subspace_locked_at/left"] == settled
+    assert found["subspace_locking/left"] == pytest.approx(sum(similarities) / 3)
     cells = row_of(sheet_of(locking.settled, view), "sft")
     assert cells["left, settled at"] == f"{100 * settled:.1f} %"
     assert cells["right, mean"] == "–"

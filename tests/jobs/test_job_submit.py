@@ -99,7 +99,7 @@ class Seen:
         return {name: run.info.status for name, run in self.runs().items()}
 
     def curve(self, name: str) -> list[int]:
-        history = MlflowClient(self.uri).get_metric_history(self.runs()[name].info.run_id, "nll")
+        history = MlflowClient(self.uri).get_metric_history(self.runs()[name].info.run_id, "train/nll")
         return [point.step for point in history]
 
     def steps(self, name: str) -> int:

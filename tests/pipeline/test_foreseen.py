@@ -138,12 +138,15 @@ def test_rows_that_the_student_cannot_read_are_not_asked_for(bench):
 
 def test_a_sweep_is_judged_by_what_can_be_measured(bench):
     ungraded = [{name: value for name, value in row.items() if name != "gold"} for row in ROWS]
-    sweep = {"runs": [{"loss": {"type": "sft"}, "lr": [1e-3, 1e-4]}], "sweep": {"objectives": [{"metric": "accuracy"}]}}
-    assert "sweep: accuracy.heldout needs problems with gold answers" in refusal(bench, ungraded, **sweep)
+    sweep = {
+        "runs": [{"loss": {"type": "sft"}, "lr": [1e-3, 1e-4]}],
+        "sweep": {"objectives": [{"metric": "eval/accuracy"}]},
+    }
+    assert "sweep: eval/heldout/accuracy needs problems with gold answers" in refusal(bench, ungraded, **sweep)
     bench(**sweep)
-    nll = {**sweep, "sweep": {"objectives": [{"metric": "heldout_nll"}]}}
+    nll = {**sweep, "sweep": {"objectives": [{"metric": "eval/heldout/nll"}]}}
     wrong = [row | {"correct": False} for row in ROWS]
-    assert "sweep: heldout_nll is measured on correct solutions of held-out" in refusal(bench, wrong, **nll)
+    assert "sweep: eval/heldout/nll is measured on correct solutions of held-out" in refusal(bench, wrong, **nll)
     bench(ungraded, **nll)
 
 

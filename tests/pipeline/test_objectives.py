@@ -23,7 +23,10 @@ from raygeo.training.worker import run_record
 pytestmark = pytest.mark.cluster
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
-METRICS = ("accuracy.heldout", "heldout_nll", "top_eigenvalue.hessian", "kl_to_base", "delta_norm")
+METRICS = (
+    "eval/heldout/accuracy", "eval/heldout/nll", "geometry/top_eigenvalue/hessian", "geometry/kl_to_base",
+    "geometry/delta_norm",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -77,11 +80,12 @@ def test_a_run_is_measured_by_itself_and_no_unit_is_made_twice(measured):
     objectives, runs, store, run, results = measured
     found = [objectives.measure(each, each.key, store, run) for each, _ in runs]
     assert [tuple(one) for one in found] == [METRICS] * 2
-    assert [one["heldout_nll"] for one in found] == [0.5, 1.5]  # the last step's, whatever the order
-    assert [one["delta_norm"] for one in found] == pytest.approx([norm for _, norm in runs])
-    assert {one["accuracy.heldout"] for one in found} <= {0.0, 1.0}
-    assert found[0]["kl_to_base"] > 0
-    assert found[0]["top_eigenvalue.hessian"] != pytest.approx(found[1]["top_eigenvalue.hessian"], rel=1e-3)
+    assert [one["eval/heldout/nll"] for one in found] == [0.5, 1.5]  # the last step's, whatever the order
+    assert [one["geometry/delta_norm"] for one in found] == pytest.approx([norm for _, norm in runs])
+    assert {one["eval/heldout/accuracy"] for one in found} <= {0.0, 1.0}
+    assert found[0]["geometry/kl_to_base"] > 0
+    tops = [one["geometry/top_eigenvalue/hessian"] for one in found]
+    assert tops[0] != pytest.approx(tops[1], rel=1e-3)
     made = {name: [result.made for of, result in results if of == name] for name, _ in results}
     # A run's answers, eigenvalues and norm; its divergence and confidence, and once the base's.
     assert made == {"answers": [1, 1], "curvature.extremes": [1, 1], "norms": [1, 1], "outputs": [3, 2]}
@@ -92,11 +96,11 @@ def test_a_run_is_measured_by_itself_and_no_unit_is_made_twice(measured):
 
 def test_only_what_is_asked_for_is_computed(measured):
     objectives, [(first, _), _], store, run, results = measured
-    only = Objectives(**vars(objectives) | {"metrics": ("heldout_nll",)})
-    assert only.measure(first, "k0", store, run) == {"heldout_nll": 0.5}
+    only = Objectives(**vars(objectives) | {"metrics": ("eval/heldout/nll",)})
+    assert only.measure(first, "k0", store, run) == {"eval/heldout/nll": 0.5}
     assert results == []
 
 
 def test_what_was_never_reported_is_left_out(measured):
     objectives, [(first, _), _], store, run, _ = measured
-    assert Objectives(**vars(objectives) | {"metrics": ("nll",)}).measure(first, "k0", store, run) == {}
+    assert Objectives(**vars(objectives) | {"metrics": ("train/nll",)}).measure(first, "k0", store, run) == {}

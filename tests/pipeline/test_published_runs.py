@@ -31,10 +31,10 @@ class Tracked:
     """The side of ``Tracking`` that the stage sees; remembers what it is told."""
 
     def __init__(self):
-        self.names, self.completed, self.ended = {}, [], {}
+        self.names, self.completed, self.ended, self.models, self.learned, self.moments = {}, [], {}, {}, {}, {}
 
-    def child(self, key, name, params):
-        self.names[key] = name
+    def child(self, key, name, params, started=None):
+        self.names[key], self.moments[name] = name, [started]
         return key
 
     def run_id(self, key):
@@ -49,8 +49,15 @@ class Tracked:
     def tags(self, key, values):
         pass
 
-    def end(self, key, status):
+    def inputs(self, key, context, data):
+        self.learned[self.names[key]] = [context, *((each.name, each.digest) for each in data)]
+
+    def model(self, key, weights):
+        self.models[self.names[key]] = weights
+
+    def end(self, key, status, ended=None):
         self.ended[self.names[key]] = status
+        self.moments[self.names[key]].append(ended)
 
 
 class Bench:
@@ -116,7 +123,11 @@ def bench(store, monkeypatch):
 
 def test_what_is_published_is_what_the_worker_wrote_but_for_name_and_tracking(bench):
     first, second, third = bench.keys
-    finished = bench.keep(first, FINISHED, steps=2, tokens=80, seconds=1.5, delta="where it was", adapter_init="f")
+    began, ended = "2026-01-01T10:00:00.000+00:00", "2026-01-01T10:00:01.500+00:00"
+    finished = bench.keep(
+        first, FINISHED, steps=2, tokens=80, seconds=1.5, started=began, ended=ended, delta="where it was",
+        adapter_init="f",
+    )  # fmt: skip
     diverged = bench.keep(second, "diverged", steps=1, reason="objective became nan")
     bench.failures = {bench.keys[third]: "RuntimeError: the loss fell over"}
     runs, published, tracked = bench.train()
@@ -133,6 +144,9 @@ def test_what_is_published_is_what_the_worker_wrote_but_for_name_and_tracking(be
     assert list(bench.context.missing) == [f"run {third}"]
     assert f"{second} diverged: objective became nan" in bench.said
     assert [tracked.ended[name] for name in bench.keys] == ["FINISHED", "FAILED", "FAILED"]
+    assert [tracked.moments[name] for name in bench.keys] == [[began, ended], [None, None], [None, None]]
+    assert tracked.models == {first: here}
+    assert tracked.learned == {name: ["training", ("rollouts", "rollouts")] for name in bench.keys}
 
 
 def test_curves_are_published_under_the_names_of_the_study(bench):

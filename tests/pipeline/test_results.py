@@ -53,7 +53,7 @@ def test_a_run_has_its_record_its_accuracy_and_its_metrics(results):
     run = results.run("lora")
     assert (run.record.label, run.record.steps, run.record.status) == ("sft", 4, "finished")
     assert run.accuracy["heldout"]["correct"] == 1
-    assert run.metrics["accuracy.heldout"] == 0.5
+    assert run.metrics["eval/heldout/accuracy"] == 0.5
     assert results.run("lost").record.reason == "NaN"
     assert results.run("base").accuracy["heldout"]["accuracy"] == 0.5
     with pytest.raises(ConfigError, match="no run 'lorra'; did you mean 'lora'"):

@@ -99,11 +99,11 @@ def test_a_run_with_its_settings_and_metrics(stored):
     assert plain["loss"]["type"] == "sft"
     assert plain["training"]["lr"] == 1e-5
     assert plain["accuracy"][0]["accuracy"] == 0.75
-    assert plain["metrics"]["accuracy.heldout"] == 0.75
+    assert plain["metrics"]["eval/heldout/accuracy"] == 0.75
     text = text_of(stored, "sft-lr1e-05-s0")
     assert "type: sft" in text
-    assert "accuracy.heldout" in text
-    assert plain_of(stored, "base")["metrics"]["accuracy.heldout"] == 0.25
+    assert "eval/heldout/accuracy" in text
+    assert plain_of(stored, "base")["metrics"]["eval/heldout/accuracy"] == 0.25
 
 
 def test_a_table_is_cut_and_counted(stored):

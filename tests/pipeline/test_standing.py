@@ -204,7 +204,7 @@ def test_mlflow_that_cannot_keep_files_takes_nothing_with_it_and_is_given_them_b
     assert "MLflow failed" in call.said.getvalue()
     assert missing_parts(store)[0]["stage"] == "report"
     assert "What is missing here" not in page(store)
-    assert logged_run(tracking, child).data.metrics["accuracy.heldout"] == 0.25
+    assert logged_run(tracking, child).data.metrics["eval/heldout/accuracy"] == 0.25
     with pytest.raises(Exception, match="1 parts failed"):
         call.context.check_whole()
     folder.unlink()

@@ -12,7 +12,7 @@ from raygeo.tables import to_arrow
 
 pytestmark = pytest.mark.cluster
 
-ACCURACY, NORM = "accuracy.heldout", "delta_norm"
+ACCURACY, NORM = "eval/heldout/accuracy", "geometry/delta_norm"
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def sweep(store):
     study = parse_study(
         tiny_study(
             runs=[{"loss": {"type": "sft"}, "lr": [1e-4, 1e-3, 1e-2], "seed": [0, 1]}],
-            sweep={"objectives": [{"metric": "accuracy"}], "constraints": [{"metric": NORM, "at_most": 2.0}]},
+            sweep={"objectives": [{"metric": "eval/accuracy"}], "constraints": [{"metric": NORM, "at_most": 2.0}]},
         )
     )
     found = {
@@ -74,5 +74,5 @@ def test_a_configuration_of_which_a_seed_did_not_finish_has_no_rank(sweep):
 
 def test_what_was_measured_of_no_run_is_said(sweep):
     publish, found, _ = sweep
-    with pytest.raises(DataError, match="delta_norm was measured of no run"):
+    with pytest.raises(DataError, match="geometry/delta_norm was measured of no run"):
         publish({run: (accuracy, None) for run, (accuracy, _) in found.items()}, analysed=True)

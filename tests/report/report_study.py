@@ -140,7 +140,7 @@ def _training(rng):
 
 def _trials():
     found = {REFERENCE: (0.833, 0.05, 8.9, 1), "dpo-lr5e-05-s0": (0.677, 0.1234, 7.5, 2), DIVERGED: None}
-    metrics = ("accuracy.word-problems", "heldout_nll", "top_eigenvalue.hessian")
+    metrics = ("eval/word-problems/accuracy", "eval/heldout/nll", "geometry/top_eigenvalue/hessian")
     return [
         {"run": name, "entry": entry, "values": json.dumps({"lr": 5e-5}), "seed": 0, "init_seed": 0}
         | {"status": "finished" if known else "stopped", "rank": known and known[3], "keeps": known and True}
@@ -150,12 +150,18 @@ def _trials():
 
 
 def _prescreen():
-    known = {"runs": 24, "configurations": 12, "controls": "delta_norm, log lr", "detectable": 0.88, "needed": 55}
+    known = {
+        "runs": 24,
+        "configurations": 12,
+        "controls": "geometry/delta_norm, log lr",
+        "detectable": 0.88,
+        "needed": 55,
+    }
     spread = {"low": -0.9, "high": 0.95, "partial_low": -0.9, "partial_high": 0.9}
     tested = [
-        ("delta_norm", -0.81, 0.001, None),
-        ("kl_to_base", -0.86, 0.0004, 0.01),
-        ("top_eigenvalue.hessian", 0.2, 0.6, 0.5),
+        ("geometry/delta_norm", -0.81, 0.001, None),
+        ("geometry/kl_to_base", -0.86, 0.0004, 0.01),
+        ("geometry/top_eigenvalue/hessian", 0.2, 0.6, 0.5),
     ]
     rows = [
         {
@@ -171,7 +177,7 @@ def _prescreen():
         for metric, rho, p, left in tested
     ]
     few = {"runs": 4, "configurations": 4, "rho": 0.4, "detectable": 1.0, "needed": 55}
-    return [*rows, *({"outcome": "forgetting", "metric": metric, **few} for metric, *_ in tested)]
+    return [*rows, *({"outcome": "geometry/forgetting", "metric": metric, **few} for metric, *_ in tested)]
 
 
 def _evaluation():
@@ -912,9 +918,9 @@ def build_tables() -> dict[str, pa.Table]:
         "runs": runs,
         "trials": _trials(),
         "objectives": [
-            {"metric": "accuracy.word-problems", "mode": "max"},
-            {"metric": "heldout_nll", "mode": "min"},
-            {"metric": "top_eigenvalue.hessian", "at_most": 10.0},
+            {"metric": "eval/word-problems/accuracy", "mode": "max"},
+            {"metric": "eval/heldout/nll", "mode": "min"},
+            {"metric": "geometry/top_eigenvalue/hessian", "at_most": 10.0},
         ],
         "training_curves": curves,
         **_on_the_way(),

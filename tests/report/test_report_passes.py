@@ -12,4 +12,4 @@ def test_pass_at_k_is_a_table_a_benchmark_and_a_metric_a_k():
     assert base[1][0] == "42.0 %"
     found = {(run, name): value for run, name, value in passes.metrics(view)}
     [row] = [r for r in view.rows("pass_at_k") if (r["run"], r["k"]) == ("base", 4)]
-    assert found["base", "pass_at_4.word-problems"] == row["pass_at_k"]
+    assert found["base", "word-problems/pass_at_4"] == row["pass_at_k"]

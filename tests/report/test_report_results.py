@@ -1,5 +1,6 @@
 """The table of results, McNemar tests, and what went into a study."""
 
+import pytest
 from report_study import DIVERGED, REFERENCE, RUNS
 from view_cases import axes_of, row_of, sheet_of, titles, view_of
 
@@ -121,18 +122,29 @@ def test_shifts_are_said_where_benchmarks_are_named():
 
 def test_drops_are_tracked_with_their_interval():
     assert [(run, name, round(value, 3)) for run, name, value in drop_metrics(shifted_view())] == [
-        ("base", "drop.harder", 0.3), ("base", "drop_low.harder", 0.2), ("base", "drop_high.harder", 0.4),
-        ("sft", "drop.harder", 0.5), ("sft", "drop_low.harder", 0.4), ("sft", "drop_high.harder", 0.6),
+        ("base", "harder/drop", 0.3), ("base", "harder/drop_low", 0.2), ("base", "harder/drop_high", 0.4),
+        ("sft", "harder/drop", 0.5), ("sft", "harder/drop_low", 0.4), ("sft", "harder/drop_high", 0.6),
     ]  # fmt: skip
 
 
 def test_accuracy_is_tracked_with_its_interval():
     row = {"run": "sft", "benchmark": "gsm8k", "n": 4, "accuracy": 0.5, "low": 0.25, "high": 0.75}
     assert {name: value for _, name, value in accuracies(view_of(accuracy=[row]))} == {
-        "accuracy.gsm8k": 0.5,
-        "accuracy_low.gsm8k": 0.25,
-        "accuracy_high.gsm8k": 0.75,
+        "gsm8k/accuracy": 0.5,
+        "gsm8k/accuracy_low": 0.25,
+        "gsm8k/accuracy_high": 0.75,
     }
+
+
+@pytest.mark.parametrize("chief", ["gsm8k", "math500"])
+def test_accuracy_without_a_benchmark_is_that_of_the_first_or_of_none(chief):
+    row = {"run": "sft", "benchmark": "gsm8k", "n": 4, "accuracy": 0.5, "low": 0.25, "high": 0.75}
+    asked = [
+        {"benchmark": chief, "shift": "none", "problems": 4},
+        {"benchmark": "gsm8k", "shift": "ood", "problems": 4},
+    ]
+    found = {name: value for _, name, value in accuracies(view_of(accuracy=[row], benchmarks=asked))}
+    assert found.get("accuracy") == (0.5 if chief == "gsm8k" else None)
 
 
 def test_facts_count_what_was_learned_from(view):

@@ -5,12 +5,15 @@ missing here has gone from dashboards; change the file only with an entry in the
 """
 
 import json
+import re
 from collections import defaultdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 from raygeo.analyses import registry
+from raygeo.naming import training_metric
 
 TRACKED = json.loads(Path(__file__).with_name("tracked.json").read_text(encoding="utf-8"))
 
@@ -64,8 +67,20 @@ def test_no_metric_is_given_twice_with_other_values(view):
             assert seen.setdefault((run, name), (make, value)) == (make, value)
 
 
+def test_the_page_on_mlflow_names_what_is_not_of_an_analysis(metrics, histories):
+    page = Path(__file__).parents[2].joinpath("docs", "mlflow.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Names\n")[2].partition("\n## ")[0]
+    listed = {name for row in re.findall(r"^\| (`.*?) \|", table, re.M) for name in re.findall(r"`(.*?)`", row)}
+    declared = {known.metric.name for known in registry.metrics().values() if known.analysis is None}
+    reported = {training_metric(name) for name in ("objective", "nll", "heldout_nll", "grad_norm", "lr")}
+    reported |= {training_metric("rewards/accuracies"), "train/*"}
+    assert listed == declared | reported | {"eval/*/monitor", "geometry/*"}
+    made = {name for found in (metrics, histories) for values in found.values() for name in values}
+    assert {name for name in made if not any(fnmatchcase(name, pattern) for pattern in listed)} == set()
+
+
 def test_every_metric_is_declared(metrics):
     declared = [known.metric for known in registry.metrics().values()]
     names = {name for values in metrics.values() for name in values}
     assert {name for name in names if not any(metric.covers(name) for metric in declared)} == set()
-    assert {"curve_barrier_to_reference.bezier", "loss_recognised.spectra"} <= names
+    assert {"geometry/curve_barrier_to_reference/bezier", "geometry/loss_recognised/spectra"} <= names

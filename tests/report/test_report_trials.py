@@ -9,20 +9,20 @@ from raygeo.report.limits import selection
 from raygeo.report.trials import front, trials
 
 DPO, GRPO = "dpo-lr5e-05-s0", "grpo-lr5e-05-s0"
-ACCURACY = {"metric": "accuracy.heldout", "mode": "max"}
-NLL = {"metric": "heldout_nll", "mode": "min"}
-KL = {"metric": "kl_to_base", "at_most": 0.2}
+ACCURACY = {"metric": "eval/heldout/accuracy", "mode": "max"}
+NLL = {"metric": "eval/heldout/nll", "mode": "min"}
+KL = {"metric": "geometry/kl_to_base", "at_most": 0.2}
 
 
 def trial(run, entry, values, rank=None, keeps=None, status="finished", **measured):
     return {"run": run, "entry": entry, "values": json.dumps(values), "status": status, "rank": rank, "keeps": keeps,
-            "measured": json.dumps({name.replace("__", "."): value for name, value in measured.items()})}  # fmt: skip
+            "measured": json.dumps({name.replace("__", "/"): value for name, value in measured.items()})}  # fmt: skip
 
 
 ROWS = [
-    trial(DPO, 1, {"loss.beta": 0.1, "lr": 5e-5}, 2, True, accuracy__heldout=0.677, heldout_nll=0.1234),
+    trial(DPO, 1, {"loss.beta": 0.1, "lr": 5e-5}, 2, True, eval__heldout__accuracy=0.677, eval__heldout__nll=0.1234),
     trial(GRPO, 2, {"loss.surrogate": "ppo"}, status="stopped"),
-    trial(REFERENCE, 0, {}, 1, True, accuracy__heldout=0.833, heldout_nll=0.05),
+    trial(REFERENCE, 0, {}, 1, True, eval__heldout__accuracy=0.833, eval__heldout__nll=0.05),
 ]
 
 
@@ -33,7 +33,7 @@ def view(rows, *objectives):
 
 def test_the_best_come_first_and_the_stopped_last():
     sheet = trials.make(view(ROWS, ACCURACY, NLL))
-    assert sheet.columns == ["run", "chosen", "accuracy.heldout (max)", "heldout_nll (min)", "rank", "status"]
+    assert sheet.columns == ["run", "chosen", "eval/heldout/accuracy (max)", "eval/heldout/nll (min)", "rank", "status"]
     assert [list(row) for row in sheet.rows] == [
         [REFERENCE, "", "83.3 %", "0.0500", ("1", "front"), "finished"],
         [DPO, "loss.beta 0.1, lr 5e-05", "67.7 %", "0.123", "2", "finished"],
@@ -47,14 +47,14 @@ def test_a_single_objective_has_no_front():
 
 def test_what_does_not_keep_a_bound_is_marked():
     rows = [ROWS[0] | {"keeps": False, "rank": 3}, ROWS[2]]
-    sheet = trials.make(view(rows, ACCURACY, {"metric": "heldout_nll", "at_least": 0.01, "at_most": 0.1}))
-    assert sheet.columns[3] == "heldout_nll (≥ 0.01, ≤ 0.1)"
+    sheet = trials.make(view(rows, ACCURACY, {"metric": "eval/heldout/nll", "at_least": 0.01, "at_most": 0.1}))
+    assert sheet.columns[3] == "eval/heldout/nll (≥ 0.01, ≤ 0.1)"
     assert sheet.rows[1][4] == ("3", "beyond a bound")
 
 
 def test_a_metric_may_be_aimed_at_and_bounded():
-    sheet = trials.make(view(ROWS, ACCURACY, {"metric": "accuracy.heldout", "at_least": 0.5}))
-    assert sheet.columns == ["run", "chosen", "accuracy.heldout (max, ≥ 0.5)", "rank", "status"]
+    sheet = trials.make(view(ROWS, ACCURACY, {"metric": "eval/heldout/accuracy", "at_least": 0.5}))
+    assert sheet.columns == ["run", "chosen", "eval/heldout/accuracy (max, ≥ 0.5)", "rank", "status"]
 
 
 def test_without_a_sweep_there_is_no_sheet_and_no_figure():
@@ -65,7 +65,10 @@ def test_without_a_sweep_there_is_no_sheet_and_no_figure():
 def test_the_front_joins_the_best_means_over_seeds_and_skips_what_keeps_no_bound():
     def config(run, entry, rank, keeps, values):
         return [
-            trial(run, entry, {}, rank, keeps, accuracy__heldout=a, heldout_nll=n, kl_to_base=0.1) for a, n in values
+            trial(
+                run, entry, {}, rank, keeps, eval__heldout__accuracy=a, eval__heldout__nll=n, geometry__kl_to_base=0.1
+            )
+            for a, n in values
         ]
 
     rows = [
@@ -82,7 +85,7 @@ def test_the_front_joins_the_best_means_over_seeds_and_skips_what_keeps_no_bound
     assert scatter.yaxis_inverted()  # less NLL is better
     assert not scatter.xaxis_inverted()
     assert bounded.lines[-1].get_ydata() == pytest.approx([0.2, 0.2])
-    assert bounded.get_ylabel() == "kl_to_base, less is better"
+    assert bounded.get_ylabel() == "geometry/kl_to_base, less is better"
 
 
 def test_the_reader_is_told_that_the_best_of_many_is_flattered():

@@ -6,7 +6,7 @@ from raygeo.search.settings import REPORTED, Asha, Constraint, Objective, SweepS
 
 
 def test_the_earlier_name_of_an_objective_is_refused_with_its_present_one():
-    with pytest.raises(ValidationError, match="sharpness is now top_eigenvalue"):
+    with pytest.raises(ValidationError, match="sharpness is now geometry/top_eigenvalue"):
         Objective(metric="sharpness")
 
 
@@ -30,13 +30,13 @@ def test_how_far_a_value_is_beyond_a_bound_is_relative_to_it(bound, value, exces
 
 def test_a_run_is_stopped_only_by_what_it_reports_while_it_trains():
     assert {name for name, known in metrics().items() if known.metric.among == "training"} == set(REPORTED)
-    assert Asha(metric="nll").metric == "nll"
-    with pytest.raises(ValidationError, match=r"heldout_nll or nll.*may be an objective"):
-        Asha(metric="kl_to_base")
+    assert Asha(metric="train/nll").metric == "train/nll"
+    with pytest.raises(ValidationError, match=r"eval/heldout/nll or train/nll.*may be an objective"):
+        Asha(metric="geometry/kl_to_base")
 
 
 def test_a_metric_stands_once_among_the_objectives_and_may_be_bounded_besides():
-    accuracy = {"metric": "accuracy"}
+    accuracy = {"metric": "eval/accuracy"}
     SweepSettings(objectives=(accuracy,), constraints=({**accuracy, "at_least": 0.5},))
     with pytest.raises(ValidationError, match="every objective needs a metric of its own"):
         SweepSettings(objectives=(accuracy, accuracy))

@@ -1,13 +1,18 @@
 """MLflow over a copied store: its own artifacts, and the same runs when the study goes on there."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
 
+from raygeo.cli import app
+from raygeo.errors import StoreError
 from raygeo.store import Store
-from raygeo.store.copying import copy_store
+from raygeo.store.copying import copy_store, point_artifacts
+from raygeo.tracking import Tracking
 
 pytestmark = pytest.mark.cluster
 
@@ -15,11 +20,10 @@ pytestmark = pytest.mark.cluster
 @pytest.fixture
 def logged(store):
     """A store with a database of MLflow in which its study has a run with a figure."""
-    client = MlflowClient(f"sqlite:///{store.path('mlflow.db')}")
-    experiment = client.create_experiment("study", f"file://{store.path('mlartifacts')}")
-    run = client.create_run(experiment, tags={"raygeo.key": f"study:{store.location}"}).info.run_id
-    client.log_text(run, "<html>", "page.html")
-    client.log_metric(run, "value", 1.0, step=3)
+    tracking = Tracking(store, "study", {})
+    tracking.text("report.html", "<html>")
+    tracking.metrics(tracking.parent, {"value": 1.0})
+    tracking.close("FINISHED")
     return store
 
 
@@ -32,10 +36,27 @@ def test_a_copy_serves_its_own_artifacts_and_continues_its_runs(logged, tmp_path
     [run] = client.search_runs(
         [experiment.experiment_id], f"tags.`raygeo.key` = 'study:{target.location}' and metrics.value = 1"
     )
-    assert Path(client.download_artifacts(run.info.run_id, "page.html")).read_text() == "<html>"
+    assert Path(client.download_artifacts(run.info.run_id, "report.html")).read_text() == "<html>"
     assert run.info.artifact_uri.startswith(f"file://{target.path('mlartifacts')}/")
     new = client.create_run(experiment.experiment_id).info.run_id
     client.log_text(new, "new", "new.html")
     found = {path.name for path in Path(target.path("mlartifacts")).rglob("*.html")}
-    assert found == {"page.html", "new.html"}
+    assert found == {"report.html", "new.html"}
     assert not Path(logged.root).exists()
+
+
+def test_a_store_that_was_moved_serves_its_own_artifacts_once_its_pages_are_opened(logged, tmp_path, monkeypatch):
+    served = []
+    monkeypatch.setattr(os, "execv", lambda program, command: served.append(command))
+    moved = Path(shutil.move(logged.root, tmp_path / "moved"))
+    assert CliRunner().invoke(app, ["ui", str(moved)]).exit_code == 0
+    assert f"sqlite:///{moved}/mlflow.db" in served[0]
+    client = MlflowClient(f"sqlite:///{moved}/mlflow.db")
+    [run] = client.search_runs([client.get_experiment_by_name("study").experiment_id])
+    assert Path(client.download_artifacts(run.info.run_id, "report.html")).read_text() == "<html>"
+
+
+def test_a_damaged_database_is_told_before_pages_are_opened(logged):
+    Path(logged.path("mlflow.db")).write_bytes(b"SQLite no more" * 100)
+    with pytest.raises(StoreError, match=r"cannot be used.*move it away"):
+        point_artifacts(logged)

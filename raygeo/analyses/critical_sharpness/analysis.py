@@ -23,12 +23,12 @@ ANALYSIS = Analysis(
         metrics=(report.metrics,),
         declared=(
             *(
-                Metric(f"critical_sharpness.{way}{of}")
+                Metric(f"critical_sharpness/{way}{of}")
                 for way in ("gradient", "delta")
                 for of in ("", "_distance", "_curvature")
             ),
             *(
-                Metric(f"critical_sharpness.{way}{of}_random", role=None)
+                Metric(f"critical_sharpness/{way}{of}_random", role=None)
                 for way in ("gradient", "delta")
                 for of in ("", "_curvature")
             ),

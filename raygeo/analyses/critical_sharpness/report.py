@@ -153,9 +153,9 @@ def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     those along which there is a critical step.
     """
     for row in view.rows("critical_sharpness", kind=OWN):
-        yield row["run"], f"critical_sharpness.{row['direction']}", row["sharpness"]
-        yield row["run"], f"critical_sharpness.{row['direction']}_distance", row["distance"]
-        yield row["run"], f"critical_sharpness.{row['direction']}_curvature", row["curvature"]
+        yield row["run"], f"critical_sharpness/{row['direction']}", row["sharpness"]
+        yield row["run"], f"critical_sharpness/{row['direction']}_distance", row["distance"]
+        yield row["run"], f"critical_sharpness/{row['direction']}_curvature", row["curvature"]
     for (run, direction), null in _nulls(view).items():
-        yield run, f"critical_sharpness.{direction}_random", null.sharpness
-        yield run, f"critical_sharpness.{direction}_curvature_random", null.curvature
+        yield run, f"critical_sharpness/{direction}_random", null.sharpness
+        yield run, f"critical_sharpness/{direction}_curvature_random", null.curvature

@@ -42,7 +42,7 @@ ANALYSIS = Analysis(
         metrics=(report.metrics,),
         declared=(
             Metric(
-                "top_eigenvalue.*",
+                "top_eigenvalue/*",
                 "itself",
                 "min",
                 names=report.operators,
@@ -51,7 +51,7 @@ ANALYSIS = Analysis(
                 over_changed=report.over_changed,
             ),
             Metric(
-                "trace.*",
+                "trace/*",
                 "itself",
                 "min",
                 names=report.operators,

@@ -29,7 +29,7 @@ def operators(settings: CurvatureSettings) -> list[str]:
 
 def first_place(settings: CurvatureSettings, name: str) -> CurvatureSettings:
     """Settings of the first space alone, and of the GGN only where the metric ``name`` is of it."""
-    return settings.model_copy(update={"spaces": _first(settings), "ggn": name.endswith(".ggn")})
+    return settings.model_copy(update={"spaces": _first(settings), "ggn": name.endswith("/ggn")})
 
 
 def over_changed(settings: CurvatureSettings) -> bool:
@@ -130,6 +130,6 @@ def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
         if operator is None or row["space"] != spaces.setdefault(operator, row["space"]):
             continue
         if row["quantity"] == "eigenvalue" and row["index"] == 0:
-            yield row["run"], f"top_eigenvalue.{operator}", row["value"]
+            yield row["run"], f"top_eigenvalue/{operator}", row["value"]
         elif row["quantity"] == "trace":
-            yield row["run"], f"trace.{operator}", row["value"]
+            yield row["run"], f"trace/{operator}", row["value"]

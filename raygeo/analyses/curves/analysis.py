@@ -28,7 +28,7 @@ ANALYSIS = Analysis(
         sections=(report.barriers,),
         caveats=(report.effort,),
         metrics=(report.metrics,),
-        declared=(Metric("curve_barrier_to_reference.*", better="min", names=lambda settings: (settings.shape,)),),
+        declared=(Metric("curve_barrier_to_reference/*", better="min", names=lambda settings: (settings.shape,)),),
     ),
     cost=cost,
 )

@@ -89,4 +89,4 @@ def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     """The barrier over the chord on the curve trained to the reference run."""
     for other, row in facing(view, "curve_barriers"):
         if row["shape"] != "line":
-            yield other, f"curve_barrier_to_reference.{row['shape']}", row["chord"]
+            yield other, f"curve_barrier_to_reference/{row['shape']}", row["chord"]

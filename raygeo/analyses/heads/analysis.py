@@ -22,11 +22,11 @@ ANALYSIS = Analysis(
         caveats=(report.limits,),
         metrics=(report.metrics,),
         declared=(
-            Metric("heads.evenness.*"),
-            Metric("heads.evenness_random.*", role=None),
-            *(Metric(f"heads.{effect}.largest") for effect in ("removed", "added")),
+            Metric("heads/evenness/*"),
+            Metric("heads/evenness_random/*", role=None),
+            *(Metric(f"heads/{effect}/largest") for effect in ("removed", "added")),
             *(
-                Metric(f"heads.{effect}.{null}", role=None)
+                Metric(f"heads/{effect}/{null}", role=None)
                 for effect in ("removed", "added")
                 for null in ("random", "control")
             ),

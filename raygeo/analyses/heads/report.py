@@ -148,9 +148,9 @@ def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     frame, measured = view.frame("heads"), view.frame("head_effects")
     for name in view.order(frame.run):
         for kind, own in frame[(frame.run == name) & (frame.norm > 0)].groupby("kind"):
-            where = f".{str(kind).replace('-', '_')}"
-            yield name, f"heads.evenness{where}", evenness(own.norm.tolist())
-            yield name, f"heads.evenness_random{where}", evenness(own.random_norm.tolist())
+            where = f"/{str(kind).replace('-', '_')}"
+            yield name, f"heads/evenness{where}", evenness(own.norm.tolist())
+            yield name, f"heads/evenness_random{where}", evenness(own.random_norm.tolist())
         for chosen, rows in measured[measured.run == name].groupby("chosen"):
             for effect in _TITLES:
-                yield name, f"heads.{effect}.{chosen}", float(rows[effect].mean())
+                yield name, f"heads/{effect}/{chosen}", float(rows[effect].mean())

@@ -19,7 +19,7 @@ ANALYSIS = Analysis(
         sections=(report.accuracies, report.confusion),
         caveats=(report.confounded,),
         metrics=(report.metrics,),
-        declared=(Metric("loss_recognised.*", role=None, names=lambda settings: ("spectra", "both")),),
+        declared=(Metric("loss_recognised/*", role=None, names=lambda settings: ("spectra", "both")),),
     ),
     cost=cost,
 )

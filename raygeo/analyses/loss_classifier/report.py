@@ -72,4 +72,4 @@ def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     """Whether each run's loss is recognised (1) or not (0), by spectra and by norms and spectra together."""
     for row in view.rows("loss_predictions"):
         if row["features"] in ("spectra", "both"):
-            yield row["run"], f"loss_recognised.{row['features']}", float(row["loss"] == row["predicted"])
+            yield row["run"], f"loss_recognised/{row['features']}", float(row["loss"] == row["predicted"])

@@ -24,7 +24,7 @@ ANALYSIS = Analysis(
         metrics=(report.metrics,),
         declared=(
             Metric(
-                "matched_barrier_to_reference.*",
+                "matched_barrier_to_reference/*",
                 better="min",
                 names=lambda settings: ("solutions", "answer", "problems"),
             ),

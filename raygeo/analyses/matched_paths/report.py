@@ -44,4 +44,4 @@ def matched_barriers(view: View) -> Sheet:
 def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     """The barrier over the chord to the reference run, both deltas scaled to equal norm."""
     for other, row in facing(view, "matched_barriers"):
-        yield other, f"matched_barrier_to_reference.{row['probe']}", row["chord"]
+        yield other, f"matched_barrier_to_reference/{row['probe']}", row["chord"]

@@ -132,7 +132,7 @@ def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
             [other] = pair - {view.reference_run}
             yield other, "agreement_with_reference", row["value"]
     for row in view.rows("outputs"):
-        yield row["run"], f"predictions.{row['quantity']}", row["value"]
+        yield row["run"], f"predictions/{row['quantity']}", row["value"]
 
 
 _FROM_BASE = {"kl_ba": "kl_to_base", "kl_ab": "kl_from_base", "agreement": "agreement_with_base"}

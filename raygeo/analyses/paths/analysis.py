@@ -31,8 +31,8 @@ ANALYSIS = Analysis(
         caveats=(report.sampled, left_out("paths", "barriers")),
         metrics=(report.metrics,),
         declared=(
-            Metric("nll.*", "base", "min", names=lambda settings: ("solutions", "answer")),
-            Metric("barrier_to_reference.*", better="min", names=lambda settings: ("solutions", "answer", "problems")),
+            Metric("nll/*", "base", "min", names=lambda settings: ("solutions", "answer")),
+            Metric("barrier_to_reference/*", better="min", names=lambda settings: ("solutions", "answer", "problems")),
         ),
     ),
     cost=cost,

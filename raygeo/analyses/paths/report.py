@@ -161,9 +161,9 @@ def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     for row in view.rows("paths", metric="nll"):
         for end, run in ((0.0, row["run_a"]), (1.0, row["run_b"])):
             if row["alpha"] == end:
-                yield run, f"nll.{row['probe']}", row["nll"]
+                yield run, f"nll/{row['probe']}", row["nll"]
     for other, row in facing(view, "barriers"):
-        yield other, f"barrier_to_reference.{row['probe']}", row["chord"]
+        yield other, f"barrier_to_reference/{row['probe']}", row["chord"]
 
 
 def facing(view: View, table: str) -> Iterator[tuple[str, dict[str, Any]]]:

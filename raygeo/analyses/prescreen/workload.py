@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raygeo.analyses.forgetting.workload import ACCURACY
 from raygeo.analyses.inputs import AnalysisInputs
@@ -24,7 +24,8 @@ from raygeo.settings import Settings
 from raygeo.tables import schema
 from raygeo.workload import Rows, Task, Workload
 
-NORM = "delta_norm"
+_GROUP = "geometry/"
+NORM = f"{_GROUP}delta_norm"
 """The metric that is partialled out."""
 SOUGHT = 0.5
 """The correlation for which the page says how many configurations it takes."""
@@ -38,13 +39,23 @@ class PrescreenSettings(Settings):
     """Which metrics are correlated with the outcomes, and how finely."""
 
     predictors: tuple[str, ...] = ("*",)
-    """Patterns of metrics. Each further metric costs power, for p is corrected over all: name few, before you look."""
+    """Patterns of metrics, by their names in MLflow (``geometry/sharpness/*``). Each further metric costs power, for p
+    is corrected over all: name few, before you look."""
     bootstrap: int = Field(2000, ge=100)
     """Resamples of the configurations behind each 95 % interval."""
     permutations: int = Field(9999, ge=99)
     """Permutations of the configurations behind each p; the least p is 1 / (1 + permutations)."""
     seed: int = 0
     """Seed of both."""
+
+    @field_validator("predictors")
+    @classmethod
+    def _in_the_group(cls, predictors: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in predictors:
+            if not pattern.startswith(("*", _GROUP)):
+                said = f"{_GROUP}{pattern.replace('.', '/')}"
+                raise ValueError(f"metrics of analyses begin with {_GROUP}; write {said!r} for {pattern!r}")
+        return predictors
 
 
 @dataclass(frozen=True)

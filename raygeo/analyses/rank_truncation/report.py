@@ -134,10 +134,10 @@ def limits(view: View) -> list[str]:
 def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     """The gain, the least rank that keeps it, and what the ranks measured keep of gain and squared norm."""
     for row in view.rows("least_ranks"):
-        yield row["run"], "rank_truncation.gain", row["gain"]
-        yield row["run"], "rank_truncation.least_rank", row["least_rank"]
+        yield row["run"], "rank_truncation/gain", row["gain"]
+        yield row["run"], "rank_truncation/least_rank", row["least_rank"]
     for row in view.rows("rank_truncation"):
         if row["kind"] in (TRUNCATED, RANDOM, SCALED):
-            yield row["run"], f"rank_truncation.{row['kind']}.{row['rank']}", row["kept"]
+            yield row["run"], f"rank_truncation/{row['kind']}/{row['rank']}", row["kept"]
         if row["kind"] == TRUNCATED:
-            yield row["run"], f"rank_truncation.energy.{row['rank']}", row["energy"]
+            yield row["run"], f"rank_truncation/energy/{row['rank']}", row["energy"]

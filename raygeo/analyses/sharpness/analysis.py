@@ -20,7 +20,7 @@ ANALYSIS = Analysis(
         sections=(report.rises,),
         caveats=(report.limits,),
         metrics=(report.metrics,),
-        declared=(Metric("sharpness.*", "itself", "min", names=report.parts, over_changed=report.over_changed),),
+        declared=(Metric("sharpness/*", "itself", "min", names=report.parts, over_changed=report.over_changed),),
     ),
     cost=cost,
 )

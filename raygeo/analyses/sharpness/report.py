@@ -117,7 +117,7 @@ def limits(view: View) -> list[str]:
 def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     """The rise of the NLL, by measure and radius."""
     for row in view.rows("sharpness"):
-        yield row["run"], f"sharpness.{_part(row['measure'], row['radius'])}", row["value"]
+        yield row["run"], f"sharpness/{_part(row['measure'], row['radius'])}", row["value"]
 
 
 def parts(settings: SharpnessSettings) -> list[str]:
@@ -138,4 +138,4 @@ def over_changed(settings: SharpnessSettings) -> bool:
 
 
 def _part(measure: str, radius: float) -> str:
-    return f"{measure.replace(' ', '_')}.{radius:g}"
+    return f"{measure.replace(' ', '_')}/{radius:g}"

@@ -20,8 +20,8 @@ ANALYSIS = Analysis(
         caveats=(report.confined,),
         metrics=(report.metrics,),
         declared=(
-            Metric("subspace_locking.*", names=lambda settings: ("left", "right")),
-            Metric("subspace_locked_at.*", names=lambda settings: ("left", "right")),
+            Metric("subspace_locking/*", names=lambda settings: ("left", "right")),
+            Metric("subspace_locked_at/*", names=lambda settings: ("left", "right")),
         ),
         histories=(report.histories,),
     ),

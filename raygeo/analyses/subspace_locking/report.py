@@ -97,11 +97,11 @@ def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     """Mean similarity over kept steps to the last subspace, and the share of steps at which it settles, by side."""
     frame = view.frame("subspace_locking", scope="global").sort_values("step")
     for (run, side), way in frame.groupby(["run", "side"], sort=False):
-        yield str(run), f"subspace_locking.{side}", float(way.similarity.mean())
-        yield str(run), f"subspace_locked_at.{side}", _settled(view, str(run), way)
+        yield str(run), f"subspace_locking/{side}", float(way.similarity.mean())
+        yield str(run), f"subspace_locked_at/{side}", _settled(view, str(run), way)
 
 
 def histories(view: View) -> Iterator[tuple[str, str, int, float | None]]:
     """Similarity to the last subspace at the kept steps, by side."""
     for row in view.rows("subspace_locking", scope="global"):
-        yield row["run"], f"trajectory/subspace_similarity.{row['side']}", row["step"], row["similarity"]
+        yield row["run"], f"trajectory/subspace_similarity/{row['side']}", row["step"], row["similarity"]

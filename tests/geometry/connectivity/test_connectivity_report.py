@@ -86,8 +86,8 @@ def test_the_result_column_holds_barriers_to_the_reference_on_the_first_probe():
     assert column.title == "barrier to ref."
     assert column.cells(view) == {"dpo": ("0.250", "[0.240, 0.260]"), "base": ("0.125", "[0.115, 0.135]")}
     found = metrics(view)
-    assert found["dpo", "barrier_to_reference.solutions"] == 0.25
-    assert found["dpo", "barrier_to_reference.problems"] == 0.5
+    assert found["dpo", "barrier_to_reference/solutions"] == 0.25
+    assert found["dpo", "barrier_to_reference/problems"] == 0.5
     assert sheet_row("paths", view, probe="problems, error rate")["above the chord"] == ("0.500", "[0.490, 0.510]")
 
 
@@ -110,9 +110,9 @@ def test_ends_of_paths_are_metrics_and_refined_grids_are_named():
     rows += [path | asked | {"alpha": a} for a in (0.0, 1.0)]
     view = view_of(paths=rows)
     assert metrics(view) == {
-        ("base", "nll.solutions"): 1.0,
-        ("sft", "nll.solutions"): 0.5,
-        ("dpo", "nll.solutions"): 1.0,
+        ("base", "nll/solutions"): 1.0,
+        ("sft", "nll/solutions"): 0.5,
+        ("dpo", "nll/solutions"): 1.0,
     }
     assert "sampled at 3 to 4 values of α for the NLL and 2 values of α for accuracy" in caveats(view)
     titles = [ax.get_title() for ax in axes("paths", view, 1)]
@@ -126,7 +126,7 @@ def test_matched_barriers_stand_with_their_scales():
     ]
     view = view_of(matched_barriers=rows, matched_paths=points)
     assert sheet_row("matched_paths", view)["scales"] == "1.00 : 0.640"
-    assert metrics(view) == {("dpo", "matched_barrier_to_reference.solutions"): 0.2}
+    assert metrics(view) == {("dpo", "matched_barrier_to_reference/solutions"): 0.2}
     assert max(axes("matched_paths", view)[0].lines[0].get_ydata()) == pytest.approx(0.31)
 
 
@@ -150,7 +150,7 @@ def test_a_curve_stands_beside_its_line(bent):
     assert row["below the line"] == ("0.380", "[0.330, 0.420]")
     line, curve = axes("curves", bent)[0].lines
     assert (max(line.get_ydata()), max(curve.get_ydata())) == pytest.approx((0.46, 0.08))
-    assert metrics(bent) == {("dpo", "curve_barrier_to_reference.bezier"): 0.02}
+    assert metrics(bent) == {("dpo", "curve_barrier_to_reference/bezier"): 0.02}
     assert "24 held-out texts, half of the probe" in caveats(bent)
 
 

@@ -60,7 +60,7 @@ def test_divergences_are_named_after_what_they_are_from():
         outputs=[{**pair, "run": "base", "quantity": "ece", "value": 0.04}],
     )
     assert found == {
-        "base": {"predictions.ece": 0.04},
+        "base": {"predictions/ece": 0.04},
         "dpo": {
             "kl_from_base": 0.1,
             "kl_to_base": 0.2,
