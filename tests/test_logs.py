@@ -1,10 +1,13 @@
 """Lines of a log name the study, and the run or task."""
 
 import logging
+from pathlib import Path
 
 import pytest
 
-from raygeo.logs import about, name_lines
+from raygeo.errors import DataError
+from raygeo.logs import about, detail, name_lines
+from raygeo.pipeline.logged import logged
 
 log = logging.getLogger("raygeo.models.fitting")
 
@@ -29,3 +32,13 @@ def test_a_line_names_what_it_is_about(no_handlers, capsys):
         "WARNING mine: an actor died",
         "WARNING done",
     ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_log_that_cannot_be_written_hides_nothing(store):
+    Path(store.path("logs")).mkdir()
+    Path(store.path("logs", "study.log")).symlink_to("/dev/full")
+    with pytest.raises(DataError, match="why it ended"), logged(store, "study"):
+        raise DataError("why it ended")
+    with logged(store, "study"):
+        detail.info("a line")

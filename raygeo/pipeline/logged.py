@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from raygeo.errors import StoreError
 from raygeo.logs import detail, log_to
@@ -29,7 +30,8 @@ def logged(store: Store, name: str) -> Iterator[None]:
             stack.callback(_keep, store, place, file)
         with store.writing(str(file)):
             file.parent.mkdir(exist_ok=True)
-            stream = stack.enter_context(file.open("a", encoding="utf-8"))
+            stream = file.open("a", encoding="utf-8")
+        stack.callback(_close, stream)
         stack.enter_context(log_to(stream))
         detail.debug("versions: %s", ", ".join(f"{package} {number}" for package, number in versions().items()))
         try:
@@ -37,6 +39,11 @@ def logged(store: Store, name: str) -> Iterator[None]:
         except BaseException:
             detail.exception("ended by")
             raise
+
+
+def _close(stream: TextIO) -> None:
+    with suppress(OSError):  # a full disk: what is left to write is lost, and what ended the study is what counts
+        stream.close()
 
 
 def _keep(store: Store, place: str, file: Path) -> None:
