@@ -5,7 +5,10 @@
 keeps it.
 """
 
+from collections.abc import Iterable
 from typing import Literal
+
+from raygeo.errors import ConfigError
 
 Group = Literal["train", "eval", "geometry"]
 
@@ -30,6 +33,20 @@ def benchmark_of(metric: str) -> str:
 def training_metric(reported: str) -> str:
     """The name of what a run reports while it trains, by its name in the table ``training_curves``."""
     return _REPORTED.get(reported, reported if "/" in reported else full_name("train", reported))
+
+
+def refuse_one_name_for_two(reported: Iterable[str]) -> None:
+    """Raise ``ConfigError`` where two of what a run reports would have one name, as a loss's own ``loss`` and its
+    objective.
+    """
+    names: dict[str, str] = {}
+    for each in reported:
+        other = names.setdefault(training_metric(each), each)
+        if other != each:
+            raise ConfigError(
+                f"the loss reports {each!r} beside {other!r}, and both are called {training_metric(each)!r}: give that "
+                "metric of the loss another name."
+            )
 
 
 def reported_as(metric: str) -> str:

@@ -154,7 +154,7 @@ def test_mlflow_has_one_child_for_each_run_with_curves_and_summaries(finished):
     assert set(children) == {"base", *(spec.name for spec in study.specs())}
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children.values())
     dpo = children["dpo-lr0.001-s0"]
-    assert dpo.data.params["loss/beta"] == "0.1"
+    assert dpo.data.params["options/beta"] == "0.1"
     steps = [m.step for m in client.get_metric_history(dpo.info.run_id, "train/nll")]
     assert sorted(steps) == [1, 2, 3, 4]  # each once; those that no report brought in time are filled in at the end
     assert {

@@ -64,7 +64,7 @@ class Asked:
         """What a key holds of the answers, None where no problem is asked."""
         if self.exam is None or not self.problems:
             return None
-        return ["complete", *self.exam.key, self.settings.max_new_tokens, self.settings.generation_batch_size]
+        return ["complete", *self.exam.asked, self.settings.max_new_tokens, self.settings.generation_batch_size]
 
     def measure(self) -> AnswerErrors | None:
         """What judges a model's answers, None where no problem is asked."""

@@ -67,14 +67,13 @@ def _connect(address: str | None, cpus: int | None) -> None:
     for name, value in _EMBEDDED.items():
         os.environ.setdefault(name, value)
     try:
-        with _alone(), _addressed():
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                _node_ip_address=_LOOPBACK,
-            )
+        try:
+            _embed(cpus)
+        except ValueError as error:
+            if "port number" not in str(error):
+                raise
+            ray.shutdown()
+            _embed(cpus)  # Ray had drawn a port at random that another part of it has by default
     except Exception as error:
         ray.shutdown()
         if "timed out" in str(error):
@@ -89,6 +88,17 @@ def _connect(address: str | None, cpus: int | None) -> None:
             "name it: --address auto."
         ) from error
     keep_token_private()
+
+
+def _embed(cpus: int | None) -> None:
+    with _alone(), _addressed():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _node_ip_address=_LOOPBACK,
+        )
 
 
 def keep_token_private(file: Path | None = None) -> None:

@@ -29,7 +29,12 @@ class Exam:
 
     @property
     def key(self) -> list[Any]:
-        """What content keys hold of it beside ``revisions``: problems, and how they are asked and judged."""
+        """What content keys hold of it: problems, how they are asked and judged, and the revisions of what does."""
+        return [*self.asked, self.revisions]
+
+    @property
+    def asked(self) -> list[Any]:
+        """``key`` without the revisions, for workloads that have them in ``uses``."""
         return [self.renderer.identity, self.engine.identity, self.grading, list(self.problems)]
 
     @property

@@ -81,7 +81,7 @@ class Answers(Workload):
                 part = problems[start : start + size]
                 exam = self._exam(part)
                 asked = content_key(
-                    self.settings.keyed, self.base_key, exam.key, [problem.prompt_id for problem in part]
+                    self.settings.keyed, self.base_key, exam.asked, [problem.prompt_id for problem in part]
                 )
                 tasks += [
                     Task(

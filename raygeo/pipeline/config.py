@@ -568,8 +568,9 @@ class Study(Settings):
                     "engine.logprobs to true, or choose another loss"
                 )
                 raise refusal(place, stage.label, said)
-            if not can_learn(loss, drawn.samples, source):
-                instead = f"set {above}.samples to 2 or more" if drawn.samples == 1 else "let another model write them"
+            if type(loss).__module__.startswith("raygeo.") and not can_learn(loss, drawn.samples, source):
+                other = "have the student write them (rollouts.sample.teacher: student)"
+                instead = f"set {above}.samples to 2 or more" if drawn.samples == 1 else other
                 said = (
                     f"the loss learns nothing from completions whose source is {source!r}, {drawn.samples} a prompt, "
                     f"whatever their verdicts; {instead}, or choose another loss"

@@ -9,6 +9,7 @@ import numpy as np
 from raygeo.cluster.nodes import are_several
 from raygeo.cluster.preflight import check_fits
 from raygeo.data.reference import REFERENCE_STATES
+from raygeo.data.teacher import TEACHER_TOP
 from raygeo.data.tokens import RolloutTokens
 from raygeo.errors import ClusterError
 from raygeo.footprint.need import Texts
@@ -68,14 +69,15 @@ def check_demands(study: Study, store: Store, stages: tuple[str, ...]) -> None:
 
 def check_engines(study: Study, store: Store, stages: tuple[str, ...]) -> None:
     """See that the engines that are still to write in ``stages`` can, as far as it is known here: servers, which are
-    asked from here, and what is to be installed on this machine alone.
+    asked from here, and what is to be installed on this machine alone. One that has written rollouts is not asked: it
+    may be that it need not write more, and be gone.
 
     Raises:
         RaygeoError: why one cannot.
     """
     lacking = set() if is_made(study, store) else _lacking(store, stages)
     sample, engines = study.rollouts.sample, []
-    if sample is not None and "rollouts" in lacking:
+    if sample is not None and "rollouts" in lacking and not store.units("rollouts"):
         engines.append(sample.engine)
     if study.answered.shifts and "evaluate" in lacking:
         engines.append(study.evaluation.engine)
@@ -178,7 +180,7 @@ def _lacking(store: Store, stages: tuple[str, ...]) -> set[str]:
     had = {
         "student": store.folders(KIND),
         "rollouts": store.folders(TOKENS),
-        "reference": store.folders(REFERENCE) or store.folders(REFERENCE_STATES),
+        "reference": store.folders(REFERENCE) or store.folders(REFERENCE_STATES) or store.folders(TEACHER_TOP),
         "evaluate": store.units("answers"),
     }
     return {stage for stage in stages if not had.get(stage)}

@@ -22,8 +22,9 @@ from raygeo.naming import HELDOUT_NLL, benchmark_of
 from raygeo.pipeline.config import HELDOUT, TRAIN, Study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.evaluate import asked_problems
+from raygeo.pipeline.monitor import some_problems
 from raygeo.pipeline.probes import heldout_solutions
-from raygeo.pipeline.rollouts import Rollouts, heldout_problems
+from raygeo.pipeline.rollouts import Rollouts, drawn_problems, heldout_problems
 from raygeo.pipeline.student import KIND, Student
 from raygeo.pipeline.train import lay_out_teacher
 from raygeo.training.selections import open_behaviour
@@ -118,7 +119,7 @@ def _unmeasured(
     """What a sweep judges by, and analyses need, that these rollouts do not allow to measure."""
     lacks_solutions = not heldout_solutions(rollouts)
     why = "is measured on correct solutions of held-out prompts, and there is none; hold out more (rollouts.heldout)"
-    if study.sweep is not None and "train" in stages:
+    if study.sweep is not None and "train" in stages and ("evaluate" in stages or study.plan.open_entries()):
         for name, metric, analysis in study.judged.measured.values():
             if analysis is None and metric.among != "training":
                 if benchmark_of(name) not in problems:
@@ -147,7 +148,8 @@ def _too_long(
     if "evaluate" in stages:
         every = dict(problems)
         if study.evaluation.monitor is not None:
-            every[TRAIN] = rollouts.training_problems
+            monitor = study.evaluation.monitor
+            every[TRAIN] = some_problems(rollouts.training_problems, monitor.problems, monitor.seed)
         for name, found in every.items():
             asked["evaluation.answers.max_new_tokens", name] = found, answers.max_new_tokens
     heldout = heldout_problems(rollouts) if "geometry" in stages else []
@@ -156,15 +158,20 @@ def _too_long(
         if isinstance(settings, AccuracySettings):
             asked[place] = heldout[: settings.accuracy_problems], settings.max_new_tokens
         elif isinstance(settings, DiversitySettings) and not (settings.reuse and answers.samples > 1):
-            asked[place] = heldout, settings.max_new_tokens
+            few = heldout[: settings.problems] if settings.benchmark == HELDOUT else []
+            asked[place] = few, settings.max_new_tokens
     if "train" in stages:
         sample = study.rollouts.sample
         decoding = DecodingSettings() if sample is None else sample.decoding
         for run in study.plan.trials():
             for stage in run.stages:
                 if stage.rounds is not None:
+                    rounds = range(1, stage.rounds + 1)
+                    drawn = {
+                        p: None for n in rounds for p in drawn_problems(rollouts.training_problems, stage.sampling, n)
+                    }
                     new = stage.sampling.decoding(decoding, 1).max_new_tokens
-                    asked[f"sampling.max_new_tokens of {stage.label}", TRAIN] = rollouts.training_problems, new
+                    asked[f"sampling.max_new_tokens of {stage.spec.name}", TRAIN] = list(drawn), new
     longest = study.evaluation.engine.longest(context_length(read_config(student.folder)))
     for (setting, name), (found, new) in asked.items():
         try:

@@ -51,8 +51,10 @@ def monitor_runs(
     chains = [run for run in models if records[run.name].stages is not None]
     asked: dict[str, list[Prompt]] = {}
     if settings is not None:
-        asked = {name: _some(problems, settings.problems, settings.seed) for name, problems in benchmarks.items()}
-        asked = {TRAIN: _some(rollouts.training_problems, settings.problems, settings.seed), **asked}
+        asked = {
+            name: some_problems(problems, settings.problems, settings.seed) for name, problems in benchmarks.items()
+        }
+        asked = {TRAIN: some_problems(rollouts.training_problems, settings.problems, settings.seed), **asked}
         asked = {name: problems for name, problems in asked.items() if problems}
     elif HELDOUT in benchmarks:
         asked, models = {HELDOUT: list(benchmarks[HELDOUT])}, chains
@@ -129,7 +131,7 @@ def _partings(rows: Rows) -> Rows:
     return found
 
 
-def _some(problems: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
+def some_problems(problems: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     """At most ``count`` of the problems, drawn by ``seed``, in their order."""
     if len(problems) <= count:
         return list(problems)

@@ -15,22 +15,21 @@ from raygeo.workload import Workload
 PLACE = Path(__file__).parents[1] / "precomputed"
 
 
-def has_folder(kind: str, key: str) -> bool:
-    """Whether the folder ``<kind>/<key>`` comes with raygeo."""
-    return Store(PLACE, create=False).has_folder(kind, key)
+def is_taken(store: Store, kind: str, key: str) -> bool:
+    """Whether the folder ``<kind>/<key>`` of ``store`` is the one that comes with raygeo, file by file."""
+    here, made = store.manifest(kind, key), Store(PLACE, create=False).manifest(kind, key)
+    return here is not None and made is not None and here.digests == made.digests
 
 
 def take_folder(store: Store, kind: str, key: str) -> bool:
     """Put the folder ``<kind>/<key>`` into ``store`` if it comes with raygeo; whether it does."""
-    if not has_folder(kind, key):
+    made = Store(PLACE, create=False)
+    if not made.has_folder(kind, key):
         return False
     with store.making(kind, key) as folder:
-        shutil.copytree(
-            Store(PLACE, create=False).folder(kind, key),
-            folder,
-            ignore=shutil.ignore_patterns(COMPLETE),
-            dirs_exist_ok=True,
-        )
+        for file in Path(made.folder(kind, key)).iterdir():
+            if file.name != COMPLETE:
+                shutil.copyfile(file, folder / file.name)  # and no modes, which may be those of a read-only package
     return True
 
 

@@ -38,7 +38,7 @@ from raygeo.pipeline.config import RolloutRules, SamplingSettings, Study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.journal import AnswerJournal
 from raygeo.pipeline.plan import RoundSampling
-from raygeo.pipeline.precomputed import take_units
+from raygeo.pipeline.precomputed import is_taken, take_units
 from raygeo.pipeline.problems import benchmark_problems, builtin_prompts
 from raygeo.pipeline.student import KIND, Student, provide_model
 from raygeo.settings import content_key, unit_key
@@ -110,7 +110,8 @@ def provide_rollouts(context: StudyContext, student: Student) -> Rollouts:
         store.publish("usage", [])  # an earlier study's is not this one's
     renderer = renderer_for(load_tokenizer(student.folder), context.study.student.chat)
     room = context_length(read_config(student.folder))
-    if room is not None and (settings.max_tokens or 0) > room:
+    made = store.finished(("rollouts", "set_aside", "counts"))
+    if room is not None and (settings.max_tokens or 0) > room and not made:
         raise DataError(
             f"rollouts.max_tokens is {settings.max_tokens}, and the student reads {room} tokens at most (its context); "
             "leave it out, or set it lower."
@@ -316,7 +317,7 @@ def plan_round(
         current.folder,
         current.key,
         rollouts.renderer,
-        _drawn(rollouts.training_problems, sampling, number),
+        drawn_problems(rollouts.training_problems, sampling, number),
         rollouts.grading,
         rollouts.renderer.end_texts,
         Loading.of(study.student),
@@ -358,7 +359,7 @@ def provide_round(context: StudyContext, rollouts: Rollouts, student: Student, r
     return found
 
 
-def _drawn(problems: Sequence[Prompt], sampling: RoundSampling, number: int) -> list[Prompt]:
+def drawn_problems(problems: Sequence[Prompt], sampling: RoundSampling, number: int) -> list[Prompt]:
     """The prompts of round ``number``: all, or as many as asked for in an order of their own, which is drawn again
     once fewer are left.
     """
@@ -505,7 +506,7 @@ def _sampled(context: StudyContext, student: Student, renderer: Renderer, gradin
             settings.engine,
             settings.source,
         )
-        if take_units(context.store, sampling):
+        if is_taken(context.store, KIND, teacher_key) and take_units(context.store, sampling):
             context.progress.say("  rollouts: come with raygeo")
         keys = context.run(sampling).keys
     rows = (row for key in keys for row in _rows(context.store.read_unit("rollouts", key)))

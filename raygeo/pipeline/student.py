@@ -30,7 +30,7 @@ from raygeo.models.parameters import CONVERTED, INDEX, REVISION, index_parameter
 from raygeo.models.soundness import check_student
 from raygeo.pipeline.config import GYM, TAUGHT, TEXT, WORD_PROBLEMS, StudentSettings
 from raygeo.pipeline.context import StudyContext
-from raygeo.pipeline.precomputed import has_folder, take_folder
+from raygeo.pipeline.precomputed import is_taken, take_folder
 from raygeo.pipeline.problems import made_config
 from raygeo.records import RunRecord
 from raygeo.settings import content_key
@@ -136,7 +136,7 @@ def _taught(
     sampled = sample is not None and sample.teacher == "builtin" and not sample.engine.elsewhere
     if sampled or (study.teacher is not None and study.teacher.model == "builtin"):
         _make(context, teacher, "teacher", lambda folder, tick: make_teacher(base, folder, tick))
-    origin = "comes with raygeo" if has_folder(KIND, key) else "made here"
+    origin = "comes with raygeo" if is_taken(context.store, KIND, key) else "made here"
     return Student(key, base, teacher, f"{study.student.model}, {origin}")
 
 

@@ -570,7 +570,7 @@ def _examples_of(plan: Plan, index: int) -> list[PlannedRun]:
 
 def run_params(spec: RunSpec) -> dict[str, Any]:
     """The parameters shown for a run in MLflow: few, flat, named so that its pages, which sort them, begin with the
-    three a reader asks for: loss, lr, seed; ``loss/*`` are the loss's options, ``training/*`` the rest.
+    three a reader asks for: loss, lr, seed; ``options/*`` are the loss's, ``training/*`` the rest.
     """
     training = spec.training
     rest = {
@@ -584,7 +584,7 @@ def run_params(spec: RunSpec) -> dict[str, Any]:
     }
     return (
         {"loss": spec.loss.type, "lr": training.lr, "seed": training.seed}
-        | {f"loss/{name}": value for name, value in spec.loss.model_dump().items() if name != "type"}
+        | {f"options/{name}": value for name, value in spec.loss.model_dump().items() if name != "type"}
         | {f"training/{name}": value for name, value in rest.items()}
     )
 

@@ -15,6 +15,7 @@ from raygeo.losses.base import Loss, Unit
 from raygeo.losses.batches import micro_batch, micro_loss, mismatched_log_ratio
 from raygeo.losses.counting import units
 from raygeo.models.batches import Batch
+from raygeo.naming import refuse_one_name_for_two
 from raygeo.records import FINISHED, STOPPED
 from raygeo.training.data import Data
 from raygeo.training.engine import data_rank, delta_bytes, speaks, whole_gradient_norm, world
@@ -83,6 +84,7 @@ def optimise(engine: Any, spec: RunSpec, data: Data, state: TrainingState, hooks
         control = {"stop": float(command == "stop"), "interrupt": float(command == "interrupt"), "save": float(late)}
         metrics, control = _step(engine, spec, data, batch, counts, state.step, control)
         metrics["lr"] = settings.lr * lr_factor(settings, steps, state.step)
+        refuse_one_name_for_two(metrics)
         state.step += 1
         state.tokens += counts["token"]
         bad = next((name for name in ("objective", "grad_norm") if not math.isfinite(metrics[name])), None)

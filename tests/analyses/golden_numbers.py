@@ -47,7 +47,7 @@ SMALL = {
     "examples": 4, "max_steps": 12, "slq_steps": 4, "slq_probes": 2, "trace_probes": 2, "density_points": 8, "draws": 2,
     "ascent_steps": 2, "permutations": 99, "k": 4, "path_points": 3, "batch_size": 4, "steps": 4, "early": 0.5,
     "sparsities": (0.5,), "samples": 3, "micro_batch_size": 4, "texts": str(GOLDEN.parent / "retention.txt"),
-    "predictors": ("delta_*",), "first_step": 0.02,
+    "predictors": ("geometry/delta_*",), "first_step": 0.02,
 }  # fmt: skip
 """Options, of whatever analyses have them, that make them quick."""
 

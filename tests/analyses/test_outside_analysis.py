@@ -115,7 +115,7 @@ def test_it_is_computed_shown_and_tracked(tmp_path):
     print(json.dumps({{
         "rows": store.table("moved").to_pylist(),
         "revisions": store.revisions("moved"),
-        "metric": client.get_run(tracking.run_id(children["run5"])).data.metrics["moved_entries"],
+        "metric": client.get_run(tracking.run_id(children["run5"])).data.metrics["geometry/moved_entries"],
         "page": page.text,
     }}))
     """,

@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import ray
 
+from raygeo.cluster.session import connect as connect_here
 from raygeo.cluster.session import keep_token_private
+from raygeo.errors import ClusterError
 
 pytestmark = pytest.mark.cluster
 
@@ -122,3 +125,20 @@ def test_processes_of_an_embedded_cluster_know_it_among_several(ray_session):
     assert address == ray_session.get_runtime_context().gcs_address
     assert found == "ALIVE"
     assert not os.environ.get("RAY_ADDRESS")
+
+
+@pytest.mark.parametrize(("said", "tries"), [("x is trying to use a port number 52365 that is used", 2), ("no", 1)])
+def test_a_port_that_ray_has_drawn_twice_is_drawn_anew(monkeypatch, said, tries):
+    asked = []
+
+    def fails(**settings):
+        asked.append(settings)
+        raise ValueError(said)
+
+    monkeypatch.setattr(ray, "init", fails)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ClusterError, match=said):
+        connect_here(cpus=1)
+    assert len(asked) == tries

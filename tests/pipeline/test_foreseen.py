@@ -122,7 +122,7 @@ def test_prompts_that_leave_no_room_for_answers_are_named_with_the_setting(bench
     assert "with max_new_tokens=512 that exceeds" in soups
     bench(geometry={"soups": {}})
     rounds = [{"loss": {"type": "rft"}, "rounds": 2, "sampling": {"max_new_tokens": 4000}}]
-    assert "sampling.max_new_tokens of rft-2rounds, train prompts: " in refusal(bench, runs=rounds)
+    assert "sampling.max_new_tokens of rft-2rounds-lr1e-05-s0, train prompts: " in refusal(bench, runs=rounds)
 
 
 def test_rows_that_the_teacher_cannot_read_whole_are_refused_with_the_length_that_it_can(bench):

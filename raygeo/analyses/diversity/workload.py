@@ -101,7 +101,7 @@ class Diversity(Workload):
         how = DifferenceSettings.of(self.settings) if self.given else self.settings
         return [
             Task(
-                self.key(how, self.exam.key, run.name, run.key, self.given.get(run.name)),
+                self.key(how, self.exam.asked, run.name, run.key, self.given.get(run.name)),
                 1.0,
                 run,
                 f"diversity of {run.name}",

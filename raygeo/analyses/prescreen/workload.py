@@ -4,6 +4,7 @@ Spearman's correlations over runs of every metric with every outcome, with the n
 partialled out besides. Runs that differ in seeds alone are one cluster.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -52,8 +53,8 @@ class PrescreenSettings(Settings):
     @classmethod
     def _in_the_group(cls, predictors: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in predictors:
-            if not pattern.startswith(("*", _GROUP)):
-                said = f"{_GROUP}{pattern.replace('.', '/')}"
+            if not pattern.startswith(("*", _GROUP)) or re.search(r"[a-z_*]\.[a-z_*]", pattern):
+                said = f"{_GROUP}{pattern.removeprefix(_GROUP).replace('.', '/')}"
                 raise ValueError(f"metrics of analyses begin with {_GROUP}; write {said!r} for {pattern!r}")
         return predictors
 

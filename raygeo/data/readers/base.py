@@ -14,7 +14,13 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from raygeo.data.shapes.convert import StepRule, asked, gold_of, rollouts
 from raygeo.data.shapes.fields import Fields
-from raygeo.data.shapes.recognition import recognise, recognise_prompts, refuse_lacking, refuse_unknown_scale
+from raygeo.data.shapes.recognition import (
+    lacking_fields,
+    recognise,
+    recognise_prompts,
+    refuse_lacking,
+    refuse_unknown_scale,
+)
 from raygeo.data.validation import Record, SetAside
 from raygeo.generation.renderer.conversation import conversation_text, is_conversation, messages_of
 from raygeo.settings import Settings
@@ -170,8 +176,12 @@ class MappedReader(PromptReader):
 
     def check(self) -> None:
         """As ``Reader.check``; with the keys that there are, where none of the first records has what is needed."""
-        found = self.resolved()
-        refuse_lacking(self._peek(), found.fields, found.shape, self.verdict)
+        found, samples = self.resolved(), self._peek()
+        how = found.fields, found.shape, self.verdict
+        lacking = lacking_fields(samples, *how)
+        later = (record.values for record in self._raw() if lacking and record.error is None)
+        if lacking and all(lacking_fields([values], *how) for values in later):
+            refuse_lacking(samples, found.fields, lacking)
 
     def made_of(self) -> dict[str, Any]:
         """What keys of rollouts hold of the settings: those that came later only where they say something."""

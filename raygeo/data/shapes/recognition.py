@@ -83,19 +83,22 @@ def refuse_unknown_scale(samples: Sequence[Mapping[str, Any]], fields: Fields) -
         )
 
 
-def refuse_lacking(samples: Sequence[Mapping[str, Any]], fields: Fields, shape: str, verdict: bool | None) -> None:
-    """Raise ``DataError`` where none of ``samples`` has a prompt, a completion, or what a verdict could be made of.
+def lacking_fields(samples: Sequence[Mapping[str, Any]], fields: Fields, shape: str, verdict: bool | None) -> list[str]:
+    """What none of ``samples`` has of prompt, completion, and "gold" for whatever a verdict could be made of.
 
     ``verdict`` is that on completions that bring none, if there is one.
     """
     if not samples or shape not in ("flat", "messages", "lists"):
-        return
+        return []
     seen = _Seen(samples, fields)
     lacking = [name for name in ("prompt", "completion") if shape == "flat" and not seen.has(name)]
     if verdict is None and not any(seen.has(name) for name in ("correct", "gold", "reward")):
         lacking.append("gold")
-    if not lacking:
-        return
+    return lacking
+
+
+def refuse_lacking(samples: Sequence[Mapping[str, Any]], fields: Fields, lacking: Sequence[str]) -> None:
+    """Raise ``DataError`` that ``samples`` have nothing of ``lacking``, with their keys and what to set."""
     known = {"prompt": "prompt", "completion": "completion", "gold": "verdict, gold answer or reward"}
     keys = list(dict.fromkeys(key for sample in samples for key in sample))
     free = [key for key in keys if key not in {key for _, key in fields.named()}]

@@ -31,10 +31,10 @@ class Critical(NamedTuple):
 
     ``step`` is eta_c, the geometric middle of the bracket [``low``, ``high``] of steps that the loss does not and does
     rise at, and ``sharpness`` 2 / eta_c; all are None unless the ``outcome`` is "found". It "rises at once" where no
-    step lowers the loss by more than the ``resolution``, and "does not rise" as far as was looked. ``slope`` and
+    step lowers the loss by more than twice the ``resolution``, and "does not rise" as far as was looked. ``slope`` and
     ``curvature`` are the first and second derivative by central differences, over the first step and over the first
-    that resolves it; ``dip`` is the lowest rise seen, ``sign`` -1 where the opposite direction was taken, and
-    ``passes`` how often the loss was asked for.
+    that resolves it, NaN where none does; ``dip`` is the lowest rise seen, ``sign`` -1 where the opposite direction was
+    taken, and ``passes`` how often the loss was asked for.
     """
 
     outcome: Outcome
@@ -95,9 +95,10 @@ def critical_step(
     if descend and slope > 0:
         sign, dip = -1, min(0.0, down)
     while abs(bend) <= _RESOLVED * resolution and wide < first * 2**doublings:
-        wide *= 4
-        bend = ask(wide) + ask(-wide)
-    curvature = bend / wide**2
+        wide, passes = 4 * wide, passes + 2
+        bend = rise(wide) + rise(-wide)
+    unresolved = resolution > 0 and abs(bend) <= _RESOLVED * resolution
+    curvature = math.nan if unresolved else bend / wide**2
 
     def outcome(kind: Outcome, low: float | None = None, high: float | None = None) -> Critical:
         step = math.sqrt(low * high) if low is not None and high is not None else None
@@ -119,7 +120,7 @@ def critical_step(
         else:
             return outcome("does not rise")
         high = step
-        if dip >= -resolution:
+        if dip >= -2 * resolution:
             ask(sign * start / 2)
     else:
         high, low, unseen = step, None, 0
@@ -131,9 +132,9 @@ def critical_step(
             else:
                 high, low = step, None
             unseen = unseen + 1 if abs(found) <= resolution else 0
-            if (dip >= -resolution and unseen == 2) or (dip < -resolution and low is not None):
+            if (dip >= -2 * resolution and unseen == 2) or (dip < -2 * resolution and low is not None):
                 break
-    if low is None or dip >= -resolution:
+    if low is None or dip >= -2 * resolution:
         return outcome("rises at once")
     while high > (1 + tolerance) * low:
         middle = math.sqrt(low * high)

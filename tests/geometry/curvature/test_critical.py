@@ -224,3 +224,27 @@ def test_a_loss_that_is_infinite_at_once_is_followed_inwards():
     found = critical_step(lambda step: -step if abs(step) < 3 else math.inf, 100.0)
     assert (found.outcome, found.curvature) == ("found", math.inf)
     assert found.low < 3 <= found.high
+
+
+@pytest.mark.parametrize("end", [20.0, 2000.0])
+@pytest.mark.parametrize("descend", [False, True])
+def test_a_slope_below_the_rounding_makes_no_step_of_it(end, descend):
+    slope = 2e-7
+
+    def found(seed):
+        rng = np.random.default_rng(seed)
+        return critical_step(
+            lambda step: -slope * step + slope / end * step**2 + 1e-6 * (2 * rng.random() - 1),
+            1.0,
+            resolution=1e-6,
+            descend=descend,
+        )
+
+    steps = [one.step for one in map(found, range(100)) if one.outcome == "found"]
+    assert len(steps) > 50 or end == 20, "there the dip is no deeper than rounding"
+    assert steps == pytest.approx([end] * len(steps), rel=0.5)
+
+
+def test_a_curvature_that_no_step_resolves_is_none():
+    flat = critical_step(lambda step: -1e-3 * step, 1e-3, resolution=1e-6)
+    assert math.isnan(flat.curvature), "a line has none that could be seen"
