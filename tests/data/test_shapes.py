@@ -516,3 +516,17 @@ def test_a_csv_cell_is_a_list_only_where_lists_are_meant(tmp_path):
     assert [(r.values["completion"], r.values["correct"]) for r in rows] == [("a", True), ("b", False)]
     path.write_text('prompt,chosen,rejected\nq,"[{""role"": ""assistant"", ""content"": ""a""}]",b\n')
     assert next(CsvReader(path=str(path)).rollouts()).values["completion"] == "a"
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_first_records_without_a_verdict_speak_for_all_only_where_none_has_one(tmp_path, later):
+    rows = [{"prompt": "q", "completion": "a", "source": "notes"}] * 120
+    rows += [{"prompt": "q", "completion": "a", "correct": True}] * later
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reader = JsonlReader(path=str(file))
+    if later:
+        reader.check()
+    else:
+        with pytest.raises(DataError, match=r"has a verdict, gold answer or reward\. Their keys are .*'source'"):
+            reader.check()

@@ -122,7 +122,7 @@ def unmatched(view: View) -> list[str]:
 def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
     """Divergence from and agreement with the base, agreement with the reference run, confidence and calibration.
 
-    ``kl_to_base`` is KL(run || base) in nats a token, ``kl_from_base`` KL(base || run).
+    ``geometry/kl_to_base`` is KL(run || base) in nats a token, ``geometry/kl_from_base`` KL(base || run).
     """
     for row in view.rows("divergences"):
         pair = {row["run_a"], row["run_b"]}
