@@ -206,7 +206,7 @@ def point_artifacts(store: Store) -> None:
 
 
 def relocate(database: sqlite3.Connection, before: str, target: Store) -> None:
-    """Let MLflow's database name the artifacts, weights and data that lie in ``target``, and its study as the one there.
+    """Let MLflow's database name the artifacts, weights and data in ``target``, and its study as the one there.
 
     A second call changes nothing.
     """
