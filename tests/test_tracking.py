@@ -205,6 +205,24 @@ def test_a_run_has_its_data_and_its_weights_as_one_model_with_its_numbers(store)
     assert not list(Path(store.root).rglob("models"))  # the weights are where they were, and nowhere else
 
 
+def test_a_benchmark_called_as_the_data_of_training_is_data_of_its_own(store):
+    tracking = Tracking(store, "study", {})
+    key = tracking.child("k", "sft", {})
+    tracking.model(key, "k")
+    for _ in range(2):
+        tracking.inputs(key, "training", [Data("rollouts", "0f", store.location, {})])
+        tracking.metrics(key, {"eval/rollouts/drop": 0.25})
+        tracking.inputs(key, "evaluation", [Data("rollouts", "1e", store.location, {})])
+        tracking.metrics(key, {"eval/rollouts/accuracy": 0.5})
+        tracking.flush()
+        assert tracking.remote.runs[key].data == {("training", "rollouts"): "0f", ("evaluation", "rollouts"): "1e"}
+        tracking.remote.runs.clear()
+    [model] = tracking.remote.client.search_logged_models([tracking.remote.experiment])
+    assert {(metric.key, metric.dataset_digest) for metric in model.metrics} == {
+        ("eval/rollouts/drop", None), ("eval/rollouts/accuracy", "1e"),
+    }  # fmt: skip
+
+
 def test_an_experiment_is_described_once_and_opens_at_its_runs(store):
     tracking = log_whole_run(store, "k")
     client, experiment = tracking.remote.client, tracking.remote.experiment

@@ -56,7 +56,8 @@ Point = tuple[str, int, float]
 class _Run:
     """What is known of a run in MLflow; ``reached`` is the last step of its training curves, None if not known.
 
-    ``ended`` is in ms; ``model`` is the id of its weights as a model, ``data`` the digests of its inputs by name.
+    ``ended`` is in ms; ``model`` is the id of its weights as a model, ``data`` the digests of its inputs by
+    what they were to it and name.
     """
 
     id: str
@@ -64,7 +65,7 @@ class _Run:
     status: str = "RUNNING"
     ended: int | None = None
     model: str | None = None
-    data: dict[str, str] = field(default_factory=dict)
+    data: dict[tuple[str, str], str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     reached: int | None = None
@@ -215,11 +216,11 @@ class Remote:
     def inputs(self, key: str, context: str, data: Sequence[Mapping[str, Any]]) -> None:
         """Say what a run was trained on or asked: data by name, each with its digest, where it is, and its profile."""
         run = self._run(key)
-        new = [each for each in data if run.data.get(each["name"]) != each["digest"]]
+        new = [each for each in data if run.data.get((context, each["name"])) != each["digest"]]
         if new:
             tags = [InputTag(MLFLOW_DATASET_CONTEXT, context)]
             self.client.log_inputs(run.id, [DatasetInput(Dataset(**each), tags) for each in new])
-            run.data |= {each["name"]: each["digest"] for each in new}
+            run.data |= {(context, each["name"]): each["digest"] for each in new}
 
     def model(self, key: str, weights: str) -> None:
         """Name the weights of a run, which stay where they are, as a model; numbers that follow are its too."""
@@ -350,7 +351,12 @@ def _known(run: MlflowRun) -> _Run:
         info.status,
         info.end_time,
         models[0].model_id if models else None,
-        {each.dataset.name: each.dataset.digest for each in (run.inputs.dataset_inputs if run.inputs else ())},
+        {
+            (tag.value, each.dataset.name): each.dataset.digest
+            for each in (run.inputs.dataset_inputs if run.inputs else ())
+            for tag in each.tags
+            if tag.key == MLFLOW_DATASET_CONTEXT
+        },
         dict(run.data.params),
         dict(run.data.tags),
     )
@@ -359,7 +365,8 @@ def _known(run: MlflowRun) -> _Run:
 def _asked(run: _Run, metric: str) -> tuple[str, str] | tuple[None, None]:
     """Name and digest of the benchmark whose answers a metric is of, if that is known."""
     name = benchmark_of(metric) if metric.startswith("eval/") else ""
-    return (name, run.data[name]) if name in run.data else (None, None)
+    digest = run.data.get(("evaluation", name))
+    return (None, None) if digest is None else (name, digest)
 
 
 def _batches(points: Sequence[tuple[int, int, Mapping[str, float]]]) -> Iterator[list[Any]]:
