@@ -147,6 +147,20 @@ def test_a_study_that_resumes_finds_its_own_runs(store):
     assert data.tags["mlflow.parentRunId"] == first.run_id(first.parent)
 
 
+def test_a_run_that_was_created_twice_is_the_one_that_has_something(store):
+    first = Tracking(store, "study", {"student": "s"})
+    first.child("k", "sft", {"lr": 0.1})
+    first.flush()
+    client, ids = first.remote.client, {first.run_id(first.parent), first.run_id("k")}
+    for made in map(client.get_run, ids):
+        client.create_run(first.remote.experiment, made.info.start_time - 1, made.data.tags)
+    again = Tracking(store, "study", {"student": "s"})
+    again.child("k", "sft", {"lr": 0.1})
+    again.flush()
+    assert {again.run_id(again.parent), again.run_id("k")} == ids
+    assert {run.info.run_id for run in client.search_runs([again.remote.experiment])} == ids
+
+
 def test_a_finished_study_that_is_run_again_changes_nothing(store):
     seen = []
     for _ in range(2):

@@ -4,6 +4,7 @@ import base64
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -269,8 +270,10 @@ class Remote:
         found = self._search(query)
         if key == self.parent:
             found = [run for run in found if self._is_named_alike(run)]
-        for twin in found[1:]:  # a server that stood still when it was asked to create the run has done so twice
-            if not twin.data.metrics:
+        # a server that stood still when it was asked to create the run has done so twice: once for nothing
+        found.sort(key=_is_empty)
+        for twin in filter(_is_empty, found[1:]):
+            with suppress(MlflowException):  # not everybody may delete
                 self.client.delete_run(twin.info.run_id)
         return _known(found[0]) if found else None
 
@@ -341,6 +344,10 @@ _CALLS = {
         Remote.file, Remote.inputs, Remote.model, Remote.end, Remote.close,
     )
 }  # fmt: skip
+
+
+def _is_empty(run: MlflowRun) -> bool:
+    return not (run.data.metrics or run.data.params)
 
 
 def _known(run: MlflowRun) -> _Run:
