@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from raygeo.errors import ConfigError
@@ -147,6 +148,20 @@ def test_a_study_that_resumes_finds_its_own_runs(store):
     assert data.tags["mlflow.parentRunId"] == first.run_id(first.parent)
 
 
+def test_a_run_that_was_created_twice_is_the_one_that_has_something(store):
+    first = Tracking(store, "study", {"student": "s"})
+    first.child("k", "sft", {"lr": 0.1})
+    first.flush()
+    client, ids = first.remote.client, {first.run_id(first.parent), first.run_id("k")}
+    for made in map(client.get_run, ids):
+        client.create_run(first.remote.experiment, made.info.start_time - 1, made.data.tags)
+    again = Tracking(store, "study", {"student": "s"})
+    again.child("k", "sft", {"lr": 0.1})
+    again.flush()
+    assert {again.run_id(again.parent), again.run_id("k")} == ids
+    assert {run.info.run_id for run in client.search_runs([again.remote.experiment])} == ids
+
+
 def test_a_finished_study_that_is_run_again_changes_nothing(store):
     seen = []
     for _ in range(2):
@@ -176,8 +191,8 @@ def test_a_run_began_and_ended_when_it_was_trained(store):
     assert [info.start_time, info.end_time] == moments
 
 
-def log_whole_run(store, weights):
-    tracking = Tracking(store, "study", {}, note="What it is.")
+def log_whole_run(store, weights, say=print):
+    tracking = Tracking(store, "study", {}, say=say, note="What it is.")
     key = tracking.child("k", "sft-lr0.1", {"lr": 0.1})
     tracking.inputs(key, "training", [Data("rollouts", "0f-r2.1", str(store.location), {"rows": 8})])
     tracking.model(key, weights)
@@ -205,6 +220,24 @@ def test_a_run_has_its_data_and_its_weights_as_one_model_with_its_numbers(store)
     assert not list(Path(store.root).rglob("models"))  # the weights are where they were, and nowhere else
 
 
+def test_a_benchmark_called_as_the_data_of_training_is_data_of_its_own(store):
+    tracking = Tracking(store, "study", {})
+    key = tracking.child("k", "sft", {})
+    tracking.model(key, "k")
+    for _ in range(2):
+        tracking.inputs(key, "training", [Data("rollouts", "0f", store.location, {})])
+        tracking.metrics(key, {"eval/rollouts/drop": 0.25})
+        tracking.inputs(key, "evaluation", [Data("rollouts", "1e", store.location, {})])
+        tracking.metrics(key, {"eval/rollouts/accuracy": 0.5})
+        tracking.flush()
+        assert tracking.remote.runs[key].data == {("training", "rollouts"): "0f", ("evaluation", "rollouts"): "1e"}
+        tracking.remote.runs.clear()
+    [model] = tracking.remote.client.search_logged_models([tracking.remote.experiment])
+    assert {(metric.key, metric.dataset_digest) for metric in model.metrics} == {
+        ("eval/rollouts/drop", None), ("eval/rollouts/accuracy", "1e"),
+    }  # fmt: skip
+
+
 def test_an_experiment_is_described_once_and_opens_at_its_runs(store):
     tracking = log_whole_run(store, "k")
     client, experiment = tracking.remote.client, tracking.remote.experiment
@@ -216,19 +249,64 @@ def test_an_experiment_is_described_once_and_opens_at_its_runs(store):
     assert client.get_experiment(experiment).tags["mlflow.note.content"] == "What a colleague wrote."
 
 
-def test_runs_that_were_logged_under_other_names_are_deleted_and_logged_anew(store):
+@pytest.fixture
+def renamed(store):
+    """A study that a killed driver left running under other names, and a colleague's run below its own."""
     before = log_whole_run(store, "k")
-    client, experiment, parent = before.remote.client, before.remote.experiment, before.run_id(before.parent)
-    client.log_metric(before.run_id("k"), "accuracy.hard", 0.5)
+    client, parent = before.remote.client, before.run_id(before.parent)
+    for run in (parent, before.run_id("k")):
+        client.update_run(run, "RUNNING")
     client.delete_tag(parent, "raygeo.names")
-    Outbox(store).append([{"call": "metrics", "key": "k", "values": {"delta_norm": 2.0}, "time": 0}])
+    nested = client.create_run(before.remote.experiment, tags={"mlflow.parentRunId": parent}).info.run_id
     Outbox(store).note(**(Outbox(store).noted() | {"names": "dotted"}))
-    assert "run the study again" in send_queued(store)
-    after = log_whole_run(store, "k")
-    found = {run.info.run_id: run for run in client.search_runs([experiment])}
-    assert set(found) == {after.run_id(after.parent), after.run_id("k")}
-    assert set(found[after.run_id("k")].data.metrics) == {"eval/hard/accuracy", "eval/accuracy", "geometry/delta_norm"}
-    assert client.get_run(parent).info.lifecycle_stage == "deleted"  # `mlflow runs restore` has it back
+    return before, nested
+
+
+def as_left_by_a_killed_driver(store):
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    with held(store, "the study"):
+        gone = replace(find_lease(store).holder, pid=int(done.stdout))
+    store.write_bytes("lease.json", json.dumps(asdict(gone)).encode())
+
+
+@pytest.mark.parametrize("may_tag", [True, False])
+def test_runs_that_were_logged_under_other_names_stay_beside_those_logged_anew(store, renamed, monkeypatch, may_tag):
+    before, nested = renamed
+    client, old = before.remote.client, {before.run_id(before.parent), before.run_id("k"), nested}
+
+    def refuse(*arguments):
+        raise MlflowException("permission denied")
+
+    if not may_tag:
+        monkeypatch.setattr(MlflowClient, "set_tag", refuse)
+    monkeypatch.setattr(MlflowClient, "delete_run", refuse)
+    said = []
+    for _ in range(2):
+        after = log_whole_run(store, "k", said.append)
+    runs = {run.info.run_id: run for run in client.search_runs([before.remote.experiment])}
+    new = {after.run_id(after.parent), after.run_id("k")}
+    assert (set(runs), len(new - old)) == (old | new, 2)
+    by = runs[before.run_id(before.parent)].data.tags.get("raygeo.replaced_by")
+    assert by == (after.run_id(after.parent) if may_tag else None)
+    [told] = said
+    assert "stay beside the new ones" in told
+    states = [runs[run].info.status for run in (before.run_id("k"), nested)]
+    assert states == ["KILLED", "RUNNING"]
+
+
+def test_runs_under_other_names_are_marked_by_a_report_and_nothing_more_is_sent(store, renamed):
+    before, _ = renamed
+    assert send_queued(store) is None
+    as_left_by_a_killed_driver(store)
+    assert "entries" not in (told := send_queued(store))
+    assert "marked so" in told
+    client = before.remote.client
+    states = [client.get_run(before.run_id(key)).info.status for key in ("k", before.parent)]
+    assert states == ["KILLED", "KILLED"]
+    Outbox(store).append([{"call": "metrics", "key": "k", "values": {"delta_norm": 2.0}, "time": 0}])
+    assert "1 entries for MLflow have names of an earlier version" in send_queued(store)
+    assert "delta_norm" not in client.get_run(before.run_id("k")).data.metrics
+    assert len(client.search_runs([before.remote.experiment])) == 3
 
 
 def test_closing_marks_what_is_open_and_nothing_else(store):
@@ -255,14 +333,12 @@ def test_runs_of_a_driver_that_was_killed_are_marked_by_a_report_unless_another_
     killed = Tracking(store, "study", {})
     open_run(killed, "k")
     killed.flush()
-    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     with held(store, "the study"):
-        holder = find_lease(store).holder
         assert send_queued(store) is None
-    gone = replace(holder, pid=int(done.stdout))
     assert send_queued(store) is None
-    store.write_bytes("lease.json", json.dumps(asdict(gone)).encode())
-    assert "marked so" in send_queued(store)
+    as_left_by_a_killed_driver(store)
+    assert "marked so" in (told := send_queued(store))
+    assert "entries" not in told
     states = [killed.remote.client.get_run(killed.run_id(key)).info.status for key in ("k", killed.parent)]
     assert states == ["KILLED", "KILLED"]
 
@@ -379,7 +455,7 @@ def test_what_is_left_when_a_study_ends_is_sent_by_the_next_command(serving, sto
     assert "does not answer" in send_queued(store)
     server.tell(signal.SIGCONT)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    assert f"wait for MLflow at {server.uri}" in send_queued(store)
+    assert f"MLflow at {server.uri} has yet to be told" in send_queued(store)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     assert "were sent" in send_queued(store)
     assert send_queued(store) is None

@@ -32,7 +32,7 @@ _LOCATIONS = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-_LOCAL_ARTIFACTS = re.compile(rf"^(file:/+|/).*?/?{ARTIFACTS}(?=/|$)")
+_LOCAL_ARTIFACTS = re.compile(rf"^(file:/+|/)(.*/)?{ARTIFACTS}(?=/|$)")
 Tick = Callable[[Item], None]
 
 
@@ -206,10 +206,13 @@ def point_artifacts(store: Store) -> None:
 
 
 def relocate(database: sqlite3.Connection, before: str, target: Store) -> None:
-    """Let MLflow's database name the artifacts that lie in ``target``, and its study as the one there."""
+    """Let MLflow's database name the artifacts, weights and data in ``target``, and its study as the one there.
+
+    A second call changes nothing.
+    """
     beside = Path(target.path(ARTIFACTS)).as_uri()
     for table, column in _LOCATIONS:
-        if column not in [row[1] for row in database.execute(f"PRAGMA table_info({table})")]:
+        if not _has(database, table, column):
             continue
         for row, value in database.execute(f"SELECT rowid, {column} FROM {table}").fetchall():
             moved = _LOCAL_ARTIFACTS.sub(lambda found: beside, value or "", count=1)
@@ -219,6 +222,19 @@ def relocate(database: sqlite3.Connection, before: str, target: Store) -> None:
         return
     now = (f"study:{target.location}", f"study:{before}")
     database.execute("UPDATE tags SET value = ? WHERE key = 'raygeo.key' AND value = ?", now)
+    if _has(database, "logged_model_tags", "tag_value"):
+        database.execute(
+            "UPDATE logged_model_tags SET tag_value = ? || substr(tag_value, ?) "
+            "WHERE tag_key = 'raygeo.weights' AND substr(tag_value, 1, ?) = ?",
+            (target.location, len(before) + 1, len(before) + 1, f"{before}/"),
+        )
+    if _has(database, "datasets", "dataset_source"):
+        places = [json.dumps({"uri": place}) for place in (target.location, before)]
+        database.execute("UPDATE datasets SET dataset_source = ? WHERE dataset_source = ?", places)
+
+
+def _has(database: sqlite3.Connection, table: str, column: str) -> bool:
+    return column in [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
 
 
 def _point_runs(source: Store, target: Store) -> None:

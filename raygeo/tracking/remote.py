@@ -3,7 +3,8 @@
 import base64
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -40,7 +41,7 @@ from raygeo.tracking.outbox import Entry
 from raygeo.tracking.pages import ABOUT
 from raygeo.tracking.server import NO_ENDPOINT, open_client
 
-KEY_TAG, SCHEME_TAG = "raygeo.key", "raygeo.names"
+KEY_TAG, SCHEME_TAG, REPLACED_TAG = "raygeo.key", "raygeo.names", "raygeo.replaced_by"
 POINTS_TAG = "raygeo.points"
 """How many points the training curves have once all of them are there."""
 _BATCH = 1000  # MLflow's limit of metrics in one request
@@ -56,7 +57,8 @@ Point = tuple[str, int, float]
 class _Run:
     """What is known of a run in MLflow; ``reached`` is the last step of its training curves, None if not known.
 
-    ``ended`` is in ms; ``model`` is the id of its weights as a model, ``data`` the digests of its inputs by name.
+    ``ended`` is in ms; ``model`` is the id of its weights as a model, ``data`` the digests of its inputs by
+    what they were to it and name.
     """
 
     id: str
@@ -64,7 +66,7 @@ class _Run:
     status: str = "RUNNING"
     ended: int | None = None
     model: str | None = None
-    data: dict[str, str] = field(default_factory=dict)
+    data: dict[tuple[str, str], str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     reached: int | None = None
@@ -74,10 +76,11 @@ class Remote:
     """The experiment ``study`` at ``uri``: the study's own run and its children, by content key, found or created.
 
     ``identity`` of the store tells it from one that lies at the same path on another machine. ``note`` describes the
-    study, in Markdown, where nobody has described it otherwise.
+    study, in Markdown, where nobody has described it otherwise. ``say`` is told once of runs under names of an earlier
+    version.
     """
 
-    def __init__(self, uri: str, store: Store, study: str, identity: str, note: str = ""):
+    def __init__(self, uri: str, store: Store, study: str, identity: str, say: Callable[[str], None], note: str = ""):
         self.client = open_client(uri)
         self.store, self.study = copy(store), study  # one of its own for the thread that sends
         database = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite") else None
@@ -86,7 +89,7 @@ class Remote:
         self.parent = f"study:{content_key(location) if QUOTE in location else location}"
         if store.is_local and self.artifacts is None:
             self.parent += f"#{identity}"
-        self.note = note
+        self.note, self.say = note, say
         self.experiment = ""
         self.runs: dict[str, _Run] = {}
         self.begun: dict[str, int] = {}
@@ -153,7 +156,7 @@ class Remote:
         """Mark a run as running; when the study's own begins, those that still are were left by a process that died."""
         run = self._run(key)
         if key == self.parent:
-            self._end_children("KILLED", _now())
+            self._end_all("KILLED", _now(), but=run.id)
         if run.status != "RUNNING":
             self.client.update_run(run.id, status="RUNNING")
             run.status = "RUNNING"
@@ -215,11 +218,11 @@ class Remote:
     def inputs(self, key: str, context: str, data: Sequence[Mapping[str, Any]]) -> None:
         """Say what a run was trained on or asked: data by name, each with its digest, where it is, and its profile."""
         run = self._run(key)
-        new = [each for each in data if run.data.get(each["name"]) != each["digest"]]
+        new = [each for each in data if run.data.get((context, each["name"])) != each["digest"]]
         if new:
             tags = [InputTag(MLFLOW_DATASET_CONTEXT, context)]
             self.client.log_inputs(run.id, [DatasetInput(Dataset(**each), tags) for each in new])
-            run.data |= {each["name"]: each["digest"] for each in new}
+            run.data |= {(context, each["name"]): each["digest"] for each in new}
 
     def model(self, key: str, weights: str) -> None:
         """Name the weights of a run, which stay where they are, as a model; numbers that follow are its too."""
@@ -247,11 +250,8 @@ class Remote:
             self._end(run, status, time)
 
     def close(self, status: str, time: int) -> None:
-        """Mark every run of the study that is running as ended."""
-        self._end_children(status, time)
-        parent = self._run(self.parent)
-        if parent.status == "RUNNING":
-            self._end(parent, status, time)
+        """Mark every run of the study that is running as ended, those under names of an earlier version too."""
+        self._end_all(status, time)
 
     # ---------------------------------------------------------------------------------------------------------------
 
@@ -262,26 +262,21 @@ class Remote:
         return self.runs[key]
 
     def _find(self, key: str) -> _Run | None:
-        query = f"tags.`{KEY_TAG}` = '{key}'"
-        if key != self.parent:
-            query += f" and tags.`{MLFLOW_PARENT_RUN_ID}` = '{self._run(self.parent).id}'"
-        found = self._search(query)
         if key == self.parent:
-            found = [run for run in found if self._is_named_alike(run)]
-        for twin in found[1:]:  # a server that stood still when it was asked to create the run has done so twice
-            if not twin.data.metrics:
+            found = [run for run in self._parents() if _is_named_alike(run)]
+        else:
+            below = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self._run(self.parent).id}'"
+            found = self._search(f"tags.`{KEY_TAG}` = '{key}' and {below}")
+        # a server that stood still when it was asked to create the run has done so twice: once for nothing
+        found.sort(key=_is_empty)
+        for twin in filter(_is_empty, found[1:]):
+            with suppress(MlflowException):  # not everybody may delete
                 self.client.delete_run(twin.info.run_id)
         return _known(found[0]) if found else None
 
-    def _is_named_alike(self, parent: MlflowRun) -> bool:
-        """Whether a study's metrics and parameters have the names of this version; if not, its runs are deleted, which
-        MLflow can undo, so that all is logged anew under these names alone.
-        """
-        if parent.data.tags.get(SCHEME_TAG) == SCHEME:
-            return True
-        for run in [*self._search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}'"), parent]:
-            self.client.delete_run(run.info.run_id)
-        return False
+    def _parents(self) -> list[MlflowRun]:
+        """The study's own run, and those that it has under names of an earlier version."""
+        return self._search(f"tags.`{KEY_TAG}` = '{self.parent}'")
 
     def _search(self, query: str) -> list[MlflowRun]:
         found: list[MlflowRun] = []
@@ -302,7 +297,21 @@ class Remote:
         elif self.note:
             tags[MLFLOW_RUN_NOTE] = self.note
         run = self.client.create_run(self.experiment, self.begun.get(key), tags, name)
+        if key == self.parent:
+            self._replace_older(run.info.run_id)
         return _Run(run.info.run_id, name, tags=tags, reached=-1)
+
+    def _replace_older(self, new: str) -> None:
+        """Leave runs under names of an earlier version as they are, and say what replaces them: MLflow renames none."""
+        older = [run for run in self._parents() if not _is_named_alike(run)]
+        for run in older:
+            with suppress(MlflowException):
+                self.client.set_tag(run.info.run_id, REPLACED_TAG, new)
+        if older:
+            self.say(
+                "  MLflow has runs of this study under names of an earlier version: they stay beside the new ones, and "
+                "can be deleted there"
+            )
 
     def _tag(self, run: _Run, values: Mapping[str, str]) -> None:
         new = {k: v[:_LONGEST_TAG] for k, v in values.items() if run.tags.get(k) != v[:_LONGEST_TAG]}
@@ -314,12 +323,15 @@ class Remote:
         self.client.set_terminated(run.id, status, time)
         run.status, run.ended = status, time
 
-    def _end_children(self, status: str, time: int) -> None:
-        parent = self._run(self.parent)
-        running = self._search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.id}' and attributes.status = 'RUNNING'")
+    def _end_all(self, status: str, time: int, but: str = "") -> None:
         known = {run.id: run for run in self.runs.values()}
-        for found in running:
-            self._end(known.get(found.info.run_id) or _known(found), status, time)
+        for parent in self._parents():
+            below = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}'"
+            children = self._search(f"{below} and attributes.status = 'RUNNING'")
+            for found in (*children, parent):
+                run = known.get(found.info.run_id) or _known(found)
+                if found.info.status == "RUNNING" and run.id != but and KEY_TAG in found.data.tags:
+                    self._end(run, status, time)
 
     def _history(self, run: _Run, name: str) -> list[Metric]:
         return self.client.get_metric_history(run.id, name)
@@ -342,6 +354,15 @@ _CALLS = {
 }  # fmt: skip
 
 
+def _is_named_alike(parent: MlflowRun) -> bool:
+    """Whether a study's metrics and parameters have the names of this version."""
+    return parent.data.tags.get(SCHEME_TAG) == SCHEME
+
+
+def _is_empty(run: MlflowRun) -> bool:
+    return not (run.data.metrics or run.data.params)
+
+
 def _known(run: MlflowRun) -> _Run:
     info, models = run.info, run.outputs.model_outputs if run.outputs else []
     return _Run(
@@ -350,7 +371,12 @@ def _known(run: MlflowRun) -> _Run:
         info.status,
         info.end_time,
         models[0].model_id if models else None,
-        {each.dataset.name: each.dataset.digest for each in (run.inputs.dataset_inputs if run.inputs else ())},
+        {
+            (tag.value, each.dataset.name): each.dataset.digest
+            for each in (run.inputs.dataset_inputs if run.inputs else ())
+            for tag in each.tags
+            if tag.key == MLFLOW_DATASET_CONTEXT
+        },
         dict(run.data.params),
         dict(run.data.tags),
     )
@@ -359,7 +385,8 @@ def _known(run: MlflowRun) -> _Run:
 def _asked(run: _Run, metric: str) -> tuple[str, str] | tuple[None, None]:
     """Name and digest of the benchmark whose answers a metric is of, if that is known."""
     name = benchmark_of(metric) if metric.startswith("eval/") else ""
-    return (name, run.data[name]) if name in run.data else (None, None)
+    digest = run.data.get(("evaluation", name))
+    return (None, None) if digest is None else (name, digest)
 
 
 def _batches(points: Sequence[tuple[int, int, Mapping[str, float]]]) -> Iterator[list[Any]]:

@@ -30,6 +30,9 @@ Context = Literal["training", "evaluation"]
 FLUSH_SECONDS, CLOSE_SECONDS, KILLED_SECONDS = 60.0, 300.0, 1.5
 """How long a study waits for an MLflow that answers, but slowly: between stages, at its end, once asked to stop."""
 
+_MARKED = "The study was killed: its runs that were still running are marked so."
+_OUTDATED = "{} entries for MLflow have names of an earlier version; run the study again to log it under the new ones."
+
 log = logging.getLogger(__name__)
 
 
@@ -80,7 +83,7 @@ class Tracking:
         noted, away = outbox.noted(), None
         identity = noted.get("identity") or uuid.uuid4().hex[:8]
         try:
-            self.remote = Remote(self.uri, store, study, identity, without_credentials(note))
+            self.remote = Remote(self.uri, store, study, identity, say, without_credentials(note))
             self.remote.ping()
         except Exception as error:
             if not is_away(error) or noted.get("server") != address:
@@ -93,7 +96,7 @@ class Tracking:
                 f"is to be told is kept in {escape(without_credentials(store.location))}/{FOLDER} until it does"
             )
         if (noted.get("study"), noted.get("names")) != (study, SCHEME):
-            outbox.clear()  # everything is logged anew, under the study's new name or with new names of metrics
+            outbox.clear()  # the study is logged under its new name, or with new names of metrics
         outbox.note(study=study, server=address, identity=identity, names=SCHEME)
         self.sender = Sender(self.remote, outbox, lambda text: say(escape(text)), away)
         self._open(self.parent, study, params, None)
@@ -222,26 +225,37 @@ def send_queued(store: Store) -> str | None:
     waiting = len(outbox)
     if not waiting and not killed:
         return None
-    if noted.get("names") != SCHEME:
-        return f"{waiting} entries for MLflow have names of an earlier version; run the study again to log it anew."
+    what = f"{waiting} entries" if waiting else "that the study was killed"
+    renamed = noted.get("names") != SCHEME
+    if renamed and not killed:
+        return _OUTDATED.format(waiting)
     uri = tracking_uri(store)
     address = without_credentials(uri)
     if noted.get("server") != address:
-        return f"{waiting} entries wait for MLflow at {noted.get('server')}; set MLFLOW_TRACKING_URI to send them."
+        return f"MLflow at {noted.get('server')} has yet to be told {what}; set MLFLOW_TRACKING_URI to it."
     said: list[str] = []
-    remote = Remote(uri, store, noted["study"], noted["identity"])
+    remote = Remote(uri, store, noted["study"], noted["identity"], said.append)
     try:
         remote.ping()
+        if renamed:
+            remote.close("KILLED", _now())
     except Exception as error:
-        return f"MLflow at {address} does not answer ({plain(error)}): {waiting} entries for it wait."
+        return f"MLflow at {address} does not answer ({plain(error)}) and has yet to be told {what}."
+    if renamed:
+        return " ".join([_MARKED, *([_OUTDATED.format(waiting)] if waiting else [])])
     sender = Sender(remote, outbox, said.append)
     if killed:
         sender.put({"call": "close", "status": "KILLED", "time": _now()})
     sender.flush()
     left = sender.close()
-    refused = f" It refused some: {'; '.join(dict.fromkeys(sender.refused))}." if sender.refused else ""
-    marked = " The study was killed: its runs that were still running are marked so." if killed and not left else ""
-    return f"{max(waiting - left, 0)} entries that waited for MLflow were sent to {address}.{refused}{marked}"
+    told = [f"{max(waiting - left, 0)} entries that waited for MLflow were sent to {address}."] if waiting else []
+    if sender.refused:
+        told.append(f"It refused some: {'; '.join(dict.fromkeys(sender.refused))}.")
+    if killed and not left:
+        told.append(_MARKED)
+    if left:
+        told.append(f"{left} wait still.")
+    return " ".join(told)
 
 
 def _texts(params: Mapping[str, Any]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """MLflow over a copied store: its own artifacts, and the same runs when the study goes on there."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,17 +13,19 @@ from raygeo.cli import app
 from raygeo.errors import StoreError
 from raygeo.store import Store
 from raygeo.store.copying import copy_store, point_artifacts
-from raygeo.tracking import Tracking
+from raygeo.tracking import Data, Tracking
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture
 def logged(store):
-    """A store with a database of MLflow in which its study has a run with a figure."""
+    """A store with a database of MLflow in which its study has a run with a figure, data and weights."""
     tracking = Tracking(store, "study", {})
     tracking.text("report.html", "<html>")
     tracking.metrics(tracking.parent, {"value": 1.0})
+    tracking.inputs(tracking.parent, "training", [Data("rollouts", "0f", store.location, {})])
+    tracking.model(tracking.parent, store.uri("deltas", "k"))
     tracking.close("FINISHED")
     return store
 
@@ -38,6 +41,9 @@ def test_a_copy_serves_its_own_artifacts_and_continues_its_runs(logged, tmp_path
     )
     assert Path(client.download_artifacts(run.info.run_id, "report.html")).read_text() == "<html>"
     assert run.info.artifact_uri.startswith(f"file://{target.path('mlartifacts')}/")
+    assert json.loads(run.inputs.dataset_inputs[0].dataset.source) == {"uri": target.location}
+    [model] = client.search_logged_models([experiment.experiment_id])
+    assert model.tags["raygeo.weights"] == target.uri("deltas", "k")
     new = client.create_run(experiment.experiment_id).info.run_id
     client.log_text(new, "new", "new.html")
     found = {path.name for path in Path(target.path("mlartifacts")).rglob("*.html")}

@@ -160,3 +160,14 @@ def test_locations_in_a_database_move_with_it(tmp_path):
         assert database.execute("SELECT * FROM runs").fetchall() == [(f"{here}/r1/artifacts",)]
         moved = [row[0] for row in database.execute("SELECT value FROM tags")]
         assert moved == [f"study:{target.location}", "k:base", "study:/old/store"]
+
+
+def test_locations_of_a_store_below_a_folder_of_artifacts_stay_where_they_belong(tmp_path):
+    store = Store(tmp_path / "mlartifacts" / "store")
+    here = f"file://{store.root}/mlartifacts/r1/artifacts"
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.execute("CREATE TABLE runs (artifact_uri)")
+        database.execute("INSERT INTO runs VALUES ('/old/mlartifacts/store/mlartifacts/r1/artifacts')")
+        for _ in range(2):
+            copying.relocate(database, store.location, store)
+            assert database.execute("SELECT * FROM runs").fetchall() == [(here,)]
