@@ -13,7 +13,7 @@ FULL = RunRecord(
     "dpo-s3", "key", FINISHED, LOSS, TRAINING, reason="none", steps=4, examples=9, tokens=80, seconds=1.5,
     delta="/store/deltas/key", student="student", mlflow_run_id="id", stored="bf16", model="/models/m",
     adapter_init="fingerprint", stages=[{"label": "dpo", "loss": LOSS, "training": TRAINING}], leg=1, leg_of="sft+dpo",
-    started=1.5e9, ended=1.6e9,
+    started="2026-01-01T00:00:00+00:00", ended="2026-01-01T00:01:00+00:00",
 )  # fmt: skip
 STAGES = [{"label": name, "loss": LOSS | {"type": name}, "training": TRAINING} for name in ("sft", "dpo")]
 STAGED = {"stages": STAGES, "leg": None, "leg_of": None}

@@ -175,7 +175,8 @@ def test_mlflow_has_one_child_for_each_run_with_curves_and_summaries(finished):
     assert Path(models[dpo.info.run_id].tags["raygeo.weights"]).is_dir()
     [record] = [RunRecord.of(row) for row in store.table("runs").to_pylist() if row["run"] == "dpo-lr0.001-s0"]
     began, ended = (datetime.fromisoformat(moment).timestamp() * 1000 for moment in (record.started, record.ended))
-    assert dpo.info.start_time <= began < ended == pytest.approx(dpo.info.end_time, abs=1)
+    assert began < ended == pytest.approx(dpo.info.end_time, abs=1)
+    assert parent.info.start_time <= dpo.info.start_time < dpo.info.end_time <= parent.info.end_time
     seeds = {children[f"sft-lr0.001-s{seed}"].data.tags["raygeo.configuration"] for seed in (0, 1)}
     assert len(seeds) == 1
     assert children["explodes"].info.status == "FAILED"
