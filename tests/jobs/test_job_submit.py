@@ -104,7 +104,8 @@ class Seen:
 
     def steps(self, name: str) -> int:
         """How many steps of a run are there."""
-        query = "select count(*) from metrics join runs using (run_uuid) where metrics.key = 'nll' and runs.name = ?"
+        joined = "select count(*) from metrics join runs using (run_uuid)"
+        query = f"{joined} where metrics.key = 'train/nll' and runs.name = ?"
         try:
             with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as database:
                 return database.execute(query, (name,)).fetchone()[0]
