@@ -21,7 +21,7 @@ TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: test-fast  ## set up and run the tests, on two processes: the fast ones, then those that need a cluster or are slow
 	$(TESTS) -m "(cluster or slow) and not long"
 
-test-all: test  ## and those of minutes: nodes, jobs, interrupts, faults; what continuous integration runs
+test-all: test  ## and modules of a minute or more: nodes, jobs, interrupts, faults; what continuous integration runs
 	$(TESTS) -m long
 
 test-fast: $(VENV)/.ready  ## set up and run what needs neither Ray nor DeepSpeed, in less than three minutes

@@ -14,7 +14,7 @@ from raygeo.models.loading import load_tokenizer
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.study import run_study
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 SYSTEM = "Show how, then the answer behind ####."
 

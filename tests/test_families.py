@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from checks.families import Outcome, row, try_families
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 FAMILIES = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from benchmarks import gpu
 from benchmarks.one_card import SMALL
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

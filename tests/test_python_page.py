@@ -15,7 +15,7 @@ import raygeo
 from raygeo.errors import ConfigError
 from raygeo.pipeline.config import parse_study
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, NOTEBOOK = DOCS / "python.md", DOCS / "quickstart.ipynb"

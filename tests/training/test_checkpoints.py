@@ -27,7 +27,7 @@ from raygeo.training.inputs import RunInputs
 from raygeo.training.settings import RunSpec, TrainingSettings
 from raygeo.training.worker import Job, train
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 LORA = LoraSettings(r=4, lora_alpha=8)
 SETTINGS = {
