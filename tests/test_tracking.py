@@ -3,12 +3,14 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +28,7 @@ from raygeo.tables import to_arrow
 from raygeo.tracking import Data, Tracking, origin, send_queued, sender, tracking_uri
 from raygeo.tracking.outbox import FOLDER, Outbox
 from raygeo.tracking.pages import CONFIGURATION_TAG, pages_of
+from raygeo.tracking.server import open_client
 
 pytestmark = pytest.mark.cluster
 
@@ -647,3 +650,14 @@ def test_tags_say_where_a_study_comes_from(store, monkeypatch, tmp_path):
     for run in (parent, child):
         assert tags.items() <= run.tags.items()
         assert run.tags["raygeo.study"] == "key"
+
+
+def test_a_database_that_cannot_be_written_prints_no_stack(tmp_path, capfd):
+    client = open_client(f"sqlite:///{tmp_path}/mlflow.db")
+    run = client.create_run("0")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("CREATE TRIGGER full BEFORE UPDATE ON runs BEGIN SELECT no_such_function(); END")
+        database.commit()
+    with pytest.raises(MlflowException, match="no_such_function"):
+        client.update_run(run.info.run_id, status="FINISHED")
+    assert "Traceback" not in capfd.readouterr().err

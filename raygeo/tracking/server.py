@@ -1,5 +1,6 @@
 """Where MLflow is, whether an error means that it is away, and what a user can do about it."""
 
+import logging
 import os
 import re
 from http import HTTPStatus
@@ -52,6 +53,7 @@ def open_client(uri: str) -> MlflowClient:
 
     User and password of the address go where MLflow's own are, so that no message of a library holds them.
     """
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints the stack of what it raises
     settings, parts = dict(_SETTINGS), urlsplit(uri)
     if parts.scheme in ("http", "https") and parts.username and parts.password:
         settings["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
