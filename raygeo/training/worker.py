@@ -57,7 +57,7 @@ def train(
     command: Callable[[], Command | None] = lambda: None,
     base: ResidentBase | None = None,
 ) -> RunRecord:
-    """Train one run from where its last checkpoint left it, and return its record, equal on all ranks but for its times.
+    """Train one run from where its last checkpoint left it, and return its record, on all ranks the same but for times.
 
     Every rank asks ``command()`` before each step; rank 0 calls ``report(step, metrics)``, exports the delta and stores
     the run's record and curves, so that a finished run survives the driver. A run whose loss stops being finite ends
