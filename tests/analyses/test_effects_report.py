@@ -154,3 +154,13 @@ def test_without_rows_nothing_is_shown():
     for report in (ranks, heads, critical):
         assert report.limits(view) == []
         assert list(report.metrics(view)) == []
+
+
+def test_a_curvature_that_rounding_hides_leaves_no_mean_of_the_others():
+    lines = [line("sft", "gradient", kind, 8.0) for kind in ("own", "random", "random")]
+    for hidden, mean in ((0.3, pytest.approx(0.3)), (None, None)):
+        view = view_of(
+            runs=RUNS, critical_sharpness=[*lines, line("sft", "gradient", "random", 2.0) | {"curvature": hidden}]
+        )
+        found = {name: value for _, name, value in critical.metrics(view)}
+        assert found["critical_sharpness/gradient_curvature_random"] == mean

@@ -56,11 +56,12 @@ def critical(view: View) -> Figure | None:
 
 @section(
     "Critical sharpness of every run",
-    """2 / η with the interval that the step was bracketed in; beside it what slope and curvature at the first short
-    step say it is (equal where the loss is quadratic), the distance walked until the NLL rises, the lowest NLL on the
-    way less that of the start. Of random directions of equal norm there is the geometric mean, and how many of those
-    drawn it is of, as the others have no critical step. u'Hu is the curvature along the unit direction, which every
-    line has; beside it is its mean over all random directions. A dash where the NLL rises at once, or not at all.""",
+    """2 / η with the interval that the step was bracketed in; beside it what slope and curvature near the start
+    say it is (equal where the loss is quadratic), the distance walked until the NLL rises, the lowest NLL on the way
+    less that of the start. Of random directions of equal norm there is the geometric mean, and how many of those drawn
+    it is of, as the others have no critical step. u'Hu is the curvature along the unit direction, over the first step
+    that shows it beyond rounding; beside it is its mean over all random directions. A dash where the NLL rises at once,
+    or not at all, and where a curvature is not known, its mean included.""",
     folded=True,
 )
 def steps(view: View) -> Sheet:
@@ -89,7 +90,8 @@ def steps(view: View) -> Sheet:
 
 class _Null(NamedTuple):
     """Of the random directions beside one: the geometric mean of the ``known`` critical sharpnesses among those
-    ``drawn``, None if there is none, and the mean curvature of all.
+    ``drawn``, None if there is none, and the mean curvature of all, None if one is not known: a mean of the others
+    would leave out the flattest.
     """
 
     sharpness: float | None
@@ -107,8 +109,8 @@ def _nulls(view: View) -> dict[tuple[str, str], _Null]:
 def _null(rows: pd.DataFrame) -> _Null:
     found = rows.sharpness.dropna()
     mean = float(np.exp(np.log(found).mean())) if len(found) else None
-    bends = rows.curvature.dropna()
-    return _Null(mean, len(found), len(rows), float(bends.mean()) if len(bends) else None)
+    bends = rows.curvature
+    return _Null(mean, len(found), len(rows), float(bends.mean()) if bends.notna().all() else None)
 
 
 def _of_random(null: _Null | None) -> Cell:
