@@ -6,10 +6,15 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from raygeo.data.exam import Exam
+from raygeo.data.probes import Probe
 from raygeo.errors import ConfigError
+from raygeo.geometry.connectivity.evaluator import Evaluator
 from raygeo.geometry.connectivity.measures import AnswerErrors
+from raygeo.models.resident import ResidentStudent
 from raygeo.models.run import Run
 from raygeo.settings import Settings
+from raygeo.store import AnyPath
+from raygeo.workload import Workload
 
 
 class LikelihoodSettings(Settings):
@@ -74,6 +79,45 @@ class Asked:
         return AnswerErrors(
             self.exam, max_new_tokens=settings.max_new_tokens, batch_size=settings.generation_batch_size
         )
+
+
+class ProbeWorkload(Workload):
+    """What is measured on one probe, and on problems where they are asked; by default on halves of the probe.
+
+    Args:
+        settings: how likelihoods are measured, and accuracy besides.
+        runs: the runs, the base among them or not.
+        base: folder of the base student.
+        probe: probe file.
+        exam: problems for the accuracy; None where there are none.
+    """
+
+    batch_settings: ClassVar = ("batch_size",)
+    in_keys: ClassVar[type[LikelihoodSettings]] = LikelihoodSettings
+    """The settings that decide what a likelihood is; those of accuracy come with the problems."""
+
+    def __init__(self, settings: Any, runs: Sequence[Run], base: AnyPath, probe: AnyPath, exam: Exam | None):
+        self.settings = settings
+        self.runs = list(runs)
+        self.base = base
+        self.probe = probe
+        self.asked = Asked(settings, exam)
+        self.uses = self.asked.revisions
+
+    @property
+    def trained(self) -> list[Run]:
+        """The runs without the base."""
+        return [run for run in self.runs if run.delta is not None]
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """What all keys hold: settings, probe and problems."""
+        return self.in_keys.of(self.settings), Probe.load(self.probe).key, self.asked.key
+
+    def setup(self) -> Any:
+        """Load the base student once, halve the probe and tokenise what is measured."""
+        student = ResidentStudent.load(self.base, self.runs)
+        return Evaluator(student, Probe.load(self.probe), self.settings.batch_size, self.asked.measure())
 
 
 def find_runs(runs: Sequence[Run], groups: Iterable[Sequence[str]], setting: str) -> list[tuple[Run, ...]]:

@@ -11,9 +11,8 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from raygeo.analyses.between import AccuracySettings, Asked, LikelihoodSettings
+from raygeo.analyses.between import AccuracySettings, LikelihoodSettings, ProbeWorkload
 from raygeo.analyses.compressibility.compressed import Compress, Compressed, Whole, compressible
-from raygeo.data.exam import Exam
 from raygeo.data.probes import Probe
 from raygeo.errors import DeltaError
 from raygeo.geometry.bootstrap import Array, percentile_intervals, resampled_means, token_means
@@ -22,9 +21,8 @@ from raygeo.geometry.weights.compression import magnitude_thresholds, prune, rou
 from raygeo.models.mix import MixedWeights
 from raygeo.models.resident import ResidentStudent
 from raygeo.models.run import Run
-from raygeo.store import AnyPath
 from raygeo.tables import schema
-from raygeo.workload import Rows, Task, Workload
+from raygeo.workload import Rows, Task
 
 NONE, PRUNED, ROUNDED = "none", "pruned", "rounded"
 MODEL, DELTA = "model", "delta"
@@ -69,7 +67,7 @@ class _State:
     errors: AnswerErrors | None
 
 
-class Compressibility(Workload):
+class Compressibility(ProbeWorkload):
     """NLL, and accuracy where problems are asked, of every run after each compression; one task a run, the base too.
 
     Compressed are parameters of transformer blocks with two dimensions or more (``compressed.compressible``), merged
@@ -78,13 +76,6 @@ class Compressibility(Workload):
 
     Memory holds a copy of these parameters besides the student, and one more at a time. Pruning across tensors merges
     all of them three times a point, twice for the threshold, which all points share.
-
-    Args:
-        settings: points and sizes.
-        runs: the runs, the base among them.
-        base: folder of the base student.
-        probe: probe file.
-        exam: problems for the accuracy; None where there are none.
     """
 
     name = "compressibility"
@@ -99,22 +90,8 @@ class Compressibility(Workload):
             "n, tokens: int; accuracy: float; problems: int",
         )
     }
-    batch_settings: ClassVar = ("batch_size",)
-
-    def __init__(
-        self,
-        settings: CompressibilitySettings,
-        runs: Sequence[Run],
-        base: AnyPath,
-        probe: AnyPath,
-        exam: Exam | None,
-    ):
-        self.settings = settings
-        self.runs = list(runs)
-        self.base = base
-        self.probe = probe
-        self.asked = Asked(settings, exam)
-        self.uses = self.asked.revisions
+    settings: CompressibilitySettings
+    in_keys = CompressionSettings
 
     @property
     def points(self) -> list[Point]:
@@ -125,10 +102,9 @@ class Compressibility(Workload):
 
     def tasks(self) -> list[Task]:
         """One task a run; the base's has no delta to compress."""
-        inputs = CompressionSettings.of(self.settings), Probe.load(self.probe).key, self.asked.key
         return [
             Task(
-                self.key(*inputs, run.name, run.key),
+                self.key(*self.inputs, run.name, run.key),
                 1.0 if run.delta is None else 2.0,
                 run,
                 f"compressibility of {run.name}",

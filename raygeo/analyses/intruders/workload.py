@@ -1,23 +1,18 @@
 """Intruder dimensions of the tuned weights, beside those that a random delta as long makes."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
 import torch
 from pydantic import Field
 
-from raygeo.analyses.modules import ModuleSettings, added, held_matrices, place, ratio
-from raygeo.geometry.weights.base import BaseWeights
-from raygeo.geometry.weights.grouping import open_all
+from raygeo.analyses.matrices import MatrixWorkload, Opened
+from raygeo.analyses.modules import ModuleSettings, added, place, ratio
 from raygeo.geometry.weights.intruders import Leading, leading, left_vectors
 from raygeo.geometry.weights.random_delta import random_like
-from raygeo.models.delta import Delta, module_name
-from raygeo.models.run import Run
-from raygeo.store import AnyPath
 from raygeo.tables import schema
-from raygeo.workload import Rows, Task, Workload
+from raygeo.workload import Rows
 
 
 class IntruderSettings(ModuleSettings):
@@ -31,7 +26,7 @@ class IntruderSettings(ModuleSettings):
     """Seed of the random delta."""
 
 
-class Intruders(Workload):
+class Intruders(MatrixWorkload):
     """Intruder dimensions of every run; one task a matrix, so that the base's is decomposed once for all runs.
 
     Of a matrix W and a run's change D (LoRA products are multiplied out, one matrix at a time), the ``k`` leading left
@@ -47,6 +42,7 @@ class Intruders(Workload):
     """
 
     name = "intruders"
+    decompositions = 2
     tables: ClassVar = {
         "intruders": schema(
             """Intruder dimensions among the leading left singular vectors (`directions` of them) of the tuned weights.
@@ -59,43 +55,13 @@ class Intruders(Workload):
         )
     }
 
-    def __init__(self, settings: IntruderSettings, runs: Sequence[Run], base: AnyPath):
-        self.settings = settings
-        self.runs = [run for run in runs if run.delta is not None]
-        self.base = base
-
-    def tasks(self) -> list[Task]:
-        """One task for each chosen matrix that a run holds; the cost counts the operations of its decompositions.
-
-        Raises:
-            DeltaError: none of the matrices that runs hold is chosen by ``modules``.
-        """
-        base, deltas = self.setup()
-        holders = held_matrices(base, self.runs, deltas)
-        tasks = []
-        for name in self.settings.choose("intruders", holders):
-            held = holders[name]
-            key = self.key(self.settings, name, [[run.name, run.key] for run in held])
-            cost = math.prod(base.shape(name)) * min(base.shape(name)) * (1 + 2 * len(held))
-            tasks.append(Task(key, float(cost), name, f"intruders of {module_name(name)}"))
-        return tasks
-
-    def setup(self) -> tuple[BaseWeights, list[Delta]]:
-        """Open the base checkpoint and every delta."""
-        return BaseWeights(self.base), open_all(self.runs)
-
-    def compute(self, state: tuple[BaseWeights, list[Delta]], payload: str) -> dict[str, Rows]:
+    def compute(self, state: Opened, payload: str) -> dict[str, Rows]:
         """Rows of one matrix, all runs and thresholds."""
-        base, deltas = state
-        weight = base.tensor(payload)
+        weight = state[0].tensor(payload)
         before = left_vectors(weight)
         k = min(self.settings.k, *weight.shape)
         rows: Rows = []
-        for run, delta in zip(self.runs, deltas, strict=True):
-            entry = delta.get(payload)
-            if entry is None:
-                continue
-            base.check(payload, entry)
+        for run, entry in self.held(state, payload):
             move = entry.dense(torch.float64)
             found = leading(before, weight, move, k)
             chance = leading(before, weight, random_like(entry, self.settings.seed, payload).dense(torch.float64), k)

@@ -1,7 +1,6 @@
 """The power law of each layer's spectrum before and after, beside what a random delta as long does to it."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -10,17 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raygeo.analyses.modules import ModuleSettings, added, held_matrices, place
+from raygeo.analyses.matrices import MatrixWorkload, Opened
+from raygeo.analyses.modules import ModuleSettings, added, place
 from raygeo.geometry.weights import linalg
-from raygeo.geometry.weights.base import BaseWeights
-from raygeo.geometry.weights.grouping import open_all
 from raygeo.geometry.weights.power_law import PowerLaw, fit_power_law
 from raygeo.geometry.weights.random_delta import random_like
-from raygeo.models.delta import Delta, Dense, module_name
-from raygeo.models.run import Run
-from raygeo.store import AnyPath
+from raygeo.models.delta import Dense
 from raygeo.tables import BASE, schema
-from raygeo.workload import Rows, Task, Workload
+from raygeo.workload import Rows
 
 
 class LayerAlphaSettings(ModuleSettings):
@@ -32,7 +28,7 @@ class LayerAlphaSettings(ModuleSettings):
     """Seed of the random delta."""
 
 
-class LayerAlpha(Workload):
+class LayerAlpha(MatrixWorkload):
     """The exponent of the eigenvalues of W'W, of the base and of every run; one task a matrix.
 
     ``weights.power_law`` is fitted to the squared singular values of W and of W + D (LoRA products are multiplied out,
@@ -46,6 +42,7 @@ class LayerAlpha(Workload):
     """
 
     name = "layer-alpha"
+    decompositions = 2
     tables: ClassVar = {
         "layer_alpha": schema(
             """The power law x^-alpha of the eigenvalues of W'W above `xmin`, of the base (`run` "base") and of every
@@ -57,43 +54,13 @@ class LayerAlpha(Workload):
         )
     }
 
-    def __init__(self, settings: LayerAlphaSettings, runs: Sequence[Run], base: AnyPath):
-        self.settings = settings
-        self.runs = [run for run in runs if run.delta is not None]
-        self.base = base
-
-    def tasks(self) -> list[Task]:
-        """One task for each chosen matrix that a run holds; the cost counts the operations of its decompositions.
-
-        Raises:
-            DeltaError: none of the matrices that runs hold is chosen by ``modules``.
-        """
-        base, deltas = self.setup()
-        holders = held_matrices(base, self.runs, deltas)
-        tasks = []
-        for name in self.settings.choose("layer_alpha", holders):
-            held = holders[name]
-            key = self.key(self.settings, name, [[run.name, run.key] for run in held])
-            cost = math.prod(base.shape(name)) * min(base.shape(name)) * (1 + 2 * len(held))
-            tasks.append(Task(key, float(cost), name, f"layer alpha of {module_name(name)}"))
-        return tasks
-
-    def setup(self) -> tuple[BaseWeights, list[Delta]]:
-        """Open the base checkpoint and every delta."""
-        return BaseWeights(self.base), open_all(self.runs)
-
-    def compute(self, state: tuple[BaseWeights, list[Delta]], payload: str) -> dict[str, Rows]:
+    def compute(self, state: Opened, payload: str) -> dict[str, Rows]:
         """Rows of one matrix: the base's and those of all runs."""
-        base, deltas = state
-        weight = base.tensor(payload).double()
+        weight = state[0].tensor(payload).double()
         here = place(payload) | {"eigenvalues": min(weight.shape)}
         before = self._fit(weight)
         rows = [{"run": BASE, **here, **_columns(before)}]
-        for run, delta in zip(self.runs, deltas, strict=True):
-            entry = delta.get(payload)
-            if entry is None:
-                continue
-            base.check(payload, entry)
+        for run, entry in self.held(state, payload):
             after = self._fit(weight + entry.dense(torch.float64))
             chance = self._fit(weight + random_like(entry, self.settings.seed, payload).dense(torch.float64))
             changes = {"change": _change(before, after), "null_change": _change(before, chance)}

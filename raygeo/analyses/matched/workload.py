@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import Field
 from torch import Tensor
 
-from raygeo.analyses.between import AccuracySettings, Asked, LikelihoodSettings
+from raygeo.analyses.between import AccuracySettings, LikelihoodSettings, ProbeWorkload
 from raygeo.analyses.soups.workload import EVALUATION
 from raygeo.data.exam import Exam
 from raygeo.data.probes import Probe
@@ -30,7 +30,7 @@ from raygeo.models.resident import Measured, ResidentStudent
 from raygeo.models.run import Run
 from raygeo.store import AnyPath
 from raygeo.tables import BASE, schema
-from raygeo.workload import Rows, Task, Workload
+from raygeo.workload import Rows, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,7 +88,7 @@ class _State:
         return self.norms[run]
 
 
-class Matched(Workload):
+class Matched(ProbeWorkload):
     """Every run as it was trained, at one norm of the delta and at one divergence from the base; one task a run.
 
     KL(base || run) is that of ``outputs``: over the whole vocabulary, token mean over the whole probe; of the base an
@@ -132,7 +132,8 @@ class Matched(Workload):
             "problems, only_run, only_reference: int; p_exact, p_holm: float",
         ),
     }
-    batch_settings: ClassVar = ("batch_size",)
+    settings: MatchedSettings
+    in_keys = DistanceSettings
 
     def __init__(
         self,
@@ -143,12 +144,7 @@ class Matched(Workload):
         exam: Exam | None,
         reference: str,
     ):
-        self.settings = settings
-        self.runs = list(runs)
-        self.base = base
-        self.probe = probe
-        self.asked = Asked(settings, exam)
-        self.uses = self.asked.revisions
+        super().__init__(settings, runs, base, probe, exam)
         self.reference = reference
         self._base = next((run for run in runs if run.delta is None), Run(BASE, "", None))
         self._aim = next((run for run in runs if run.name == reference and run.delta is not None), None)
@@ -160,18 +156,17 @@ class Matched(Workload):
 
     def tasks(self) -> list[Task]:
         """One task a run; all cost about the same."""
-        settings, aim = DistanceSettings.of(self.settings), self._aim
-        given = None not in (settings.norm, settings.kl)
-        inputs = settings, Probe.load(self.probe).key, self.asked.key, None if given or aim is None else aim.key
+        aim, given = self._aim, None not in (self.settings.norm, self.settings.kl)
+        inputs = *self.inputs, None if given or aim is None else aim.key
         return [
             Task(self.key(*inputs, run.name, run.key), 1.0, run, f"{run.name} at equal distance") for run in self.runs
         ]
 
     def setup(self) -> _State:
         """Load the base student and tokenised texts once."""
-        student, probe = ResidentStudent.load(self.base, self.runs), Probe.load(self.probe)
+        evaluator, probe = super().setup(), Probe.load(self.probe)
+        student = evaluator.student
         batches = probe.batches(student.pad_id, self.settings.batch_size)
-        evaluator = Evaluator(student, probe, self.settings.batch_size, self.asked.measure())
         return _State(evaluator, [batch.to(student.model.device) for batch in batches], probe.tokens)
 
     def compute(self, state: _State, payload: Run) -> dict[str, Rows]:

@@ -15,17 +15,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raygeo.analyses.modules import ModuleSettings, added, held_matrices, place, ratio
+from raygeo.analyses.matrices import MatrixWorkload, Opened
+from raygeo.analyses.modules import ModuleSettings, added, place, ratio
 from raygeo.analyses.pairs import Pairs, PairSettings, paired, pairs_key
-from raygeo.geometry.weights.base import BaseWeights
-from raygeo.geometry.weights.grouping import open_all
 from raygeo.geometry.weights.masks import chance_overlap, changed, masks
 from raygeo.geometry.weights.principal import Principal, gap, shift_norm, turns
-from raygeo.models.delta import Delta, Entry, module_name
+from raygeo.models.delta import Entry
 from raygeo.models.run import Run
 from raygeo.store import AnyPath
 from raygeo.tables import schema
-from raygeo.workload import Rows, Task, Workload
+from raygeo.workload import Rows
 
 
 class DiagnosticSettings(ModuleSettings):
@@ -47,7 +46,7 @@ class OffPrincipalSettings(PairSettings, DiagnosticSettings):
     """Options of the off-principal diagnostics; ``pairs`` are those of table ``changed_pairs``."""
 
 
-class OffPrincipal(Workload):
+class OffPrincipal(MatrixWorkload):
     """Off-principal diagnostics of every run; one task a matrix, so that it is decomposed once for all runs.
 
     With W the base's matrix and W' = W + D (LoRA products are multiplied out, one matrix at a time), all in fp64:
@@ -73,6 +72,7 @@ class OffPrincipal(Workload):
     """
 
     name = "off-principal"
+    decompositions = 1
     revision = 2
     tables: ClassVar = {
         "off_principal": schema(
@@ -100,52 +100,33 @@ class OffPrincipal(Workload):
     }
 
     def __init__(self, settings: OffPrincipalSettings, runs: Sequence[Run], base: AnyPath, chosen: Pairs | None = None):
-        self.settings = settings
-        self.runs = [run for run in runs if run.delta is not None]
-        self.base = base
+        super().__init__(settings, runs, base)
         self.chosen = None if settings.pairs == "all" else chosen
 
-    def tasks(self) -> list[Task]:
-        """One task for each chosen matrix that a run holds; the cost counts the operations of its decompositions.
+    @property
+    def key_settings(self) -> DiagnosticSettings:
+        """All but the pairs."""
+        return DiagnosticSettings.of(self.settings)
 
-        Raises:
-            DeltaError: none of the matrices that runs hold is chosen by ``modules``.
-        """
-        base, deltas = self.setup()
-        holders = held_matrices(base, self.runs, deltas)
-        tasks = []
-        for name in self.settings.choose("off_principal", holders):
-            held = holders[name]
-            pairs = pairs_key(self.chosen, (run.name for run in held))
-            key = self.key(DiagnosticSettings.of(self.settings), name, [[run.name, run.key] for run in held], *pairs)
-            cost = math.prod(base.shape(name)) * min(base.shape(name)) * (1 + len(held))
-            tasks.append(Task(key, float(cost), name, f"off-principal of {module_name(name)}"))
-        return tasks
+    def key_parts(self, held: Sequence[Run]) -> Sequence[Any]:
+        """The pairs of runs that are compared."""
+        return pairs_key(self.chosen, (run.name for run in held))
 
     def aggregate(self, tables: Mapping[str, pa.Table]) -> dict[str, Rows]:
         """Rows of layers and of the whole below those of modules."""
         return totals({name: table.to_pylist() for name, table in tables.items()})
 
-    def setup(self) -> tuple[BaseWeights, list[Delta]]:
-        """Open the base checkpoint and every delta."""
-        return BaseWeights(self.base), open_all(self.runs)
-
-    def compute(self, state: tuple[BaseWeights, list[Delta]], payload: str) -> dict[str, Rows]:
+    def compute(self, state: Opened, payload: str) -> dict[str, Rows]:
         """Rows of one matrix, all runs."""
-        base, deltas = state
         here = place(payload)
-        weight = base.tensor(payload)
+        weight = state[0].tensor(payload)
         k = min(self.settings.k, *weight.shape)
         before = Principal.of(weight, k)
         regions = masks(weight, before, self.settings.alpha)
         order = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(self.settings.seed))
         moves: dict[str, Tensor] = {}
         rows: dict[str, Rows] = {table: [] for table in self.tables}
-        for run, delta in zip(self.runs, deltas, strict=True):
-            entry = delta.get(payload)
-            if entry is None:
-                continue
-            base.check(payload, entry)
+        for run, entry in self.held(state, payload):
             move = entry.dense()
             moved = moves[run.name] = changed(weight, move, self.settings.eta)
             elsewhere = changed(weight, move.flatten()[order].view_as(move), self.settings.eta)

@@ -1,7 +1,7 @@
 """Does each run move along one direction at an even pace? The deltas kept on the way, and what the first foretell."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import median
 from typing import Any, ClassVar
 
@@ -9,16 +9,15 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from raygeo.analyses.kept import KeptWorkload
 from raygeo.analyses.modules import added, place, ratio
 from raygeo.geometry.weights import linalg
 from raygeo.geometry.weights.base import BaseWeights
-from raygeo.geometry.weights.grouping import group_label, parameter_groups
 from raygeo.geometry.weights.rank_one import extrapolate, rank_one, walk
 from raygeo.models.run import Run
 from raygeo.settings import Settings
-from raygeo.store import AnyPath
 from raygeo.tables import schema
-from raygeo.workload import Rows, Task, Workload
+from raygeo.workload import Rows
 
 
 class RankOneSettings(Settings):
@@ -28,7 +27,7 @@ class RankOneSettings(Settings):
     """Share of a run's steps whose kept deltas foretell the last one."""
 
 
-class RankOneTrajectories(Workload):
+class RankOneTrajectories(KeptWorkload):
     """Rank-1 trajectories of every run that kept deltas; one task a run and group of its parameters.
 
     All of a tensor follows from the inner products of its kept deltas (``weights.rank_one``, arXiv 2605.21468), which
@@ -54,28 +53,6 @@ class RankOneTrajectories(Workload):
             "null_r2_linear, null_r2_log, error, held_error, scaled_error: float",
         )
     }
-
-    def __init__(self, settings: RankOneSettings, runs: Sequence[Run], base: AnyPath, steps: Mapping[str, int]):
-        self.settings = settings
-        self.runs = [run for run in runs if run.snapshots is not None]
-        self.base = base
-        self.steps = dict(steps)
-
-    def tasks(self) -> list[Task]:
-        """One task a run that kept deltas and group of its parameters; the cost is how many numbers are read."""
-        tasks = []
-        for run in self.runs:
-            delta = run.open()
-            assert delta is not None
-            for names, cost in parameter_groups([delta]):
-                key = self.key(self.settings, [run.name, run.key], names)
-                label = f"rank-1 trajectory of {run.name}, {group_label(names)}"
-                tasks.append(Task(key, float(cost), (run, names), label))
-        return tasks
-
-    def setup(self) -> BaseWeights:
-        """Open the base checkpoint."""
-        return BaseWeights(self.base)
 
     def compute(self, state: BaseWeights, payload: tuple[Run, list[str]]) -> dict[str, Rows]:
         """Rows of a group of one run's parameters; a parameter that never moved has none."""

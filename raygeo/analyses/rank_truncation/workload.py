@@ -9,8 +9,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from raygeo.analyses.between import AccuracySettings, Asked, LikelihoodSettings
-from raygeo.data.exam import Exam
+from raygeo.analyses.between import AccuracySettings, LikelihoodSettings, ProbeWorkload
 from raygeo.data.probes import Probe
 from raygeo.errors import DeltaError
 from raygeo.geometry.bootstrap import Array, percentile_intervals, resampled_means
@@ -20,9 +19,8 @@ from raygeo.geometry.connectivity.truncation import Truncation
 from raygeo.models.mix import Mixture
 from raygeo.models.resident import Measured, ResidentStudent
 from raygeo.models.run import Run
-from raygeo.store import AnyPath
 from raygeo.tables import schema
-from raygeo.workload import Rows, Task, Workload
+from raygeo.workload import Rows, Task
 
 BASE_KIND, TRUNCATED, RANDOM, SCALED, WHOLE = "base", "truncated", "random", "scaled", "whole"
 
@@ -59,17 +57,10 @@ class _State:
     wrong: Measured[Array] | None
 
 
-class RankTruncation(Workload):
+class RankTruncation(ProbeWorkload):
     """Each run cut to each rank, beside random directions of equal rank and the whole of equal energy; one task a run.
 
     A task costs two passes, three more a rank, and answers at the base, the run and every rank.
-
-    Args:
-        settings: ranks and sizes.
-        runs: the runs, the base among them or not.
-        base: folder of the base student.
-        probe: probe file.
-        exam: problems for the accuracy; None where there are none.
     """
 
     name = "rank-truncation"
@@ -90,28 +81,14 @@ class RankTruncation(Workload):
             "run: text; keep, gain, gain_low, gain_high: float; least_rank, least_low, least_high, full_rank, n: int",
         ),
     }
-    batch_settings: ClassVar = ("batch_size",)
-
-    def __init__(
-        self,
-        settings: RankTruncationSettings,
-        runs: Sequence[Run],
-        base: AnyPath,
-        probe: AnyPath,
-        exam: Exam | None,
-    ):
-        self.settings = settings
-        self.runs = [run for run in runs if run.delta is not None]
-        self.base = base
-        self.probe = probe
-        self.asked = Asked(settings, exam)
-        self.uses = self.asked.revisions
+    settings: RankTruncationSettings
+    in_keys = TruncationSettings
 
     def tasks(self) -> list[Task]:
         """One task a run; all cost the same."""
-        inputs = TruncationSettings.of(self.settings), Probe.load(self.probe).key, self.asked.key
         return [
-            Task(self.key(*inputs, run.name, run.key), 1.0, run, f"ranks of {run.name} cut away") for run in self.runs
+            Task(self.key(*self.inputs, run.name, run.key), 1.0, run, f"ranks of {run.name} cut away")
+            for run in self.trained
         ]
 
     def setup(self) -> _State:

@@ -8,17 +8,16 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import Field
 
+from raygeo.analyses.matrices import Opened, ParameterWorkload
 from raygeo.analyses.modules import added, place, ratio
 from raygeo.analyses.pairs import Pairs, PairSettings, paired, pairs_key
-from raygeo.geometry.weights.base import BaseWeights
-from raygeo.geometry.weights.grouping import open_all
 from raygeo.geometry.weights.signs import signs
-from raygeo.models.delta import Delta, module_name
+from raygeo.models.delta import module_name
 from raygeo.models.run import Run
 from raygeo.settings import Settings
 from raygeo.store import AnyPath
 from raygeo.tables import schema
-from raygeo.workload import Rows, Task, Workload
+from raygeo.workload import Rows, Task
 
 
 class ShuffleSettings(Settings):
@@ -32,7 +31,7 @@ class SignInterferenceSettings(PairSettings, ShuffleSettings):
     """Options of the comparison of signs."""
 
 
-class SignInterference(Workload):
+class SignInterference(ParameterWorkload):
     """Opposite signs of unordered pairs of runs, over all parameters that both changed; one task a parameter.
 
     ``share`` is that of entries of opposite sign among those that both runs change (arXiv 2605.00610 reports about
@@ -60,9 +59,7 @@ class SignInterference(Workload):
     def __init__(
         self, settings: SignInterferenceSettings, runs: Sequence[Run], base: AnyPath, chosen: Pairs | None = None
     ):
-        self.settings = settings
-        self.runs = [run for run in runs if run.delta is not None]
-        self.base = base
+        super().__init__(settings, runs, base)
         self.chosen = None if settings.pairs == "all" else chosen
 
     def tasks(self) -> list[Task]:
@@ -82,19 +79,9 @@ class SignInterference(Workload):
                 tasks.append(Task(key, cost, name, f"signs of {module_name(name)}"))
         return tasks
 
-    def setup(self) -> tuple[BaseWeights, list[Delta]]:
-        """Open the base checkpoint and every delta."""
-        return BaseWeights(self.base), open_all(self.runs)
-
-    def compute(self, state: tuple[BaseWeights, list[Delta]], payload: str) -> dict[str, Rows]:
+    def compute(self, state: Opened, payload: str) -> dict[str, Rows]:
         """Rows of one parameter, all chosen pairs."""
-        base, deltas = state
-        entries = {}
-        for run, delta in zip(self.runs, deltas, strict=True):
-            entry = delta.get(payload)
-            if entry is not None:
-                base.check(payload, entry)
-                entries[run.name] = entry
+        entries = {run.name: entry for run, entry in self.held(state, payload)}
         found, names = signs(list(entries.values()), self.settings.seed), list(entries)
         energy = found.inner.diagonal()
         rows = []

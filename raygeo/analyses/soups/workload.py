@@ -8,18 +8,16 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from raygeo.analyses.between import AccuracySettings, Asked, LikelihoodSettings
+from raygeo.analyses.between import AccuracySettings, LikelihoodSettings, ProbeWorkload
 from raygeo.data.exam import Exam
-from raygeo.data.probes import Probe
 from raygeo.geometry.bootstrap import percentile_interval, resampled_means
 from raygeo.geometry.connectivity.averages import average, greedy
 from raygeo.geometry.connectivity.confidence import REVISION
 from raygeo.geometry.connectivity.evaluator import Evaluator, flips
-from raygeo.models.resident import ResidentStudent
 from raygeo.models.run import Run
 from raygeo.store import AnyPath
 from raygeo.tables import schema
-from raygeo.workload import Rows, Task, Workload
+from raygeo.workload import Rows, Task
 
 UNIFORM, GREEDY = "uniform", "greedy"
 EVALUATION = (
@@ -36,7 +34,7 @@ class SoupSettings(AccuracySettings, LikelihoodSettings):
     """How many problems (the first ones) the accuracy is measured on, a generation each average; 0 turns it off."""
 
 
-class Soups(Workload):
+class Soups(ProbeWorkload):
     """Every run, the uniform average of all, of each group, and the greedy soup; one task each.
 
     The probe is halved: the greedy soup is chosen on one half, by its NLL there, and all are measured on the other.
@@ -62,7 +60,7 @@ class Soups(Workload):
             f"soup, kind: text; members: texts; {EVALUATION}; barrier, barrier_low, barrier_high: float",
         )
     }
-    batch_settings: ClassVar = ("batch_size",)
+    settings: SoupSettings
 
     def __init__(
         self,
@@ -73,18 +71,12 @@ class Soups(Workload):
         exam: Exam | None,
         groups: Mapping[str, Sequence[str]],
     ):
-        self.settings = settings
-        self.runs = list(runs)
-        self.base = base
-        self.probe = probe
-        self.asked = Asked(settings, exam)
-        self.uses = self.asked.revisions
+        super().__init__(settings, runs, base, probe, exam)
         self.groups = groups
 
     def tasks(self) -> list[Task]:
         """One task a run and an average; the greedy soup, with one pass more a run, is the longest."""
-        inputs = LikelihoodSettings.of(self.settings), Probe.load(self.probe).key, self.asked.key
-        trained = [run for run in self.runs if run.delta is not None]
+        inputs, trained = self.inputs, self.trained
         kinds: list[tuple[str, str, list[Run]]] = [("run", run.name, [run]) for run in self.runs]
         if len(trained) > 1:
             kinds += [(UNIFORM, UNIFORM, trained), (GREEDY, GREEDY, trained)]
@@ -101,11 +93,6 @@ class Soups(Workload):
             )
             for kind, name, members in kinds
         ]
-
-    def setup(self) -> Evaluator:
-        """Load the base student once, halve the probe and tokenise what is measured."""
-        student = ResidentStudent.load(self.base, self.runs)
-        return Evaluator(student, Probe.load(self.probe), self.settings.batch_size, self.asked.measure())
 
     def compute(self, state: Evaluator, payload: tuple[str, str, list[Run]]) -> dict[str, Rows]:
         """Make and measure one average.

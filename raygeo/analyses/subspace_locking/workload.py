@@ -1,20 +1,20 @@
 """When does a run settle on the directions of its last delta? Subspaces of the deltas kept on the way."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
+from raygeo.analyses.kept import KeptWorkload
 from raygeo.analyses.modules import ModuleSettings, added, place
 from raygeo.geometry.weights.base import BaseWeights
-from raygeo.geometry.weights.grouping import group_label, parameter_groups
 from raygeo.geometry.weights.locking import likeness
 from raygeo.geometry.weights.subspaces import leading_subspaces
+from raygeo.models.delta import Delta
 from raygeo.models.run import Run
-from raygeo.store import AnyPath
 from raygeo.tables import schema
-from raygeo.workload import Rows, Task, Workload
+from raygeo.workload import Rows
 
 SIDES = ("left", "right")
 
@@ -26,7 +26,7 @@ class SubspaceLockingSettings(ModuleSettings):
     """Singular directions on each side, fewer where a delta's numerical rank is less."""
 
 
-class SubspaceLocking(Workload):
+class SubspaceLocking(KeptWorkload):
     """Sim_K(t) of every run that kept deltas; one task a run and group of its parameters.
 
     Of each chosen matrix, the K leading left and right singular vectors of the delta at each kept step are compared
@@ -46,33 +46,13 @@ class SubspaceLocking(Workload):
         )
     }
 
-    def __init__(self, settings: SubspaceLockingSettings, runs: Sequence[Run], base: AnyPath, steps: Mapping[str, int]):
-        self.settings = settings
-        self.runs = [run for run in runs if run.snapshots is not None]
-        self.base = base
-        self.steps = dict(steps)
-
-    def tasks(self) -> list[Task]:
-        """One task a run that kept deltas and group of its matrices; the cost is how many numbers are read.
+    def chosen(self, base: BaseWeights, delta: Delta) -> list[str]:
+        """The matrices that ``modules`` choose.
 
         Raises:
-            DeltaError: none of the matrices that runs hold is chosen by ``modules``.
+            DeltaError: it chooses none of those that a run holds.
         """
-        base, tasks = BaseWeights(self.base), []
-        for run in self.runs:
-            delta = run.open()
-            assert delta is not None
-            chosen = set(self.settings.choose("subspace_locking", [n for n in delta if len(base.shape(n)) == 2]))
-            for group, cost in parameter_groups([delta]):
-                if names := [name for name in group if name in chosen]:
-                    key = self.key(self.settings, [run.name, run.key], names)
-                    label = f"locking of {run.name}, {group_label(names)}"
-                    tasks.append(Task(key, float(cost), (run, names), label))
-        return tasks
-
-    def setup(self) -> BaseWeights:
-        """Open the base checkpoint."""
-        return BaseWeights(self.base)
+        return self.settings.choose("subspace_locking", [name for name in delta if len(base.shape(name)) == 2])
 
     def compute(self, state: BaseWeights, payload: tuple[Run, list[str]]) -> dict[str, Rows]:
         """Rows of a group of one run's matrices."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from raygeo.analyses.kept import KeptWorkload
 from raygeo.geometry.weights.base import BaseWeights
 from raygeo.geometry.weights.growth import LAWS
 from raygeo.geometry.weights.moments import cosine
@@ -16,14 +17,14 @@ from raygeo.models.run import Run
 from raygeo.settings import Settings
 from raygeo.store import AnyPath
 from raygeo.tables import schema
-from raygeo.workload import Rows, Task, Workload
+from raygeo.workload import Rows, Task
 
 
 class TrajectorySettings(Settings):
     """Trajectories have no options."""
 
 
-class Trajectories(Workload):
+class Trajectories(KeptWorkload):
     """The way of every run that kept deltas while training; one task a run.
 
     Table ``trajectories`` has one row a kept step, the final one included: norm and relative norm; cosine to the final
@@ -59,10 +60,7 @@ class Trajectories(Workload):
     def __init__(
         self, settings: TrajectorySettings, runs: Sequence[Run], base: AnyPath, steps: Mapping[str, int], reference: str
     ):
-        self.settings = settings
-        self.runs = [run for run in runs if run.snapshots is not None]
-        self.base = base
-        self.steps = dict(steps)
+        super().__init__(settings, runs, base, steps)
         self.reference = next((run for run in runs if run.name == reference), None)
 
     def tasks(self) -> list[Task]:

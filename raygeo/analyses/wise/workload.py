@@ -6,22 +6,17 @@ is over-confident (Lin et al., arXiv:2309.17230), so calibration stands beside a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from raygeo.analyses.between import AccuracySettings, Asked, LikelihoodSettings
+from raygeo.analyses.between import AccuracySettings, LikelihoodSettings, ProbeWorkload
 from raygeo.analyses.soups.workload import EVALUATION
-from raygeo.data.exam import Exam
-from raygeo.data.probes import Probe
 from raygeo.geometry.connectivity.confidence import REVISION
 from raygeo.geometry.connectivity.evaluator import Evaluator, flips
-from raygeo.models.resident import ResidentStudent
 from raygeo.models.run import Run
-from raygeo.store import AnyPath
 from raygeo.tables import schema
-from raygeo.workload import Rows, Task, Workload
+from raygeo.workload import Rows, Task
 
 
 class LineSettings(LikelihoodSettings):
@@ -38,18 +33,11 @@ class WiseSettings(AccuracySettings, LineSettings):
     """How many problems (the first ones) the accuracy is measured on, a generation each alpha; 0 turns it off."""
 
 
-class Wise(Workload):
+class Wise(ProbeWorkload):
     """The line from the base to every run at each alpha; one task a run.
 
     The probe is halved: one half is for choosing an alpha, and all else is measured on the other half and on the
     problems.
-
-    Args:
-        settings: alphas and sizes.
-        runs: the runs, the base among them or not.
-        base: folder of the base student.
-        probe: probe file.
-        exam: problems for the accuracy; None where there are none.
     """
 
     name = "wise"
@@ -61,35 +49,15 @@ class Wise(Workload):
             f"run: text; alpha, chosen_nll: float; {EVALUATION}",
         )
     }
-    batch_settings: ClassVar = ("batch_size",)
-
-    def __init__(
-        self,
-        settings: WiseSettings,
-        runs: Sequence[Run],
-        base: AnyPath,
-        probe: AnyPath,
-        exam: Exam | None,
-    ):
-        self.settings = settings
-        self.runs = [run for run in runs if run.delta is not None]
-        self.base = base
-        self.probe = probe
-        self.asked = Asked(settings, exam)
-        self.uses = self.asked.revisions
+    settings: WiseSettings
+    in_keys = LineSettings
 
     def tasks(self) -> list[Task]:
         """One task a run; all cost the same."""
-        inputs = LineSettings.of(self.settings), Probe.load(self.probe).key, self.asked.key
         return [
-            Task(self.key(*inputs, run.name, run.key), 1.0, run, f"line from the base through {run.name}")
-            for run in self.runs
+            Task(self.key(*self.inputs, run.name, run.key), 1.0, run, f"line from the base through {run.name}")
+            for run in self.trained
         ]
-
-    def setup(self) -> Evaluator:
-        """Load the base student once, halve the probe and tokenise what is measured."""
-        student = ResidentStudent.load(self.base, self.runs)
-        return Evaluator(student, Probe.load(self.probe), self.settings.batch_size, self.asked.measure())
 
     def compute(self, state: Evaluator, payload: Run) -> dict[str, Rows]:
         """Measure one line.
