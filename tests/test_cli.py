@@ -132,6 +132,7 @@ def test_the_command_line_starts_without_heavy_imports():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_errors_for_the_user_come_without_a_traceback(tmp_path):
     (tmp_path / "study.yaml").write_text("name: x\nrunns: []\n")
     command = [sys.executable, "-m", "raygeo", "run", str(tmp_path / "study.yaml")]

@@ -134,6 +134,7 @@ def newest_child() -> psutil.Process:
     return max(psutil.Process().children(), key=psutil.Process.create_time)
 
 
+@pytest.mark.slow
 def test_a_hanging_item_is_a_timeout_and_the_next_items_are_judged():
     with MathGrader(seconds=1.0) as g:
         assert g.grade_many([("#### 5", "5"), (HANGS, "5"), ("#### 6", "6")]) == [
@@ -215,6 +216,7 @@ def test_other_work_on_the_machine_changes_no_verdict():
     assert crowded == alone
 
 
+@pytest.mark.slow
 def test_time_in_which_the_worker_does_not_run_is_not_counted():
     with MathGrader(seconds=1.5) as g:
         assert g.grade_many([("#### 5", "5")]) == [Verdict("5", True)]

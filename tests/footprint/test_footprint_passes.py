@@ -71,6 +71,7 @@ def test_generation_and_its_cache():
     close(counted.peak, held + step)
 
 
+@pytest.mark.slow
 def test_products_of_the_hessian_and_the_vectors_of_lanczos():
     model, dry, batch = real_model(), DryModel(SHAPE), random_batch(2, 48)
     operator = Hessian(model, [batch])
@@ -97,6 +98,7 @@ def test_a_gradient():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "dpo", "asft", "ift"])
 def test_deep_models_are_followed_through_shallower_ones(name):
     config = Qwen3Config(**(SHAPE.to_dict() | {"num_hidden_layers": 12, "layer_types": None}))

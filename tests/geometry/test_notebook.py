@@ -223,6 +223,7 @@ def test_the_page_names_every_part_and_each_part_its_modules():
     assert len(parts) == 4
 
 
+@pytest.mark.slow
 def test_the_library_is_imported_without_ray_or_figures():
     heavy = ("ray", "matplotlib", "mlflow", "deepspeed")
     code = f"import sys, raygeo.geometry; print([name for name in {heavy} if name in sys.modules])"

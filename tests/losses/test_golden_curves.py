@@ -29,6 +29,7 @@ def changed(tmp_path, monkeypatch) -> Golden:
     return Golden.kept("sft")
 
 
+@pytest.mark.slow
 def test_other_numbers_ask_for_another_revision_before_they_are_kept(changed, monkeypatch):
     said = difference("sft", changed, Golden.now("sft"))
     assert said.startswith("sft trains otherwise than before")

@@ -48,6 +48,7 @@ def test_values_and_gradients_keep_every_bit_in_evaluation_mode_too():
     assert all(torch.equal(*pair) for pair in zip(found[1], expected[1], strict=True))
 
 
+@pytest.mark.slow
 def test_memory_no_longer_grows_by_a_layers_activations_but_by_its_input():
     """A layer of width d and MLP m holds well over 10 d + 5 m numbers a token for its backward pass."""
     grown = {}

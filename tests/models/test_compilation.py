@@ -37,6 +37,7 @@ def outcome(model, batch):
     return [logprobs.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("programs", "lora", "checkpointed"),
     [
@@ -61,6 +62,7 @@ def test_values_gradients_and_names_are_those_of_eager_layers(programs, lora, ch
     assert list(model.state_dict()) == names
 
 
+@pytest.mark.slow
 def test_one_program_serves_all_layers_and_lengths(programs):
     counts = []
     for layers in (2, 4):

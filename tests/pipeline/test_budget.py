@@ -157,6 +157,7 @@ def misfits(given):
     return [line.problem for line in lines if line.problem and line.need.on == "training"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_settings_that_make_it_fit():
     given = asking()
     [line] = [line for line in make_plan(given, facts(), card(3.5)) if line.problem and line.need.on == "training"]
@@ -307,6 +308,7 @@ def test_a_plan_can_do_without_data_and_weights(tmp_path):
         find_facts(study(), str(tmp_path / "nothing"))
 
 
+@pytest.mark.slow
 def test_measured_rates_take_the_place_of_estimates(store):
     keep_rate(store, "cka", Rate(2, 100.0, False))
     keep_rate(store, "cka", Rate(2, 20.0, False))
@@ -332,6 +334,7 @@ def test_devices_have_names_sizes_and_hints():
     assert device_of_card("unheard of", 7).flops == DEVICES["a100"].flops
 
 
+@pytest.mark.slow
 def test_the_plan_is_printed_with_what_it_assumes():
     console = Console(width=160, record=True)
     assert plan_study(study(), device="h100", console=console)
@@ -340,6 +343,7 @@ def test_the_plan_is_printed_with_what_it_assumes():
         assert said in text
 
 
+@pytest.mark.slow
 def test_stages_and_rounds_are_counted():
     sft, dpo = {"loss": {"type": "sft"}}, {"loss": {"type": "dpo"}}
     runs = [

@@ -123,6 +123,7 @@ def test_a_file_that_is_there_is_kept(folder, tmp_path):
     assert (tmp_path / "study.yaml").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_wrote_and_a_plan_can_be_made_of_it(folder, tmp_path):
     out = str(tmp_path / "study.yaml")
     done = CliRunner().invoke(app, ["init", str(folder / "mixed.jsonl"), str(folder / "student"), "--out", out])

@@ -160,6 +160,7 @@ def test_an_empty_study_makes_a_page():
     assert not {name for name in ids if name and name.startswith(("results", "part-", "figure-", "table-"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(SCHEMAS) - UNSEEN))
 def test_the_page_does_without_any_table_of_the_study(tables, name):
     without = registry.view({key: table for key, table in tables.items() if key != name}, REFERENCE)

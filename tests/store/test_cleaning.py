@@ -23,7 +23,7 @@ from raygeo.tables import to_arrow
 ROWS = [{"stage": "s", "name": "n", "value": 1}]
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def any_store(request, tmp_path, monkeypatch):
     if request.param == "local":
         yield Store(tmp_path / "store")

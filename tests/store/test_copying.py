@@ -78,6 +78,7 @@ def test_a_copy_is_the_same_store(source, tmp_path):
     check_same(source, target)
 
 
+@pytest.mark.slow
 def test_a_store_goes_to_s3_and_back(source, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr("raygeo.store.lease.SETTLING", 0.1)

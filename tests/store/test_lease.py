@@ -34,7 +34,7 @@ def no_locks(*args):
     raise OSError(errno.ENOLCK, "No locks available")
 
 
-@pytest.fixture(params=["local", "unlocked", "s3"])
+@pytest.fixture(params=["local", "unlocked", pytest.param("s3", marks=pytest.mark.slow)])
 def any_store(request, tmp_path, monkeypatch):
     """A store on a file system with locks, on one without, as NFS may be, and in a bucket."""
     if request.param != "local":

@@ -23,6 +23,7 @@ from raygeo.store.location import extended
 from raygeo.tables import SCHEMAS, to_arrow
 from raygeo.workload import Task, Workload
 
+pytestmark = pytest.mark.slow
 ROWS = [{"stage": "s", "name": "n", "value": 1}]
 
 
