@@ -1,10 +1,13 @@
-"""What the page tells of a figure's points under the pointer: where they are, and their run and numbers."""
+"""What the page tells of a figure under the pointer: where points and cells are, and their names and numbers."""
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator
@@ -13,26 +16,51 @@ from raygeo.report.style import run_of
 
 _MOST_POINTS = 100
 """About as many points of a line answer; of longer ones, evenly spaced ones do."""
+_NAMED: WeakKeyDictionary[QuadMesh, pd.DataFrame] = WeakKeyDictionary()
+"""Values of meshes with the names of their rows and columns, for which matplotlib has no place."""
+
+
+def name_cells(mesh: QuadMesh, cells: pd.DataFrame) -> None:
+    """Let the cells of ``mesh``, one unit wide and high from (0, 0) on, answer by their names in ``cells``."""
+    _NAMED[mesh] = cells
 
 
 def points(fig: Figure) -> dict[str, Any]:
-    """The points of all lines of ``fig`` that belong to a run or have a name, once it has been drawn.
+    """The points of all lines of ``fig`` that belong to a run or have a name, and its cells, once it has been drawn.
 
-    ``size`` is the width and height of the figure in points; ``axes`` what is told along x and y of each panel, "" of
-    an axis of names; ``lines`` the name, the panel and the points of each line: x and y from the upper left corner in
-    points of the figure, then both values.
+    ``size`` is the width and height of the figure in points; ``axes`` what is told along x and y of each panel, but
+    for axes of names; ``lines`` a name, a panel and the points of its lines there: x and y from the upper left corner
+    in points of the figure, then the values that are told. ``cells`` has of each heatmap its title, what its rows and
+    columns are, the places of the first cell's first and the last one's last corner, names of rows and of columns, and
+    the values row by row, None where there is none.
     """
     axes = [ax for ax in fig.axes if ax.lines]
+    told = [[_told(axis, ax.get_title(loc="left")) for axis in (ax.xaxis, ax.yaxis)] for ax in axes]
+    lines: dict[tuple[str, int], list[list[float]]] = {}
+    for panel, ax in enumerate(axes):
+        for line in ax.lines:
+            if (name := _name(line)) and (found := _points(ax, line, fig, told[panel])):
+                lines.setdefault((name, panel), []).extend(found)
     return {
         "size": [round(72 * inches, 1) for inches in fig.get_size_inches()],
-        "axes": [[_told(ax.xaxis, ax.get_title(loc="left")), _told(ax.yaxis, ax.get_title(loc="left"))] for ax in axes],
-        "lines": [
-            [name, place, found]
-            for place, ax in enumerate(axes)
-            for line in ax.lines
-            if (name := _name(line)) and (found := _points(ax, line, fig.bbox.height))
+        "axes": [[name for name in names if name] for names in told],
+        "lines": [[*key, found] for key, found in lines.items()],
+        "cells": [
+            _cells(ax, _NAMED[mesh], fig)
+            for ax in fig.axes
+            for mesh in ax.collections
+            if isinstance(mesh, QuadMesh) and mesh in _NAMED
         ],
     }
+
+
+def _cells(ax: Axes, cells: pd.DataFrame, fig: Figure) -> list[Any]:
+    rows, columns = cells.shape
+    corners = [_place(x, y, fig) for x, y in ax.transData.transform([(0, 0), (columns, rows)])]
+    down, across = ax.get_ylabel() or fig.get_supylabel(), ax.get_xlabel() or fig.get_supxlabel()
+    values = [None if not np.isfinite(value) else _short(value) for value in cells.to_numpy(float).ravel()]
+    names = [[str(name) for name in axis] for axis in (cells.index, cells.columns)]
+    return [ax.get_title(loc="left"), down, across, *corners, *names, values]
 
 
 def _told(axis: Axis, otherwise: str) -> str:
@@ -45,14 +73,28 @@ def _name(line: Line2D) -> str:
     return run_of(line.get_gid()) or ("" if label.startswith("_") else label)
 
 
-def _points(ax: Axes, line: Line2D, height: float) -> list[list[float]]:
-    """Points of a line that lie within its panel; those of lines that are drawn in other units than its axes', none."""
-    if line.get_transform() != ax.transData:
-        return []
+def _points(ax: Axes, line: Line2D, fig: Figure, told: list[str]) -> list[list[float]]:
+    """Points of a line that lie within its panel; none of bars, and of lines in other units than its axes'."""
     values = np.asarray(line.get_xydata(), float)
+    if line.get_transform() != ax.transData or _is_bar(line, values):
+        return []
     values = values[np.isfinite(values).all(axis=1)][:: len(values) // _MOST_POINTS + 1]
-    found, point = [], 72 / ax.figure.dpi
-    for value, (x, y) in zip(values, ax.transData.transform(values), strict=True):
-        if ax.bbox.padded(1).contains(x, y):
-            found.append([round(point * x, 1), round(point * (height - y), 1), *(float(f"{v:.4g}") for v in value)])
-    return found
+    return [
+        [*_place(x, y, fig), *(_short(number) for number, name in zip(value, told, strict=True) if name)]
+        for value, (x, y) in zip(values, ax.transData.transform(values), strict=True)
+        if ax.bbox.padded(1).contains(x, y)
+    ]
+
+
+def _is_bar(line: Line2D, values: np.ndarray) -> bool:
+    """Whether it is the interval of a point, which stands for both."""
+    return len(values) == 2 and line.get_marker() == "None" and bool((values[0] == values[1]).any())
+
+
+def _place(x: float, y: float, fig: Figure) -> tuple[float, float]:
+    """From the upper left corner of the figure, in points."""
+    return round(72 / fig.dpi * x, 1), round(72 / fig.dpi * (fig.bbox.height - y), 1)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

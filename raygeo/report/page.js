@@ -64,7 +64,7 @@ const shown = part => part.getClientRects().length > 0;
 for (const part of document.querySelectorAll(".scroll")) if (shown(part)) equip(part);
 for (const fold of folds) fold.addEventListener("toggle", () => { for (const part of fold.querySelectorAll(".scroll")) if (shown(part)) equip(part); });
 
-// Figures tell the point nearest to the pointer, and its run stands out; each is saved as it stands.
+// Figures tell the point nearest to the pointer, and its run stands out, or the cell below it; each is saved as it stands.
 const tip = make("div", "tip", "");
 tip.hidden = true;
 tip.setAttribute("role", "status");
@@ -72,7 +72,7 @@ document.body.append(tip);
 const light = { "--ink": "#1b1f24", "--muted": "#5b6470", "--grid": "#d9dee4", "--paper": "#ffffff" };
 const number = value => String(value).replace("-", "\u2212");
 for (const plot of document.querySelectorAll(".plot")) {
-  const { size, axes, lines } = JSON.parse(plot.querySelector("script").textContent);
+  const { size, axes, lines, cells } = JSON.parse(plot.querySelector("script").textContent);
   const picture = plot.querySelector("svg, img"), marks = [...plot.querySelectorAll("[data-run]")];
   const stress = run => {
     const known = marks.some(mark => mark.dataset.run === run);
@@ -86,15 +86,25 @@ for (const plot of document.querySelectorAll(".plot")) {
     }
     return best;
   };
+  const cell = (x, y) => {
+    for (const [title, down, across, [left, top], [right, bottom], rows, columns, values] of cells) {
+      const column = Math.floor((x - left) / (right - left) * columns.length), row = Math.floor((y - top) / (bottom - top) * rows.length);
+      if (!(row in rows && column in columns)) continue;
+      const value = values[row * columns.length + column];
+      return [`${title} ${value === null ? "\u2013" : number(value)}`, `${down} ${rows[row]}`, `${across} ${columns[column]}`];
+    }
+    return null;
+  };
   const leave = () => { tip.hidden = true; stress(null); };
   const tell = event => {
     const box = picture.getBoundingClientRect();
-    const found = nearest((event.clientX - box.left) / box.width * size[0], (event.clientY - box.top) / box.height * size[1]);
-    const run = found ? found.run : event.target.closest("[data-run]")?.dataset.run;
-    if (!run) return leave();
+    const at = [(event.clientX - box.left) / box.width * size[0], (event.clientY - box.top) / box.height * size[1]];
+    const found = nearest(...at), run = found ? found.run : event.target.closest("[data-run]")?.dataset.run;
+    const told = found ? found.names.map((name, i) => `${name} ${number(found.point[2 + i])}`) : [];
+    const [head, ...rest] = run ? [run, ...told] : cell(...at) ?? [];
+    if (!head) return leave();
     stress(run);
-    const told = found ? found.names.map((name, i) => name && `${name} ${number(found.point[2 + i])}`).filter(Boolean) : [];
-    tip.replaceChildren(make("strong", "", run), ...told.map(text => make("div", "", text)));
+    tip.replaceChildren(make("strong", "", head), ...rest.map(text => make("div", "", text)));
     tip.hidden = false;
     tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 4))}px`;
     tip.style.top = `${event.clientY + 18 + tip.offsetHeight > innerHeight ? event.clientY - tip.offsetHeight - 10 : event.clientY + 18}px`;
@@ -104,8 +114,12 @@ for (const plot of document.querySelectorAll(".plot")) {
   const button = make("button", "save", picture.tagName === "IMG" ? "PNG" : "SVG");
   const name = plot.closest("figure").id;
   button.title = `Save this figure as ${button.textContent}`;
-  button.addEventListener("click", async () => {
-    if (picture.tagName === "IMG") return save([await (await fetch(picture.src)).blob()], "image/png", `${name}.png`);
+  button.addEventListener("click", () => {
+    if (picture.tagName === "IMG") {
+      const canvas = Object.assign(make("canvas", "", ""), { width: picture.naturalWidth, height: picture.naturalHeight });
+      canvas.getContext("2d").drawImage(picture, 0, 0);
+      return canvas.toBlob(blob => save([blob], "image/png", `${name}.png`));
+    }
     const text = new XMLSerializer().serializeToString(picture).replace(/var\((--\w+)\)/g, (all, colour) => light[colour]);
     save([text], "image/svg+xml", `${name}.svg`);
   });

@@ -143,6 +143,7 @@ def render_page(
         parts_of_page,
         context=context,
         view=view,
+        numbers={name: number for number, name in enumerate(view.styles)},
         base=BASE,
         notes=[column.note for column in columns if column.note],
         not_drawn=[

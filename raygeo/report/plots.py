@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from raygeo.report.hover import name_cells
 from raygeo.report.style import PAPER, RC
 from raygeo.report.view import View
 
@@ -199,6 +200,7 @@ def heatmap(ax: Axes, cells: pd.DataFrame, norm: Normalize, colours: Colormap, w
     spacious = max(rows, columns) <= WRITTEN
     edges: dict[str, Any] = {"edgecolors": PAPER, "linewidth": 1.2} if spacious else {"rasterized": True}
     mesh = ax.pcolormesh(np.ma.masked_invalid(values), norm=norm, cmap=colours, **edges)
+    name_cells(mesh, cells)
     size = float(np.clip(80 / columns, 5, 9))
     for i, j in np.ndindex(rows, columns) if spacious else ():
         if np.isfinite(values[i, j]):

@@ -10,6 +10,7 @@ import subprocess
 import pytest
 from view_cases import view_of
 
+from raygeo.analyses.similarity.report import cosine_heatmap
 from raygeo.report.page import PageContext, draw_figures, render_page
 from raygeo.report.parts import Parts
 from raygeo.report.sheets import Sheet, section
@@ -123,8 +124,12 @@ def small():
             | {"low": value - 0.05, "high": min(1.0, value + 0.05), "truncated": 0, "undecided": 0}
             for name, value in ACCURACIES.items()
         ],
+        similarity=[
+            {"run_a": NAMES[0], "run_b": name, "scope": "global", "name": "", "cosine": -0.12344 * place}
+            for place, name in enumerate(NAMES[1:], 1)
+        ],
     )
-    parts = Parts(name="small", figures=(accuracy,), sections=(numbers, apart))
+    parts = Parts(name="small", figures=(accuracy, cosine_heatmap), sections=(numbers, apart))
     return render_page(view, PageContext("small", "tiny", NAMES[0], "now"), draw_figures(view, parts), parts)
 
 
@@ -185,7 +190,7 @@ def test_tables_are_saved_as_csv(tmp_path, small):
 
 def test_what_is_folded_opens_where_a_link_leads_and_on_paper(tmp_path, small):
     script = """
-    const fold = document.querySelector("#part-small details"), said = [fold.open];
+    const fold = document.querySelector("#part-small details:has(table)"), said = [fold.open];
     const table = document.querySelector("#part-small details table");
     dispatchEvent(new Event("beforeprint"));
     said.push(fold.open);
@@ -220,6 +225,29 @@ def test_figures_tell_the_point_under_the_pointer_and_its_run_stands_out(tmp_pat
     assert found["dimmed"] == [BASE, *(name for name in NAMES if name != "dpo-s1")]
     assert found["off"] < 3
     assert found["after"] == [True, 0]
+
+
+def test_heatmaps_tell_the_cell_under_the_pointer(tmp_path, small):
+    """At the middle of the numbers that are written in the cells, and beside all of them."""
+    script = """
+    const fold = document.querySelector("#figure-cosine").closest("details"), tip = document.querySelector(".tip");
+    if (fold) fold.open = true;
+    const picture = document.querySelector("#figure-cosine .plot svg");
+    const tell = (clientX, clientY) => {
+      picture.dispatchEvent(new PointerEvent("pointermove", { bubbles: true, clientX, clientY }));
+      return tip.hidden ? null : [...tip.childNodes].map(part => part.textContent.trim());
+    };
+    const over = number => {
+      const word = [...picture.querySelectorAll("text")].find(text => text.textContent === number);
+      const box = word.getBoundingClientRect();
+      return tell(box.left + box.width / 2, box.top + box.height / 2);
+    };
+    const { cells: [[, , , [left], , rows]], size } = JSON.parse(picture.parentElement.querySelector("script").textContent);
+    const box = picture.getBoundingClientRect();
+    return [over("\u22120.25"), tell(box.left + (left - 9) / size[0] * box.width, box.top + box.height / 2)];"""
+    told, beside = act(tmp_path, small, script)
+    assert told == ["cosine of weight deltas, all modules −0.2469", NAMES[0], NAMES[2]]
+    assert beside is None
 
 
 @pytest.mark.parametrize(("width", "opened"), [(1400, True), (500, False)])

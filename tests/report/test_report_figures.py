@@ -1,10 +1,13 @@
 """Figures of every study, whatever is analysed, and how a run looks in all of them."""
 
 import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from report_study import DIVERGED, RUNS
 from view_cases import finished, view_of
 
+from raygeo.report.hover import points
 from raygeo.report.style import run_styles
 from raygeo.report.training import accuracy
 
@@ -33,6 +36,19 @@ def test_several_answers_a_problem_are_not_counted_as_problems():
     often = row | {"benchmark": "aime", "problems": 3, "samples": 8}
     drawn = accuracy.draw(view_of(runs=finished("sft"), accuracy=[once, often]))
     assert [ax.get_title() for ax in drawn.axes] == ["gsm8k, 24 problems", "aime, 3 problems, 8 answers each"]
+
+
+def test_cells_answer_where_they_are_drawn(figures):
+    """Layers of the base rise from the lower edge of their panel: the first corner is the lower left one."""
+    fig = figures["layer-cka"]
+    FigureCanvasAgg(fig).draw()
+    title, down, across, (left, low), (right, high), rows, columns, values = points(fig)["cells"][1]
+    assert (title, down, across) == ([*RUNS][0], "layer of the base", "layer of the run")
+    assert (rows, columns) == (["0", "1", "2"], ["0", "1", "2"])
+    assert right - left == pytest.approx(low - high, abs=0.1), "square, and y counts from the top"
+    box = fig.axes[1].bbox
+    np.testing.assert_allclose([left, right], np.multiply([box.x0, box.x1], 72 / fig.dpi), atol=0.05)
+    np.testing.assert_allclose(np.exp(-np.abs(np.subtract.outer(range(3), range(3)))).ravel() * values[0], values, 1e-3)
 
 
 def test_a_diverged_run_is_drawn_but_does_not_set_the_scale(figures):
