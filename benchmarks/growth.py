@@ -34,8 +34,8 @@ from raygeo.models.loading import load_student
 from raygeo.models.run import Run
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.context import StageContext, StudyContext
-from raygeo.pipeline.geometry import published
 from raygeo.pipeline.probes import save_probes
+from raygeo.pipeline.published import published
 from raygeo.pipeline.rollouts import provide_rollouts
 from raygeo.pipeline.student import Student
 from raygeo.records import RunRecord

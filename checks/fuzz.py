@@ -958,10 +958,9 @@ def _odd_table(rng: random.Random, file: Path) -> None:
 def store(rng: random.Random, folder: Path) -> object:
     """A store with a broken table, an odd report, or odd keys: its page, its revisions, a run taken out of it."""
     from raygeo.pipeline.export import export_run
-    from raygeo.pipeline.report import published_tables
+    from raygeo.pipeline.published import finished_run, published_tables
     from raygeo.pipeline.revisions import outdated_tables
     from raygeo.pipeline.standing import known_about, made_page
-    from raygeo.pipeline.student import finished_run
     from raygeo.report.missing import Failures
     from raygeo.store import Store
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import raygeo
 from raygeo.pipeline import precomputed
-from raygeo.pipeline.student import KIND
+from raygeo.pipeline.published import KIND
 from raygeo.store import Store
 
 

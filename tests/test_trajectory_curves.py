@@ -3,7 +3,8 @@
 import pytest
 
 from raygeo.analyses.registry import parts, schemas, view
-from raygeo.pipeline.report import curves, log_histories
+from raygeo.pipeline.published import curves
+from raygeo.pipeline.report import log_histories
 from raygeo.report.missing import Failures
 from raygeo.store import Store
 from raygeo.tables import to_arrow

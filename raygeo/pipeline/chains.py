@@ -12,8 +12,9 @@ from raygeo.cluster.remote import call
 from raygeo.models.sum import REVISION, save_sum
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.plan import PlannedRun, described
+from raygeo.pipeline.published import KIND
 from raygeo.pipeline.rollouts import Rollouts, Round, plan_round
-from raygeo.pipeline.student import KIND, Student, continued_key
+from raygeo.pipeline.student import Student, continued_key
 from raygeo.records import FINISHED, RunRecord
 from raygeo.settings import content_key, unit_key
 from raygeo.store import Store

@@ -21,10 +21,11 @@ from raygeo.pipeline.compared import Models, provide_models
 from raygeo.pipeline.comparison import Comparison
 from raygeo.pipeline.context import StageContext, timed_stage
 from raygeo.pipeline.found import analyses_found
-from raygeo.pipeline.geometry import analyse, published, run_records
+from raygeo.pipeline.geometry import analyse
 from raygeo.pipeline.journal import StoreJournal
 from raygeo.pipeline.logged import logged
 from raygeo.pipeline.probes import PROBES, save_probes
+from raygeo.pipeline.published import published, run_records
 from raygeo.pipeline.report import save_page, say_summary
 from raygeo.pipeline.standing import COMPARED, COMPARISON, Standing, now
 from raygeo.progress import Progress, StageTime, stage_table

@@ -19,7 +19,8 @@ from raygeo.models.run import Run
 from raygeo.paths import local_path
 from raygeo.pipeline.comparison import Compared, Comparison
 from raygeo.pipeline.context import StageContext
-from raygeo.pipeline.student import KIND, hash_folder, hold_files, link_folder
+from raygeo.pipeline.published import KIND
+from raygeo.pipeline.student import hash_folder, hold_files, link_folder
 from raygeo.records import FINISHED, RunRecord
 from raygeo.settings import content_key
 from raygeo.store import AnyPath

@@ -23,11 +23,12 @@ from raygeo.pipeline.config import HELDOUT, Study, study_yaml
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.foreseen import Learned
 from raygeo.pipeline.problems import benchmark_problems
+from raygeo.pipeline.published import KIND
 from raygeo.pipeline.revisions import outdated_tables
 from raygeo.pipeline.rollouts import TOKENS, Rollouts, heldout_problems
 from raygeo.pipeline.search import is_settled
 from raygeo.pipeline.standing import made_page
-from raygeo.pipeline.student import KIND, Student
+from raygeo.pipeline.student import Student
 from raygeo.pipeline.train import REFERENCE
 from raygeo.settings import split_key
 from raygeo.store import Store

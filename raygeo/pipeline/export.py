@@ -26,7 +26,7 @@ from raygeo.models.loading import load_tokenizer
 from raygeo.models.merge import merge_run
 from raygeo.pipeline.config import HELDOUT, Study, parse_study
 from raygeo.pipeline.problems import benchmark_problems
-from raygeo.pipeline.student import KIND, finished_run
+from raygeo.pipeline.published import KIND, finished_run
 from raygeo.pipeline.written import read_yaml
 from raygeo.records import RunRecord
 from raygeo.store import Store

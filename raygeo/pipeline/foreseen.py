@@ -24,8 +24,9 @@ from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.evaluate import asked_problems
 from raygeo.pipeline.monitor import some_problems
 from raygeo.pipeline.probes import heldout_solutions
+from raygeo.pipeline.published import KIND
 from raygeo.pipeline.rollouts import Rollouts, drawn_problems, heldout_problems
-from raygeo.pipeline.student import KIND, Student
+from raygeo.pipeline.student import Student
 from raygeo.pipeline.train import lay_out_teacher
 from raygeo.training.selections import open_behaviour
 from raygeo.training.settings import RunSpec

@@ -6,7 +6,7 @@ from functools import partial
 import pyarrow as pa
 
 from raygeo.analyses.inputs import AnalysisInputs, Training
-from raygeo.analyses.registry import analyses, schemas
+from raygeo.analyses.registry import analyses
 from raygeo.cluster.sharded import ShardedOperator
 from raygeo.errors import DataError
 from raygeo.losses.registry import parse_loss
@@ -15,9 +15,9 @@ from raygeo.pipeline.config import AskedAnalyses
 from raygeo.pipeline.context import StageContext, StudyContext
 from raygeo.pipeline.journal import StoreJournal
 from raygeo.pipeline.probes import provide_probes
+from raygeo.pipeline.published import published, run_records
 from raygeo.pipeline.rollouts import Rollouts, heldout_exam
 from raygeo.pipeline.student import Student
-from raygeo.records import RunRecord
 from raygeo.store import AnyPath, Store
 
 
@@ -50,16 +50,6 @@ def analyse_runs(
         training=Training(losses, store, rollouts.key, rollouts.tokens, teacher, rollouts.teacher),
     )
     analyse(context, study.geometry if len(runs) > 1 else None, inputs)
-
-
-def run_records(store: Store) -> dict[str, RunRecord]:
-    """What is known of every run, by name, in the study's order."""
-    return {row["run"]: RunRecord.of(row) for row in store.table("runs").to_pylist()}
-
-
-def published(store: Store, table: str) -> pa.Table:
-    """A published table, empty if it was not made."""
-    return store.table(table, schemas()[table])
 
 
 def analyse(context: StageContext, asked: AskedAnalyses | None, inputs: AnalysisInputs) -> None:

@@ -27,9 +27,9 @@ from raygeo.models.run import Run
 from raygeo.naming import benchmark_of, reported_as
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.evaluate import asked_problems
-from raygeo.pipeline.geometry import published
 from raygeo.pipeline.journal import StoreJournal
 from raygeo.pipeline.probes import provide_probes
+from raygeo.pipeline.published import published
 from raygeo.pipeline.rollouts import Rollouts, heldout_exam
 from raygeo.pipeline.student import Student
 from raygeo.records import RunRecord

@@ -1,32 +1,25 @@
 """Stage 7: the summary of every run in MLflow, the figures, and one self-contained page."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-import pyarrow as pa
 from matplotlib.figure import Figure
 from rich.markup import escape
 
-from raygeo.analyses.registry import own_analysis, parts, schemas, view
-from raygeo.data.teacher import TOP_COLUMNS
-from raygeo.errors import StoreError
+from raygeo.analyses.registry import parts, view
 from raygeo.pipeline.config import GYM, RolloutsSettings, Study, study_yaml
 from raygeo.pipeline.context import StudyContext, reason
-from raygeo.pipeline.geometry import run_records
+from raygeo.pipeline.published import curves, measured, published_tables, run_records
 from raygeo.pipeline.reference_run import reference_run
-from raygeo.pipeline.revisions import outdated_tables, renamed_columns
-from raygeo.pipeline.standing import Standing, known_about, now, own_analyses
+from raygeo.pipeline.revisions import outdated_tables
+from raygeo.pipeline.standing import Standing, known_about, now
 from raygeo.pipeline.student import Student
 from raygeo.pipeline.tracked_data import base_key
 from raygeo.progress import Progress
 from raygeo.report.console import summary
-from raygeo.report.missing import Failures, gap, named
+from raygeo.report.missing import Failures, gap
 from raygeo.report.page import PageContext, draw_figures, render_page
-from raygeo.report.parts import Histories, Metrics, Parts
-from raygeo.report.view import View
 from raygeo.store import Store
 from raygeo.tables import BASE
 from raygeo.tracking import Tracking
@@ -160,69 +153,6 @@ def log_histories(
     for run, points in found.items():
         if run in children:
             tracking.histories(children[run], points)
-
-
-def measured(seen: View, made: Parts, failures: Failures) -> dict[str, dict[str, float]]:
-    """The metrics of each run, by name."""
-    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    for metrics in made.metrics:
-        rows = failures.attempt(f"the metrics {named(metrics)}", partial(_metrics, metrics, seen))
-        for run, name, value in rows or []:
-            found[run][name] = value
-    return found
-
-
-def _metrics(make: Metrics, seen: View) -> list[tuple[str, str, float]]:
-    return [(run, name, float(value)) for run, name, value in make(seen) if value is not None]
-
-
-def curves(seen: View, made: Parts, failures: Failures) -> dict[str, list[tuple[str, int, float]]]:
-    """The points (metric, step, value) of each run's curves besides those of training."""
-    found: defaultdict[str, list[tuple[str, int, float]]] = defaultdict(list)
-    for histories in made.histories:
-        rows = failures.attempt(f"the curves {named(histories)}", partial(_points, histories, seen))
-        for run, name, step, value in rows or []:
-            found[run].append((name, step, value))
-    return found
-
-
-def _points(make: Histories, seen: View) -> list[tuple[str, str, int, float]]:
-    return [(run, name, int(step), float(value)) for run, name, step, value in make(seen) if value is not None]
-
-
-_LONG = {
-    "rollouts": ("prompt", "completion", "logprobs", *TOP_COLUMNS),
-    "reference": ("logprobs",),
-    "gradients": ("products", "projection"),
-}
-"""Columns of tables that no page shows, and that need not fit in memory."""
-
-
-def published_tables(store: Store, failures: Failures | None = None) -> dict[str, pa.Table]:
-    """Every table of the analyses that are known, the study's own too; empty where the store has none, or one whose
-    columns have other names.
-
-    The texts and log-probabilities of all rollouts are left out. A table that cannot be read is empty, and noted among
-    the ``failures``.
-    """
-    failures = Failures() if failures is None else failures
-    for path in own_analyses(store):
-        failures.attempt(f"the analysis {path}", partial(own_analysis, path))
-    tables = {}
-    for name, columns in schemas().items():
-        kept = pa.schema([field for field in columns if field.name not in _LONG.get(name, ())], columns.metadata)
-        table = failures.attempt(f"the table {name}", partial(_published, store, name, columns, kept))
-        tables[name] = kept.empty_table() if table is None else table
-    return tables
-
-
-def _published(store: Store, name: str, columns: pa.Schema, kept: pa.Schema) -> pa.Table:
-    if renamed_columns(store, name, columns):
-        return kept.empty_table()
-    table = store.table(name, kept)
-    if "run" in table.column_names and table["run"].null_count:
-        raise StoreError(f"{table['run'].null_count} of its {table.num_rows} rows name no run; make it again.")
-    return table
 
 
 def save_page(store: Store, context: PageContext) -> Page:

@@ -15,10 +15,9 @@ from raygeo.errors import ConfigError, DeltaError
 from raygeo.models.delta import Delta, open_delta
 from raygeo.models.loading import load_model, load_tokenizer
 from raygeo.models.merge import add_deltas
+from raygeo.pipeline.published import KIND, finished_run, measured, published_tables
 from raygeo.pipeline.reference_run import reference_run
-from raygeo.pipeline.report import measured, published_tables
 from raygeo.pipeline.standing import known_about
-from raygeo.pipeline.student import KIND, finished_run
 from raygeo.records import RunRecord
 from raygeo.report.console import sentences
 from raygeo.report.missing import Failures

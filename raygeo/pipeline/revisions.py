@@ -3,8 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping
 
-import pyarrow as pa
-
 from raygeo.analyses.registry import analyses, schemas
 from raygeo.data.readers import READERS
 from raygeo.data.revisions import text_revisions
@@ -14,7 +12,7 @@ from raygeo.evaluation.answers import Answers
 from raygeo.generation.choice import ENGINES
 from raygeo.generation.renderer import RENDERERS
 from raygeo.losses.registry import LOSSES
-from raygeo.pipeline.geometry import run_records
+from raygeo.pipeline.published import renamed_columns, run_records
 from raygeo.settings import split_key
 from raygeo.store import Store
 from raygeo.training.settings import REVISION
@@ -97,13 +95,6 @@ def _changed(table: str, made: Mapping[str, int], now: Mapping[str, int]) -> str
     ]
     said += [f"{name}, which no longer makes it" for name in made if name not in now]
     return f"The table {table} was made by other revisions of the code: {', '.join(said)}. {_AGAIN}"
-
-
-def renamed_columns(store: Store, table: str, columns: pa.Schema) -> list[str]:
-    """Columns that a published table lacks while it has others instead: it was made by another version."""
-    found = store.columns(table)
-    lacking = [name for name in columns.names if name not in found]
-    return lacking if set(found) - set(columns.names) else []
 
 
 def _outdated_runs(store: Store) -> list[str]:

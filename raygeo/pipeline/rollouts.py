@@ -40,7 +40,8 @@ from raygeo.pipeline.journal import AnswerJournal
 from raygeo.pipeline.plan import RoundSampling
 from raygeo.pipeline.precomputed import is_taken, take_units
 from raygeo.pipeline.problems import benchmark_problems, builtin_prompts
-from raygeo.pipeline.student import KIND, Student, provide_model
+from raygeo.pipeline.published import KIND
+from raygeo.pipeline.student import Student, provide_model
 from raygeo.settings import content_key, unit_key
 from raygeo.store import AnyPath, Store, outdated_units
 from raygeo.tables import SCHEMAS

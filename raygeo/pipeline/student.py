@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -32,7 +31,7 @@ from raygeo.pipeline.config import GYM, TAUGHT, TEXT, WORD_PROBLEMS, StudentSett
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.precomputed import is_taken, take_folder
 from raygeo.pipeline.problems import made_config
-from raygeo.records import RunRecord
+from raygeo.pipeline.published import KIND, finished_run
 from raygeo.settings import content_key
 from raygeo.store import AnyPath, Store
 from raygeo.toy.builtin import make_base, make_teacher
@@ -46,7 +45,6 @@ from raygeo.training.fitness import check_trainable
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-KIND = "students"
 _PLAIN = f"{PlainRenderer.identity}-{PlainRenderer.revision}"
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 """Names that cannot be mistaken for digests where both are hashed one after the other."""
@@ -187,41 +185,6 @@ def provide_continued(context: StudyContext, student: Student, trainings: Sequen
     first, *later = (store.stored("deltas", training) for training in trainings)
     _make(context, key, f"student after {name}", lambda folder, tick: merge_run(student.folder, first, folder, *later))
     return replace(student, key=key, folder=store.stored(KIND, key), description=f"what {name} left")
-
-
-def finished_run(store: Store, name: str, asked: str) -> dict[str, Any]:
-    """The row of a finished run whose student and delta are in ``store``; ``asked`` says in errors what asks for it.
-
-    Raises:
-        ConfigError: there is none.
-        StoreError: the table of runs is damaged.
-    """
-    runs = {row["run"]: row for row in store.table("runs").to_pylist() if row["run"] is not None}
-    if name not in runs:
-        near = difflib.get_close_matches(name, runs, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(runs) or 'none yet; run its study first'}."
-        raise ConfigError(f"{asked} is not a run of {store.location}; {hint}")
-    run = runs[name]
-    if (record := RunRecord.of(run)).leg is not None:
-        raise ConfigError(
-            f"{asked} of {store.location} is what stage {record.leg} of {record.leg_of} changed, which is no model by "
-            f"itself; give {record.leg_of}, which has all of its stages."
-        )
-    if run["status"] != "finished":
-        raise ConfigError(
-            f"{asked} of {store.location} has no weights to start from: {run['status']}, "
-            f"{run['reason'] or 'no reason was recorded'}. Choose a finished run."
-        )
-    if run["student"] is None:
-        raise ConfigError(
-            f"{asked}: {store.location} does not say which student it was trained from; "
-            "run its study again with this version of raygeo."
-        )
-    for kind, key in ((KIND, run["student"]), ("deltas", run["key"])):
-        if not store.has_folder(kind, key):
-            missing = store.path(kind, key)
-            raise ConfigError(f"{asked} needs {missing}; run its study again to make it.")
-    return run
 
 
 def provide_model(context: StudyContext, model: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 
 from raygeo.data.readers import Prompt
-from raygeo.pipeline.geometry import run_records
+from raygeo.pipeline.published import run_records
 from raygeo.pipeline.rollouts import Rollouts
 from raygeo.pipeline.student import Student
 from raygeo.records import FINISHED

@@ -28,9 +28,10 @@ from raygeo.pipeline.context import StudyContext, reason
 from raygeo.pipeline.objectives import provide_objectives
 from raygeo.pipeline.plan import Plan, PlannedRun
 from raygeo.pipeline.probes import provide_heldout
+from raygeo.pipeline.published import KIND
 from raygeo.pipeline.rollouts import ROUND_TABLES, Rollouts, provide_round
 from raygeo.pipeline.search import is_settled, measure_run, start_search
-from raygeo.pipeline.student import KIND, Student, provide_continued
+from raygeo.pipeline.student import Student, provide_continued
 from raygeo.pipeline.tracked_data import base_key, learned_from
 from raygeo.records import FINISHED, RunRecord
 from raygeo.search.loop import Search

@@ -13,9 +13,9 @@ from raygeo.analyses.registry import published_view
 from raygeo.errors import DataError
 from raygeo.naming import reported_as
 from raygeo.pipeline.context import StudyContext
-from raygeo.pipeline.geometry import published
 from raygeo.pipeline.judged import Judged
 from raygeo.pipeline.plan import SEEDS, PlannedRun
+from raygeo.pipeline.published import published
 from raygeo.records import FINISHED
 from raygeo.report.study import STUDY
 from raygeo.search.ranking import ranked

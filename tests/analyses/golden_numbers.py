@@ -33,8 +33,8 @@ from raygeo.models.delta import save_full_delta
 from raygeo.models.loading import load_student
 from raygeo.models.run import Run
 from raygeo.pipeline.context import StageContext
-from raygeo.pipeline.geometry import published
 from raygeo.pipeline.probes import save_probes
+from raygeo.pipeline.published import published
 from raygeo.records import RunRecord
 from raygeo.store import Store
 from raygeo.tables import BASE, to_arrow

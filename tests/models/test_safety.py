@@ -20,7 +20,8 @@ from raygeo.models.checkpoint import Checkpoint
 from raygeo.models.delta import open_delta
 from raygeo.models.loading import load_student, model_shape, read_config
 from raygeo.models.soundness import check_student
-from raygeo.pipeline.student import finished_run, hash_folder
+from raygeo.pipeline.published import finished_run
+from raygeo.pipeline.student import hash_folder
 from raygeo.store import Store
 from raygeo.tables import to_arrow
 

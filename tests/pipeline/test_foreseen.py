@@ -12,8 +12,9 @@ from raygeo.errors import DataError
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.foreseen import foresee
+from raygeo.pipeline.published import KIND
 from raygeo.pipeline.rollouts import provide_rollouts
-from raygeo.pipeline.student import KIND, Student
+from raygeo.pipeline.student import Student
 from raygeo.pipeline.study import STAGES, check_settings
 from raygeo.progress import Progress
 from raygeo.store import Store

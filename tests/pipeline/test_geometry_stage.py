@@ -17,7 +17,8 @@ from raygeo.models.lora import LoraSettings
 from raygeo.models.run import Run
 from raygeo.pipeline.config import parse_study, study_yaml
 from raygeo.pipeline.context import StageContext
-from raygeo.pipeline.geometry import analyse, published
+from raygeo.pipeline.geometry import analyse
+from raygeo.pipeline.published import published
 from raygeo.pipeline.written import read_yaml
 from raygeo.records import RunRecord
 from raygeo.store import Store

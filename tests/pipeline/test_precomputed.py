@@ -12,9 +12,10 @@ from raygeo.pipeline import student as stage
 from raygeo.pipeline.config import load_study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.precomputed import PLACE
+from raygeo.pipeline.published import KIND
 from raygeo.pipeline.rollouts import provide_rollouts
 from raygeo.pipeline.shipped import shipped_studies
-from raygeo.pipeline.student import KIND, provide_student
+from raygeo.pipeline.student import provide_student
 from raygeo.pipeline.written import read_yaml
 from raygeo.progress import Progress
 from raygeo.settings import content_key

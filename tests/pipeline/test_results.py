@@ -1,5 +1,8 @@
 """What ``raygeo.open`` gives of a store: tables, figures, verdict, and runs as models."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from run_cases import store_of_runs
@@ -58,6 +61,18 @@ def test_a_run_has_its_record_its_accuracy_and_its_metrics(results):
     assert results.run("base").accuracy["heldout"]["accuracy"] == 0.5
     with pytest.raises(ConfigError, match="no run 'lorra'; did you mean 'lora'"):
         results.run("lorra")
+
+
+def test_nothing_that_is_read_imports_ray(store):
+    read = """
+import sys, raygeo
+results = raygeo.open(sys.argv[1])
+results.verdict, results.figures, results.tables["runs"], [run.metrics for run in results.runs.values()]
+results.run("lora").adapter(), results.run("full").model(), results.run("base").tokenizer()
+print([name for name in ("ray", "deepspeed", "mlflow") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", read, store.location], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_an_adapter_is_the_base_with_what_training_added(results, store):

@@ -17,7 +17,8 @@ from raygeo.losses.sft import SFT
 from raygeo.models.delta import save_full_delta
 from raygeo.models.run import Run
 from raygeo.pipeline.context import StageContext
-from raygeo.pipeline.report import published_tables, save_page
+from raygeo.pipeline.published import published_tables
+from raygeo.pipeline.report import save_page
 from raygeo.pipeline.revisions import outdated_tables
 from raygeo.records import RunRecord
 from raygeo.report.page import PageContext

@@ -242,7 +242,7 @@ def test_heatmaps_tell_the_cell_under_the_pointer(tmp_path, small):
       const box = word.getBoundingClientRect();
       return tell(box.left + box.width / 2, box.top + box.height / 2);
     };
-    const { cells: [[, , , [left], , rows]], size } = JSON.parse(picture.parentElement.querySelector("script").textContent);
+    const { cells: [[, , , [left]]], size } = JSON.parse(picture.nextElementSibling.textContent);
     const box = picture.getBoundingClientRect();
     return [over("\u22120.25"), tell(box.left + (left - 9) / size[0] * box.width, box.top + box.height / 2)];"""
     told, beside = act(tmp_path, small, script)

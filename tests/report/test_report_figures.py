@@ -43,7 +43,7 @@ def test_cells_answer_where_they_are_drawn(figures):
     fig = figures["layer-cka"]
     FigureCanvasAgg(fig).draw()
     title, down, across, (left, low), (right, high), rows, columns, values = points(fig)["cells"][1]
-    assert (title, down, across) == ([*RUNS][0], "layer of the base", "layer of the run")
+    assert (title, down, across) == (next(iter(RUNS)), "layer of the base", "layer of the run")
     assert (rows, columns) == (["0", "1", "2"], ["0", "1", "2"])
     assert right - left == pytest.approx(low - high, abs=0.1), "square, and y counts from the top"
     box = fig.axes[1].bbox
