@@ -12,7 +12,7 @@ import yaml
 from study_cases import save_parts, tiny_study
 
 import raygeo
-from raygeo.analyses.registry import analyses
+from raygeo.analyses.registry import analyses, know
 from raygeo.errors import ConfigError
 from raygeo.losses.registry import own_loss
 from raygeo.pipeline.config import load_study, parse_study, study_yaml
@@ -27,11 +27,9 @@ HINGE = {"type": "own_parts:Hinge"}
 
 @pytest.fixture(scope="module", autouse=True)
 def forgotten():
-    """The registry is the process's: the tests behind these know nothing of own analyses."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raygeo.analyses.registry._OWN", {})
-        yield
-    analyses.cache_clear()
+    """The study at hand is the process's: the tests behind these have none with analyses of its own."""
+    yield
+    know(())
 
 
 def study(*losses, geometry=None, **changes):
@@ -118,13 +116,15 @@ assert list(analyses())[-1] == "moved"
 assert parse_study(read_yaml(study_yaml(found))) == found
 assert "moved" not in study({"own_parts:MOVED": None}).geometry.asked()
 assert "moved" not in study({}).geometry.asked()
+assert "moved" not in analyses()
+assert found.geometry.asked()["moved"].above == 1.0
 assert "abve" in refused({"own_parts:MOVED": {"abve": 1}})
 assert "Input should be greater" in refused({"own_parts:MOVED": {"above": -1}})
 """
 
 
 def test_an_own_analysis_is_asked_for_by_its_path():
-    """In a process of its own, whose registry then holds it."""
+    """In a process of its own; it is known of the study that asks for it alone."""
     code = ASKED.replace("TESTS", repr(str(PARTS.parent)))
     done = subprocess.run([sys.executable, "-c", code], cwd=PARTS.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -2,11 +2,11 @@
 
 A folder has a module ``analysis`` with an ``ANALYSIS``. Another package names one as an entry point of the group
 ``raygeo.analyses``; it must be installed wherever actors run. A study may name one that is in no package by a key
-``module:name`` under ``geometry``.
+``module:name`` under ``geometry``; it is known while that study is the one at hand.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
@@ -26,8 +26,8 @@ from raygeo.report.view import View
 from raygeo.tables import SCHEMAS
 
 GROUP = "raygeo.analyses"
-_OWN: dict[str, Analysis] = {}
-"""What studies have named, by ``module:name``."""
+_own: tuple[str, ...] = ()
+"""What the study at hand names as ``module:name``."""
 
 
 class Known(NamedTuple):
@@ -37,14 +37,24 @@ class Known(NamedTuple):
     analysis: Analysis | None
 
 
-@cache
-def analyses() -> Mapping[str, Analysis]:
-    """Every analysis by name, in order.
+def know(paths: Iterable[str]) -> None:
+    """Let the study at hand be one that names these analyses as ``module:name``, and no others."""
+    global _own
+    _own = tuple(paths)
+
+
+def analyses(own: tuple[str, ...] | None = None) -> Mapping[str, Analysis]:
+    """Every analysis by name, in order; ``own`` in place of what the study at hand names.
 
     Raises:
         ConfigError: one from outside cannot be loaded or does not fit the others.
     """
-    found = [analysis for analysis, _ in _found()]
+    return _analyses(_own if own is None else own)
+
+
+@cache
+def _analyses(own: tuple[str, ...]) -> Mapping[str, Analysis]:
+    found = [analysis for analysis, _ in _found(own)]
     for what, names in (
         ("analysis", [analysis.name for analysis in found]),
         ("table", [*SCHEMAS, *(table for analysis in found for table in analysis.tables)]),
@@ -62,26 +72,21 @@ def analyses() -> Mapping[str, Analysis]:
     return ordered
 
 
+@cache
 def own_analysis(path: str) -> Analysis:
-    """The analysis that a study names as ``module:name``, which from then on is one of those that are known.
+    """The analysis that a study names as ``module:name``.
 
     Raises:
         ConfigError: it cannot be loaded, is no analysis, or does not fit the others.
     """
-    if path not in _OWN:
-        _OWN[path] = _checked(named(path, "analysis"), path)
-        analyses.cache_clear()
-        try:
-            analyses()
-        except ConfigError:
-            del _OWN[path]
-            raise
-    return _OWN[path]
+    analysis = _checked(named(path, "analysis"), path)
+    _analyses((path,))
+    return analysis
 
 
 def origins() -> dict[str, str]:
     """Where each analysis comes from: the package, or the distribution that names it."""
-    return {analysis.name: origin for analysis, origin in _found()}
+    return {analysis.name: origin for analysis, origin in _found(_own)}
 
 
 def schemas() -> dict[str, pa.Schema]:
@@ -141,13 +146,13 @@ class _Read(Mapping[str, pa.Table]):
         return len(schemas())
 
 
-def _found() -> Iterator[tuple[Analysis, str]]:
+def _found(own: Iterable[str]) -> Iterator[tuple[Analysis, str]]:
     for module in iter_modules(package.__path__):
         if module.ispkg:
             yield _grouped(import_module(f"{package.__name__}.{module.name}.analysis").ANALYSIS), "raygeo"
     for value, analysis, origin in installed(GROUP, "analysis"):
         yield _grouped(_checked(analysis, f"{value} of {origin}")), origin
-    yield from ((_grouped(analysis), path) for path, analysis in _OWN.items())
+    yield from ((_grouped(_checked(named(path, "analysis"), path)), path) for path in own)
 
 
 def _grouped(analysis: Analysis) -> Analysis:

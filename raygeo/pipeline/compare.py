@@ -6,6 +6,7 @@ from functools import partial
 import yaml
 
 from raygeo.analyses.inputs import AnalysisInputs
+from raygeo.analyses.registry import know
 from raygeo.cluster.fanout import ActorPool
 from raygeo.cluster.nodes import check_nodes
 from raygeo.cluster.preflight import check_fits
@@ -63,6 +64,7 @@ def compare_models(
         RaygeoError: what is wrong and what to do about it; everything finished before stays in the store.
         KeyboardInterrupt: SIGINT or SIGTERM came; the same call resumes.
     """
+    know(comparison.geometry.own)
     progress = progress or Progress()
     store = Store(comparison.store)
     if store.read_bytes("study.yaml") is not None:

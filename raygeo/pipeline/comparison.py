@@ -85,7 +85,7 @@ class Comparison(Settings):
             return raw
         lacks = lacking(raw.get("solutions") is not None)
         off: list[str] = []
-        for name, analysis in analyses().items():
+        for name, analysis in analyses(own=()).items():
             if analysis.needs & lacks.keys() or set(analysis.after) & set(off):
                 off.append(name)
         return raw | {"geometry": dict.fromkeys(off) | raw.get("geometry", {})}

@@ -24,7 +24,7 @@ from pydantic_core import InitErrorDetails
 
 from raygeo.analyses.analysis import Need
 from raygeo.analyses.between import AccuracySettings
-from raygeo.analyses.registry import analyses, own_analysis
+from raygeo.analyses.registry import analyses, know, own_analysis
 from raygeo.cluster.settings import ActorSettings
 from raygeo.data.grading import GradingChoice
 from raygeo.data.readers import AnyPromptReader, AnyReader
@@ -291,6 +291,12 @@ class EvaluationSettings(Settings):
         return self
 
 
+def own_asked(geometry: Any) -> tuple[str, ...]:
+    """What is asked for as ``module:name`` under ``geometry``."""
+    asked = geometry.items() if isinstance(geometry, Mapping) else ()
+    return tuple(name for name, settings in asked if is_own(name) and settings is not None)
+
+
 class AskedAnalyses(Settings):
     """The analyses; null switches one off. A key ``module:name`` asks for one of the study's own."""
 
@@ -319,17 +325,22 @@ class AskedAnalyses(Settings):
                 given[name] = None
         return given
 
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The analyses of the study's own that are asked for, as ``module:name``."""
+        return own_asked(self.model_extra)
+
     def asked(self) -> dict[str, Settings]:
         """The settings of every analysis that is asked for, by name, in order."""
         given = {name: getattr(self, name) for name in type(self).model_fields}
-        given |= {own_analysis(name).name: settings for name, settings in (self.model_extra or {}).items()}
-        return {name: given[name] for name in analyses() if given.get(name) is not None}
+        given |= {own_analysis(path).name: (self.model_extra or {})[path] for path in self.own}
+        return {name: given[name] for name in analyses(self.own) if given.get(name) is not None}
 
     def refuse_lacking(self, lacking: Mapping[Need, str]) -> None:
         """Raise ``ValueError`` where an analysis needs what is lacking; ``lacking`` says why, and what to do."""
-        asked = self.asked()
+        asked, known = self.asked(), analyses(self.own)
         for name in asked:
-            analysis = analyses()[name]
+            analysis = known[name]
             for need, why in lacking.items():
                 if need in analysis.needs:
                     raise ValueError(f"geometry.{name} {why}")
@@ -747,6 +758,7 @@ def parse_written(model: type[S], written: Written) -> S:
     """Validate settings as ``model`` (``ConfigError``)."""
     if odd := list(islice(faults(written.raw), _MOST_LINES + 1)):
         raise ConfigError(_listed(written.origin, odd))
+    know(own_asked(written.raw.get("geometry")))
     try:
         return model.model_validate(written.raw, context={})
     except ValidationError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raygeo.analyses.registry import own_analysis, schemas
+from raygeo.analyses.registry import know, own_analysis, schemas
 from raygeo.data.teacher import TOP_COLUMNS
 from raygeo.errors import ConfigError, StoreError
 from raygeo.pipeline.standing import own_analyses
@@ -74,6 +74,12 @@ _LONG = {
 """Columns of tables that no page shows, and that need not fit in memory."""
 
 
+def own_loaded(store: Store, failures: Failures) -> tuple[str, ...]:
+    """What the store's study asks for as ``module:name``; what cannot be loaded is left out, and joins the failures."""
+    load = {path: partial(own_analysis, path) for path in own_analyses(store)}
+    return tuple(path for path in load if failures.attempt(f"the analysis {path}", load[path]) is not None)
+
+
 def published_tables(store: Store, failures: Failures | None = None) -> dict[str, pa.Table]:
     """Every table of the analyses that are known, the study's own too; empty where the store has none, or one whose
     columns have other names.
@@ -82,8 +88,7 @@ def published_tables(store: Store, failures: Failures | None = None) -> dict[str
     the ``failures``.
     """
     failures = Failures() if failures is None else failures
-    for path in own_analyses(store):
-        failures.attempt(f"the analysis {path}", partial(own_analysis, path))
+    know(own_loaded(store, failures))
     tables = {}
     for name, columns in schemas().items():
         kept = pa.schema([field for field in columns if field.name not in _LONG.get(name, ())], columns.metadata)

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from raygeo.analyses.registry import parts, schemas, view
+from raygeo.analyses.registry import know, parts, schemas, view
 from raygeo.errors import ConfigError, DeltaError
 from raygeo.models.delta import Delta, open_delta
 from raygeo.models.loading import load_model, load_tokenizer
 from raygeo.models.merge import add_deltas
-from raygeo.pipeline.published import KIND, finished_run, measured, published_tables
+from raygeo.pipeline.published import KIND, finished_run, measured, own_loaded, published_tables
 from raygeo.pipeline.reference_run import reference_run
 from raygeo.pipeline.standing import known_about
 from raygeo.records import RunRecord
 from raygeo.report.console import sentences
 from raygeo.report.missing import Failures
 from raygeo.report.page import draw_figures
+from raygeo.report.parts import Parts
 from raygeo.report.view import View
 from raygeo.store import AnyPath, Store
 from raygeo.tables import BASE
@@ -55,6 +56,7 @@ class Results:
         Raises:
             StoreError: there is no such table, or its file is damaged.
         """
+        know(self._own)
         known = schemas()
         if name in known and not self.store.has_table(name):
             return known[name].empty_table()
@@ -63,7 +65,7 @@ class Results:
     @cached_property
     def figures(self) -> Mapping[str, Figure]:
         """All figures for which there is data, drawn, by name, in the order of the page."""
-        return draw_figures(self.seen, parts(), self.failures)
+        return draw_figures(self.seen, self.parts, self.failures)
 
     def figure(self, name: str) -> Figure:
         """One figure, drawn (Matplotlib); ``raygeo analyses`` names those of each analysis.
@@ -71,11 +73,11 @@ class Results:
         Raises:
             ConfigError: there is no such figure, or nothing to draw in it.
         """
-        seen, known = self.seen, {plot.name: plot for plot in parts().figures}
+        seen, known = self.seen, {plot.name: plot for plot in self.parts.figures}
         if name not in known:
             raise ConfigError(f"there is no figure {name!r}; {_near(name, list(known), 'the figures are')}")
         failures = Failures()
-        drawn = draw_figures(seen, replace(parts(), figures=(known[name],)), failures)
+        drawn = draw_figures(seen, replace(self.parts, figures=(known[name],)), failures)
         for error in failures.reasons.values():
             raise error
         if name not in drawn:
@@ -85,7 +87,7 @@ class Results:
     @cached_property
     def verdict(self) -> list[str]:
         """The sentences at the top of the page, none stronger than its test."""
-        return sentences(self.seen, parts(), self.failures)
+        return sentences(self.seen, self.parts, self.failures)
 
     @property
     def runs(self) -> Mapping[str, Trained]:
@@ -110,6 +112,16 @@ class Results:
         tables = published_tables(self.store, self.failures)
         return view(tables, known_about(self.store).reference_run or reference_run(tables["runs"].to_pylist()))
 
+    @property
+    def parts(self) -> Parts:
+        """What pages show: of every study, of each analysis, and of those that this one brings."""
+        know(self._own)
+        return parts()
+
+    @cached_property
+    def _own(self) -> tuple[str, ...]:
+        return own_loaded(self.store, self.failures)
+
     @cached_property
     def failures(self) -> Failures:
         """What of the above could not be read or made."""
@@ -117,7 +129,7 @@ class Results:
 
     @cached_property
     def _metrics(self) -> dict[str, dict[str, float]]:
-        return measured(self.seen, parts(), self.failures)
+        return measured(self.seen, self.parts, self.failures)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.text import Text
 
 from raygeo import plain
-from raygeo.analyses.registry import parts
 from raygeo.errors import ConfigError
 from raygeo.pipeline.missing import missing_parts
 from raygeo.pipeline.results import Results
@@ -190,7 +189,7 @@ def _study(results: Results) -> ShownStudy:
             *results.failures.sentences(),
         ],
         tables=list(results.tables),
-        summary=list(summary(seen, parts())),
+        summary=list(summary(seen, results.parts)),
     )
 
 

@@ -11,10 +11,10 @@ import yaml
 from pydantic import TypeAdapter
 
 from raygeo.errors import StoreError
+from raygeo.pipeline.config import own_asked
 from raygeo.pipeline.context import StageContext, reason, timed_stage
 from raygeo.pipeline.missing import forget_missing, note_missing
 from raygeo.pipeline.written import read_yaml
-from raygeo.plugins import is_own
 from raygeo.progress import Progress, StageTime
 from raygeo.report.page import PageContext
 from raygeo.store import Store
@@ -116,11 +116,10 @@ def known_about(store: Store) -> PageContext:
     return replace(about, purpose=COMPARED) if compared else about
 
 
-def own_analyses(store: Store) -> list[str]:
+def own_analyses(store: Store) -> tuple[str, ...]:
     """What the study or comparison asks for as ``module:name`` under ``geometry``."""
     settings = store.read_bytes(STUDY) or store.read_bytes(COMPARISON) or b""
-    asked = _plain(settings.decode(errors="replace")).get("geometry")
-    return [name for name in asked if is_own(name)] if isinstance(asked, dict) else []
+    return own_asked(_plain(settings.decode(errors="replace")).get("geometry"))
 
 
 def _plain(settings: str) -> dict[str, Any]:

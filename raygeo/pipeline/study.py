@@ -6,6 +6,7 @@ from signal import SIGINT
 
 from rich.markup import escape
 
+from raygeo.analyses.registry import know
 from raygeo.cluster.fanout import ActorPool
 from raygeo.cluster.nodes import check_nodes
 from raygeo.cluster.session import connect
@@ -74,6 +75,7 @@ def run_study(
         RaygeoError: what is wrong and what to do about it; everything finished before stays in the store.
         KeyboardInterrupt: SIGINT or SIGTERM came; the same call resumes.
     """
+    know(study.geometry.own)
     check_settings(study, until)
     progress = progress or Progress()
     store = Store(study.location)
