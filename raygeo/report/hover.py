@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator
 
 from raygeo.report.style import run_of
 
-_MOST_POINTS = 100
+_MOST_POINTS = 60
 """About as many points of a line answer; of longer ones, evenly spaced ones do."""
 _NAMED: WeakKeyDictionary[QuadMesh, pd.DataFrame] = WeakKeyDictionary()
 """Values of meshes with the names of their rows and columns, for which matplotlib has no place."""

@@ -41,6 +41,10 @@ const equip = part => {
     (text, small) => small ? `${text.slice(0, -small.textContent.length)} ${small.textContent}` : text, cell.textContent
   ).replaceAll("\u2212", "-").trim();
   const rows = table.tBodies[0].rows.length;
+  for (const column of table.dataset.numbers.split("|").filter(Boolean)) {
+    const [place, numbers] = column.split(":");
+    numbers.split(",").forEach((number, row) => { table.tBodies[0].rows[row].cells[place].dataset.order = number; });
+  }
   const api = jQuery(table).DataTable({
     paging: false, info: false, autoWidth: false, order: [],
     layout: { topStart: null, topEnd: null, bottomStart: null, bottomEnd: null },

@@ -267,15 +267,18 @@ _ENVIRONMENT = jinja2.Environment(
 )
 
 
-def _order(sheet: Sheet) -> list[list[float | str | None]]:
-    """What each cell is sorted by, row by row: its number, "" where it has none; None in columns of words."""
+def _order(sheet: Sheet) -> str:
+    """What rows are sorted by in columns of numbers, "2:0.5,,12|3:7,8,9": the column's place, and a number a row or
+    nothing.
+    """
     texts = [[cell if isinstance(cell, str) else cell[0] for cell in row] for row in sheet.rows]
     columns = []
-    for name, column in zip(sheet.columns, zip(*texts, strict=True), strict=False):
+    for place, (name, column) in enumerate(zip(sheet.columns, zip(*texts, strict=True), strict=False)):
         numbers = [typeset.number(text) for text in column]
         words = any(n is None and text not in ("", typeset.MISSING) for n, text in zip(numbers, column, strict=True))
-        columns.append([None if words or name in sheet.prose else "" if n is None else n for n in numbers])
-    return [list(row) for row in zip(*columns, strict=True)]
+        if not words and name not in sheet.prose:
+            columns.append(f"{place}:{','.join('' if n is None else f'{n:.12g}' for n in numbers)}")
+    return "|".join(columns)
 
 
 _ENVIRONMENT.filters["order"] = _order

@@ -58,7 +58,9 @@ class Section:
         given = made.items() if isinstance(made, Mapping) else [("", made)]
         return [
             (
-                self.title.format(reference=view.reference_run, rows=_counted(len(sheet.rows)), name=name),
+                self.title.format(
+                    reference=view.reference_run, rows=typeset.counted(len(sheet.rows), "row"), name=name
+                ),
                 (self.prose if sheet.rows else self.empty).format(reference=view.reference_run) + _cut(sheet),
                 replace(sheet, rows=sheet.rows[:MOST_ROWS]),
             )
@@ -70,11 +72,8 @@ class Section:
 def _cut(sheet: Sheet) -> str:
     if len(sheet.rows) <= MOST_ROWS:
         return ""
-    return f" The first {MOST_ROWS} of {_counted(len(sheet.rows))} are shown; the tables in the store have all."
-
-
-def _counted(rows: int) -> str:
-    return f"{typeset.count(rows)} {'row' if rows == 1 else 'rows'}"
+    rows = typeset.count(len(sheet.rows))
+    return f" The first {MOST_ROWS} of {rows} rows are shown; the tables in the store have all."
 
 
 def section(

@@ -73,6 +73,11 @@ def count(value: float) -> str:
     return f"{int(value):,}".replace(",", "\u2009")
 
 
+def counted(number: int, what: str) -> str:
+    """How many there are of ``what``, a word whose plural ends in s: "1 pair", "28 pairs"."""
+    return f"{count(number)} {what}{'' if number == 1 else 's'}"
+
+
 def rate(value: float | None) -> str:
     """A learning rate as run names write it: 5e-05."""
     return MISSING if _missing(value) else f"{value:g}"

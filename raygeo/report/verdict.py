@@ -46,10 +46,10 @@ def against_base(view: View) -> Iterable[Finding]:
         ]
         if rest:
             said.append(f"not told from it: {_listed(rest, gains)}")
-        pairs = len(view.frame("mcnemar", benchmark=benchmark))
+        pairs = typeset.counted(len(view.frame("mcnemar", benchmark=benchmark)), "pair")
         yield Finding(
             f"Accuracy on {benchmark} ({typeset.count(problems)} problems, base "
-            f"{typeset.percent(_accuracies(view, benchmark)[BASE])}), Holm over {pairs} pairs: {'; '.join(said)}.",
+            f"{typeset.percent(_accuracies(view, benchmark)[BASE])}), Holm over {pairs}: {'; '.join(said)}.",
             "results",
         )
 
@@ -61,11 +61,11 @@ def between_runs(view: View) -> Iterable[Finding]:
         tests = tests[(tests.run_a != BASE) & (tests.run_b != BASE)]
         if tests.empty:
             continue
-        accuracies = _accuracies(view, benchmark)
+        accuracies, pairs = _accuracies(view, benchmark), typeset.counted(len(tests), "pair")
         apart = tests[tests.p_holm < ALPHA]
         if apart.empty:
             yield Finding(
-                f"No two runs differ in accuracy on {benchmark} after correction, of {len(tests)} pairs.",
+                f"No two runs are shown to differ in accuracy on {benchmark}, of {pairs} after correction.",
                 "table-report-mcnemar",
             )
             continue
@@ -78,8 +78,8 @@ def between_runs(view: View) -> Iterable[Finding]:
         ]
         which = "" if len(ahead) <= 3 else "the widest: "
         yield Finding(
-            f"{len(apart)} of {len(tests)} pairs of runs differ in accuracy on {benchmark} after correction, {which}"
-            f"{', '.join(shown)} points.",
+            f"{len(apart)} of {pairs} of runs {'differs' if len(apart) == 1 else 'differ'} in accuracy on {benchmark} "
+            f"after correction, {which}{', '.join(shown)} points.",
             "table-report-mcnemar",
         )
 

@@ -104,9 +104,9 @@ def test_the_verdict_names_runs_that_remain_apart_after_correction():
     rows = [test("dpo", "none", -0.38, 0.001), test("dpo", "norm", -0.2, 0.006), test("dpo", "kl", -0.02, 1.0)]
     view = study(matched_tests=rows)
     assert [finding.text for finding in report.apart(view)] == [
-        "Scaled to equal norm (50 problems, Holm over 1 runs), 1 of 1 runs differ from sft in accuracy: dpo (−20.0) "
+        "Scaled to equal norm (50 problems, Holm over 1 run), 1 of 1 run differs from sft in accuracy: dpo (−20.0) "
         "points.",
-        "Scaled to equal divergence (50 problems, Holm over 1 runs), no run of 1 is told from sft in accuracy.",
+        "Scaled to equal divergence (50 problems, Holm over 1 run), no run of 1 is told from sft in accuracy.",
     ]
     row = row_of(sheet_of(report.tests, view), "dpo", "at equal norm")
     assert row["accuracy"] == ("−20.0", "[−30.0, −10.0]")

@@ -105,7 +105,7 @@ def test_the_sentence_says_that_none_does_and_what_it_would_take():
     noise = {name: values for name, values in given.predictors.items() if name.startswith("noise")}
     none = Runs(given.names, given.groups, given.lr, noise, given.outcomes)
     [(_, said), _] = sheet_of(verdicts, view(none)).rows
-    assert said.startswith("None does, at this number of runs. 5 metrics were tested over 24 configurations")
+    assert said.startswith("None is shown to, at this number of runs. 5 metrics were tested over 24 configurations")
     assert said.endswith("one of 0.5 takes 45.")
 
 

@@ -69,13 +69,13 @@ def test_runs_are_told_from_the_base_by_their_corrected_test_alone():
     text = told(view)
     assert "(100 problems, base 40.0 %), Holm over 4 pairs: better than the base: up (+20.0)" in text
     assert "worse than the base: down (−20.0); not told from it: near (+9.0)." in text
-    assert "No two runs differ in accuracy on heldout after correction, of 1 pairs." in text
+    assert "No two runs are shown to differ in accuracy on heldout, of 1 pair after correction." in text
     assert "up and near, first and second on heldout, are 11.0 points apart and not told apart" in text
 
 
 def test_runs_that_differ_are_named_the_better_first():
     view = accuracy_study({BASE: 40, "a": 45, "b": 80}, [(BASE, "a", 5, 10, 0.5), ("a", "b", 2, 37, 0.001)])
-    assert "1 of 1 pairs of runs differ in accuracy on heldout after correction, b over a (+35.0) points." in told(view)
+    assert "1 of 1 pair of runs differs in accuracy on heldout after correction, b over a (+35.0) points." in told(view)
     assert "first and second" not in told(view)
 
 
@@ -132,7 +132,7 @@ def test_alike_as_seeds_is_by_the_floor_of_the_same_kind():
         floor("a", "d", "init", 0.9, 0.9),
     ]
     text = told(view_of(noise_floors=rows))
-    assert "1 of 2 pairs of configurations are as alike as seeds of one of them are on average: a and b (0.62)" in text
+    assert "1 of 2 pairs of configurations is as alike as seeds of one of them are on average: a and b (0.62)" in text
     assert "the least alike are a and c (0.70). Counted, not tested." in text
 
 
@@ -149,8 +149,8 @@ def test_a_barrier_is_one_whose_interval_is_above_zero(view):
          "runs": to_arrow("runs", runs)}, "ref",
     )  # fmt: skip
     text = told(found)
-    assert "1 of 2 straight paths from ref to another run have a barrier on solutions (the largest: x, 0.100" in text
-    assert "the intervals of the other 1 hold 0." in text
+    assert "1 of 2 straight paths from ref to another run has a barrier on solutions (the largest: x, 0.100" in text
+    assert "by a 95 % interval each, not corrected for their number; that of the other holds 0." in text
 
 
 def test_every_sentence_leads_to_what_it_rests_on(view, page):

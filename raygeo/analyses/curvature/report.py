@@ -6,7 +6,7 @@ import pandas as pd
 
 from raygeo.analyses.curvature.settings import CurvatureSettings
 from raygeo.report import typeset
-from raygeo.report.sheets import Cell, with_interval
+from raygeo.report.sheets import Cell, share, with_interval
 from raygeo.report.verdict import Finding
 from raygeo.report.view import View
 from raygeo.tables import BASE, LORA
@@ -69,16 +69,17 @@ def flattened(view: View) -> Iterator[Finding]:
         if name in view.conditions:
             configurations.setdefault(view.conditions[name].configuration, []).append(value)
     ratios = [max(values) / min(values) for values in configurations.values() if len(values) > 1 and min(values) > 0]
-    seeds = (
-        f"; two seeds of one configuration differ by up to {typeset.significant(max(ratios), 2)} times"
-        if ratios
-        else ""
-    )
+    seeds = f"; at seeds of one configuration it differs by up to {_ratio(max(ratios))}" if ratios else ""
     yield Finding(
         f"The largest eigenvalue of the Hessian ({space}) is {base}{spread} at the runs{seeds}. It is that of one set "
         "of texts and has no interval over texts.",
         "table-curvature-curvature",
     )
+
+
+def _ratio(ratio: float) -> str:
+    """How far above 1 it is: in per cent up to 2, a factor from there."""
+    return share(ratio - 1) if ratio < 2 else f"a factor of {typeset.significant(ratio, 2)}"
 
 
 def scalar(view: View) -> list[str]:

@@ -121,13 +121,14 @@ def apart(view: View) -> Iterable[Finding]:
             continue
         told = rows[rows.p_holm < ALPHA].sort_values("accuracy", ascending=False)
         named = ", ".join(f"{row.run} ({typeset.points(row.accuracy)})" for row in told.head(3).itertuples())
-        said = f"{len(told)} of {len(rows)} runs differ from {view.reference_run} in accuracy: {named} points"
+        said = f"{len(told)} of {typeset.counted(len(rows), 'run')} {'differs' if len(told) == 1 else 'differ'} from "
+        said += f"{view.reference_run} in accuracy: {named} points"
         said += ", and others." if len(told) > 3 else "."
         if told.empty:
             said = f"no run of {len(rows)} is told from {view.reference_run} in accuracy."
         where, problems = _SHOWN[quantity].removeprefix("at "), typeset.count(rows.problems.max())
         yield Finding(
-            f"Scaled to {where} ({problems} problems, Holm over {len(rows)} runs), {said}",
+            f"Scaled to {where} ({problems} problems, Holm over {typeset.counted(len(rows), 'run')}), {said}",
             "table-matched-tests",
         )
 

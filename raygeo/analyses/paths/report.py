@@ -124,15 +124,18 @@ def barriers_found(view: View) -> Iterator[Finding]:
     if shown.empty:
         yield Finding(
             f"No straight path from {view.reference_run} to another run has a barrier that can be told from 0 on "
-            f"{probe} ({len(found)} paths, {typeset.count(top.n)} texts; the largest: {largest}). Small deltas alone "
-            "would give that too.",
+            f"{probe} ({typeset.counted(len(found), 'path')}, {typeset.count(top.n)} texts; the largest: {largest}). "
+            "Small deltas alone would give that too.",
             "figure-paths",
         )
         return
     others = len(found) - len(shown)
+    rest = {0: "", 1: "; that of the other holds 0"}.get(others, f"; those of the other {others} hold 0")
+    have = "has" if len(shown) == 1 else "have"
     yield Finding(
-        f"{len(shown)} of {len(found)} straight paths from {view.reference_run} to another run have a barrier on "
-        f"{probe} (the largest: {largest}){f'; the intervals of the other {others} hold 0' if others else ''}.",
+        f"{len(shown)} of {typeset.counted(len(found), 'straight path')} from {view.reference_run} to another run "
+        f"{have} a barrier on {probe} (the largest: {largest}), by a 95 % interval each, not corrected for their number"
+        f"{rest}.",
         "figure-paths",
     )
 

@@ -74,7 +74,8 @@ def verdict(outcome: str, frame: pd.DataFrame) -> str:
         f"{typeset.count(tested.needed.max())}."
     )
     if held.empty:
-        return f"{_too_few(len(tested), int(tested.permutations.min())) or 'None does, at this number of runs.'} {size}"
+        why = _too_few(len(tested), int(tested.permutations.min()))
+        return f"{why or 'None is shown to, at this number of runs.'} {size}"
     return f"{_listed(held)} {_partial(held)} {size}"
 
 
