@@ -80,11 +80,19 @@ def check_engines(study: Study, store: Store, stages: tuple[str, ...]) -> None:
     sample, engines = study.rollouts.sample, []
     if sample is not None and "rollouts" in lacking and not store.units("rollouts"):
         engines.append(sample.engine)
-    if study.answered.shifts and "evaluate" in lacking:
+    evaluated = "evaluate" in lacking and (study.answered.shifts or study.evaluation.monitor is not None)
+    if evaluated or ("train" in lacking and _samples(study, store)):
         engines.append(study.evaluation.engine)
     for engine in engines:
         if engine.elsewhere or not are_several():
             engine.check_here()
+
+
+def _samples(study: Study, store: Store) -> bool:
+    """Whether a run that is still to be trained learns from what it writes itself."""
+    ended = _settled(store)
+    runs = (run for run in study.plan.trials() if _named(run.spec) not in ended)
+    return any(stage.rounds is not None for run in runs for stage in run.stages)
 
 
 def cluster_to_check(study: Study, say: Callable[[str], None]) -> Cluster | None:

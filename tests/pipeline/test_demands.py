@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 import pytest
 from study_cases import tiny_study
 
-from raygeo.errors import ClusterError, EndpointError
+from raygeo.analyses.registry import analyses
+from raygeo.errors import ClusterError, EndpointError, StudentError
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.demands import check_demands, check_engines, cluster_to_check
 from raygeo.pipeline.report import about_study
@@ -49,6 +50,21 @@ def test_engines_that_cannot_write_are_refused_while_they_have_to(ray_session, s
     check_engines(asking, store, STAGES[:1])
     store.complete_folder(TOKENS, "made")
     check_engines(asking, store, STAGES)
+
+
+def test_the_engine_of_rounds_is_asked_though_nothing_is_evaluated(ray_session, store, monkeypatch):
+    monkeypatch.setattr("raygeo.generation.vllm.find_spec", lambda name: None)
+    learned = {"loss": {"type": "grpo"}, "rounds": 2}
+    lora = {"training": {"steps": 2, "lora": {}}, "evaluation": {"heldout": False, "engine": {"type": "vllm"}}}
+    sampling = study(store, runs=[learned], geometry=dict.fromkeys(analyses()), **lora)
+    with pytest.raises(StudentError, match="vLLM, which is not installed"):
+        check_engines(sampling, store, STAGES)
+    check_engines(sampling, store, STAGES[:2])
+    check_engines(study(store, geometry=dict.fromkeys(analyses()), **lora), store, STAGES)
+    [run] = sampling.plan.trials()
+    ended = RunRecord(run.spec.name, run.spec.key("student", "rollouts"), FINISHED)
+    store.publish_rows("runs", to_arrow("runs", [ended.row()]))
+    check_engines(sampling, store, STAGES)
 
 
 def test_memory_is_not_checked_where_gpus_are_wanted_and_none_answers(ray_session, store):
