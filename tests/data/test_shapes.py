@@ -519,7 +519,7 @@ def test_a_csv_cell_is_a_list_only_where_lists_are_meant(tmp_path):
 
 
 @pytest.mark.parametrize("later", [True, False])
-def test_first_records_without_a_verdict_speak_for_all_only_where_none_has_one(tmp_path, later):
+def test_first_records_without_a_verdict_speak_for_all_only_where_none_has_one(tmp_path, later, caplog):
     rows = [{"prompt": "q", "completion": "a", "source": "notes"}] * 120
     rows += [{"prompt": "q", "completion": "a", "correct": True}] * later
     file = tmp_path / "rows.jsonl"
@@ -530,3 +530,4 @@ def test_first_records_without_a_verdict_speak_for_all_only_where_none_has_one(t
     else:
         with pytest.raises(DataError, match=r"has a verdict, gold answer or reward\. Their keys are .*'source'"):
             reader.check()
+    assert f"{file}: none of its first 100 records has a verdict, gold answer or reward; all others" in caplog.text

@@ -20,6 +20,7 @@ from raygeo.data.shapes.recognition import (
     recognise_prompts,
     refuse_lacking,
     refuse_unknown_scale,
+    said,
 )
 from raygeo.data.validation import Record, SetAside
 from raygeo.generation.renderer.conversation import conversation_text, is_conversation, messages_of
@@ -175,12 +176,26 @@ class MappedReader(PromptReader):
         return self._with_fields(fields, shape=shape)
 
     def check(self) -> None:
-        """As ``Reader.check``; with the keys that there are, where none of the first records has what is needed."""
+        """As ``Reader.check``; with the keys that there are, where no record has what is needed.
+
+        Where none of the first has it, all others are looked at, and it is said at once that this takes long.
+        """
         found, samples = self.resolved(), self._peek()
         how = found.fields, found.shape, self.verdict
         lacking = lacking_fields(samples, *how)
-        later = (record.values for record in self._raw() if lacking and record.error is None)
-        if lacking and all(lacking_fields([values], *how) for values in later):
+        if not lacking:
+            return
+        if len(samples) == _PEEKED:
+            _log.warning(
+                "%s: none of its first %d records has a %s; all others are read once to see whether one has. Is it "
+                "under another key? %s",
+                next(iter(self._raw())).origin,
+                len(samples),
+                said(lacking),
+                ", ".join(dict.fromkeys(key for sample in samples for key in sample)),
+            )
+        later = (record.values for record in self._raw() if record.error is None)
+        if all(lacking_fields([values], *how) for values in later):
             refuse_lacking(samples, found.fields, lacking)
 
     def made_of(self) -> dict[str, Any]:

@@ -97,14 +97,19 @@ def lacking_fields(samples: Sequence[Mapping[str, Any]], fields: Fields, shape: 
     return lacking
 
 
+def said(lacking: Sequence[str]) -> str:
+    """What ``lacking_fields`` found, in words that follow a negation."""
+    known = {"prompt": "prompt", "completion": "completion", "gold": "verdict, gold answer or reward"}
+    return " nor a ".join(known[name] for name in lacking)
+
+
 def refuse_lacking(samples: Sequence[Mapping[str, Any]], fields: Fields, lacking: Sequence[str]) -> None:
     """Raise ``DataError`` that ``samples`` have nothing of ``lacking``, with their keys and what to set."""
-    known = {"prompt": "prompt", "completion": "completion", "gold": "verdict, gold answer or reward"}
     keys = list(dict.fromkeys(key for sample in samples for key in sample))
     free = [key for key in keys if key not in {key for _, key in fields.named()}]
     named = ", ".join(f"{name}: {key}" for name, key in zip(lacking, free or ["KEY"], strict=False))
     raise DataError(
-        f"none of the first {len(samples)} records has a {' nor a '.join(known[name] for name in lacking)}. Their keys "
+        f"none of the first {len(samples)} records has a {said(lacking)}. Their keys "
         f"are {', '.join(map(repr, keys))}: say which holds what, as in fields: {{{named}}}"
         + (
             " (or correct: or reward:), or set verdict: true if every completion is right."
