@@ -185,6 +185,11 @@ def test_mlflow_has_one_child_for_each_run_with_curves_and_summaries(finished):
     assert {f"figures/{n}.png" for n in ("cosine", "spectra", "cka")} <= {
         item.path for item in client.list_artifacts(parent.info.run_id, "figures")
     }
+    own = {name: client.list_artifacts(children[name].info.run_id, "figures") for name in children}
+    training, spectra = "figures/training.png", "figures/spectra.png"
+    assert {item.path for item in own["dpo-lr0.001-s0"]} == {training, spectra}
+    assert {item.path for item in own["explodes"]} == {training}
+    assert {item.path for item in own["base"]} == {spectra}
 
 
 @pytest.mark.usefixtures("no_figures")

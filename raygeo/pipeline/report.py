@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from raygeo.analyses.registry import parts, view
 from raygeo.pipeline.config import GYM, RolloutsSettings, Study, study_yaml
-from raygeo.pipeline.context import StudyContext, reason
+from raygeo.pipeline.context import StageContext, StudyContext, reason
 from raygeo.pipeline.published import curves, measured, published_tables, run_records
 from raygeo.pipeline.reference_run import reference_run
 from raygeo.pipeline.revisions import outdated_tables
@@ -20,6 +20,8 @@ from raygeo.progress import Progress
 from raygeo.report.console import summary
 from raygeo.report.missing import Failures, gap
 from raygeo.report.page import PageContext, draw_figures, render_page
+from raygeo.report.parts import Parts
+from raygeo.report.view import View
 from raygeo.store import Store
 from raygeo.tables import BASE
 from raygeo.tracking import Tracking
@@ -58,7 +60,7 @@ def study_note(study: Study) -> str:
     return (
         f"What offline losses do to the weights of one student, {params['student']}: {params['losses']}.\n\n"
         f"The parent run has the page, `{PAGE}`, and `figures/` among its artifacts; its children are the trained runs "
-        "and the base. The view `raygeo`, under *Views*, has them by configuration, with means over seeds."
+        "and the base, each with figures of its own. The view `raygeo`, under *Views*, has them by configuration, with means over seeds."
     )
 
 
@@ -66,7 +68,7 @@ def study_note(study: Study) -> str:
 class Page:
     """A page that is written: its path and text, and for the tracker its figures, metrics by run, and points of curves
     by run as (metric, step, value). ``summary`` is what the console says of it; ``failures`` are the parts that were
-    left out.
+    left out; ``seen`` are the tables it is of.
     """
 
     path: str
@@ -76,6 +78,7 @@ class Page:
     histories: Mapping[str, Sequence[tuple[str, int, float]]]
     summary: Sequence[str]
     failures: Failures
+    seen: View
 
 
 def about_study(study: Study, stages: Iterable[str]) -> PageContext:
@@ -115,6 +118,7 @@ def write_report(context: StudyContext, student: Student, tracking: Tracking, st
     log_histories(tracking, children, page.histories)
     for name, figure in page.figures.items():
         tracking.figure(name, figure)
+    log_singles(context, tracking, children, page.seen)
     tracking.text("study.yaml", study_yaml(context.study))
     tracking.text(PAGE, page.text)
     tracking.tags(tracking.parent, {"missing": "\n".join(gaps(context.missing))})
@@ -141,6 +145,16 @@ def log_metrics(tracking: Tracking, children: Mapping[str, str], found: Mapping[
     for run, values in found.items():
         if run in children:
             tracking.metrics(children[run], values)
+
+
+def log_singles(context: StageContext, tracking: Tracking, children: Mapping[str, str], seen: View) -> None:
+    """Log the figures of each run alone with it; one that fails is left out."""
+    singles, failures = parts().singles, Failures()
+    for run, key in children.items():
+        for name, figure in draw_figures(seen.of(run), Parts(figures=singles), failures).items():
+            tracking.figure(name, figure, key)
+    for part, error in failures.reasons.items():
+        context.leave_out(f"{part} of a run", error)
 
 
 def log_histories(
@@ -173,7 +187,7 @@ def save_page(store: Store, context: PageContext) -> Page:
     figures = draw_figures(seen, made, failures)
     text = render_page(seen, context, figures, made, failures)
     path = store.write_bytes(PAGE, text.encode())
-    return Page(path, text, figures, metrics, histories, list(summary(seen, made)), failures)
+    return Page(path, text, figures, metrics, histories, list(summary(seen, made)), failures, seen)
 
 
 def rewrite_report(store: Store) -> str:

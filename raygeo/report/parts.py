@@ -53,6 +53,8 @@ class Parts:
     declared: tuple[Metric, ...] = ()
     """All that ``metrics`` make: what a sweep may be judged by, and the pre-screen correlates."""
     histories: tuple[Histories, ...] = ()
+    singles: tuple[Plot, ...] = ()
+    """Figures that are drawn of each run alone, the base behind it, for its own page in the tracker."""
     chapters: tuple[Parts, ...] = ()
 
     def under(self, group: Group) -> Parts:

@@ -47,6 +47,7 @@ _ACCURACY = Parts(
         Metric("heldout/nll", "training", "min", role=None),
     ),
     histories=(monitor.histories,),
+    singles=(monitor.curves,),
 ).under("eval")
 _TRAINING = Parts(
     name="training",
@@ -54,6 +55,7 @@ _TRAINING = Parts(
     figures=(training.nll_curves, training.objective_curves),
     sections=(stages.trainings,),
     declared=(Metric("nll", "training", "min", role=None),),
+    singles=(training.run_curves,),
 ).under("train")
 STUDY = Parts.joined([_SWEEP, _ACCURACY, _TRAINING])
 

@@ -67,26 +67,30 @@ def _asked(rows: pd.DataFrame) -> str:
 
 def _curve_panels(fig: Figure, axes: list[Axes], view: View, groups: list[list[str]], frame: pd.DataFrame) -> None:
     for ax, names in zip(axes, groups, strict=True):
-        if view.many:
-            here = frame[frame.run.isin(names)].sort_values(["run", "step"])
-            window = max(1, here.step.nunique() // _SMOOTHING)
-            smooth = here.groupby("run", sort=False).value.rolling(window, center=True, min_periods=1).mean()
-            lines(ax, view, here.assign(value=smooth.to_numpy()), "step", "value")
-        for name in [] if view.many else names:
-            rows = frame[frame.run == name].sort_values("step")
-            line = view.styles[name].line()
-            window = max(1, len(rows) // _SMOOTHING)
-            if window > 1:
-                ax.plot(rows.step, rows.value, color=line["color"], linewidth=0.6, alpha=0.25, gid=line["gid"])
-            smooth = rows.value.rolling(window, center=True, min_periods=1).mean()
-            first = view.names.index(name) * len(rows) // (_MARKERS_A_CURVE * len(view.names))
-            ax.plot(rows.step, smooth, markevery=(first, max(1, len(rows) // _MARKERS_A_CURVE)), **line)
-        steady = frame.value[frame.run.isin(set(names) - view.failed)]
-        if len(steady) and view.failed & set(names):
-            margin = 0.05 * (steady.max() - steady.min()) or 1.0
-            ax.set_ylim(steady.min() - margin, steady.max() + margin)
-        integer_x(ax, "optimiser step")
+        _curves(ax, view, names, frame)
     legend(fig, view, [name for names in groups for name in names])
+
+
+def _curves(ax: Axes, view: View, names: list[str], frame: pd.DataFrame) -> None:
+    if view.many:
+        here = frame[frame.run.isin(names)].sort_values(["run", "step"])
+        window = max(1, here.step.nunique() // _SMOOTHING)
+        smooth = here.groupby("run", sort=False).value.rolling(window, center=True, min_periods=1).mean()
+        lines(ax, view, here.assign(value=smooth.to_numpy()), "step", "value")
+    for name in [] if view.many else names:
+        rows = frame[frame.run == name].sort_values("step")
+        line = view.styles[name].line()
+        window = max(1, len(rows) // _SMOOTHING)
+        if window > 1:
+            ax.plot(rows.step, rows.value, color=line["color"], linewidth=0.6, alpha=0.25, gid=line["gid"])
+        smooth = rows.value.rolling(window, center=True, min_periods=1).mean()
+        first = view.names.index(name) * len(rows) // (_MARKERS_A_CURVE * len(view.names))
+        ax.plot(rows.step, smooth, markevery=(first, max(1, len(rows) // _MARKERS_A_CURVE)), **line)
+    steady = frame.value[frame.run.isin(set(names) - view.failed)]
+    if len(steady) and view.failed & set(names):
+        margin = 0.05 * (steady.max() - steady.min()) or 1.0
+        ax.set_ylim(steady.min() - margin, steady.max() + margin)
+    integer_x(ax, "optimiser step")
 
 
 @figure(
@@ -124,4 +128,30 @@ def objective_curves(view: View) -> Figure | None:
     _curve_panels(fig, axes, view, list(groups.values()), frame)
     for ax, loss in zip(axes, groups, strict=True):
         ax.set_title(loss)
+    return fig
+
+
+_TOLD = {
+    "objective": "the loss's own objective",
+    "nll": "NLL of the batch, nats a token",
+    "heldout_nll": "NLL of held-out solutions, nats a token",
+    "grad_norm": "norm of the gradient, before clipping",
+}
+
+
+@figure(
+    "training",
+    "Training of this run",
+    "The run's own objective, plain NLL and gradient norm against the step; faint: every step; bold: a running mean.",
+)
+def run_curves(view: View) -> Figure | None:
+    """Draw what runs told of their training, a panel a quantity."""
+    frame = view.frame("training_curves").dropna(subset="value")
+    told = {metric: rows for metric, rows in frame.groupby("metric") if metric in _TOLD}
+    if not told:
+        return None
+    fig, axes = make_panels(len(told), 2, 2.6)
+    for ax, metric in zip(axes, (metric for metric in _TOLD if metric in told), strict=True):
+        _curves(ax, view, view.order(told[metric].run), told[metric])
+        ax.set_title(_TOLD[metric])
     return fig

@@ -205,14 +205,14 @@ class Remote:
         """Set tags."""
         self._tag(self._run(key), values)
 
-    def file(self, name: str, content: str) -> None:
-        """Attach a file, its content in base64, to the study's run."""
+    def file(self, name: str, content: str, key: str | None = None) -> None:
+        """Attach a file, its content in base64, to a run, by default the study's; one of that name is replaced."""
         path = PurePosixPath(name)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / path.name
             file.write_bytes(base64.b64decode(content))
             self.client.log_artifact(
-                self._run(self.parent).id, str(file), str(path.parent) if path.parent.name else None
+                self._run(key or self.parent).id, str(file), str(path.parent) if path.parent.name else None
             )
 
     def inputs(self, key: str, context: str, data: Sequence[Mapping[str, Any]]) -> None:

@@ -178,18 +178,20 @@ class Tracking:
         """Attach a text file to the study's run."""
         self._file(name, content.encode())
 
-    def figure(self, name: str, figure: Any) -> None:
-        """Attach a matplotlib figure to the study's run as ``figures/<name>.png``."""
+    def figure(self, name: str, figure: Any, key: str | None = None) -> None:
+        """Attach a matplotlib figure as ``figures/<name>.png`` to a run, the study's unless the ``key`` of another is
+        given.
+        """
         drawn = io.BytesIO()
         try:
             figure.savefig(drawn, format="png")
         except Exception as error:
             self.sender.refused.append(f"the figure {name} cannot be drawn: {error}")
             return
-        self._file(f"figures/{name}.png", drawn.getvalue())
+        self._file(f"figures/{name}.png", drawn.getvalue(), key)
 
-    def _file(self, name: str, content: bytes) -> None:
-        self._queue("file", name=name, content=base64.b64encode(content).decode())
+    def _file(self, name: str, content: bytes, key: str | None = None) -> None:
+        self._queue("file", name=name, content=base64.b64encode(content).decode(), key=key)
 
     def inputs(self, key: str, context: Context, data: Iterable[Data]) -> None:
         """Say what a run was trained on, or asked."""

@@ -37,6 +37,7 @@ ANALYSIS = Analysis(
             ),
         ),
         figures=(figures.spectra, figures.top_eigenvalues, figures.directional, figures.blocks, figures.expansions),
+        singles=(figures.run_spectrum,),
         sections=(sections.curvature, sections.overlaps, sections.predictions),
         caveats=(report.scalar, report.span, left_out("curvature", "expansions")),
         metrics=(report.metrics,),

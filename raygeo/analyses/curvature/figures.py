@@ -93,6 +93,13 @@ def spectra(view: View) -> Figure | None:
     return fig
 
 
+@figure("spectra", spectra.title, spectra.caption)
+def run_spectrum(view: View) -> Figure | None:
+    """Draw it for a view of one run, if it was measured there."""
+    frame, _ = first_space(view, "density")
+    return spectra.draw(view) if set(view.names or [BASE]) & set(frame.run) else None
+
+
 _FOUND = ("eigenvalue", "min_eigenvalue")
 
 
