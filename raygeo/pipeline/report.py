@@ -60,7 +60,8 @@ def study_note(study: Study) -> str:
     return (
         f"What offline losses do to the weights of one student, {params['student']}: {params['losses']}.\n\n"
         f"The parent run has the page, `{PAGE}`, and `figures/` among its artifacts; its children are the trained runs "
-        "and the base, each with figures of its own. The view `raygeo`, under *Views*, has them by configuration, with means over seeds."
+        "and the base, each with figures of its own. The view `raygeo`, under *Views*, has them by configuration, with "
+        "means over seeds."
     )
 
 

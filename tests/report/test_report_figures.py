@@ -1,5 +1,7 @@
 """Figures of every study, whatever is analysed, and how a run looks in all of them."""
 
+import re
+
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -7,7 +9,9 @@ from matplotlib.colors import to_rgb
 from report_study import DIVERGED, RUNS
 from view_cases import finished, view_of
 
+from raygeo.report.embed import embed
 from raygeo.report.hover import points
+from raygeo.report.plots import make_panels
 from raygeo.report.style import run_styles
 from raygeo.report.training import accuracy
 
@@ -49,6 +53,23 @@ def test_cells_answer_where_they_are_drawn(figures):
     box = fig.axes[1].bbox
     np.testing.assert_allclose([left, right], np.multiply([box.x0, box.x1], 72 / fig.dpi), atol=0.05)
     np.testing.assert_allclose(np.exp(-np.abs(np.subtract.outer(range(3), range(3)))).ravel() * values[0], values, 1e-3)
+
+
+def test_a_path_of_steps_ends_where_its_line_does():
+    """Rounded steps do not add up to a drift: every point is where the canvas has it, to a hundredth of a point."""
+    fig, (ax,) = make_panels(1, 1, 3)
+    ax.plot(np.arange(2000), np.random.default_rng(0).normal(size=2000).cumsum(), gid="run:walk", rasterized=False)
+    text = embed(fig, "walk", "a walk")
+    [line] = fig.axes[0].lines
+    expected = ax.transData.transform(line.get_xydata()) * 72 / fig.dpi
+    [group] = re.findall(r'<g data-run="walk">(.*?)</g>', text)
+    [path] = re.findall(r' d="(M[^"]*)"', group)
+    numbers = np.array(re.findall(r"-?\d*\.?\d+(?:e-\d+)?", path), float).reshape(-1, 2)
+    drawn = numbers.cumsum(axis=0)
+    np.testing.assert_allclose(
+        drawn[[0, -1]], [[x, 72 * fig.get_figheight() - y] for x, y in expected[[0, -1]]], atol=0.011
+    )
+    assert set(re.findall("[a-zA-Z]", path)) == {"M", "l"}
 
 
 def test_a_diverged_run_is_drawn_but_does_not_set_the_scale(figures):
