@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--stage", nargs="+", choices=STRUCK, default=list(STRUCK), help="only in these stages")
     parser.add_argument("--training", action="store_true", help="faults inside training instead, with their steps")
     parser.add_argument("--out", type=Path, help="write the table as JSON")
-    parser.add_argument("--keep", type=Path, help="an empty folder for stores and logs, which stay there")
+    parser.add_argument("--keep", type=Path, help="a folder for stores and logs, which stay there for further calls")
     arguments = parser.parse_args()
     console = Console()
     if arguments.training:

@@ -141,7 +141,10 @@ class Prepared:
         return self.folder / "study.yaml"
 
     def make(self, say: Callable[[str], None]) -> None:
-        """Run the study undisturbed, stage by stage."""
+        """Run the study undisturbed, stage by stage, unless an earlier call has done so in this folder."""
+        done = self.folder / "prepared"
+        if done.exists():
+            return
         self.store.mkdir(parents=True)
         self.file.write_text(yaml.safe_dump(settings(self.store)))
         for stage in STRUCK:
@@ -151,6 +154,7 @@ class Prepared:
             self.seconds[stage] = time.perf_counter() - started
             self._keep("after", stage)
             say(f"{stage}: {self.seconds[stage]:.0f} s if left alone")
+        done.touch()
 
     def _keep(self, when: str, stage: str) -> None:
         shutil.copytree(self.store, self.folder / when / stage, symlinks=True)
