@@ -69,6 +69,12 @@ class Machine(Holder):
         for folder in (_SHORT, *hidden):
             self.run("mount", "-t", "tmpfs", "none", folder)
 
+    def listening(self, name: str) -> list[str]:
+        """The addresses on which processes whose name begins so take connections, without ports; ``*`` are all."""
+        shown = subprocess.run(self.command("ss", "-ltnHp"), check=True, capture_output=True, text=True).stdout
+        rows = [line.split() for line in shown.splitlines() if f'"ray::{name}' in line]
+        return [row[3].rpartition(":")[0].removeprefix("[::ffff:").removesuffix("]") for row in rows]
+
     @contextmanager
     def without(self, folder: Path) -> Iterator[None]:
         """Have an empty folder in place of this one."""
@@ -79,7 +85,7 @@ class Machine(Holder):
     def python(self, *arguments: str, output: Any = subprocess.PIPE, **environment: str) -> subprocess.Popen[str]:
         """Start this Python inside, with its output in a pipe or a file."""
         plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        plain |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "eth0",
+        plain |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
                   "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": _SHORT, **TOKEN}  # fmt: skip
         return subprocess.Popen(
             self.command(sys.executable, *arguments), env=plain | environment, text=True,

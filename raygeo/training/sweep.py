@@ -60,6 +60,9 @@ class Interruption(tune.Callback):
 class Trial(tune.Trainable):
     """Tune's side of one run after the other: begins them on workers it holds, and passes their messages on."""
 
+    def __repr__(self) -> str:
+        return f"{self.common.study or 'raygeo'}: trials"  # what Ray's dashboard calls the actor
+
     def setup(self, config: dict[str, Any], common: Common | None = None, storage: str = "") -> None:
         """Begin the first run; ``common`` is what all runs share, ``storage`` where Ray Train writes."""
         assert common is not None
@@ -150,7 +153,7 @@ def run_sweep(
     # It remarks on every half second spent in a callback, and on each state of its own that it could not save.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     storage = store.uri("ray", name)
-    coordinators = Coordinators()
+    coordinators = Coordinators(study or "raygeo")
     common = Common(
         inputs, store, coordinators, None if measure is None else ray.cloudpickle.dumps(measure), study, own or {}
     )

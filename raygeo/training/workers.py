@@ -26,6 +26,7 @@ from raygeo.records import FINISHED
 from raygeo.store import Store
 from raygeo.training.coordinator import Coordinator
 from raygeo.training.inputs import RunInputs
+from raygeo.training.rendezvous import Meeting
 
 LOOK_SECONDS = 2.0
 """How often a trial that hears nothing looks whether its run waits for workers."""
@@ -48,10 +49,10 @@ class Shape:
 
 
 class Coordinators:
-    """The coordinators of one sweep, which can be found by their names from every process of it."""
+    """The coordinators of one sweep of a ``study``, which can be found by their names from every process of it."""
 
-    def __init__(self) -> None:
-        self.prefix = f"coordinator-{uuid.uuid4().hex[:8]}-"
+    def __init__(self, study: str = "raygeo"):
+        self.prefix = f"{study}: coordinator {uuid.uuid4().hex[:8]}-"
 
     def start(self) -> Any:
         """Start one; it ends with the process that asked for it."""
@@ -192,11 +193,12 @@ class Workers:
         return TorchTrainer(
             _serve,
             train_loop_config={"coordinator": self.coordinator, "common": self.common},
+            torch_config=Meeting(),
             scaling_config=ScalingConfig(
                 num_workers=shape.workers, use_gpu=shape.gpus > 0, resources_per_worker=shape.resources
             ),
             run_config=RunConfig(
-                name=f"workers-{uuid.uuid4().hex[:8]}",
+                name=f"{self.common.study or 'raygeo'}-{uuid.uuid4().hex[:8]}",
                 storage_path=self.storage,
                 failure_config=FailureConfig(max_failures=-1),  # the coordinator counts, run by run
                 callbacks=[Watch(self.coordinator)],  # type: ignore[list-item]

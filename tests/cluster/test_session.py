@@ -5,8 +5,10 @@ import socket
 import subprocess
 import sys
 
+import psutil
 import pytest
 import ray
+from process_cases import listening
 
 from raygeo.cluster.session import connect as connect_here
 from raygeo.cluster.session import keep_token_private
@@ -75,30 +77,12 @@ def test_a_token_is_its_owners_alone(tmp_path):
     keep_token_private(tmp_path / "none")
 
 
-LISTENING = """
-import os
-import psutil, ray
-from raygeo.cluster.session import connect
-connect(cpus=1)
-ray.get(ray.remote(lambda: 1).remote())
-mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
-opened = [(pid, c) for pid in mine if psutil.pid_exists(pid) for c in psutil.Process(pid).net_connections("tcp")]
-found = {(pid, c.laddr.ip) for pid, c in opened if c.status == "LISTEN"}
-print("addresses:", len(found), sorted({ip for _, ip in found}))
-"""
-
-
-def test_an_embedded_cluster_listens_on_this_machine_alone():
-    said = subprocess.run(
-        [sys.executable, "-c", LISTENING], env=os.environ | {"RAY_ADDRESS": ""}, capture_output=True, text=True,
-        timeout=120, check=True,
-    ).stdout  # fmt: skip
-    found = said.partition("addresses: ")[2]
-    assert int(found.split()[0]) >= 5
-    assert set(found.partition("[")[2].strip().strip("]").replace("'", "").split(", ")) <= {
-        "127.0.0.1",
-        "::ffff:127.0.0.1",
-    }
+def test_an_embedded_cluster_listens_on_this_machine_alone(ray_session):
+    ray_session.get(ray_session.remote(lambda: 1).remote())
+    this = psutil.Process()
+    found = listening([this, *this.children(recursive=True)])
+    assert len(found) >= 5
+    assert set(found) == {"127.0.0.1"}
 
 
 def test_processes_of_an_embedded_cluster_know_it_among_several(ray_session):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from nodes.drive import TABLE
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from study_cases import draw_rollouts, tiny_study
 from tiny import save_tiny_student
 
@@ -87,6 +88,10 @@ def test_a_store_that_not_all_machines_see_and_gpus_that_are_not_there_are_refus
 def test_a_study_over_two_machines_of_which_one_is_lost_has_the_rows_of_one(machines, given, tmp_path, ray_session):
     driver = begin(study_over(given, tmp_path / "two"), machines, tmp_path)
     wait_for(lambda: list(tmp_path.glob("two/checkpoints/*/_COMPLETE")), driver)
+    ranks = [machine.listening("RayTrainWo") for machine in machines.made[1:3]]
+    assert all(found.count("*") <= 1 for found in ranks), "Ray's own worker, and no store"
+    assert [set(found) - {"*"} for found in ranks] == [{machine.address} for machine in machines.made[1:3]]
+    assert sorted(map(len, ranks)) == sorted({len(ranks[0]), len(ranks[1])}), "one of them has the store besides"
     machines.lose(3)
     machines.add("--num-cpus=1")
     said, _ = driver.communicate(timeout=300)
@@ -159,11 +164,21 @@ SCALED = {
 """An autoscaler whose nodes are processes on its own machine."""
 
 
-def test_a_cluster_without_workers_is_asked_for_nodes(tmp_path):
+SECOND = {
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+}
+"""What makes the head's autoscaler the second version, to which it must be one of the nodes that are started."""
+
+
+@pytest.mark.parametrize("version", [{}, SECOND], ids=["v1", "v2"])
+def test_a_cluster_without_workers_is_asked_for_nodes(tmp_path, version):
     config, store = tmp_path / "scaled.yaml", Store(tmp_path / "store")
-    config.write_text(yaml.safe_dump(SCALED))
+    provider = SCALED["provider"] | ({"launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID} if version else {})
+    config.write_text(yaml.safe_dump(SCALED | {"provider": provider}))
     with Machines() as machines:
-        soon = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        soon = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"} | version
         head = machines.head("--num-cpus=0", f"--autoscaling-config={config}", **soon)
         driver = head.python("tests/nodes/drive.py", store.location, "4", RAY_ADDRESS=HEAD)
         said, _ = driver.communicate(timeout=200)

@@ -1,17 +1,28 @@
 """Real faults on real Ray: the cases of ``checks/faults/training.py`` that no other test covers."""
 
 import sys
+from dataclasses import replace
 
 import pytest
+from process_cases import listening
 from ray import cloudpickle
 
-from checks.faults.training import CASES, ask_too_much, break_run, make_store, train
+from checks.faults.training import CASES, ask_too_much, break_run, make_store, train, worker_processes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 
-def test_a_killed_worker_of_a_sharded_run_costs_nothing_but_time(ray_session, tmp_path):
+def test_a_killed_worker_of_a_sharded_run_costs_nothing_but_time(ray_session, tmp_path, monkeypatch):
+    case, seen = CASES["kill-zero3-lora"], []
+
+    def strike(step):
+        seen.append(listening(worker_processes()))
+        return case.strike(step)
+
+    monkeypatch.setitem(CASES, "kill-zero3-lora", replace(case, strike=strike))
     result = break_run("kill-zero3-lora", tmp_path)
+    assert {address for found in seen for address in found} == {"127.0.0.1"}, "the ranks meet on this machine alone"
+    assert max(map(len, seen)) >= 5, "two workers of Ray's, two of gloo's and the store"
     assert result.status == "finished"
     assert result.gap == 0
     assert 1 <= result.redone <= 20

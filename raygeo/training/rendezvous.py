@@ -1,0 +1,85 @@
+"""Where the workers of a run meet: at a port of one node's own address, as all else of a cluster listens.
+
+PyTorch by itself opens that port on all addresses of a machine, and gloo listens wherever its host's name leads.
+"""
+
+import ipaddress
+import os
+import socket
+from datetime import timedelta
+from typing import Any
+
+import psutil
+import ray
+import torch.distributed as dist
+from ray.train.torch import TorchConfig
+
+_BACKLOG = 1024
+_opened: dict[int, dist.TCPStore] = {}
+"""By port, the stores that this process serves."""
+
+
+class Meeting(TorchConfig):
+    """Ray Train's configuration of PyTorch, with workers that meet at their nodes' own addresses."""
+
+    @property
+    def backend_cls(self) -> type:
+        """What sets the process group up."""
+        return _Meet
+
+
+class _Meet(TorchConfig().backend_cls):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Let rank 0 open the store, and all ranks form the process group over it."""
+        size, patience = len(worker_group), timedelta(seconds=backend_config.timeout_s)
+        address, port = worker_group.execute_single(0, serve, size, patience)
+        group = (backend_config.backend, address, port, size, patience)
+        ray.get([worker_group.execute_single_async(rank, _join, rank, *group) for rank in range(size)])
+
+
+def serve(size: int, patience: timedelta) -> tuple[str, int]:
+    """Open a store for so many workers at a free port of this node's address, and return both.
+
+    An address that is another machine's, which passes on what comes there, cannot be listened on: then it is all.
+    """
+    address = ray.util.get_node_ip_address()
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    listener.bind((address if interfaces(address) else "", 0))
+    listener.listen(_BACKLOG)
+    port = listener.getsockname()[1]
+    _opened[port] = dist.TCPStore(
+        address, port, size, is_master=True, timeout=patience, wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )  # fmt: skip
+    return address, port
+
+
+def _join(rank: int, backend: str, address: str, port: int, size: int, patience: timedelta) -> None:
+    context = ray.train.get_context()
+    os.environ |= {
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "NODE_RANK": str(context.get_node_rank()),
+    }
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # an error ends the process, as Ray Train expects
+    for name, value in interfaces(ray.util.get_node_ip_address()).items():
+        os.environ.setdefault(name, value)
+    store = _opened.get(port) if rank == 0 else None
+    store = store or dist.TCPStore(address, port, size, timeout=patience)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
+
+
+def interfaces(address: str) -> dict[str, str]:
+    """Variables that have gloo listen at a node's address, and NCCL too where that is the loopback.
+
+    Elsewhere NCCL looks for the fastest interface itself. None where the machine has no interface with that address.
+    """
+    for name, given in psutil.net_if_addrs().items():
+        if address in (one.address for one in given):
+            backends = ("GLOO", "NCCL") if ipaddress.ip_address(address).is_loopback else ("GLOO",)
+            return {f"{backend}_SOCKET_IFNAME": name for backend in backends}
+    return {}
