@@ -15,6 +15,7 @@ from raygeo.store.contents import ARTIFACTS, DELTAS, LEASES, LOGS, MLFLOW, RAY, 
 from raygeo.store.files import SCRATCH
 from raygeo.store.lease import find_lease, held
 from raygeo.store.ledger import FOLDER as STUDIES
+from raygeo.store.location import extended, tracked_as
 from raygeo.store.manifest import COMPLETE, manifest_of
 from raygeo.store.store import Store
 from raygeo.store.verification import Broken, broken
@@ -165,7 +166,7 @@ def _lacking(contents: Contents, copied: Contents, but: set[str]) -> Iterator[Br
 
 
 def _copy_database(source: Store, target: Store) -> None:
-    """Copy MLflow's database; in a local store it names the artifacts and the store beside it."""
+    """Copy MLflow's database: it names the store it lies in, and where that is local the artifacts beside it."""
     if source.filesystem.get_file_info(source.path(MLFLOW)).type != fs.FileType.File:
         return
     with target.scratch_folder() as folder:
@@ -179,10 +180,9 @@ def _copy_database(source: Store, target: Store) -> None:
                     before.backup(after)
             else:
                 fs.copy_files(source.path(MLFLOW), str(file), source_filesystem=source.filesystem)
-            if target.is_local:
-                with closing(sqlite3.connect(file)) as database:
-                    relocate(database, source.location, target)
-                    database.commit()
+            with closing(sqlite3.connect(file)) as database:
+                relocate(database, _known_as(database, source), target)
+                database.commit()
         target.put_file(file, MLFLOW)
 
 
@@ -196,7 +196,7 @@ def point_artifacts(store: Store) -> None:
         return
     try:
         with closing(sqlite3.connect(store.path(MLFLOW))) as database:
-            relocate(database, store.location, store)
+            relocate(database, store.shown, store)
             database.commit()
     except sqlite3.Error as error:
         raise StoreError(
@@ -206,11 +206,18 @@ def point_artifacts(store: Store) -> None:
 
 
 def relocate(database: sqlite3.Connection, before: str, target: Store) -> None:
-    """Let MLflow's database name the artifacts, weights and data in ``target``, and its study as the one there.
+    """Let MLflow's database name what lies in ``target``: the weights and data of the store that was ``before``, its
+    study, and in a local store its artifacts.
 
     A second call changes nothing.
     """
-    beside = Path(target.path(ARTIFACTS)).as_uri()
+    if target.is_local:
+        _point_artifacts(database, Path(target.path(ARTIFACTS)).as_uri())
+    if before != target.shown:
+        _rename(database, before, target.shown)
+
+
+def _point_artifacts(database: sqlite3.Connection, beside: str) -> None:
     for table, column in _LOCATIONS:
         if not _has(database, table, column):
             continue
@@ -218,19 +225,33 @@ def relocate(database: sqlite3.Connection, before: str, target: Store) -> None:
             moved = _LOCAL_ARTIFACTS.sub(lambda found: beside, value or "", count=1)
             if moved != (value or ""):
                 database.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (moved, row))
-    if before == target.location:
-        return
-    now = (f"study:{target.location}", f"study:{before}")
+
+
+def _rename(database: sqlite3.Connection, before: str, after: str) -> None:
+    now = (tracked_as(after), tracked_as(before))
     database.execute("UPDATE tags SET value = ? WHERE key = 'raygeo.key' AND value = ?", now)
     if _has(database, "logged_model_tags", "tag_value"):
-        database.execute(
-            "UPDATE logged_model_tags SET tag_value = ? || substr(tag_value, ?) "
-            "WHERE tag_key = 'raygeo.weights' AND substr(tag_value, 1, ?) = ?",
-            (target.location, len(before) + 1, len(before) + 1, f"{before}/"),
-        )
+        query = "SELECT rowid, tag_value FROM logged_model_tags WHERE tag_key = 'raygeo.weights'"
+        for row, weights in database.execute(query).fetchall():
+            delta = _DELTA.search(weights)
+            if delta and weights == extended(before, f"/{DELTAS}/{delta[1]}"):
+                moved = extended(after, f"/{DELTAS}/{delta[1]}")
+                database.execute("UPDATE logged_model_tags SET tag_value = ? WHERE rowid = ?", (moved, row))
     if _has(database, "datasets", "dataset_source"):
-        places = [json.dumps({"uri": place}) for place in (target.location, before)]
+        places = [json.dumps({"uri": place}) for place in (after, before)]
         database.execute("UPDATE datasets SET dataset_source = ? WHERE dataset_source = ?", places)
+
+
+def _known_as(database: sqlite3.Connection, source: Store) -> str:
+    """Where a database says that the store is which it lies in: for an object store perhaps with another query, or,
+    copied there by an earlier version, where it lay before.
+    """
+    query = "SELECT DISTINCT value FROM tags WHERE key = 'raygeo.key' AND value LIKE 'study:%'"
+    named = [value.removeprefix("study:") for (value,) in database.execute(query)]
+    if source.is_local or source.shown in named:
+        return source.shown
+    found = [place for place in named if place.partition("?")[0] == source.shown.partition("?")[0]] or named
+    return found[0] if len(found) == 1 else source.shown
 
 
 def _has(database: sqlite3.Connection, table: str, column: str) -> bool:
@@ -243,7 +264,7 @@ def _point_runs(source: Store, target: Store) -> None:
         return
     rows = source.table("runs")
     found = [_DELTA.search(path or "") for path in rows["delta"].to_pylist()]
-    paths = [target.uri(DELTAS, match.group(1)) if match else None for match in found]
+    paths = [extended(target.shown, f"/{DELTAS}/{match[1]}") if match else None for match in found]
     place = rows.schema.get_field_index("delta")
     moved = rows.set_column(place, rows.schema.field(place), pa.array(paths, rows.schema.field(place).type))
     target.publish_rows("runs", moved, source.revisions("runs"))

@@ -8,8 +8,11 @@ from pyarrow import fs
 
 from raygeo.errors import StoreError
 from raygeo.paths import local_path
+from raygeo.settings import content_key
 
 _JOB_FOLDER = re.compile(r"/runtime_resources/working_dir_files/[^/]+(/|$)")
+QUOTE = "'"
+"""What queries of MLflow cannot hold."""
 open_uri = fs.FileSystem.from_uri
 
 
@@ -28,6 +31,11 @@ def extended(location: str, more: str) -> str:
     """A location with ``more`` at the end of its path: before the query of a URI (``?endpoint_override=...``)."""
     path, mark, query = location.partition("?") if is_uri(location) else (location, "", "")
     return path.rstrip("/") + more + mark + query
+
+
+def tracked_as(shown: str) -> str:
+    """The content key of a study in MLflow, by where its store is ``shown`` to be."""
+    return f"study:{content_key(shown) if QUOTE in shown else shown}"
 
 
 def check_outlives_job(location: str) -> None:

@@ -34,9 +34,8 @@ from mlflow.utils.mlflow_tags import (
 
 from raygeo.errors import TrackingError
 from raygeo.naming import SCHEME, benchmark_of, training_metric
-from raygeo.paths import without_credentials
-from raygeo.settings import content_key
 from raygeo.store import Store
+from raygeo.store.location import tracked_as
 from raygeo.tracking.outbox import Entry
 from raygeo.tracking.pages import ABOUT
 from raygeo.tracking.server import NO_ENDPOINT, open_client
@@ -45,7 +44,6 @@ KEY_TAG, SCHEME_TAG, REPLACED_TAG = "raygeo.key", "raygeo.names", "raygeo.replac
 POINTS_TAG = "raygeo.points"
 """How many points the training curves have once all of them are there."""
 _BATCH = 1000  # MLflow's limit of metrics in one request
-QUOTE = "'"  # MLflow's queries cannot hold one
 _LONGEST_PARAM, _LONGEST_TAG = 6000, 5000
 _NO_MODEL_NAME = str.maketrans(dict.fromkeys("/:.%\"'", "_"))  # what MLflow takes in no name of a model
 _GONE = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
@@ -85,8 +83,7 @@ class Remote:
         self.store, self.study = copy(store), study  # one of its own for the thread that sends
         database = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite") else None
         self.artifacts = None if database is None else (database.parent / "mlartifacts").as_uri()
-        location = without_credentials(store.location)
-        self.parent = f"study:{content_key(location) if QUOTE in location else location}"
+        self.parent = tracked_as(store.shown)
         if store.is_local and self.artifacts is None:
             self.parent += f"#{identity}"
         self.note, self.say = note, say

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
+from s3_cases import s3_server
 from typer.testing import CliRunner
 
 from raygeo.cli import app
@@ -30,9 +31,28 @@ def logged(store):
     return store
 
 
-def test_a_copy_serves_its_own_artifacts_and_continues_its_runs(logged, tmp_path):
+def copied_through_s3(store, target, monkeypatch):
+    """Copy a store to S3 and from there, by a URI with another query: neither the key in the first is kept anywhere."""
+    with s3_server(monkeypatch) as s3:
+        plain = s3.uri("copy")
+        remote = Store(plain.replace("s3://", "s3://key:secret-of-mine@"))
+        assert copy_store(store, remote) == []
+        database = remote.read_bytes("mlflow.db")
+        assert f"study:{plain}".encode() in database
+        assert b"secret-of-mine" not in database
+        again = Store(plain.replace("&region=us-east-1", ""), create=False)
+        assert copy_store(again, target) == []
+
+
+@pytest.mark.parametrize("through_s3", [False, True])
+def test_a_copy_serves_its_own_artifacts_and_continues_its_runs(logged, tmp_path, monkeypatch, through_s3):
     target = Store(tmp_path / "copy")
-    assert copy_store(logged, target) == []
+    if through_s3:
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.setattr("raygeo.store.lease.SETTLING", 0.1)
+        copied_through_s3(logged, target, monkeypatch)
+    else:
+        assert copy_store(logged, target) == []
     shutil.rmtree(logged.root)
     client = MlflowClient(f"sqlite:///{target.path('mlflow.db')}")
     experiment = client.get_experiment_by_name("study")
