@@ -41,6 +41,10 @@ class AccuracySettings(Settings):
     generation_batch_size: int = Field(64, ge=1)
     """Problems answered together."""
 
+    def mixed(self, runs: int) -> int:
+        """Of how many of the study's trained ``runs`` a model that is asked is mixed, at the most."""
+        return min(runs, 1)
+
 
 class Asked:
     """The problems that an analysis asks: the first of those there are.

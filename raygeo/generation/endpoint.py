@@ -157,13 +157,17 @@ class EndpointSettings(EngineSettings):
 
     @model_validator(mode="after")
     def _whole_distribution(self) -> Self:
-        changed = [name for name, value in self.extra.items() if name in _WHOLE and value not in _WHOLE[name]]
-        if self.logprobs and changed:
+        if self.logprobs and self.redrawn:
             raise ValueError(
-                f"extra sets {', '.join(sorted(changed))}, so tokens are drawn from another distribution than the one "
+                f"extra sets {', '.join(self.redrawn)}, so tokens are drawn from another distribution than the one "
                 "that the server's log-probabilities are of; leave that out, or set logprobs to false"
             )
         return self
+
+    @property
+    def redrawn(self) -> list[str]:
+        """Fields in ``extra`` that have tokens drawn from another distribution than the model's."""
+        return sorted(name for name, value in self.extra.items() if name in _WHOLE and value not in _WHOLE[name])
 
     @property
     def identity(self) -> list[Any]:

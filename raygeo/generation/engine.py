@@ -186,6 +186,10 @@ class EngineSettings(Settings, ABC):
         """Why it cannot write with runs that train these adapters, or all weights where there are none; else None."""
         return None
 
+    def unfit_mixture(self, loras: Sequence[LoraSettings], count: int) -> str | None:
+        """Why it cannot write with a mixture of any ``count`` of the runs that train these adapters, or None."""
+        return None
+
     @abstractmethod
     def students(self, base: AnyPath, runs: Sequence[Run] = ()) -> Students:
         """What ``engine`` writes with: the model in folder ``base``, with room for the deltas of ``runs``."""

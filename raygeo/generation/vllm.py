@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 from weakref import WeakKeyDictionary
 
 from pydantic import Field
@@ -24,6 +24,8 @@ from raygeo.models.mix import Mixture, mixture_of
 from raygeo.models.run import Run
 from raygeo.settings import content_key
 from raygeo.store import AnyPath
+
+_EVERYWHERE = "all-linear"
 
 
 class VllmSettings(EngineSettings):
@@ -44,8 +46,9 @@ class VllmSettings(EngineSettings):
     """GPUs that share the model; an actor must have as many (``actors.gpus``)."""
     max_model_len: int | None = Field(None, ge=1)
     """Longest prompt with its completion, in tokens; by default what the model allows. What exceeds it is refused."""
-    max_lora_rank: int = Field(64, ge=1)
-    """Largest rank of an adapter; a mixture of two runs has the sum of their ranks."""
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = 64
+    """Largest rank of an adapter, one of those that vLLM can be started for; a mixture of runs has the sum of their
+    ranks."""
 
     @property
     def identity(self) -> list[Any]:
@@ -66,7 +69,19 @@ class VllmSettings(EngineSettings):
         if lora is None:
             return "a run trains all weights, and vllm is given adapters only; choose the engine local"
         if lora.r > self.max_lora_rank:
-            return f"a run's adapters have rank {lora.r}; raise max_lora_rank, to twice that for paths between runs"
+            return f"a run's adapters have rank {lora.r}; {_holding(lora.r)}"
+        return None
+
+    def unfit_mixture(self, loras: Sequence[LoraSettings], count: int) -> str | None:
+        """That the ranks of the runs in it are together larger than vLLM is started for."""
+        places = {name for lora in loras for name in lora.target_modules if lora.target_modules != _EVERYWHERE}
+        ranks = [
+            sorted(lora.r for lora in loras if lora.target_modules == _EVERYWHERE or place in lora.target_modules)
+            for place in places or {_EVERYWHERE}
+        ]
+        most = max(sum(found[-count:]) for found in ranks)
+        if most > self.max_lora_rank:
+            return f"a mixture of {count} runs is an adapter of rank {most}; {_holding(most)}"
         return None
 
     def students(self, base: AnyPath, runs: Sequence[Run] = ()) -> Students:
@@ -96,6 +111,14 @@ class VllmSettings(EngineSettings):
         if owner not in _RESIDENT:
             _RESIDENT[owner] = _Resident(self, base, batch_size)
         return VllmEngine(_RESIDENT[owner], mixture, renderer)
+
+
+def _holding(rank: int) -> str:
+    ranks: tuple[int, ...] = get_args(VllmSettings.model_fields["max_lora_rank"].annotation)
+    known = [most for most in ranks if most >= rank]
+    return (
+        f"set max_lora_rank to {known[0]}" if known else f"vLLM takes none above {ranks[-1]}; choose the engine local"
+    )
 
 
 class _Adapted:

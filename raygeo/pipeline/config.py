@@ -160,6 +160,12 @@ class SamplingSettings(Settings):
                 "temperature to 1 or 0, or leave top_logprobs out"
             )
             raise refusal(("decoding", "temperature"), decoding.temperature, said)
+        if isinstance(self.engine, EndpointSettings) and decoding.top_logprobs and self.engine.redrawn:
+            said = (
+                f"engine.extra sets {', '.join(self.engine.redrawn)}, so tokens are drawn from another distribution "
+                "than the one that the server's likeliest tokens are of; leave that out, or top_logprobs"
+            )
+            raise refusal(("decoding", "top_logprobs"), decoding.top_logprobs, said)
         return self
 
     @property
@@ -458,10 +464,15 @@ class Study(Settings):
         for lora in adapters:
             if (why := self.evaluation.engine.unfit(lora)) is not None:
                 raise ValueError(f"evaluation.engine: {why}")
+        ranks = [run.adapters for run in trials if run.adapters is not None]
         for name, settings in self.geometry.asked().items():
-            if not isinstance(settings, AccuracySettings) or not self.evaluation.engine.adapters_only:
+            if not isinstance(settings, AccuracySettings) or not settings.accuracy_problems:
                 continue
-            if settings.changes_base and settings.accuracy_problems > 0:
+            count = settings.mixed(len(ranks))
+            if count > 1 and (why := self.evaluation.engine.unfit_mixture(ranks, count)) is not None:
+                said = f"{why} (evaluation.engine), or accuracy_problems of geometry.{name} to 0"
+                raise refusal(("evaluation", "engine"), self.evaluation.engine.type, said)
+            if settings.changes_base and self.evaluation.engine.adapters_only:
                 said = (
                     "these problems are put to models whose own weights were changed, and the engine "
                     f"{self.evaluation.engine.type} is given adapters only; set it to 0, or choose "
@@ -804,6 +815,6 @@ def _number(text: str) -> Any:
         return text
 
 
-def study_yaml(study: Study) -> str:
-    """The whole study with every default, as YAML; its URIs have lost user and password."""
+def study_yaml(study: Settings) -> str:
+    """The whole study, or comparison, with every default, as YAML; its URIs have lost user and password."""
     return without_credentials(yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

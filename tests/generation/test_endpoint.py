@@ -22,6 +22,8 @@ from raygeo.generation.endpoint import EndpointEngine, EndpointSettings
 from raygeo.generation.engine import Request
 from raygeo.generation.local import LocalEngine
 from raygeo.generation.renderer import PlainRenderer
+from raygeo.generation.vllm import VllmSettings
+from raygeo.models.lora import LoraSettings
 from raygeo.models.run import Run
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.journal import AnswerJournal
@@ -388,11 +390,53 @@ def test_a_study_takes_an_endpoint_for_its_teacher_and_refuses_it_for_its_runs()
         parse_study(study | {"rollouts": {"sample": sample | {"teacher": "m"}}})
     with pytest.raises(ConfigError, match=r"evaluation\.engine: an endpoint .* weights of runs"):
         parse_study(study | {"evaluation": {"engine": served}})
+    likeliest = {"decoding": {"top_logprobs": 4, "temperature": 1.0}}
+    changed = served | {"extra": {"top_p": 0.9, "min_p": 0.1, "top_k": -1}}
+    with pytest.raises(ConfigError, match=r"top_logprobs: engine\.extra sets min_p, top_p, so tokens are drawn"):
+        parse_study(study | {"rollouts": {"sample": sample | likeliest | {"engine": changed}}})
+    assert parse_study(study | {"rollouts": {"sample": sample | likeliest}}).rollouts.sample.decoding.top_logprobs == 4
     vllm = {"evaluation": {"engine": {"type": "vllm", "max_lora_rank": 16}}}
     with pytest.raises(ConfigError, match="trains all weights"):
         parse_study(study | vllm)
-    with pytest.raises(ConfigError, match="have rank 32; raise max_lora_rank"):
+    with pytest.raises(ConfigError, match="have rank 32; set max_lora_rank to 32"):
         parse_study(study | vllm | {"training": {"lora": {"r": 32}}})
+    with pytest.raises(ConfigError, match=r"vllm.max_lora_rank: Input should be 8, 16,.* 320 or 512"):
+        parse_study(study | {"evaluation": {"engine": {"type": "vllm", "max_lora_rank": 24}}})
     assert parse_study(study | vllm | {"training": {"lora": {"r": 16}}}).evaluation.engine.type == "vllm"
     with pytest.raises(ConfigError, match=r"there is no 'vlm'; did you mean 'vllm'"):
         parse_study(study | {"evaluation": {"engine": {"type": "vlm"}}})
+
+
+def test_mixtures_of_adapters_that_vllm_is_not_started_for_are_refused_with_what_to_set():
+    def study(most, *targets, r=12, lr=(1e-4, 2e-4, 3e-4), **geometry):
+        lora = {"r": r} | ({"target_modules": list(targets)} if targets else {})
+        return parse_study(
+            {
+                "name": "s",
+                "student": {"model": "m"},
+                "rollouts": {"read": [{"type": "jsonl", "path": "x"}]},
+                "training": {"lora": lora, "lr": list(lr)},
+                "runs": [{"loss": {"type": "sft"}}],
+                "evaluation": {"engine": {"type": "vllm", "max_lora_rank": most}},
+                "geometry": {"matched_paths": None, "paths": {"accuracy_problems": 0}, "compressibility": None}
+                | geometry,
+            }
+        )
+
+    assert study(16)
+    with pytest.raises(
+        ConfigError, match=r"evaluation\.engine: .*2 runs .* rank 24; set max_lora_rank to 32.* geometry\.paths to 0"
+    ):
+        study(16, paths={})
+    assert study(32, paths={})
+    assert study(16, paths={}, lr=(1e-4,))
+    assert study(16, paths={"pairs": "base"})
+    with pytest.raises(ConfigError, match=r"3 runs .* rank 36; set max_lora_rank to 64.* geometry\.soups to 0"):
+        study(32, soups={"accuracy_problems": 8})
+    assert study(64, soups={"accuracy_problems": 8})
+    with pytest.raises(ConfigError, match=r"rank 600; vLLM takes none above 512; choose the engine local"):
+        study(512, paths={}, r=300)
+    apart = [LoraSettings(r=12, target_modules=(name,)) for name in ("q_proj", "v_proj")]
+    assert VllmSettings(max_lora_rank=16).unfit_mixture(apart, 2) is None
+    everywhere = LoraSettings(r=8, target_modules="all-linear")
+    assert "rank 20;" in VllmSettings(max_lora_rank=16).unfit_mixture([*apart, everywhere], 2)

@@ -61,6 +61,10 @@ class PathSettings(AccuracySettings, GridSettings):
     accuracy_points: int = Field(5, ge=3)
     """Evenly spaced values of alpha from 0 to 1 for the accuracy, which costs a generation each."""
 
+    def mixed(self, runs: int) -> int:
+        """Two, the ends of a path."""
+        return min(runs, 2)
+
 
 class PathsSettings(PathSettings):
     """Which pairs are joined, and how finely their paths are measured."""
@@ -71,6 +75,10 @@ class PathsSettings(PathSettings):
     """``all`` joins every two runs; ``base`` joins each run with the base only. ``default`` joins every two of up to 12
     runs; of more, all with the base and with the reference run, runs that differ in seeds alone, and one run of each
     configuration with each other (beyond 24 configurations one of each loss)."""
+
+    def mixed(self, runs: int) -> int:
+        """Two, but for paths from the base."""
+        return min(runs, 1) if self.pairs == "base" else super().mixed(runs)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,10 @@ class SoupSettings(AccuracySettings, LikelihoodSettings):
     accuracy_problems: int = Field(0, ge=0)
     """How many problems (the first ones) the accuracy is measured on, a generation each average; 0 turns it off."""
 
+    def mixed(self, runs: int) -> int:
+        """All of them."""
+        return runs
+
 
 class Soups(ProbeWorkload):
     """Every run, the uniform average of all, of each group, and the greedy soup; one task each.
