@@ -35,4 +35,4 @@ def is_inside(part: str) -> bool:
 
 def without_credentials(text: str) -> str:
     """A text whose URIs have lost user and password, and the values of query parameters that are secrets."""
-    return _SECRET.sub(r"\1***", _USER.sub(r"\1\2", text))
+    return _SECRET.sub(r"\1***", _USER.sub(r"\1\2", text)) if "@" in text or "=" in text else text

@@ -1,14 +1,25 @@
-"""Passwords and keys in URIs stand in no error, no study.yaml of a store, and on no page."""
+"""Passwords and keys in URIs stand in no error, no file and no table of a store, and on no page.
+
+``store/test_s3_study.py`` looks for one through all that a study leaves in an object store, and
+``store/test_copied_tracking.py`` in a copy.
+"""
 
 import pickle
 
 import pytest
+import yaml
 
 from raygeo.data.readers.files import locate
+from raygeo.data.validation import Record
 from raygeo.errors import ConfigError, FullStoreError, RaygeoError, StoreError, StudentError
 from raygeo.paths import is_inside, local_path, without_credentials
+from raygeo.pipeline.comparison import plan_comparison
 from raygeo.pipeline.config import parse_study, study_yaml
 from raygeo.pipeline.report import about_study
+from raygeo.pipeline.standing import Standing, known_about
+from raygeo.progress import Progress
+from raygeo.report.page import PageContext
+from raygeo.store import Store
 
 pytestmark = pytest.mark.cluster
 
@@ -60,6 +71,28 @@ def test_nor_do_a_reader_the_kept_study_and_its_page():
     for said in (study_yaml(study), about_study(study, ()).settings_yaml):
         assert "secret" not in said
         assert said.count("s3://bucket") == 2
+
+
+def test_nor_does_a_comparison(tmp_path):
+    comparison = plan_comparison(
+        "base", ["one", "two"], store="s3://key:secret@bucket/compared?secret_key=secret", solutions="s3://k:secret@b/x"
+    )
+    assert comparison.solutions.path == "s3://k:secret@b/x"
+    said = study_yaml(comparison)
+    assert "secret@" not in said
+    assert "secret_key=***" in said
+    store = Store(tmp_path)
+    store.write_bytes("comparison.yaml", yaml.safe_dump({"base": "https://token@host/x"}).encode())
+    assert known_about(store).student == "Base: https://host/x"
+    Standing(store, PageContext("a study", "student of s3://k:secret@b/x", "", "now"), [], Progress()).note(
+        caveats=["read from s3://k:secret@b/y"]
+    )
+    assert b"s3://b/x" in store.read_bytes("report.json")
+    assert b"secret" not in store.read_bytes("report.json")
+
+
+def test_nor_does_what_says_where_a_row_comes_from():
+    assert Record("s3://key:secret@bucket/x.jsonl?secret_key=abc", 3).origin == "s3://bucket/x.jsonl?secret_key=***"
 
 
 @pytest.mark.parametrize("part", ["../x", "a/../../x", "/x", "a\0b", ".."])

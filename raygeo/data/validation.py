@@ -19,6 +19,7 @@ from raygeo.data.grading import (
 )
 from raygeo.data.math_grading import final_answer
 from raygeo.errors import DataError
+from raygeo.paths import without_credentials
 from raygeo.tables import SCHEMAS
 from raygeo.workload import Rows
 
@@ -44,7 +45,8 @@ NOTED = "grading: "
 class Record:
     """One record as a reader found it: ``values`` under raygeo's field names, or the ``error`` that made it unreadable.
 
-    ``origin`` and ``line`` (from 1) say where it stands; ``text`` is the beginning of the raw record, where it had one.
+    ``origin``, without credentials, and ``line`` (from 1) say where it stands; ``text`` is the beginning of the raw
+    record, where it had one.
     """
 
     origin: str
@@ -52,6 +54,9 @@ class Record:
     values: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
     text: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "origin", without_credentials(self.origin))
 
 
 class SetAside(Exception):

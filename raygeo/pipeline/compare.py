@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from functools import partial
 
-import yaml
-
 from raygeo.analyses.inputs import AnalysisInputs
 from raygeo.analyses.registry import know
 from raygeo.cluster.fanout import ActorPool
@@ -20,6 +18,7 @@ from raygeo.interrupts import handled
 from raygeo.models.loading import context_length, load_tokenizer, read_config
 from raygeo.pipeline.compared import Models, provide_models
 from raygeo.pipeline.comparison import Comparison
+from raygeo.pipeline.config import study_yaml
 from raygeo.pipeline.context import StageContext, timed_stage
 from raygeo.pipeline.found import analyses_found
 from raygeo.pipeline.geometry import analyse
@@ -69,7 +68,7 @@ def compare_models(
     store = Store(comparison.store)
     if store.read_bytes("study.yaml") is not None:
         raise ConfigError(f"{store.location} holds a study, whose tables would be lost; give another --store.")
-    settings = yaml.safe_dump(comparison.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    settings = study_yaml(comparison)
     times: list[StageTime] = []
     with (
         handled(),

@@ -20,6 +20,7 @@ from raygeo.errors import DataError
 from raygeo.generation.renderer import ChatRenderer, ChatSettings, Renderer, renderer_for
 from raygeo.generation.renderer.conversation import is_conversation, messages_of
 from raygeo.models.loading import context_length, load_tokenizer, read_config
+from raygeo.paths import without_credentials
 from raygeo.pipeline.config import apply_override, load_study, parse_settings
 from raygeo.plain import as_json
 from raygeo.settings import Settings
@@ -156,7 +157,7 @@ def _say(out: Console, text: Text) -> None:
 
 def _place(reader: Reader) -> str:
     given = getattr(reader, "path", None) or getattr(reader, "name", None) or getattr(reader, "type", "")
-    return ", ".join(given) if isinstance(given, tuple) else str(given)
+    return without_credentials(", ".join(given) if isinstance(given, tuple) else str(given))
 
 
 def _show(out: Console, record: Record, renderer: Renderer | None) -> None:

@@ -176,7 +176,7 @@ def _study(results: Results) -> ShownStudy:
     return ShownStudy(
         title=about.title,
         student=about.student,
-        store=store.location,
+        store=store.shown,
         stages=[
             {"stage": stage, "seconds": seconds, "made": units, "from_store": reused}
             for stage, seconds, units, reused in about.timings

@@ -11,6 +11,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from raygeo.errors import StoreError
+from raygeo.paths import without_credentials
 from raygeo.pipeline.config import own_asked
 from raygeo.pipeline.context import StageContext, reason, timed_stage
 from raygeo.pipeline.missing import forget_missing, note_missing
@@ -67,8 +68,17 @@ class Standing:
 
     def note(self, **known: Any) -> None:
         """Note what is known now."""
-        self.about = replace(self.about, created=now(), **known)
+        self.about = PageContext(**_shown(asdict(replace(self.about, created=now(), **known))))
         self.store.write_bytes(ABOUT, json.dumps(asdict(self.about), indent=1).encode())
+
+
+def _shown(value: Any) -> Any:
+    """Plain data whose texts have lost the credentials of their URIs."""
+    if isinstance(value, dict):
+        return {name: _shown(held) for name, held in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_shown, value))
+    return without_credentials(value) if isinstance(value, str) else value
 
 
 def now() -> str:
@@ -99,11 +109,11 @@ def known_about(store: Store) -> PageContext:
     study, comparison = store.read_bytes(STUDY), store.read_bytes(COMPARISON)
     if study is None and comparison is None and not store.names():
         raise StoreError(f"{store.location} holds neither a study nor a comparison; make one with `raygeo run`.")
-    settings = (study or comparison or b"").decode(errors="replace")
+    settings = without_credentials((study or comparison or b"").decode(errors="replace"))
     raw = _plain(settings)
     compared = study is None and comparison is not None
     about = PageContext(
-        title=str(raw.get("name") or store.location.rstrip("/").rpartition("/")[2]),
+        title=str(raw.get("name") or store.shown.rstrip("/").rpartition("/")[2]),
         student=f"Base: {raw.get('base')}" if compared else _model(raw.get("student")),
         reference_run=str(raw.get("reference_run") or ""),
         created=now(),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from raygeo.paths import without_credentials
 from raygeo.records import FINISHED, RunRecord
 from raygeo.store import Store
 from raygeo.training.base import ResidentBase
@@ -47,8 +48,8 @@ def now() -> str:
 
 
 def delta_folder(store: Store, key: str) -> str:
-    """Path or URI of the folder in which a run's delta is kept."""
-    return store.uri(DELTAS, key)
+    """Path or URI of the folder in which a run's delta is kept, as it may be shown."""
+    return without_credentials(store.uri(DELTAS, key))
 
 
 def train(
