@@ -1,8 +1,9 @@
 """The manifests in ``jobs/k8s``: valid by Kubernetes' own schemas and by KubeRay's, and meaning what is said of them.
 
-KubeRay's schema comes in no package. ``RAY_JOB`` is written by hand after the reference of its fields (KubeRay 1.7,
-ray.io/v1): those that the manifest uses and their neighbours, by name and type, and nothing else is let through. Pod
-templates inside are validated as pods by Kubernetes' schema.
+KubeRay's schema comes in no package. ``RAY_JOB`` is written by hand: those fields that the manifest uses and their
+neighbours, by name and type, and nothing else is let through. It was compared with the types that KubeRay's own is
+generated from (ray.io/v1; of a RayJob those of KubeRay 1.5, of its cluster those that followed 1.6). Pod templates
+inside are validated as pods by Kubernetes' schema.
 """
 
 import copy
@@ -28,9 +29,9 @@ def fields(required: tuple[str, ...] = (), **known: dict) -> dict:
 
 
 WORKERS = fields(
-    ("groupName", "template"),
-    groupName=TEXT, replicas=WHOLE, minReplicas=WHOLE, maxReplicas=WHOLE, numOfHosts=WHOLE, idleTimeoutSeconds=WHOLE,
-    resources=TEXTS, labels=TEXTS, rayStartParams=TEXTS, template=TEMPLATE,
+    ("groupName", "minReplicas", "maxReplicas", "template"),
+    groupName=TEXT, suspend=YES_NO, replicas=WHOLE, minReplicas=WHOLE, maxReplicas=WHOLE, numOfHosts=WHOLE,
+    idleTimeoutSeconds=WHOLE, resources=TEXTS, labels=TEXTS, rayStartParams=TEXTS, template=TEMPLATE,
 )  # fmt: skip
 HEAD = fields(
     ("template",), rayStartParams=TEXTS, template=TEMPLATE, resources=TEXTS, labels=TEXTS, serviceType=TEXT,
@@ -39,7 +40,7 @@ HEAD = fields(
 CLUSTER = fields(
     ("headGroupSpec",),
     rayVersion=TEXT,
-    authOptions=fields(mode={"enum": ["disabled", "token"]}, secretName=TEXT, enableK8sTokenAuth=YES_NO),
+    authOptions=fields(mode={"enum": ["disabled", "token"]}, secretName=TEXT),  # enableK8sTokenAuth is not for jobs
     enableInTreeAutoscaling=YES_NO,
     autoscalerOptions=fields(
         version={"enum": ["v1", "v2"]}, idleTimeoutSeconds=WHOLE, image=TEXT,
@@ -126,6 +127,7 @@ def test_the_cluster_asks_for_the_token_of_a_secret(job):
 def test_a_retry_resumes_and_the_cluster_ends_with_the_job(job):
     spec = job["spec"]
     assert (spec["submissionMode"], spec["shutdownAfterJobFinishes"]) == ("K8sJobMode", True)
+    assert spec["ttlSecondsAfterFinished"] > 0, "which KubeRay takes only beside shutdownAfterJobFinishes"
     assert spec["backoffLimit"] > 0
     words = shlex.split(spec["entrypoint"])
     assert words[1].removeprefix("/home/ray/raygeo/") == "jobs/study.py"
@@ -138,6 +140,7 @@ def test_it_begins_with_a_head_alone_that_computes_nothing(job):
     assert cluster["enableInTreeAutoscaling"]
     for group in cluster["workerGroupSpecs"]:
         assert (group["replicas"], group["minReplicas"]) == (0, 0) < (0, group["maxReplicas"])
+    assert {template["spec"]["restartPolicy"] for template in templates(job).values()} == {"Never"}, "autoscaler v2"
     limits = {name: container(template)["resources"]["limits"] for name, template in templates(job).items()}
     assert [name for name, limit in limits.items() if "nvidia.com/gpu" in limit] == ["gpu"]
 
