@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from raygeo.report.hover import points
 from raygeo.report.style import GRID, INK, MUTED, PAPER
 
-SVG_LIMIT = 200_000
+SVG_LIMIT = 120_000
 PAGE_COLOURS = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
 _FONTS = "font-family: 'DejaVu Sans', Verdana, sans-serif"
 _PLACES = re.compile(r'(?<=[\s"])((?:d|x|y|x1|x2|y1|y2|width|height|points)=")([^"]*)')
@@ -106,7 +106,7 @@ def _classed(inner: str, name: str) -> str:
 def _image(fig: Figure, alt: str) -> str:
     """The picture pixel by pixel, which as lossless WebP takes a third of a PNG."""
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="webp", dpi=160, pil_kwargs={"lossless": True, "method": 4})
+    fig.savefig(buffer, format="webp", dpi=144, pil_kwargs={"lossless": True, "method": 4})
     data = base64.b64encode(buffer.getvalue()).decode()
     style = f"--width: {fig.get_figwidth():.2f}"
     return f'<img alt="{Markup.escape(alt)}" style="{style}" src="data:image/webp;base64,{data}">'

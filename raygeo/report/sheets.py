@@ -11,8 +11,8 @@ from raygeo.tables import BASE
 
 Cell = str | tuple[str, str]
 
-MOST_ROWS = 500
-"""Most rows of a table that stand on the page."""
+MOST_ROWS, FIRST_ROWS = 500, 100
+"""Most rows of a table that stand on the page whole, and how many do of a longer one."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Section:
     ``title`` and ``prose`` may name ``{reference}``, the run others are compared with, and the title ``{rows}``, how
     many there are ("1 row", "28 rows"), and ``{name}`` where there are several tables. ``folded`` tables are opened by
     the reader; one that is ``leading`` stands behind the results, before all chapters; ``empty`` is said where there
-    are runs and no rows, and without it nothing is. Of more than ``MOST_ROWS`` the first stand there, and the prose
-    says so.
+    are runs and no rows, and without it nothing is. Of more than ``MOST_ROWS`` the first ``FIRST_ROWS`` stand there,
+    and the prose says so.
     """
 
     title: str
@@ -62,18 +62,22 @@ class Section:
                     reference=view.reference_run, rows=typeset.counted(len(sheet.rows), "row"), name=name
                 ),
                 (self.prose if sheet.rows else self.empty).format(reference=view.reference_run) + _cut(sheet),
-                replace(sheet, rows=sheet.rows[:MOST_ROWS]),
+                replace(sheet, rows=_shown(sheet)),
             )
             for name, sheet in given
             if sheet.rows or (self.empty and view.names)
         ]
 
 
+def _shown(sheet: Sheet) -> Sequence[Sequence[Cell]]:
+    return sheet.rows if len(sheet.rows) <= MOST_ROWS else sheet.rows[:FIRST_ROWS]
+
+
 def _cut(sheet: Sheet) -> str:
     if len(sheet.rows) <= MOST_ROWS:
         return ""
     rows = typeset.count(len(sheet.rows))
-    return f" The first {MOST_ROWS} of {rows} rows are shown; the tables in the store have all."
+    return f" The first {FIRST_ROWS} of {rows} rows are shown; the tables in the store have all."
 
 
 def section(

@@ -123,8 +123,8 @@ def test_long_tables_are_cut_and_say_so(view):
     long = sheets.section("Rows: {rows}", "All.")(lambda _: sheets.Sheet(["n"], [(str(i),) for i in range(501)]))
     ((title, prose, sheet),) = long.sheets(view)
     assert title == "Rows: 501 rows"
-    assert prose == "All. The first 500 of 501 rows are shown; the tables in the store have all."
-    assert len(sheet.rows) == 500
+    assert prose == "All. The first 100 of 501 rows are shown; the tables in the store have all."
+    assert len(sheet.rows) == 100
 
 
 def test_long_tables_are_folded(view):
