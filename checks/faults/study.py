@@ -17,11 +17,13 @@ import yaml
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
+from raygeo import __version__
 from raygeo.analyses.registry import analyses
 from raygeo.models.delta import open_delta
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.study import STAGES, run_study
 from raygeo.progress import Progress
+from raygeo.settings import content_key
 from raygeo.store import Store
 
 NAME = "faults"
@@ -142,9 +144,12 @@ class Prepared:
 
     def make(self, say: Callable[[str], None]) -> None:
         """Run the study undisturbed, stage by stage, unless an earlier call has done so in this folder."""
-        done = self.folder / "prepared"
-        if done.exists():
+        done, made_of = self.folder / "prepared", content_key(settings(self.store), __version__)
+        if done.exists() and done.read_text() == made_of:
             return
+        done.unlink(missing_ok=True)
+        for folder in (self.store, self.folder / "before", self.folder / "after"):
+            shutil.rmtree(folder, ignore_errors=True)
         self.store.mkdir(parents=True)
         self.file.write_text(yaml.safe_dump(settings(self.store)))
         for stage in STRUCK:
@@ -154,7 +159,7 @@ class Prepared:
             self.seconds[stage] = time.perf_counter() - started
             self._keep("after", stage)
             say(f"{stage}: {self.seconds[stage]:.0f} s if left alone")
-        done.touch()
+        done.write_text(made_of)
 
     def _keep(self, when: str, stage: str) -> None:
         shutil.copytree(self.store, self.folder / when / stage, symlinks=True)

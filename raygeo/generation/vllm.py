@@ -74,11 +74,9 @@ class VllmSettings(EngineSettings):
 
     def unfit_mixture(self, loras: Sequence[LoraSettings], count: int) -> str | None:
         """That the ranks of the runs in it are together larger than vLLM is started for."""
-        places = {name for lora in loras for name in lora.target_modules if lora.target_modules != _EVERYWHERE}
-        ranks = [
-            sorted(lora.r for lora in loras if lora.target_modules == _EVERYWHERE or place in lora.target_modules)
-            for place in places or {_EVERYWHERE}
-        ]
+        held = [(lora.r, _places(lora)) for lora in loras]
+        places = {place for _, own in held for place in own}
+        ranks = [sorted(r for r, own in held if {_EVERYWHERE, place} & own) for place in places]
         most = max(sum(found[-count:]) for found in ranks)
         if most > self.max_lora_rank:
             return f"a mixture of {count} runs is an adapter of rank {most}; {_holding(most)}"
@@ -111,6 +109,12 @@ class VllmSettings(EngineSettings):
         if owner not in _RESIDENT:
             _RESIDENT[owner] = _Resident(self, base, batch_size)
         return VllmEngine(_RESIDENT[owner], mixture, renderer)
+
+
+def _places(lora: LoraSettings) -> set[str]:
+    """The kinds of layers that adapters are at, or everywhere."""
+    targets = lora.target_modules
+    return {targets} if isinstance(targets, str) else {name.rpartition(".")[2] for name in targets}
 
 
 def _holding(rank: int) -> str:

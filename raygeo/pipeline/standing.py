@@ -92,7 +92,7 @@ def read_about(store: Store) -> PageContext | None:
     try:
         noted = json.loads(written or b"null")
         known = {field.name for field in fields(PageContext)}
-        return _ABOUT.validate_python({name: value for name, value in noted.items() if name in known})
+        return _ABOUT.validate_python({name: _shown(value) for name, value in noted.items() if name in known})
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 

@@ -172,17 +172,20 @@ def _copy_database(source: Store, target: Store) -> None:
     with target.scratch_folder() as folder:
         file = folder / MLFLOW
         with target.writing():
-            if source.is_local:
-                with (
-                    closing(sqlite3.connect(f"file:{source.path(MLFLOW)}?mode=ro", uri=True)) as before,
-                    closing(sqlite3.connect(file)) as after,
-                ):
-                    before.backup(after)
-            else:
-                fs.copy_files(source.path(MLFLOW), str(file), source_filesystem=source.filesystem)
-            with closing(sqlite3.connect(file)) as database:
-                relocate(database, _known_as(database, source), target)
-                database.commit()
+            try:
+                if source.is_local:
+                    with (
+                        closing(sqlite3.connect(f"file:{source.path(MLFLOW)}?mode=ro", uri=True)) as before,
+                        closing(sqlite3.connect(file)) as after,
+                    ):
+                        before.backup(after)
+                else:
+                    fs.copy_files(source.path(MLFLOW), str(file), source_filesystem=source.filesystem)
+                with closing(sqlite3.connect(file)) as database:
+                    relocate(database, _known_as(database, source), target)
+                    database.commit()
+            except sqlite3.Error as error:
+                raise _unusable(source, error) from error
         target.put_file(file, MLFLOW)
 
 
@@ -199,10 +202,14 @@ def point_artifacts(store: Store) -> None:
             relocate(database, store.shown, store)
             database.commit()
     except sqlite3.Error as error:
-        raise StoreError(
-            f"{store.path(MLFLOW)} cannot be used: {error}. If another process holds it, end that; if it is damaged, "
-            "move it away: the same study logs everything anew."
-        ) from error
+        raise _unusable(store, error) from error
+
+
+def _unusable(store: Store, error: sqlite3.Error) -> StoreError:
+    return StoreError(
+        f"{store.path(MLFLOW)} cannot be used: {error}. If another process holds it, end that; if it is damaged, "
+        "move it away: the same study logs everything anew."
+    )
 
 
 def relocate(database: sqlite3.Connection, before: str, target: Store) -> None:
@@ -228,8 +235,9 @@ def _point_artifacts(database: sqlite3.Connection, beside: str) -> None:
 
 
 def _rename(database: sqlite3.Connection, before: str, after: str) -> None:
-    now = (tracked_as(after), tracked_as(before))
-    database.execute("UPDATE tags SET value = ? WHERE key = 'raygeo.key' AND value = ?", now)
+    if _has(database, "tags", "value"):
+        now = (tracked_as(after), tracked_as(before))
+        database.execute("UPDATE tags SET value = ? WHERE key = 'raygeo.key' AND value = ?", now)
     if _has(database, "logged_model_tags", "tag_value"):
         query = "SELECT rowid, tag_value FROM logged_model_tags WHERE tag_key = 'raygeo.weights'"
         for row, weights in database.execute(query).fetchall():
@@ -246,6 +254,8 @@ def _known_as(database: sqlite3.Connection, source: Store) -> str:
     """Where a database says that the store is which it lies in: for an object store perhaps with another query, or,
     copied there by an earlier version, where it lay before.
     """
+    if not _has(database, "tags", "value"):
+        return source.shown
     query = "SELECT DISTINCT value FROM tags WHERE key = 'raygeo.key' AND value LIKE 'study:%'"
     named = [value.removeprefix("study:") for (value,) in database.execute(query)]
     if source.is_local or source.shown in named:

@@ -28,6 +28,14 @@ class Meeting(TorchConfig):
         return _Meet
 
 
+def meeting(gpus: float) -> Meeting:
+    """Workers with so many GPUs each, which speak over NCCL, or without, over gloo.
+
+    It is named, since PyTorch would choose by what it was built for and not by what a worker has.
+    """
+    return Meeting(backend="nccl" if gpus > 0 else "gloo")
+
+
 class _Meet(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         """Let rank 0 open the store, and all ranks form the process group over it."""
@@ -44,7 +52,7 @@ def serve(size: int, patience: timedelta) -> tuple[str, int]:
     """
     address = ray.util.get_node_ip_address()
     listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-    listener.bind((address if interfaces(address) else "", 0))
+    listener.bind((address if address in _own_addresses() else "", 0))
     listener.listen(_BACKLOG)
     port = listener.getsockname()[1]
     _opened[port] = dist.TCPStore(
@@ -52,6 +60,10 @@ def serve(size: int, patience: timedelta) -> tuple[str, int]:
         master_listen_fd=listener.detach(),
     )  # fmt: skip
     return address, port
+
+
+def _own_addresses() -> set[str]:
+    return {one.address for given in psutil.net_if_addrs().values() for one in given}
 
 
 def _join(rank: int, backend: str, address: str, port: int, size: int, patience: timedelta) -> None:
@@ -76,10 +88,11 @@ def _join(rank: int, backend: str, address: str, port: int, size: int, patience:
 def interfaces(address: str) -> dict[str, str]:
     """Variables that have gloo listen at a node's address, and NCCL too where that is the loopback.
 
-    Elsewhere NCCL looks for the fastest interface itself. None where the machine has no interface with that address.
+    Elsewhere NCCL looks for the fastest interface itself. None where no interface has that address first: gloo listens
+    at the first one of an interface.
     """
     for name, given in psutil.net_if_addrs().items():
-        if address in (one.address for one in given):
+        if address == next((one.address for one in given if one.family in (socket.AF_INET, socket.AF_INET6)), None):
             backends = ("GLOO", "NCCL") if ipaddress.ip_address(address).is_loopback else ("GLOO",)
             return {f"{backend}_SOCKET_IFNAME": name for backend in backends}
     return {}

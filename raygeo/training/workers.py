@@ -26,7 +26,7 @@ from raygeo.records import FINISHED
 from raygeo.store import Store
 from raygeo.training.coordinator import Coordinator
 from raygeo.training.inputs import RunInputs
-from raygeo.training.rendezvous import Meeting
+from raygeo.training.rendezvous import meeting
 
 LOOK_SECONDS = 2.0
 """How often a trial that hears nothing looks whether its run waits for workers."""
@@ -193,7 +193,7 @@ class Workers:
         return TorchTrainer(
             _serve,
             train_loop_config={"coordinator": self.coordinator, "common": self.common},
-            torch_config=Meeting(),
+            torch_config=meeting(shape.gpus),
             scaling_config=ScalingConfig(
                 num_workers=shape.workers, use_gpu=shape.gpus > 0, resources_per_worker=shape.resources
             ),

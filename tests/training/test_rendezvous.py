@@ -2,13 +2,14 @@
 
 import socket
 from datetime import timedelta
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import ray
 import torch.distributed as dist
 
-from raygeo.training.rendezvous import interfaces, serve
+from raygeo.training.rendezvous import interfaces, meeting, serve
 
 pytestmark = pytest.mark.cluster
 
@@ -40,6 +41,17 @@ def test_an_address_that_no_interface_has_is_served_on_all(monkeypatch):
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.2")
     _, port = serve(1, PATIENCE)
     assert opened(port) == ["0.0.0.0"]
+
+
+def test_workers_speak_over_what_they_have_whatever_torch_was_built_for():
+    assert (meeting(0).backend, meeting(0.5).backend) == ("gloo", "nccl")
+
+
+def test_gloo_is_told_of_no_interface_whose_first_address_is_another(monkeypatch):
+    loopback = [SimpleNamespace(address=address, family=socket.AF_INET) for address in ("127.0.0.1", "10.9.8.7")]
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {"lo": loopback})
+    assert set(interfaces("127.0.0.1").values()) == {"lo"}
+    assert interfaces("10.9.8.7") == {}
 
 
 def test_gloo_takes_the_interface_that_has_the_address_and_nccl_that_of_a_lone_machine():
