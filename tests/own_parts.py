@@ -92,6 +92,15 @@ MOVED = Analysis(
     arguments=lambda of: (of.runs,),
     report=Parts(sections=(counts,)),
 )
+AFTER = Analysis(
+    name="after-moved",
+    order=1605,
+    question="What follows from how many weights moved?",
+    settings=MovedSettings,
+    workloads=(),
+    arguments=lambda of: (of.runs,),
+    after=("moved",),
+)
 STUCK = Analysis(
     name="stuck",
     order=1610,

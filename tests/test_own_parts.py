@@ -115,6 +115,9 @@ assert "norms" not in found.geometry.asked()
 assert list(analyses())[-1] == "moved"
 assert parse_study(read_yaml(study_yaml(found))) == found
 assert "moved" not in study({"own_parts:MOVED": None}).geometry.asked()
+both = study({"own_parts:AFTER": {}, "own_parts:MOVED": {}})
+assert list(both.geometry.asked())[-2:] == ["moved", "after-moved"]
+assert "must come after 'moved'" in refused({"own_parts:AFTER": {}})
 assert "moved" not in study({}).geometry.asked()
 assert "moved" not in analyses()
 assert found.geometry.asked()["moved"].above == 1.0

@@ -42,7 +42,10 @@ class AccuracySettings(Settings):
     """Problems answered together."""
 
     def mixed(self, runs: int) -> int:
-        """Of how many of the study's trained ``runs`` a model that is asked is mixed, at the most."""
+        """Of how many of the study's trained ``runs`` a model that is asked is mixed, at the most: one.
+
+        Analyses that mix more say so, so that an engine that has no room for them is refused before work starts.
+        """
         return min(runs, 1)
 
 

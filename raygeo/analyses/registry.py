@@ -49,16 +49,18 @@ def analyses(own: tuple[str, ...] | None = None) -> Mapping[str, Analysis]:
     Raises:
         ConfigError: one from outside cannot be loaded or does not fit the others.
     """
-    return _analyses(_own if own is None else own)
+    return analyses_with(_own if own is None else own)
 
 
 @cache
-def _analyses(own: tuple[str, ...]) -> Mapping[str, Analysis]:
+def analyses_with(own: tuple[str, ...]) -> Mapping[str, Analysis]:
+    """``analyses`` where a study names ``own``."""
     found = [analysis for analysis, _ in _found(own)]
     for what, names in (
         ("analysis", [analysis.name for analysis in found]),
         ("table", [*SCHEMAS, *(table for analysis in found for table in analysis.tables)]),
         ("figure", [plot.name for analysis in found for plot in analysis.report.figures]),
+        ("figure of a run", [plot.name for part in (STUDY, *(a.report for a in found)) for plot in part.singles]),
     ):
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
@@ -77,11 +79,9 @@ def own_analysis(path: str) -> Analysis:
     """The analysis that a study names as ``module:name``.
 
     Raises:
-        ConfigError: it cannot be loaded, is no analysis, or does not fit the others.
+        ConfigError: it cannot be loaded, or is no analysis.
     """
-    analysis = _checked(named(path, "analysis"), path)
-    _analyses((path,))
-    return analysis
+    return _checked(named(path, "analysis"), path)
 
 
 def origins() -> dict[str, str]:

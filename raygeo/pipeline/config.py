@@ -325,9 +325,9 @@ class AskedAnalyses(Settings):
                 given[name] = own_analysis(name).settings.model_validate(given[name])
         if errors:
             raise ValidationError.from_exception_data(cls.__name__, errors)
+        known = analyses(own_asked(given))
         for name in cls.model_fields:
-            analysis = analyses()[name]
-            if name not in given and any(given.get(earlier, analyses()[earlier]) is None for earlier in analysis.after):
+            if name not in given and any(given.get(earlier, known[earlier]) is None for earlier in known[name].after):
                 given[name] = None
         return given
 
@@ -465,6 +465,9 @@ class Study(Settings):
             if (why := self.evaluation.engine.unfit(lora)) is not None:
                 raise ValueError(f"evaluation.engine: {why}")
         ranks = [run.adapters for run in trials if run.adapters is not None]
+        if self.sweep is not None and self.plan.open_entries():  # each may be chosen as often as there are samples
+            open_to = {spec.training.lora for spec in self.plan.points()} - {None, *ranks}
+            ranks += [lora for lora in open_to if lora is not None for _ in range(self.sweep.samples)]
         for name, settings in self.geometry.asked().items():
             if not isinstance(settings, AccuracySettings) or not settings.accuracy_problems:
                 continue

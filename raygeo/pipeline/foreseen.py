@@ -131,7 +131,7 @@ def _unmeasured(
                     )
             elif lacks_solutions and (name == HELDOUT_NLL or (analysis and "solutions" in analysis.needs)):
                 yield f"sweep: {name} {why}, or judge by another metric."
-    asked = [name for name in study.geometry.asked() if "solutions" in analyses()[name].needs]
+    asked = [name for name in study.geometry.asked() if "solutions" in analyses(study.geometry.own)[name].needs]
     if asked and lacks_solutions and "geometry" in stages:
         yield f"geometry: each of {', '.join(asked)} {why}, or set them to null."
 

@@ -61,7 +61,7 @@ def analyse(context: StageContext, asked: AskedAnalyses | None, inputs: Analysis
         FullStoreError: the store's disk is full.
     """
     chosen = {} if asked is None else asked.asked()
-    for name, analysis in analyses().items():
+    for name, analysis in analyses(None if asked is None else asked.own).items():
         if name not in chosen:
             clear_tables(context.store, analysis.tables)
             continue

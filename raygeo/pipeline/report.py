@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -28,6 +29,8 @@ from raygeo.tracking import Tracking
 from raygeo.versions import versions
 
 PAGE = "report.html"
+MOST_DRAWN = 100
+"""Runs up to which each is drawn alone, too: of more, drawing would take longer than all else of a report."""
 
 ENGINEERED = (
     "The built-in student and its rollouts are made for demonstration. The teacher writes in a style of its own in "
@@ -60,8 +63,8 @@ def study_note(study: Study) -> str:
     return (
         f"What offline losses do to the weights of one student, {params['student']}: {params['losses']}.\n\n"
         f"The parent run has the page, `{PAGE}`, and `figures/` among its artifacts; its children are the trained runs "
-        "and the base, each with figures of its own. The view `raygeo`, under *Views*, has them by configuration, with "
-        "means over seeds."
+        "and the base, with figures of their own where there are any. The view `raygeo`, under *Views*, has them by "
+        "configuration, with means over seeds."
     )
 
 
@@ -149,13 +152,17 @@ def log_metrics(tracking: Tracking, children: Mapping[str, str], found: Mapping[
 
 
 def log_singles(context: StageContext, tracking: Tracking, children: Mapping[str, str], seen: View) -> None:
-    """Log the figures of each run alone with it; one that fails is left out."""
-    singles, failures = parts().singles, Failures()
+    """Log the figures of each run alone with it, of up to ``MOST_DRAWN`` runs; one that fails is left out."""
+    if len(children) > MOST_DRAWN:
+        return
+    singles = Parts(figures=parts().singles)
     for run, key in children.items():
-        for name, figure in draw_figures(seen.of(run), Parts(figures=singles), failures).items():
+        failures = Failures()
+        alone = failures.attempt("its tables", partial(seen.of, run))
+        for name, figure in (draw_figures(alone, singles, failures) if alone is not None else {}).items():
             tracking.figure(name, figure, key)
-    for part, error in failures.reasons.items():
-        context.leave_out(f"{part} of a run", error)
+        for part, error in failures.reasons.items():
+            context.leave_out(f"{part} of {run} alone", error)
 
 
 def log_histories(

@@ -96,6 +96,7 @@ def _steps(path: str) -> str:
 
 def _classed(inner: str, name: str) -> str:
     """Looks that occur again as classes of a style sheet of the picture's own."""
+    name = "_" + re.sub(r"\W", "-", name)
     looks = Counter(re.findall(r' style="([^"]*)"', inner))
     classes = {look: f"{name}-{number}" for number, look in enumerate(look for look in looks if looks[look] > 1)}
     inner = re.sub(r' style="([^"]*)"', lambda at: f' class="{classes[at[1]]}"' if at[1] in classes else at[0], inner)

@@ -16,13 +16,16 @@ from raygeo.report.style import run_of
 
 _MOST_POINTS = 60
 """About as many points of a line answer; of longer ones, evenly spaced ones do."""
-_NAMED: WeakKeyDictionary[QuadMesh, pd.DataFrame] = WeakKeyDictionary()
+_NAMED: WeakKeyDictionary[QuadMesh, tuple[pd.DataFrame, str]] = WeakKeyDictionary()
 """Values of meshes with the names of their rows and columns, for which matplotlib has no place."""
 
 
-def name_cells(mesh: QuadMesh, cells: pd.DataFrame) -> None:
-    """Let the cells of ``mesh``, one unit wide and high from (0, 0) on, answer by their names in ``cells``."""
-    _NAMED[mesh] = cells
+def name_cells(mesh: QuadMesh, cells: pd.DataFrame, told: str = "") -> None:
+    """Let the cells of ``mesh``, one unit wide and high from (0, 0) on, answer by their names in ``cells``.
+
+    ``told`` is what their values are, by default the title of the panel.
+    """
+    _NAMED[mesh] = cells, told
 
 
 def points(fig: Figure) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def points(fig: Figure) -> dict[str, Any]:
         "axes": [[name for name in names if name] for names in told],
         "lines": [[*key, found] for key, found in lines.items()],
         "cells": [
-            _cells(ax, _NAMED[mesh], fig)
+            _cells(ax, *_NAMED[mesh], fig)
             for ax in fig.axes
             for mesh in ax.collections
             if isinstance(mesh, QuadMesh) and mesh in _NAMED
@@ -54,13 +57,13 @@ def points(fig: Figure) -> dict[str, Any]:
     }
 
 
-def _cells(ax: Axes, cells: pd.DataFrame, fig: Figure) -> list[Any]:
+def _cells(ax: Axes, cells: pd.DataFrame, told: str, fig: Figure) -> list[Any]:
     rows, columns = cells.shape
     corners = [_place(x, y, fig) for x, y in ax.transData.transform([(0, 0), (columns, rows)])]
     down, across = ax.get_ylabel() or fig.get_supylabel(), ax.get_xlabel() or fig.get_supxlabel()
     values = [None if not np.isfinite(value) else _short(value) for value in cells.to_numpy(float).ravel()]
     names = [[str(name) for name in axis] for axis in (cells.index, cells.columns)]
-    return [ax.get_title(loc="left"), down, across, *corners, *names, values]
+    return [told or ax.get_title(loc="left"), down, across, *corners, *names, values]
 
 
 def _told(axis: Axis, otherwise: str) -> str:

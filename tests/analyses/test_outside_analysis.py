@@ -9,7 +9,7 @@ from textwrap import dedent
 
 import pytest
 
-from raygeo.analyses.registry import analyses
+from raygeo.analyses.registry import analyses_with
 from raygeo.errors import ConfigError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -166,4 +166,4 @@ def test_one_that_does_not_fit_is_refused_by_name(tmp_path, monkeypatch, value, 
     install(tmp_path, value)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=why):
-        analyses.__wrapped__()
+        analyses_with.__wrapped__(())

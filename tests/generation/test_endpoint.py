@@ -434,6 +434,17 @@ def test_mixtures_of_adapters_that_vllm_is_not_started_for_are_refused_with_what
     with pytest.raises(ConfigError, match=r"3 runs .* rank 36; set max_lora_rank to 64.* geometry\.soups to 0"):
         study(32, soups={"accuracy_problems": 8})
     assert study(64, soups={"accuracy_problems": 8})
+    searched = {
+        "name": "s",
+        "student": {"model": "m"},
+        "rollouts": {"read": [{"type": "jsonl", "path": "x"}]},
+        "training": {"lora": {"r": 12}, "lr": {"log_uniform": [1e-5, 1e-3]}},
+        "sweep": {"search": "optuna", "samples": 4},
+        "runs": [{"loss": {"type": "sft"}}],
+        "evaluation": {"engine": {"type": "vllm", "max_lora_rank": 16}},
+    }
+    with pytest.raises(ConfigError, match=r"2 runs .* rank 24; set max_lora_rank to 32"):
+        parse_study(searched)
     with pytest.raises(ConfigError, match=r"rank 600; vLLM takes none above 512; choose the engine local"):
         study(512, paths={}, r=300)
     apart = [LoraSettings(r=12, target_modules=(name,)) for name in ("q_proj", "v_proj")]

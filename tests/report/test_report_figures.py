@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -10,7 +11,7 @@ from report_study import DIVERGED, RUNS
 from view_cases import finished, view_of
 
 from raygeo.report.embed import embed
-from raygeo.report.hover import points
+from raygeo.report.hover import name_cells, points
 from raygeo.report.plots import make_panels
 from raygeo.report.style import run_styles
 from raygeo.report.training import accuracy
@@ -47,7 +48,7 @@ def test_cells_answer_where_they_are_drawn(figures):
     fig = figures["layer-cka"]
     FigureCanvasAgg(fig).draw()
     title, down, across, (left, low), (right, high), rows, columns, values = points(fig)["cells"][1]
-    assert (title, down, across) == (next(iter(RUNS)), "layer of the base", "layer of the run")
+    assert (title, down, across) == (f"CKA of {next(iter(RUNS))}", "layer of the base", "layer of the run")
     assert (rows, columns) == (["0", "1", "2"], ["0", "1", "2"])
     assert right - left == pytest.approx(low - high, abs=0.1), "square, and y counts from the top"
     box = fig.axes[1].bbox
@@ -70,6 +71,29 @@ def test_a_path_of_steps_ends_where_its_line_does():
         drawn[[0, -1]], [[x, 72 * fig.get_figheight() - y] for x, y in expected[[0, -1]]], atol=0.011
     )
     assert set(re.findall("[a-zA-Z]", path)) == {"M", "l"}
+
+
+def test_rows_and_columns_of_cells_are_not_mistaken():
+    fig, (ax,) = make_panels(1, 1, 3)
+    cells = pd.DataFrame([[1, 2, 3], [4, 5, np.nan]], index=["up", "down"], columns=["a", "b", "c"])
+    name_cells(ax.pcolormesh(cells.to_numpy()), cells, "count")
+    FigureCanvasAgg(fig).draw()
+    [[title, _, _, (left, low), (right, high), rows, columns, values]] = points(fig)["cells"]
+    assert (title, rows, columns, values) == ("count", ["up", "down"], ["a", "b", "c"], [1, 2, 3, 4, 5, None])
+    box = ax.bbox
+    assert (left, right) == pytest.approx((box.x0 * 72 / fig.dpi, box.x1 * 72 / fig.dpi), abs=0.1)
+    assert low > high
+
+
+def test_a_figure_of_any_name_keeps_its_looks():
+    fig, (ax,) = make_panels(1, 1, 3)
+    ax.plot([0, 1], [0, 1])
+    text = embed(fig, "2d.map of:all", "a line")
+    [rules] = re.findall(r"<style>(.*?)</style>", text)
+    names = re.findall(r"(?:^|\})\.([^{]*)\{", rules)
+    assert names
+    assert all(re.fullmatch(r"[_a-zA-Z][\w-]*", name) for name in names)
+    assert set(names) == set(re.findall(r'class="([^"]*\d)"', text))
 
 
 def test_a_diverged_run_is_drawn_but_does_not_set_the_scale(figures):

@@ -30,7 +30,7 @@ def layer_cka(view: View) -> Figure | None:
     for ax, name in zip(axes, names, strict=True):
         cells = frame[frame.run_b == name].pivot(index="layer_a", columns="layer_b", values="cka")
         mesh = ax.pcolormesh(cells.to_numpy(), norm=Normalize(0, 1), cmap=matplotlib.colormaps["viridis"])
-        name_cells(mesh, cells)
+        name_cells(mesh, cells, f"CKA of {name}")
         ax.set_xticks(np.arange(cells.shape[1]) + 0.5, cells.columns)
         ax.set_yticks(np.arange(cells.shape[0]) + 0.5, cells.index)
         ax.set_aspect("equal")

@@ -130,7 +130,7 @@ def barriers_found(view: View) -> Iterator[Finding]:
         )
         return
     others = len(found) - len(shown)
-    rest = {0: "", 1: "; that of the other holds 0"}.get(others, f"; those of the other {others} hold 0")
+    rest = {0: "", 1: "; the other's is not above 0"}.get(others, f"; those of the other {others} are not above 0")
     have = "has" if len(shown) == 1 else "have"
     yield Finding(
         f"{len(shown)} of {typeset.counted(len(found), 'straight path')} from {view.reference_run} to another run "

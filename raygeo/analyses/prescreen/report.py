@@ -69,7 +69,8 @@ def verdict(outcome: str, frame: pd.DataFrame) -> str:
     held = tested[tested.p_holm <= ALPHA].sort_values("p_holm", kind="stable")
     configurations = int(tested.configurations.min())
     size = (
-        f"{typeset.count(len(tested))} metrics were tested over {typeset.count(configurations)} configurations, which "
+        f"{typeset.counted(len(tested), 'metric')} {'was' if len(tested) == 1 else 'were'} tested over "
+        f"{typeset.count(configurations)} configurations, which "
         f"show a correlation of {typeset.fixed(tested.detectable.max())} with 80 % power; one of {SOUGHT:g} takes "
         f"{typeset.count(tested.needed.max())}."
     )
@@ -84,8 +85,9 @@ def _nothing(frame: pd.DataFrame) -> str:
     if configurations >= FEWEST:
         return "Nothing can be told: it, or every metric, is the same for all runs."
     return (
-        f"Nothing can be told: it is known of {typeset.count(configurations)} configurations, and at least {FEWEST} "
-        f"are needed; to see a correlation of {SOUGHT:g} with 80 % power, {typeset.count(frame.needed.max())}."
+        f"Nothing can be told: it is known of {typeset.counted(configurations, 'configuration')}, and at "
+        f"least {FEWEST} are needed; to see a correlation of {SOUGHT:g} with 80 % power, "
+        f"{typeset.count(frame.needed.max())}."
     )
 
 
@@ -97,8 +99,8 @@ def _too_few(metrics: int, permutations: int) -> str:
     enough = math.ceil(metrics / ALPHA - 1e-9) - 1
     return (
         f"None can: of {typeset.count(permutations)} permutations the least p is {typeset.p_value(least)} once it is "
-        f"corrected over {typeset.count(metrics)} metrics; set geometry.prescreen.permutations to {enough} or more, or "
-        "name fewer predictors."
+        f"corrected over {typeset.counted(metrics, 'metric')}; set geometry.prescreen.permutations to {enough} or "
+        "more, or name fewer predictors."
     )
 
 

@@ -433,7 +433,7 @@ def _monitor(study: Study, facts: Facts, scale: Scale, most: int) -> Need:
 
 
 def _analysis(study: Study, facts: Facts, shapes: Shapes, name: str, settings: Settings) -> list[Need]:
-    hook, what = analyses()[name].cost, f"geometry.{name}"
+    hook, what = analyses(study.geometry.own)[name].cost, f"geometry.{name}"
     if hook is None:
         return [Need(what, 1, on="cpu", rate=rate_name(name), unknown="the analysis does not say what it needs")]
     try:
