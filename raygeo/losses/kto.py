@@ -90,7 +90,7 @@ class KTO(Loss):
         weights = inputs.weights
         total = (weights.abs() * torch.sigmoid(self.beta * weights.sign() * (baseline - log_ratios))).sum()
         with torch.no_grad():
-            desirable = weights > 0
+            desirable = ~weights.signbit()  # of a correct rollout that counts nothing, too: a wrong one's is -0
             metrics: dict[str, tuple[Tensor, Unit]] = {
                 "nll": (-masked_sum(inputs.logprobs, inputs.mask).sum(), "token"),
                 "kl": (baseline * len(weights), "sequence"),

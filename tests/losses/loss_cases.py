@@ -46,6 +46,11 @@ def rollouts(**prompts) -> pa.Table:
     return to_arrow("rollouts", rows)
 
 
+def with_column(table: pa.Table, name: str, values: list) -> pa.Table:
+    field = table.schema.field(name)
+    return table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
+
+
 def weights_of(selection) -> dict[int, float]:
     return {example.rows[0]: example.weights[0] for example in selection.examples}
 

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from math import sqrt
 
-import pyarrow as pa
 import pytest
 import torch
-from loss_cases import EVERY_LOSS, make_inputs, rollouts, weights_of
+from loss_cases import EVERY_LOSS, make_inputs, rollouts, weights_of, with_column
 from tiny import decided_qwen
 
 from raygeo.errors import DataError, TrainingError
@@ -16,11 +15,6 @@ from raygeo.losses.registry import name_of
 from raygeo.models.batches import TokenSequence, collate
 from raygeo.models.likelihood import Likelihood, TokenLogits
 from raygeo.settings import content_key
-
-
-def with_column(table: pa.Table, name: str, values: list) -> pa.Table:
-    field = table.schema.field(name)
-    return table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_cases import any_inputs, gradient, make_inputs, rollouts, weights_of
+from loss_cases import any_inputs, gradient, make_inputs, rollouts, weights_of, with_column
 
 from raygeo.errors import TrainingError
 from raygeo.losses import KTO
@@ -82,6 +82,19 @@ def test_a_batch_may_lack_either_kind():
         output = LOSS(replace(inputs, weights=torch.full_like(inputs.weights, weight)))
         assert output.metrics["desirable"][0] == 2 * (weight > 0)
         assert all(torch.isfinite(metric) for metric, _ in output.metrics.values())
+
+
+def test_a_rollout_that_counts_nothing_is_desirable_if_it_is_correct():
+    selection = LOSS.select(with_column(rollouts(a="cwcw"), "weight", [0.0, 0.0, None, None]))
+    inputs = make_inputs(LOSS, seed=4, lengths=[3, 4, 2, 5])
+    weights = torch.tensor([weights_of(selection)[row] for row in range(4)], dtype=torch.float32)
+    output = LOSS(replace(inputs, weights=weights))
+    ratios = ((inputs.logprobs - inputs.reference_logprobs).detach() * inputs.mask).sum(-1)
+    assert output.metrics["desirable"][0] == 2
+    torch.testing.assert_close(output.metrics["desirable_logratio"][0], ratios[[0, 2]].sum())
+    torch.testing.assert_close(output.metrics["undesirable_logratio"][0], ratios[[1, 3]].sum())
+    counting = LOSS(make_inputs(LOSS, seed=4, lengths=[3, 4, 2, 5])).total
+    assert 0 < output.total < counting
 
 
 @pytest.mark.parametrize("missing", ["reference_logprobs", "kl_baseline"])
