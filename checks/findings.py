@@ -96,6 +96,15 @@ class Findings:
         each = self.right(a, benchmark).mean(1) - self.right(b, benchmark).mean(1)
         return Difference.of(each, self.accuracy(a, benchmark), self.accuracy(b, benchmark))
 
+    def scaled_difference(self, a: Sequence[str], b: Sequence[str], quantity: str) -> "Difference | str":
+        """The same of deltas scaled to one norm or divergence; a dash where one side has none, or both are one."""
+        examples = self.table("matched_examples").query("quantity == @quantity").set_index("run").wrong
+        mine, theirs = ([1 - np.asarray(examples[run]) for run in runs if run in examples.index] for runs in (a, b))
+        if list(a) == list(b) or not mine or not theirs:
+            return typeset.MISSING
+        right, other = np.stack(mine, -1), np.stack(theirs, -1)
+        return Difference.of(right.mean(1) - other.mean(1), right.mean(0).tolist(), other.mean(0).tolist())
+
     def pairs(self, table: str, a: Sequence[str], b: Sequence[str]) -> pd.DataFrame:
         """Rows of a table of pairs with one run of each, in either order."""
         frame = self.table(table)
@@ -303,14 +312,23 @@ def mixed(of: Findings) -> str:
 def _compared(
     of: Findings, cases: Sequence[tuple[str, str, list[str], list[str]]], head: tuple[str, str] = ("loss", "rates")
 ) -> str:
-    cases = [case for case in cases if case[2] and case[3]]
-    found = [[of.difference(mine, theirs, each) for each in BENCHMARKS[:3]] for _, _, mine, theirs in cases]
-    corrected = iter(holm([one.p for row in found for one in row]))
-    rows = [
-        [what, where, *(one.marked(next(corrected)) for one in row)]
-        for (what, where, _, _), row in zip(cases, found, strict=True)
-    ]
-    return sheet([*head, *(f"{each}, points" for each in BENCHMARKS[:3])], rows)
+    rows: list[list[Any]] = []
+    found: dict[Any, list[Difference]] = {}
+    for what, where, mine, theirs in cases:
+        if mine and theirs:
+            pair = tuple(mine), tuple(theirs)
+            found.setdefault(pair, [of.difference(mine, theirs, each) for each in BENCHMARKS[:3]])
+            rows.append([what, where, *found[pair]])
+    return _marked([*head, *(f"{each}, points" for each in BENCHMARKS[:3])], rows)
+
+
+def _marked(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table whose differences are marked, their p corrected by Holm; one that stands in two rows is one test."""
+    tests = {id(cell): cell for row in rows for cell in row if isinstance(cell, Difference)}
+    corrected = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
+    return sheet(
+        columns, [[cell.marked(corrected[id(cell)]) if id(cell) in tests else cell for cell in row] for row in rows]
+    )
 
 
 def matched(of: Findings) -> str:
@@ -318,27 +336,17 @@ def matched(of: Findings) -> str:
     so scaled, problem by problem. p are corrected by Holm over the table.
     """
     points = of.table("matched").set_index(["run", "quantity"])
-    examples = of.table("matched_examples").set_index(["run", "quantity"]).wrong
     rows: list[list[Any]] = []
     for loss, lr in product(LOSSES, of.rates):
+        runs = of.names(loss=loss, lr=lr)
         row: list[Any] = [loss, rate(lr)]
         for quantity in ("norm", "kl"):
-            right = {}
-            for each in {loss, "sft"}:
-                keys = [(run, quantity) for run in of.names(loss=each, lr=lr)]
-                right[each] = [1 - np.asarray(examples[key]) for key in keys if key in examples.index]
-            found = points.reindex([(run, quantity) for run in of.names(loss=loss, lr=lr)])
+            found = points.reindex([(run, quantity) for run in runs])
             row += [spread(found.scale, two), spread(found.accuracy, typeset.percent)]
-            if loss == "sft" or not right[loss] or not right["sft"]:
-                row.append(typeset.MISSING)
-            else:
-                mine, theirs = (np.stack(right[each], -1) for each in (loss, "sft"))
-                row.append(Difference.of(mine.mean(1) - theirs.mean(1), mine.mean(0).tolist(), theirs.mean(0).tolist()))
+            row.append(of.scaled_difference(runs, of.names(loss="sft", lr=lr), quantity))
         rows.append(row)
-    corrected = iter(holm([cell.p for row in rows for cell in row if isinstance(cell, Difference)]))
-    written = [[cell.marked(next(corrected)) if isinstance(cell, Difference) else cell for cell in row] for row in rows]
     head = [f"{what}, equal {where}" for where in ("norm", "KL") for what in ("scale", "accuracy", "less SFT")]
-    return sheet(["loss", "lr", *head], written)
+    return _marked(["loss", "lr", *head], rows)
 
 
 def prescreen(of: Findings) -> str:
@@ -384,6 +392,51 @@ def _with_sft(loss: str) -> str:
     return f"{loss}, other order" if loss == "sft" else loss
 
 
+def configurations(of: Findings) -> Iterator[tuple[str, float, list[str]]]:
+    """Losses, rates and runs of a control, in which losses may have rates of their own."""
+    for loss, lr in product(LOSSES, of.rates):
+        if runs := of.names(loss=loss, lr=lr):
+            yield loss, lr, runs
+
+
+def directions(of: Findings) -> str:
+    """How far and where every loss moved: norm, divergence, cosines to SFT, to its other seeds, and to DPO."""
+    norms = of.table("deltas").query("scope == 'global'").set_index("run").norm
+    kl = of.table("divergences").query("run_a == @BASE and quantity == 'kl_ab'").set_index("run_b").value
+    sft, dpo = of.names(loss="sft"), of.names(loss="dpo", lr=of.rates[-1])
+    rows = []
+    for loss, lr, runs in configurations(of):
+        to_sft, itself, to_dpo = (of.pairs("cosine_baselines", runs, each) for each in (sft, runs, dpo))
+        same = of.same_order(to_sft)
+        rows.append(
+            [
+                loss, rate(lr), spread([norms[run] for run in runs], two),
+                spread([kl[run] for run in runs], lambda value: typeset.fixed(value, 4)),
+                *(spread(to_sft[of_order].cosine, two) for of_order in (same, ~same)),
+                spread(itself.cosine, two), spread(to_dpo[of.same_order(to_dpo)].cosine, two),
+                spread(to_sft.null_sd, lambda value: typeset.fixed(value, 4)),
+            ]
+        )  # fmt: skip
+    head = ["loss", "lr", "norm", "KL(base ‖ run)", "cosine to SFT, same order", "other order"]
+    return sheet([*head, "loss with itself, other order", "cosine to DPO, same order", "s.d. by chance"], rows)
+
+
+def answers(of: Findings) -> str:
+    """Accuracy of every loss less SFT's after equal steps, at equal norm and at equal divergence.
+
+    p are corrected by Holm over the table.
+    """
+    sft = of.names(loss="sft")
+    rows: list[list[Any]] = []
+    for loss, lr, runs in configurations(of):
+        row: list[Any] = [loss, rate(lr), spread(of.accuracy(runs, HELDOUT), typeset.percent)]
+        row += [typeset.MISSING if runs == sft else of.difference(runs, sft, each) for each in BENCHMARKS[:3]]
+        row += [of.scaled_difference(runs, sft, quantity) for quantity in ("norm", "kl")]
+        rows.append([*row, spread(of.accuracy(runs, RETAINED), typeset.percent)])
+    head = ["loss", "lr", "heldout", *(f"{each}, less SFT" for each in BENCHMARKS[:3])]
+    return _marked([*head, "heldout, equal norm", "heldout, equal KL", RETAINED], rows)
+
+
 BLOCKS: dict[str, tuple[str, Callable[[Findings], str]]] = {
     "trained": ("verdict", what_was_trained),
     "cosines": ("verdict", cosines),
@@ -395,10 +448,14 @@ BLOCKS: dict[str, tuple[str, Callable[[Findings], str]]] = {
     "mixed": ("verdict", mixed),
     "matched": ("verdict", matched),
     "prescreen": ("verdict", prescreen),
-    "full": ("full", control),
-    "linear": ("linear", control),
     "negative": ("negative", control),
     "shuffled": ("shuffled", control),
+    "linear": ("linear", directions),
+    "linear-answers": ("linear", answers),
+    "linear-barriers": ("linear", barriers),
+    "full": ("full", directions),
+    "full-answers": ("full", answers),
+    "full-barriers": ("full", barriers),
 }
 """The blocks of the page: the study each is made of, and how."""
 
