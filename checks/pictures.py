@@ -20,7 +20,7 @@ Row = dict[str, str]
 
 
 def numbers(cell: str) -> list[float]:
-    """The numbers of a cell as ``raygeo.report.typeset`` writes them: a value, and the ends of its range if it has any."""
+    """The numbers of a cell as ``raygeo.report.typeset`` writes them: a value, and the ends of its range if any."""
     return [float(found.replace("−", "-")) for found in _NUMBER.findall(cell)]
 
 
