@@ -1,8 +1,8 @@
 """Every number of docs/findings.md: ``python -m checks.findings --verdict STORE --write docs/findings.md``.
 
 The tables of the studies ``raygeo/studies/verdict.yaml`` and its controls become the blocks of that page, each between
-``<!-- NAME -->`` and ``<!-- end -->``, and two figures beside it. Without ``--write`` they are printed. A block whose
-study is not given stays as it is.
+``<!-- NAME -->`` and ``<!-- end -->``, and its pictures those of the folder ``findings`` beside it. Without ``--write``
+the blocks are printed. Blocks and pictures whose study is not given stay as they are.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 import raygeo
+from checks.pictures import draw
 from raygeo.evaluation.statistics import holm
 from raygeo.geometry.bootstrap import percentile_interval, resampled_means
 from raygeo.report import typeset
@@ -39,16 +40,17 @@ class Findings:
 
     Args:
         location: its store.
+        read: its tables that were read, by name.
     """
 
     location: str
-    _read: dict[str, pd.DataFrame] = field(default_factory=dict)
+    read: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     def table(self, name: str) -> pd.DataFrame:
         """A published table."""
-        if name not in self._read:
-            self._read[name] = raygeo.open(self.location).table(name).to_pandas()
-        return self._read[name]
+        if name not in self.read:
+            self.read[name] = raygeo.open(self.location).table(name).to_pandas()
+        return self.read[name]
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -279,7 +281,7 @@ def comparisons(of: Findings) -> str:
     low, high = of.rates[0], of.rates[-1]
     paper = f"{rate(low)}, SFT {rate(high)}"
     cases.append(("dpo", paper, of.names(loss="dpo", lr=low), of.names(loss="sft", lr=high)))
-    for loss in LOSSES[1:]:
+    for loss in (loss for loss in LOSSES[1:] if of.names(loss=loss)):
         mine, theirs = best_rate(of, loss), best_rate(of, "sft")
         where = f"best for each: {rate(mine)}, SFT {rate(theirs)}"
         cases.append((loss, where, of.names(loss=loss, lr=mine), of.names(loss="sft", lr=theirs)))
@@ -480,18 +482,21 @@ def written_into(page: str, name: str, text: str) -> str:
 
 
 def main() -> None:
-    """Print the blocks, or write them into the page."""
+    """Print the blocks, or write them into the page and draw its pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
     for study in dict.fromkeys(study for study, _ in BLOCKS.values()):
         parser.add_argument(f"--{study}", metavar="STORE", help=f"store of the study {study}")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="the page whose blocks are replaced")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="the page whose blocks and pictures are replaced")
     given = vars(parser.parse_args())
     page = given.pop("write")
-    for name, text in blocks({study: Findings(store) for study, store in given.items() if store}):
+    stores = {study: store for study, store in given.items() if store}
+    for name, text in blocks({study: Findings(store) for study, store in stores.items()}):
         if page is None:
             print(f"## {name}\n\n{text}\n")
         else:
             page.write_text(written_into(page.read_text(), name, text))
+    if page is not None:
+        draw(page.parent / page.stem, page.read_text(), stores)
 
 
 if __name__ == "__main__":
