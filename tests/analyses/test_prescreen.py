@@ -4,7 +4,7 @@ import numpy as np
 from view_cases import axes_of, sheet_of, view_of
 
 from raygeo.analyses.prescreen.report import correlations, heatmap, limits, verdicts
-from raygeo.analyses.prescreen.workload import Prescreen, PrescreenSettings, Runs, read_runs
+from raygeo.analyses.prescreen.workload import NORM, Prescreen, PrescreenSettings, Runs, read_runs
 from raygeo.analyses.registry import schemas
 from raygeo.records import Condition
 from raygeo.tables import BASE, to_arrow
@@ -98,6 +98,15 @@ def test_the_sentence_names_what_holds_and_what_is_left_of_it():
         " 8 metrics were" in said["forgetting"]
     )
     assert said["constant"] == "Nothing can be told: it, or every metric, is the same for all runs."
+
+
+def test_the_sentence_counts_what_holds_and_what_is_left_beyond_five():
+    given = runs()
+    many = {f"own{i}": given.predictors["own"] for i in range(7)} | {NORM: given.predictors[NORM]}
+    said = dict(sheet_of(verdicts, view(Runs(given.names, given.groups, given.lr, many, given.outcomes))).rows)
+    held, left = said["forgetting"].split(". ")[:2]
+    assert (held.count("(ρ"), held.endswith(" and 3 more do")) == (5, True)
+    assert "own0, own1, own2, own3, own4 and 2 more are left;" in left
 
 
 def test_the_sentence_says_that_none_does_and_what_it_would_take():

@@ -1,7 +1,7 @@
 """What is shown of the pre-screen."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import matplotlib
 import numpy as np
@@ -105,9 +105,14 @@ def _too_few(metrics: int, permutations: int) -> str:
 
 
 def _listed(held: pd.DataFrame) -> str:
-    shown = [f"{row.metric} (ρ {typeset.fixed(row.rho)})" for row in held.head(5).itertuples()]
-    more = f" and {len(held) - 5} more" if len(held) > 5 else ""
-    return f"{', '.join(shown)}{more} {'does' if len(held) == 1 else 'do'}."
+    shown = _first(f"{row.metric} (ρ {typeset.fixed(row.rho)})" for row in held.itertuples())
+    return f"{shown} {'does' if len(held) == 1 else 'do'}."
+
+
+def _first(names: Iterable[str]) -> str:
+    """The first five, and how many more there are."""
+    shown = list(names)
+    return ", ".join(shown[:5]) + (f" and {typeset.count(len(shown) - 5)} more" if len(shown) > 5 else "")
 
 
 def _partial(held: pd.DataFrame) -> str:
@@ -120,7 +125,7 @@ def _partial(held: pd.DataFrame) -> str:
     others = len(held) - len(tested) - len(own)
     said = []
     if not left.empty:
-        said.append(f"{', '.join(left.metric.head(5))} {'is' if len(left) == 1 else 'are'} left")
+        said.append(f"{_first(left.metric)} {'is' if len(left) == 1 else 'are'} left")
     elif not tested.empty:
         said.append("none is shown to be left")
     if own:
