@@ -205,12 +205,12 @@ def _tables(section: Section, view: View, failures: Failures) -> list[_Table]:
     ]
 
 
-def _filled(column: Column, view: View) -> Column:
-    """The column with its cells made."""
+def _filled(column: Column, view: View) -> Column | None:
+    """The column with its cells made, if there are any."""
     cells = column.cells(view)
     for cell in cells.values():
         _check(cell)
-    return replace(column, cells=lambda view: cells)
+    return replace(column, cells=lambda view: cells) if cells else None
 
 
 def _sheets(section: Section, view: View) -> list[tuple[str, str, Sheet]]:

@@ -12,7 +12,9 @@ from raygeo.tables import BASE
 
 
 def results(view: View, measured: Sequence[Column]) -> Sheet:
-    """Everything about every run in one row, the base first; ``measured`` are the columns that analyses bring."""
+    """Everything about every run in one row, the base first; ``measured`` are the columns that analyses bring, of which
+    those that no run has a cell in are left out.
+    """
     benchmarks = list(view.frame("accuracy").benchmark.unique())
     runs = view.runs.set_index("run")
     accuracy = view.frame("accuracy").set_index(["benchmark", "run"])
@@ -24,17 +26,17 @@ def results(view: View, measured: Sequence[Column]) -> Sheet:
         shift = shifts.get(benchmark, "none")
         prefix = f"{shifted(benchmark, shift)} " if len(benchmarks) > 1 or shift != "none" else ""
         columns += [f"{prefix}accuracy", "points vs base", "p (Holm) vs base"]
-    cells = [column.cells(view) for column in measured]
+    found = [(column.title, cells) for column in measured if (cells := column.cells(view))]
     rows: list[list[Cell]] = []
     for name in (BASE, *view.names):
         row: list[Cell] = [name]
         for benchmark in benchmarks:
             row += _accuracy_cells(tests[benchmark], accuracy, benchmark, name)
         row += _run_cells(runs, name, trained)
-        rows.append(row + [known.get(name, typeset.MISSING) for known in cells])
+        rows.append(row + [known.get(name, typeset.MISSING) for _, known in found])
     shown = rows if len(rows) > 1 or benchmarks else []
     columns += [*trained, "status"]
-    return Sheet([*columns, *(column.title for column in measured)], shown, frozenset({"run", "loss", "status"}))
+    return Sheet([*columns, *(title for title, _ in found)], shown, frozenset({"run", "loss", "status"}))
 
 
 def configurations(view: View) -> Sheet:

@@ -50,7 +50,14 @@ def test_a_run_known_only_from_its_geometry_is_not_called_untrained(tables):
 
 
 def test_a_reference_run_that_failed_has_no_cosine(tables):
-    assert row_of(results_of(registry.view(tables, DIVERGED)), DIVERGED)["cosine to ref."] == "–"
+    sheet = results_of(registry.view(tables, DIVERGED))
+    assert "‖Δ‖" in sheet.columns
+    assert "cosine to ref." not in sheet.columns
+
+
+def test_what_was_not_measured_of_any_run_has_no_column(tables):
+    without = results_of(registry.view({name: t for name, t in tables.items() if name != "curvature"}, REFERENCE))
+    assert [*without.columns, "top eigenvalue", "trace"] == results_of(registry.view(tables, REFERENCE)).columns
 
 
 def test_several_benchmarks_have_their_own_columns(tables):
