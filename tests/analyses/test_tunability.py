@@ -150,6 +150,8 @@ def test_tunability_is_higher_where_the_run_is_a_better_start():
     own, said = report.recipe(view)
     assert "of the task that runs were trained on" in own
     assert "after 20 steps" in said
+    assert "one from each run" in said
+    assert "the spread over seeds says" in report.recipe(view_of(tunability=[row | {"seeds": 2} for row in rows]))[1]
     assert not report.on_new_data(view)
     new = view_of(runs=finished("sft"), tunability=[row | {"texts": "pairs"} for row in rows])
     assert report.on_new_data(new)

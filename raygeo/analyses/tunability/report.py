@@ -86,12 +86,17 @@ def recipe(view: View) -> list[str]:
         "below the tuned base is in part what it had learned before, and the pre-screen leaves it out. Name new data "
         "in geometry.tunability.pairs to see what further tuning can do."
     )
+    spread = (
+        "the spread over seeds says what the order of texts and the adapters do."
+        if frame.seeds.max() > 1
+        else "there was one from each run, and what the order of texts and the adapters do is not known "
+        "(geometry.tunability.seeds)."
+    )
     return [
         *([] if on_new_data(view) else [own]),
         f"Tunability is after {steps} steps at one learning rate, the same from all weights, on half of the texts; the "
         f"other {texts} are measured. A run that would do better at another rate, or after more steps, is not given "
-        "them. Intervals are over texts, not over fine-tunes: the spread over seeds says what the order of texts and "
-        "the adapters do.",
+        f"them. Intervals are over texts, not over fine-tunes: {spread}",
     ]
 
 
