@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from raygeo.data.validation import GRADED
 from raygeo.report import typeset
 from raygeo.report.sheets import Fact, Sheet
 from raygeo.report.view import View
@@ -32,9 +33,10 @@ def facts(view: View) -> list[Fact]:
 
 
 def counts(view: View) -> Sheet:
-    """Every count the stages recorded."""
+    """Every count the stages recorded; of how rollouts were graded, what it counts is said."""
     frame = view.frame("counts")
-    rows = [(*what, typeset.count(n)) for *what, n in zip(frame.stage, frame["name"], frame.value, strict=True)]
+    names = [f"had no verdict before, {name}" if name.startswith(GRADED) else name for name in frame["name"]]
+    rows = [(*what, typeset.count(n)) for *what, n in zip(frame.stage, names, frame.value, strict=True)]
     return Sheet(["stage", "what", "count"], rows, frozenset({"stage", "what"}))
 
 

@@ -171,6 +171,15 @@ def test_what_was_set_aside_is_counted_by_reason():
     assert made.set_aside(view_of(set_aside=rows)).rows == [("y", "b", "2"), ("x", "a", "1")]
 
 
+def test_a_count_of_how_rollouts_were_graded_says_what_it_counts():
+    names = {"rows": 12, "graded by exact: answers stand after ####": 0}
+    rows = [{"stage": "rollouts", "name": name, "value": value} for name, value in names.items()]
+    assert made.counts(view_of(counts=rows)).rows == [
+        ("rollouts", "rows", "12"),
+        ("rollouts", "had no verdict before, graded by exact: answers stand after ####", "0"),
+    ]
+
+
 def test_tables_without_rows_are_not_listed():
     view = view_of(runs=[{"run": "sft", "key": "k", "status": "finished"}])
     assert [row[:2] for row in made.files(view).rows] == [("tables/runs.parquet", "1")]
