@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from checks.findings import BENCHMARKS, Findings, comparisons, written_into
+from checks.findings import BENCHMARKS, Findings, answers, comparisons, directions, written_into
 from checks.pictures import by_rate, numbers, rows_of
 from raygeo.tables import BASE
 
@@ -46,6 +46,25 @@ def test_a_comparison_that_stands_in_two_rows_is_one_test(runs):
     assert both["heldout, points"] == best["heldout, points"]
     assert re.fullmatch(r"\*\*\+10\.0 \[.*\]\*\*", both["heldout, points"])
     assert 0.05 / 6 < runs.difference(["rft"], ["sft"], "heldout").p < 0.05 / 3
+
+
+def test_a_control_compares_each_loss_with_sft_whatever_its_rate(runs):
+    pair = {"run_a": "sft", "run_b": "rft", "cosine": 0.5, "null_sd": 0.01}
+    wrong = {"sft": [1] * 50, "rft": [0] * 5 + [1] * 45}
+    tables = {
+        "runs": [row | {"lr": 3e-4 if row["run"] == "rft" else 1e-3} for row in runs.read["runs"].to_dict("records")],
+        "deltas": [{"run": run, "scope": "global", "norm": 2.0} for run in ("sft", "rft")],
+        "divergences": [{"run_a": BASE, "run_b": run, "quantity": "kl_ab", "value": 0.003} for run in ("sft", "rft")],
+        "cosine_baselines": [pair],
+        "matched_examples": [{"run": run, "quantity": "kl", "wrong": each} for run, each in wrong.items()],
+    }
+    given = Findings("nowhere", runs.read | {name: pd.DataFrame(rows) for name, rows in tables.items()})
+    sft, rft = rows_of(f"<!-- x -->\n{directions(given)}\n<!-- end -->", "x")
+    assert (rft["lr"], rft["norm"], rft["KL(base ‖ run)"]) == ("3e-4", "2.00", "0.0030")
+    assert (rft["cosine to SFT, same order"], sft["cosine to SFT, same order"]) == ("0.50", "–")
+    sft, rft = rows_of(f"<!-- x -->\n{answers(given)}\n<!-- end -->", "x")
+    assert (rft["heldout"], sft["heldout, less SFT"], rft["heldout, equal norm"]) == ("10.0 %", "–", "–")
+    assert numbers(rft["heldout, less SFT"])[0] == numbers(rft["heldout, equal KL"])[0] == 10.0
 
 
 def test_a_block_is_written_and_the_others_stay():
