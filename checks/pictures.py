@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -58,7 +59,7 @@ def by_rate(page: str) -> Figure:
     return fig
 
 
-_FLOOR = {"color": MUTED, "linestyle": "--", "marker": "."}
+_FLOOR: dict[str, Any] = {"color": MUTED, "linestyle": "--", "marker": "."}
 
 
 def _against_rate(ax: Axes, rows: list[Row], column: str) -> dict[str, dict]:
