@@ -16,6 +16,8 @@ from raygeo.report.style import run_of
 
 _MOST_POINTS = 60
 """About as many points of a line answer; of longer ones, evenly spaced ones do."""
+_MOST_CELLS = 40_000
+"""Cells up to which a heatmap answers; those of more would be most of a page's text."""
 _NAMED: WeakKeyDictionary[QuadMesh, tuple[pd.DataFrame, str]] = WeakKeyDictionary()
 """Values of meshes with the names of their rows and columns, for which matplotlib has no place."""
 
@@ -52,7 +54,7 @@ def points(fig: Figure) -> dict[str, Any]:
             _cells(ax, *_NAMED[mesh], fig)
             for ax in fig.axes
             for mesh in ax.collections
-            if isinstance(mesh, QuadMesh) and mesh in _NAMED
+            if isinstance(mesh, QuadMesh) and mesh in _NAMED and _NAMED[mesh][0].size <= _MOST_CELLS
         ],
     }
 
