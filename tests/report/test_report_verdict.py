@@ -150,7 +150,7 @@ def test_a_barrier_is_one_whose_interval_is_above_zero(view):
     )  # fmt: skip
     text = told(found)
     assert "1 of 2 straight paths from ref to another run has a barrier on solutions (the largest: x, 0.100" in text
-    assert "by a 95 % interval each, not corrected for their number; that of the other holds 0." in text
+    assert "by a 95 % interval each, not corrected for their number; the other's is not above 0." in text
 
 
 def test_every_sentence_leads_to_what_it_rests_on(view, page):
