@@ -36,14 +36,16 @@ class View:
         return frame.reset_index(drop=True)
 
     def of(self, run: str) -> "View":
-        """What there is of one run beside the base: rows that name another are left out."""
+        """What there is of one run beside the base, as it looks among all: rows that name another are left out."""
         kept = pa.array([BASE, run])
         tables = {}
         for name, table in self.tables.items():
             for column in {"run", "run_a", "run_b"} & set(table.column_names):
                 table = table.filter(pc.is_in(table[column], kept))
             tables[name] = table
-        return View(tables, self.reference_run)
+        alone = View(tables, self.reference_run)
+        vars(alone)["styles"] = self.styles
+        return alone
 
     def rows(self, table: str, **equal: Any) -> list[dict[str, Any]]:
         """Return ``table`` row by row, keeping those whose columns equal ``equal``."""

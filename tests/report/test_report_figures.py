@@ -121,6 +121,12 @@ def test_a_loss_keeps_its_colour_in_every_figure(view, figures):
         assert lines(figures[name].axes[0], colour), name
 
 
+def test_a_run_looks_alone_as_it_does_among_all(view):
+    for run in view.names:
+        assert view.of(run).names == [run]
+        assert view.of(run).styles[run] == view.styles[run]
+
+
 def test_variants_of_a_loss_differ_in_line_and_marker():
     styles = run_styles({"a": "dpo", "b": "dpo", "c": "sft"}, "base")
     assert styles["a"].colour == styles["b"].colour != styles["c"].colour
