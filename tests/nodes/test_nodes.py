@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from nodes.drive import TABLE
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from study_cases import draw_rollouts, tiny_study
 from tiny import save_tiny_student
 
@@ -142,10 +142,10 @@ SCALED = {
         "disable_launch_config_check": True,
     },
     "available_node_types": {
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
     },
-    "head_node_type": "head",
+    "head_node_type": "ray.head.default",
     "upscaling_speed": 1.0,
     "idle_timeout_minutes": 5,
     "auth": {},
@@ -168,15 +168,22 @@ SECOND = {
     "RAY_enable_autoscaler_v2": "1",
     "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+    "RAY_NODE_TYPE_NAME": "ray.head.default",
 }
-"""What makes the head's autoscaler the second version, to which it must be one of the nodes that are started."""
+"""What makes the head's autoscaler the second version, and the head one of the nodes that it has started, as ``ray up``
+and KubeRay do."""
+EXTERNAL = {
+    "type": "external",  # the defaults of fake_multinode, which this version reads, are in no package
+    "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}",
+    "launch_multiple": True,
+    "head_node_id": FAKE_HEAD_NODE_ID,
+}
 
 
-@pytest.mark.parametrize("version", [{}, SECOND], ids=["v1", "v2"])
-def test_a_cluster_without_workers_is_asked_for_nodes(tmp_path, version):
+@pytest.mark.parametrize(("version", "provider"), [({}, {}), (SECOND, EXTERNAL)], ids=["v1", "v2"])
+def test_a_cluster_without_workers_is_asked_for_nodes(tmp_path, version, provider):
     config, store = tmp_path / "scaled.yaml", Store(tmp_path / "store")
-    provider = SCALED["provider"] | ({"launch_multiple": True, "head_node_id": FAKE_HEAD_NODE_ID} if version else {})
-    config.write_text(yaml.safe_dump(SCALED | {"provider": provider}))
+    config.write_text(yaml.safe_dump(SCALED | {"provider": SCALED["provider"] | provider}))
     with Machines() as machines:
         soon = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"} | version
         head = machines.head("--num-cpus=0", f"--autoscaling-config={config}", **soon)
