@@ -159,9 +159,11 @@ class Tracked(Fault):
         """A server over a database of its own."""
         with tempfile.TemporaryDirectory() as folder:
             self.folder = folder
-            self._serve()
-            yield
-            kill_family(self.server.pid)
+            try:
+                self._serve()
+                yield
+            finally:
+                kill_family(self.server.pid)
 
     def _serve(self) -> None:
         self.server = Popen(
@@ -346,9 +348,11 @@ class KilledSupervisor(Fault):
                  "--disable-usage-stats"],
                 env=self.environment, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True,
             )  # fmt: skip
-            await_answer(f"http://127.0.0.1:{self.dashboard}/api/version", 120, self.token)
-            yield
-            kill_family(self.head.pid)
+            try:
+                await_answer(f"http://127.0.0.1:{self.dashboard}/api/version", 120, self.token)
+                yield
+            finally:
+                kill_family(self.head.pid)
 
     @property
     def environment(self) -> dict[str, str]:
