@@ -24,7 +24,7 @@ from ray import tune
 from rich.markup import escape
 from rich.table import Table
 
-from checks.faults.processes import kill_family
+from checks.faults.processes import command_of, kill_family
 from checks.rollouts import draw_rollouts
 from raygeo.cluster.session import connect
 from raygeo.data.tokens import RolloutTokens
@@ -106,7 +106,7 @@ class Witness(tune.Callback):
 
 def worker_processes(kind: str = "RayTrainWorker") -> list[psutil.Process]:
     """The Ray Train workers this process has started, or the actors of another ``kind``."""
-    return [p for p in psutil.Process().children(recursive=True) if kind in " ".join(p.cmdline())]
+    return [p for p in psutil.Process().children(recursive=True) if kind in command_of(p)]
 
 
 def kill_at(step: int, which: int = -1, kind: str = "RayTrainWorker") -> Callable[[int], bool]:

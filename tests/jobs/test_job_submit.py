@@ -21,6 +21,7 @@ from study_cases import draw_rollouts, tiny_study
 from tiny import save_tiny_student
 
 import raygeo
+from checks.faults.processes import command_of
 from raygeo.analyses.registry import analyses
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
@@ -78,7 +79,7 @@ class Cluster:
     def workers(self) -> list[psutil.Process]:
         """Processes that train."""
         family = psutil.Process(self.given.head).children(recursive=True)
-        return [process for process in family if "RayTrainWorker" in " ".join(process.cmdline())]
+        return [process for process in family if "RayTrainWorker" in command_of(process)]
 
 
 class Seen:
