@@ -17,7 +17,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
-from raygeo import __version__
+import raygeo
 from raygeo.analyses.registry import analyses
 from raygeo.models.delta import open_delta
 from raygeo.pipeline.config import parse_study
@@ -143,8 +143,9 @@ class Prepared:
         return self.folder / "study.yaml"
 
     def make(self, say: Callable[[str], None]) -> None:
-        """Run the study undisturbed, stage by stage, unless an earlier call has done so in this folder."""
-        done, made_of = self.folder / "prepared", content_key(settings(self.store), __version__)
+        """Run the study undisturbed, stage by stage, unless an earlier call of the same code has done so in this folder."""
+        code = [path.read_text() for path in sorted(Path(raygeo.__file__).parent.rglob("*.py"))]
+        done, made_of = self.folder / "prepared", content_key(settings(self.store), code)
         if done.exists() and done.read_text() == made_of:
             return
         done.unlink(missing_ok=True)
