@@ -143,7 +143,7 @@ class Prepared:
         return self.folder / "study.yaml"
 
     def make(self, say: Callable[[str], None]) -> None:
-        """Run the study undisturbed, stage by stage, unless an earlier call of the same code has done so in this folder."""
+        """Run the study undisturbed, stage by stage, unless a call of the same code has done so here before."""
         code = [path.read_text() for path in sorted(Path(raygeo.__file__).parent.rglob("*.py"))]
         done, made_of = self.folder / "prepared", content_key(settings(self.store), code)
         if done.exists() and done.read_text() == made_of:
