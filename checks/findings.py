@@ -163,7 +163,7 @@ def sheet(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def rate(lr: float) -> str:
     """A learning rate as study files write it."""
-    return f"{lr:.0e}".replace("e-0", "e-")
+    return f"{lr:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def two(value: float) -> str:
@@ -424,12 +424,13 @@ def directions(of: Findings) -> str:
 
 
 def answers(of: Findings) -> str:
-    """Accuracy of every loss less SFT's after equal steps, at equal norm and at equal divergence.
+    """Accuracy of every loss less SFT's after equal steps, at equal norm and at equal divergence, below the base's.
 
     p are corrected by Holm over the table.
     """
     sft = of.names(loss="sft")
-    rows: list[list[Any]] = []
+    base = [typeset.percent(of.accuracy([BASE], each)[0]) for each in (HELDOUT, RETAINED)]
+    rows: list[list[Any]] = [["base", "", base[0], *[""] * 5, base[1]]]
     for loss, lr, runs in configurations(of):
         row: list[Any] = [loss, rate(lr), spread(of.accuracy(runs, HELDOUT), typeset.percent)]
         row += [typeset.MISSING if runs == sft else of.difference(runs, sft, each) for each in BENCHMARKS[:3]]
@@ -452,6 +453,8 @@ BLOCKS: dict[str, tuple[str, Callable[[Findings], str]]] = {
     "prescreen": ("verdict", prescreen),
     "negative": ("negative", control),
     "shuffled": ("shuffled", control),
+    "attention": ("attention", directions),
+    "attention-answers": ("attention", answers),
     "linear": ("linear", directions),
     "linear-answers": ("linear", answers),
     "linear-barriers": ("linear", barriers),

@@ -14,8 +14,8 @@ import raygeo
 from raygeo.report.plots import log, make_panels
 from raygeo.report.style import GRID, MUTED, RC, run_styles
 
-SHOWN = {"linear": ("cosine", "matched", "paths"), "full": ("cosine", "matched", "paths")}
-"""The figures that are taken of the page of each control."""
+SHOWN = {"full": ("cosine", "matched")}
+"""The figures that are taken of the page of a control."""
 _NUMBER = re.compile(r"[+−]?\d+(?:\.\d+)?")
 Row = dict[str, str]
 

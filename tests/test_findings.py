@@ -62,7 +62,8 @@ def test_a_control_compares_each_loss_with_sft_whatever_its_rate(runs):
     sft, rft = rows_of(f"<!-- x -->\n{directions(given)}\n<!-- end -->", "x")
     assert (rft["lr"], rft["norm"], rft["KL(base ‖ run)"]) == ("3e-4", "2.00", "0.0030")
     assert (rft["cosine to SFT, same order"], sft["cosine to SFT, same order"]) == ("0.50", "–")
-    sft, rft = rows_of(f"<!-- x -->\n{answers(given)}\n<!-- end -->", "x")
+    base, sft, rft = rows_of(f"<!-- x -->\n{answers(given)}\n<!-- end -->", "x")
+    assert (base["heldout"], base["heldout, less SFT"], base["retained"]) == ("0.0 %", "", "0.0 %")
     assert (rft["heldout"], sft["heldout, less SFT"], rft["heldout, equal norm"]) == ("10.0 %", "–", "–")
     assert numbers(rft["heldout, less SFT"])[0] == numbers(rft["heldout, equal KL"])[0] == 10.0
 
