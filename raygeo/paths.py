@@ -4,7 +4,11 @@ import os
 import re
 from pathlib import Path
 
-_USER = re.compile(r"(\bhttps?://)[^/\s'\"]*@|(\b\w+://)[^/\s'\"@:]*:(?!\d{1,5}/)[^\s'\"<>]*@")
+_USER = re.compile(
+    r"(\bhttps?://)[^/\s'\"]*@"
+    r"|(\b(?:(?:https?|hdfs)://(?![^/\s'\"@:]*:\d{1,5}/)|(?!https?:|hdfs:)\w+://))[^/\s'\"@:]*:[^\s'\"<>]*@"
+)
+"""Of web and HDFS addresses alone, digits before a slash are a port rather than the beginning of a password."""
 _SECRET = re.compile(
     r"([?&][\w.-]*(?:token|secret|passw|signature|access_?key|api_?key|credential|\bsig)[\w.-]*=)[^&#\s'\"]+", re.I
 )
