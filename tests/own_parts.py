@@ -1,6 +1,6 @@
 """Losses and analyses as somebody writes them beside a study: two that work and two that fail."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from pydantic import Field
@@ -10,6 +10,7 @@ from raygeo.analyses.analysis import Analysis
 from raygeo.losses.base import LossInputs
 from raygeo.losses.pairwise import Pairwise
 from raygeo.models.run import Run
+from raygeo.report.metric import Metric
 from raygeo.report.parts import Parts
 from raygeo.report.sheets import Sheet, section
 from raygeo.report.view import View
@@ -83,6 +84,11 @@ def counts(view: View) -> Sheet:
     return Sheet(["run", "entries"], [(row["run"], str(row["entries"])) for row in view.rows("moved")])
 
 
+def metrics(view: View) -> Iterator[tuple[str, str, float | None]]:
+    """How many, of each run."""
+    return ((row["run"], "moved_entries", row["entries"]) for row in view.rows("moved"))
+
+
 MOVED = Analysis(
     name="moved",
     order=1600,
@@ -90,7 +96,9 @@ MOVED = Analysis(
     settings=MovedSettings,
     workloads=(Moved,),
     arguments=lambda of: (of.runs,),
-    report=Parts(sections=(counts,)),
+    report=Parts(
+        sections=(counts,), metrics=(metrics,), declared=(Metric("moved_entries", "itself", "min", role=None),)
+    ),
 )
 AFTER = Analysis(
     name="after-moved",

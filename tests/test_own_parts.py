@@ -92,17 +92,17 @@ ASKED = """
 import sys
 sys.path.append(TESTS)
 from study_cases import tiny_study
-from raygeo.analyses.registry import analyses
+from raygeo.analyses.registry import analyses, know
 from raygeo.errors import ConfigError
-from raygeo.pipeline.config import parse_study, study_yaml
+from raygeo.pipeline.config import Study, parse_study, study_yaml
 from raygeo.pipeline.written import read_yaml
 
-def study(geometry):
-    return parse_study(tiny_study(geometry=geometry))
+def study(geometry, **more):
+    return parse_study(tiny_study(geometry=geometry, **more))
 
-def refused(geometry):
+def refused(geometry, **more):
     try:
-        study(geometry)
+        study(geometry, **more)
     except ConfigError as error:
         return str(error)
 
@@ -114,6 +114,11 @@ assert found.geometry.asked()["moved"].above == 1.0
 assert "norms" not in found.geometry.asked()
 assert list(analyses())[-1] == "moved"
 assert parse_study(read_yaml(study_yaml(found))) == found
+judged = {"sweep": {"objectives": [{"metric": "geometry/moved_entries"}]}}
+sweep = tiny_study(geometry={"own_parts:MOVED": {}}, **judged)
+know(())
+assert Study.model_validate(sweep, context={}).judged.metrics == ["geometry/moved_entries"]
+assert "is no metric" in refused({}, **judged)
 assert "moved" not in study({"own_parts:MOVED": None}).geometry.asked()
 both = study({"own_parts:AFTER": {}, "own_parts:MOVED": {}})
 assert list(both.geometry.asked())[-2:] == ["moved", "after-moved"]

@@ -25,10 +25,11 @@ class Measures:
     Args:
         asked: settings of the analyses that are asked for, by name.
         answered: the benchmarks that are answered, the chief one first, and how often.
+        own: the analyses of its own, as ``module:name``.
     """
 
-    def __init__(self, asked: Mapping[str, Any], answered: Answered):
-        self.asked, self.answered = asked, answered
+    def __init__(self, asked: Mapping[str, Any], answered: Answered, own: tuple[str, ...] = ()):
+        self.asked, self.answered, self.declared = asked, answered, metrics(own)
 
     def find(self, name: str) -> Measured:
         """The metric called ``name``; ``eval/accuracy`` stands for the chief one of ``eval/*/accuracy``.
@@ -36,10 +37,9 @@ class Measures:
         Raises:
             ValueError: the study does not measure it; what it measures instead.
         """
-        declared = metrics()
-        short = {known.metric.short: known for known in declared.values() if known.metric.short != known.metric.name}
-        fitting = (known for known in declared.values() if known.metric.covers(name))
-        known = short.get(name) or declared.get(name) or next(fitting, None)
+        short = {known.metric.short: known for known in self.declared.values() if known.metric.short != known.metric.name}
+        fitting = (known for known in self.declared.values() if known.metric.covers(name))
+        known = short.get(name) or self.declared.get(name) or next(fitting, None)
         if known is None:
             raise ValueError(f"{name!r} is no metric; {self._near(name)}")
         metric, analysis = known
@@ -64,7 +64,7 @@ class Measures:
         ]
 
     def _known(self) -> Iterator[Known]:
-        yield from (k for k in metrics().values() if k.analysis is None or k.analysis.name in self.asked)
+        yield from (k for k in self.declared.values() if k.analysis is None or k.analysis.name in self.asked)
 
     def _names(self, known: Known) -> list[str] | None:
         """The full names of a metric; None where only data tell."""
@@ -76,7 +76,7 @@ class Measures:
 
     def _near(self, name: str) -> str:
         every = [*dict.fromkeys([*(known.metric.short for known in self._known()), *self.names()])]
-        anywhere = [*every, *(known.metric.short for known in metrics().values())]
+        anywhere = [*every, *(known.metric.short for known in self.declared.values())]
         meant = [full for full in anywhere if _words(full) == {full.partition("/")[0], *_words(name)}]
         bare = {full.partition("/")[2]: full for full in every}
         near = meant or difflib.get_close_matches(name, every, 1)

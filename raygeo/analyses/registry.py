@@ -100,14 +100,15 @@ def parts() -> Parts:
     return Parts.joined([STUDY, *reports, CLOSING])
 
 
-def metrics() -> dict[str, Known]:
-    """Every metric that is declared, by its name there, with its analysis.
+def metrics(own: tuple[str, ...] | None = None) -> dict[str, Known]:
+    """Every metric that is declared, by its name there, with its analysis; ``own`` in place of what the study at hand
+    names.
 
     Raises:
         ConfigError: two analyses declare one.
     """
     found: dict[str, Known] = {}
-    for analysis, report in ((None, STUDY), *((one, one.report) for one in analyses().values())):
+    for analysis, report in ((None, STUDY), *((one, one.report) for one in analyses(own).values())):
         for metric in report.declared:
             if metric.name in found:
                 raise ConfigError(

@@ -42,7 +42,7 @@ def find_judged(study: Study, answered: Answered) -> Judged:
         ValidationError: the study does not measure a metric, or not when it is wanted; the place, and what to do.
     """
     sweep, asked = study.plan.sweep, study.geometry.asked()
-    measures, measured = Measures(asked, answered), {}
+    measures, measured = Measures(asked, answered, study.geometry.own), {}
     objectives, constraints = [], []
     for index, objective in enumerate(sweep.objectives):
         found = _find(study, measures, ("sweep", "objectives", index, "metric"), objective.metric)

@@ -48,12 +48,14 @@ RunWorkload = Callable[[Workload], FanoutResult]
 class Objectives:
     """Measures ``metrics``, by their full names, of finished runs. It can be sent to a worker.
 
-    ``asked`` holds the settings of analyses, ``benchmarks`` problems by name, ``probes`` files by name; the rest is as
-    evaluation and geometry have it, ``base`` and ``base_key`` the student's.
+    ``asked`` holds the settings of analyses, of which ``own`` are the study's, as ``module:name``; ``benchmarks``
+    problems by name, ``probes`` files by name; the rest is as evaluation and geometry have it, ``base`` and
+    ``base_key`` the student's.
     """
 
     metrics: tuple[str, ...]
     asked: Mapping[str, Settings]
+    own: tuple[str, ...]
     benchmarks: Mapping[str, Sequence[Prompt]]
     probes: Mapping[str, AnyPath]
     exam: Exam
@@ -72,7 +74,8 @@ class Objectives:
 
         ``run_workload`` computes the units that ``store`` lacks.
         """
-        measures = Measures(self.asked, Answered(dict.fromkeys(self.benchmarks, "none"), self.answers.samples))
+        answered = Answered(dict.fromkeys(self.benchmarks, "none"), self.answers.samples)
+        measures = Measures(self.asked, answered, self.own)
         wanted = [measures.find(name) for name in self.metrics]
         found: dict[str, float] = {}
         groups: dict[str, tuple[Analysis, tuple[type[Workload], ...], Settings, bool]] = {}
@@ -83,8 +86,8 @@ class Objectives:
                 settings = one.metric.only(self.asked[one.analysis.name], one.name)
                 kinds, beside = one.metric.made_by or one.analysis.workloads, one.metric.among == "base"
                 groups[f"{one.analysis.name} {kinds} {settings} {beside}"] = (one.analysis, kinds, settings, beside)
-        if answered := [one for one in wanted if one.analysis is None and one.metric.among != "training"]:
-            found |= self._answered(run, answered, store, run_workload)
+        if asked := [one for one in wanted if one.analysis is None and one.metric.among != "training"]:
+            found |= self._answered(run, asked, store, run_workload)
         for analysis, kinds, settings, beside in groups.values():
             runs = [self._base(), run] if beside else [run]
             arguments = analysis.arguments(self._inputs(runs, run.name, key, store))
@@ -163,6 +166,7 @@ def provide_objectives(context: StudyContext, student: Student, rollouts: Rollou
     return Objectives(
         metrics=tuple(judged.measured),
         asked={name: settings for name, settings in asked.items() if name in wanted},
+        own=study.geometry.own,
         benchmarks=problems,
         probes=probes,
         exam=heldout_exam(rollouts, study.evaluation.engine),

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from curvature_cases import make_probe
+from own_parts import MovedSettings
 from tiny import save_tiny_student
 
 from raygeo.analyses.curvature.settings import CurvatureSettings
@@ -53,7 +54,9 @@ def measured(tmp_path, store):
             "norms": NormSettings(),
             "outputs": OutputSettings(bootstrap=100),
             "curvature": CurvatureSettings(spaces=("span", "delta"), ggn=True, max_steps=6, top_k=2, trace_probes=2),
+            "moved": MovedSettings(),
         },
+        own=("own_parts:MOVED",),
         benchmarks={"heldout": [Prompt("0", "1 + 1 =", "2", None)], "other": [Prompt("0", "1 + 2 =", "3", None)]},
         probes=probes,
         exam=Exam([], "exact", renderer),
@@ -104,3 +107,9 @@ def test_only_what_is_asked_for_is_computed(measured):
 def test_what_was_never_reported_is_left_out(measured):
     objectives, [(first, _), _], store, run, _ = measured
     assert Objectives(**vars(objectives) | {"metrics": ("train/nll",)}).measure(first, "k0", store, run) == {}
+
+
+def test_a_metric_of_the_study_s_own_is_found_in_a_process_that_knows_no_study(measured):
+    objectives, [(first, _), _], store, run, _ = measured
+    only = Objectives(**vars(objectives) | {"metrics": ("geometry/moved_entries",)})
+    assert only.measure(first, "k0", store, run) == {"geometry/moved_entries": 32 * 32}
