@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raygeo.cluster.preflight import is_autoscaled
-from raygeo.errors import ClusterError, RaygeoError, StoreError
+from raygeo.errors import ClusterError, RaygeoError
 from raygeo.store import Store
 
 PATIENCE = 60.0
@@ -85,7 +85,7 @@ def sees(location: str, token: str) -> bool:
     """Whether the store at ``location`` is, on this node, the one that is marked with ``token``."""
     try:
         return _shows(Store(location, create=False), f"{SCRATCH}/{token}/here")
-    except StoreError:
+    except OSError:  # there is none, or this node may not read it
         return False
 
 

@@ -130,6 +130,7 @@ class Folders(Files):
             self.filesystem.create_dir(target, recursive=True)
             if self.is_local:
                 for file in Path(source).iterdir():
+                    sync(file)
                     shutil.move(file, Path(target) / file.name)
             else:
                 fs.copy_files(str(source), target, destination_filesystem=self.filesystem)

@@ -12,7 +12,10 @@ from typing import Any
 import psutil
 import ray
 import torch.distributed as dist
+from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig
+
+from raygeo.errors import LostProcessError
 
 _BACKLOG = 1024
 _opened: dict[int, dist.TCPStore] = {}
@@ -38,11 +41,27 @@ def meeting(gpus: float) -> Meeting:
 
 class _Meet(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Let rank 0 open the store, and all ranks form the process group over it."""
+        """Let every worker load what it trains with, rank 0 open the store, and all ranks form the process group
+        over it.
+
+        Ray Train starts a group again for ever if its workers die here, and if they fail behind it before they have
+        asked for a run; what this raises ends the group, and is counted.
+
+        Raises:
+            LostProcessError: a worker died.
+        """
         size, patience = len(worker_group), timedelta(seconds=backend_config.timeout_s)
-        address, port = worker_group.execute_single(0, serve, size, patience)
-        group = (backend_config.backend, address, port, size, patience)
-        ray.get([worker_group.execute_single_async(rank, _join, rank, *group) for rank in range(size)])
+        try:
+            worker_group.execute(_load)
+            address, port = worker_group.execute_single(0, serve, size, patience)
+            group = (backend_config.backend, address, port, size, patience)
+            ray.get([worker_group.execute_single_async(rank, _join, rank, *group) for rank in range(size)])
+        except RayActorError as error:
+            raise LostProcessError(f"a worker died before it could begin: {error}") from error
+
+
+def _load() -> None:
+    import raygeo.training.worker  # noqa: F401
 
 
 def serve(size: int, patience: timedelta) -> tuple[str, int]:

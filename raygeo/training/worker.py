@@ -52,6 +52,15 @@ def delta_folder(store: Store, key: str) -> str:
     return without_credentials(store.uri(DELTAS, key))
 
 
+def finished_before(job: Job) -> RunRecord | None:
+    """The record of the run if an earlier attempt at it has finished: what came behind it was lost."""
+    store, key = job.store, job.key
+    if not store.has_folder(DELTAS, key) or key not in store.finished(TABLES):
+        return None
+    record = RunRecord.of(store.read_unit("runs", key).to_pylist()[0])
+    return record if record.status == FINISHED else None
+
+
 def train(
     job: Job,
     report: Callable[[int, dict[str, float]], None],

@@ -222,7 +222,7 @@ def _serve(config: dict[str, Any]) -> None:
     from raygeo.training.engine import broadcast, rank
     from raygeo.training.failures import diagnose
     from raygeo.training.settings import RunSpec
-    from raygeo.training.worker import Job, train
+    from raygeo.training.worker import Job, finished_before, train
 
     name_lines()
     coordinator, common = config["coordinator"], config["common"]
@@ -234,8 +234,10 @@ def _serve(config: dict[str, Any]) -> None:
         command = coordinator.wait_for_command.remote()
         try:
             with about(common.study, spec.name), common.store.writing():
-                record = train(
-                    Job(spec, given["key"], common.inputs_of(given["key"]), common.store),
+                job = Job(spec, given["key"], common.inputs_of(given["key"]), common.store)
+                before = broadcast(finished_before(job)) if given["attempt"] > 1 else None
+                record = before or train(
+                    job,
                     lambda step, metrics: ray.get(coordinator.report.remote(step, metrics)),
                     lambda: ray.get(command) if ray.wait([command], timeout=0)[0] else None,  # noqa: B023
                     base,

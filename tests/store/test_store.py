@@ -318,3 +318,34 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         Store("s3://")
     with pytest.raises(StoreError, match="too long for a name"):
         Store(tmp_path).has_folder("deltas", "x" * 300)
+
+
+def write_file(store, folder):
+    store.write_bytes("made/k/file", b"x")
+
+
+def put_file(store, folder):
+    store.put_file(folder / "file", "made/k/file")
+
+
+def save_folder(store, folder):
+    store.save_folder("made", "k", folder)
+
+
+def add_to_folder(store, folder):
+    store.add_to_folder("made", "k", folder)
+
+
+@pytest.mark.parametrize("write", [write_file, put_file, save_folder, add_to_folder])
+def test_what_has_its_name_is_on_its_disk(tmp_path, monkeypatch, write):
+    store, synced, sync = Store(tmp_path / "store"), set(), os.fsync
+
+    def see(file):
+        synced.add(os.fstat(file).st_ino)
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", see)
+    with store.scratch_folder() as folder:
+        (folder / "file").write_bytes(b"x")
+        write(store, folder)
+    assert os.stat(store.path("made", "k", "file")).st_ino in synced

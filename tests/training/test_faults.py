@@ -1,5 +1,7 @@
 """Real faults on real Ray: the cases of ``checks/faults/training.py`` that no other test covers."""
 
+import os
+import signal
 import sys
 from dataclasses import replace
 
@@ -7,7 +9,17 @@ import pytest
 from process_cases import listening
 from ray import cloudpickle
 
-from checks.faults.training import CASES, ask_too_much, break_run, make_store, train, worker_processes
+from checks.faults.training import (
+    CASES,
+    Witness,
+    ask_too_much,
+    break_run,
+    make_store,
+    specification,
+    train,
+    worker_processes,
+)
+from raygeo.training.sweep import run_sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
@@ -92,6 +104,30 @@ def test_an_error_in_a_loss_ends_the_run_at_once_and_is_shown(ray_session, tmp_p
     assert seen.end["reason"].endswith(" in broken)")
     assert seen.notes == ["Traceback (most recent call last):"]
     assert not store.units("runs")
+
+
+def test_a_worker_that_is_lost_while_it_measures_a_run_does_not_train_it_again(ray_session, tmp_path):
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    store, inputs = make_store(tmp_path)
+    measured = []
+
+    class Told(Witness):
+        def on_trial_result(self, iteration, trials, trial, result, **info):
+            super().on_trial_result(iteration, trials, trial, result, **info)
+            measured.append(result.get("measured"))
+
+    def measure(key, name, mark=str(tmp_path / "measured")):
+        if not os.path.exists(mark):
+            open(mark, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"moved": 1.0}
+
+    seen = Told()
+    spec = specification("run", {"steps": 3})
+    assert run_sweep({"run": spec}, inputs, store, "measured", [seen], measure=measure) == {}
+    assert seen.seen["run"].steps == [1, 2, 3]
+    assert seen.seen["run"].end["status"] == "finished"
+    assert measured[-1] == {"moved": 1.0}
 
 
 def assert_cpus_are_free(ray):

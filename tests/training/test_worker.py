@@ -18,7 +18,7 @@ from raygeo.models.lora import LoraSettings
 from raygeo.records import FINISHED, RunRecord
 from raygeo.training.engine import import_deepspeed
 from raygeo.training.settings import RunSpec, TrainingSettings
-from raygeo.training.worker import Job, train
+from raygeo.training.worker import Job, finished_before, train
 
 pytestmark = pytest.mark.cluster
 
@@ -74,6 +74,16 @@ def test_the_record_of_a_run_holds_its_settings(trained, name):
     assert (row["lr"], row["seed"], row["init_seed"]) == (settings.lr, settings.seed, settings.init_seed)
     assert (record.adapter_init is None) == (lora is None)
     assert record.row() == row
+
+
+def test_a_run_that_an_earlier_attempt_finished_is_known(trained):
+    store, told = trained
+    spec = RunSpec(name="sft", loss=SFT(), training=TrainingSettings(**SETTINGS))
+    assert finished_before(Job(spec, "sft", None, store)).row() == told["sft"]["row"]
+    assert finished_before(Job(spec, "another", None, store)) is None
+    row = told["sft"]["row"]
+    store.write_unit("gone", {"runs": [row | {"key": "gone"}], "training_curves": []})
+    assert finished_before(Job(spec, "gone", None, store)) is None, "its weights are not there"
 
 
 def test_dpo_starts_at_ln_2(trained):
