@@ -12,6 +12,7 @@ import logging
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -329,13 +330,19 @@ def train_sharded(setting: Setting, cases: Iterable[Case], after: After = keep) 
 
     Objective and gradient norm of all steps go to the store's ``curves/<name>.json``.
     """
-    multiprocessing.set_forkserver_preload(PRELOADED)
     for ranks in sorted({case.ranks for case in cases}):
         mine = [case for case in cases if case.ranks == ranks]
         with tempfile.TemporaryDirectory() as folder:
-            start_processes(
-                _train_cases, (ranks, setting, mine, after, folder), nprocs=ranks, start_method="forkserver"
-            )
+            run_in_group(_train_cases, ranks, setting, mine, after, folder)
+
+
+def run_in_group(work: Callable[..., None], ranks: int, *args: Any) -> None:
+    """Call ``work(rank, ranks, *args)`` in as many fresh processes as there are ranks, which end with this one.
+
+    They are forked from one that has imported what training needs.
+    """
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    start_processes(work, (ranks, *args), nprocs=ranks, start_method="forkserver", daemon=True)
 
 
 def _train_cases(rank: int, ranks: int, setting: Setting, cases: list[Case], after: After, folder: str) -> None:
@@ -488,6 +495,7 @@ def main() -> None:
     parser.add_argument("--losses", help="types of losses or names of cases, with commas between; all")
     parser.add_argument("--out", type=Path, help="JSON file for all numbers")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what it started ends too
     wanted = arguments.losses.split(",") if arguments.losses else list(LOSS_CASES)
     names = [name for name, loss in LOSS_CASES.items() if name in wanted or loss.type in wanted]
     console = Console(width=None if sys.stdout.isatty() else 160)

@@ -1,20 +1,19 @@
-"""Groups of processes of their own, forked from one that has imported what training needs; where processes listen."""
+"""Work for groups of processes, and where processes listen."""
 
-import multiprocessing
-from collections.abc import Callable, Iterable
+import signal
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
 
 import psutil
-from torch.multiprocessing import start_processes
 
-from checks.equivalence import PRELOADED
+from checks.equivalence import run_in_group
+
+__all__ = ["listening", "run_in_group", "wait_for_ever"]
 
 
-def run_in_group(work: Callable[..., None], ranks: int, *args: Any) -> None:
-    """Call ``work(rank, ranks, *args)`` in as many fresh processes as there are ranks, and wait for them."""
-    multiprocessing.set_forkserver_preload(list(PRELOADED))
-    start_processes(work, (ranks, *args), nprocs=ranks, start_method="forkserver")
+def wait_for_ever(rank: int, ranks: int) -> None:
+    """Work that does not end by itself."""
+    signal.pause()
 
 
 def listening(processes: Iterable[psutil.Process]) -> list[str]:

@@ -37,7 +37,9 @@ class Measures:
         Raises:
             ValueError: the study does not measure it; what it measures instead.
         """
-        short = {known.metric.short: known for known in self.declared.values() if known.metric.short != known.metric.name}
+        short = {
+            known.metric.short: known for known in self.declared.values() if known.metric.short != known.metric.name
+        }
         fitting = (known for known in self.declared.values() if known.metric.covers(name))
         known = short.get(name) or self.declared.get(name) or next(fitting, None)
         if known is None:

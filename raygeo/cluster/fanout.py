@@ -232,7 +232,9 @@ class Fanout:
         self.schedule.actors = max(1, there)
         if not self.asked or not self.schedule:
             self.waiting.over()
-        elif said := self.waiting.note(len(self.asked), f"; {len(self.running)} at work" if self.running else ""):
+            return
+        working = f"; {len(self.running)} at work" if self.running else ""
+        if said := self.waiting.note(len(self.asked), working, self.blind):
             self.pool.say(f"  {self.name}: {said}")
 
     def _ask(self, count: int) -> None:

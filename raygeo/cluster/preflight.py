@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._private.state import available_resources_per_node
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get
@@ -22,15 +23,24 @@ def living_nodes(without: Collection[str] = ()) -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"] and node.get("NodeID") not in without]
 
 
+def free_resources(without: Collection[str] = ()) -> list[dict[str, float]]:
+    """What nobody has taken of every living node, ``without`` those with some ids."""
+    return [free for node, free in available_resources_per_node().items() if node not in without]
+
+
 def count_fitting(demand: Mapping[str, float], without: Collection[str] = ()) -> int:
     """How many bundles of ``demand`` (resource name to amount) the living nodes can hold at once, node by node.
 
     Nodes with an id in ``without`` do not count.
     """
+    return count_within(living_nodes(without), demand)
+
+
+def count_within(nodes: Iterable[Mapping[str, float]], demand: Mapping[str, float]) -> int:
+    """How many bundles of ``demand`` there are in ``nodes``, each with its resources."""
     wanted = {name: amount for name, amount in demand.items() if amount > 0}
     return sum(
-        min((int(node.get(name, 0) / amount + 1e-9) for name, amount in wanted.items()), default=0)
-        for node in living_nodes(without)
+        min((int(node.get(name, 0) / amount + 1e-9) for name, amount in wanted.items()), default=0) for node in nodes
     )
 
 

@@ -50,7 +50,7 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
 def _connect(address: str | None, cpus: int | None) -> None:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune would print over our progress
     named = address or os.environ.get("RAY_ADDRESS")
-    if named:
+    if named and named != "local":  # Ray's word for one that it starts here
         _check_answers(named)
         try:
             found = {"runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(FOLDERS)}}}

@@ -20,7 +20,7 @@ def cluster(monkeypatch):
     monkeypatch.setattr(preflight.ray, "nodes", tables)
     monkeypatch.setattr(preflight, "is_autoscaler_v2", lambda: False)
     monkeypatch.setattr(preflight, "_internal_kv_get", lambda key: None)
-    monkeypatch.setattr(waiting.ray, "available_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(preflight, "available_resources_per_node", lambda: {"a": {"CPU": 1.0}, "b": {}})
     return nodes
 
 
@@ -70,3 +70,15 @@ def test_waiting_is_told_now_and_then(cluster, monkeypatch):
     assert said[1][1] == "waiting for 2 x 1 CPU for 90 s (cluster has 2 nodes, 3 CPU, 1 free)"
     wait.over()
     assert wait.note(2) is None
+
+
+def test_where_there_is_room_it_is_the_start_that_is_waited_for(cluster, monkeypatch):
+    cluster += [(True, {"CPU": 2}), (True, {"CPU": 1})]
+    free = {"a": {"CPU": 1.0}, "b": {"CPU": 1.0}}
+    monkeypatch.setattr(preflight, "available_resources_per_node", lambda: free)
+    monkeypatch.setattr(waiting, "FIRST_SECONDS", 0.0)
+    said = "waiting for the start of 2 x 1 CPU for 0 s (cluster has 2 nodes, 3 CPU, 2 free)"
+    assert Waiting(demand(1, 0)).note(2) == said
+    assert Waiting(demand(1, 0)).note(3).startswith("waiting for 3 x 1 CPU for")
+    assert Waiting(demand(2, 0)).note(1).startswith("waiting for 1 x 2 CPU for"), "no node has so many"
+    assert Waiting(demand(1, 0)).note(2, without={"b"}).startswith("waiting for 2 x 1 CPU for")

@@ -122,7 +122,8 @@ def test_a_port_that_ray_has_drawn_twice_is_drawn_anew(monkeypatch, said, tries)
     monkeypatch.setattr(ray, "init", fails)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     with pytest.raises(ClusterError, match=said):
         connect_here(cpus=1)
     assert len(asked) == tries
+    assert {each["_node_ip_address"] for each in asked} == {"127.0.0.1"}

@@ -1,10 +1,15 @@
 """A subset of ``checks/equivalence.py`` that has every loss: sharded training and its exports against a plain loop."""
 
 import math
+import os
+import signal
+import sys
+import time
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from peft import PeftModel
@@ -217,3 +222,28 @@ def test_an_export_of_shards_that_were_not_gathered_is_refused(tmp_path, store, 
     monkeypatch.setattr("raygeo.training.export.trained_values", lambda engine: shards)
     with pytest.raises(DeltaError, match=r"not gathered|without being gathered"):
         keep_delta(engine_of(model), student, store, "deltas", "run")
+
+
+ENDED = """
+import process_cases
+from checks import equivalence
+
+equivalence.PRELOADED.clear()
+equivalence.make_setting = lambda folder: None
+equivalence.measure = lambda setting, cases: process_cases.run_in_group(process_cases.wait_for_ever, 2)
+equivalence.main()
+"""
+
+
+def test_nothing_that_the_check_started_outlives_it():
+    path = os.pathsep.join(sys.path)
+    check = psutil.Popen([sys.executable, "-c", ENDED], env=os.environ | {"PYTHONPATH": path})
+    while len(started := check.children(recursive=True)) < 4:  # two that work, what they are forked from, and a tracker
+        assert check.poll() is None
+        time.sleep(0.1)
+    check.terminate()
+    assert check.wait(60) == 128 + signal.SIGTERM
+    _, left = psutil.wait_procs(started, timeout=30)
+    for process in left:
+        process.kill()
+    assert not left
