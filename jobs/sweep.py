@@ -19,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from raygeo.cli import AddressOption, SetOption, stoppable, told
 from raygeo.errors import ConfigError, WorkloadError
+from raygeo.interrupts import asked
 from raygeo.logs import name_lines
+from raygeo.paths import without_credentials
 from raygeo.store.location import extended
 
 if TYPE_CHECKING:
@@ -50,10 +52,13 @@ def sweep(
             try:
                 run_study(given, address=address)
             except Exception as error:
-                failures[given.store] = error
-                typer.secho(f"{given.store}: {type(error).__name__}: {reason(error)}", fg="red", err=True)
+                if asked():  # of a process that is to stop, none that follows could do anything
+                    raise
+                shown = without_credentials(given.location)
+                failures[shown] = error
+                typer.secho(f"{shown}: {type(error).__name__}: {reason(error)}", fg="red", err=True)
     if failures:
-        raise WorkloadError(f"{len(failures)} of {len(studies)} studies failed: {', '.join(map(str, failures))}.")
+        raise WorkloadError(f"{len(failures)} of {len(studies)} studies failed: {', '.join(failures)}.")
 
 
 def _studies(study: Path, over: str | None, overrides: list[str], store: str | None) -> list[Study]:
@@ -70,12 +75,15 @@ def _studies(study: Path, over: str | None, overrides: list[str], store: str | N
         values = None
     if not isinstance(values, list) or not values:
         raise ConfigError(f"--over {over!r} is not of the form a.b=[1, 2].")
-    studies = []
+    studies: dict[str, Study] = {}
     for value in values:
         given = load_study(study, [*overrides, f"{setting}={json.dumps(value)}"], store)
-        location, name = given.location, json.dumps(value).strip('"').replace("/", "_")
-        studies.append(given.model_copy(update={"store": extended(location, f"-{name}")}))
-    return studies
+        name = json.dumps(value).strip('"').replace("/", "_")
+        location = extended(given.location, f"-{name}")
+        if location in studies:
+            raise ConfigError(f"--over {over!r}: two values would have the store {location}; leave one of them out.")
+        studies[location] = given.model_copy(update={"store": location})
+    return list(studies.values())
 
 
 if __name__ == "__main__":

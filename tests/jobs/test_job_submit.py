@@ -46,10 +46,10 @@ class Cluster:
         )
         return done.stdout + done.stderr
 
-    def submit(self, name: str, study: Path) -> None:
-        """Submit the study's job, once the cluster takes jobs."""
+    def submit(self, name: str, study: Path, *options: str, job: str = "study") -> None:
+        """Submit the study's job, or another one with options, once the cluster takes jobs."""
         command = ["job", "submit", "--address", self.given.address, "--working-dir", str(REPOSITORY), "--no-wait",
-                   "--submission-id", name, "--", sys.executable, "jobs/study.py", str(study)]  # fmt: skip
+                   "--submission-id", name, "--", sys.executable, f"jobs/{job}.py", str(study), *options]  # fmt: skip
         said = ""
         for _ in range(60):
             said = self.ray(*command)
@@ -124,7 +124,7 @@ def test_a_submitted_study_is_stopped_and_resumed_and_says_what_failed(cluster, 
     with (tmp_path / "rollouts.jsonl").open("w") as file:
         draw_rollouts(12).to_pandas().to_json(file, orient="records", lines=True)
     study = tiny_study(
-        store=str(tmp_path / "store"),
+        store=str(tmp_path / "store-1.5"),
         geometry={name: None for name in analyses() if name != "norms"},
         rollouts={"read": [{"type": "jsonl", "path": str(tmp_path / "rollouts.jsonl")}]},
         student={"model": str(save_tiny_student(tmp_path / "student"))},
@@ -133,7 +133,7 @@ def test_a_submitted_study_is_stopped_and_resumed_and_says_what_failed(cluster, 
         runs=[{"name": name, "loss": {"type": "sft"}, "seed": seed} for seed, name in enumerate(("first", "second"))],
     )  # fmt: skip
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    seen = Seen(tmp_path / "store")
+    seen = Seen(tmp_path / "store-1.5")
 
     cluster.submit("stopped", tmp_path / "study.yaml")
     cluster.wait_for("stopped", lambda: seen.steps("first") > 20)
@@ -157,11 +157,20 @@ def test_a_submitted_study_is_stopped_and_resumed_and_says_what_failed(cluster, 
     assert "exit code 2" in said
     assert "run second: a worker was lost" in said
     assert seen.states() == {"tiny": "FAILED", "base": "FINISHED", "first": "FINISHED", "second": "FAILED"}
-    store = raygeo.open(str(tmp_path / "store"))
+    store = raygeo.open(str(tmp_path / "store-1.5"))
     assert store.table("runs")["status"].to_pylist() == ["finished", "failed"]
-    assert "a worker was lost" in (tmp_path / "store" / "report.html").read_text()
+    assert "a worker was lost" in (tmp_path / "store-1.5" / "report.html").read_text()
     assert sorted(seen.curve("first")) == list(range(1, 401))
     assert seen.runs()["first"].data.tags["raygeo.ray_job"] == "struck"
+
+    swept = "--store", str(tmp_path / "store"), "--over", "training.cpus=[64, 1.5]"
+    cluster.submit("swept", tmp_path / "study.yaml", *swept, job="sweep")
+    cluster.wait_for("swept", lambda: not cluster.active("swept"), ended=True)
+    assert cluster.status("swept") == "FAILED"
+    said = cluster.jobs.get_job_info("swept").message
+    assert f"1 of 2 studies failed: {tmp_path / 'store-64'}." in said
+    assert store.table("runs")["status"].to_pylist() == ["finished", "finished"], "the other was taken up where it was"
+    assert seen.states() == dict.fromkeys(("tiny", "base", "first", "second"), "FINISHED")
 
 
 def test_a_job_that_is_refused_says_why(tmp_path):

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raygeo.errors import StoreError
+
 pytestmark = pytest.mark.cluster
 
+FAILING = 0.25
 JOB = Path(__file__).parents[2] / "jobs" / "sweep.py"
 
 
@@ -15,7 +18,13 @@ JOB = Path(__file__).parents[2] / "jobs" / "sweep.py"
 def run(monkeypatch, tmp_path):
     """Calls the job on a small study file; returns the studies it ran."""
     studies = []
-    monkeypatch.setattr("raygeo.pipeline.study.run_study", lambda study, **options: studies.append(study))
+
+    def run_study(study, **options):
+        studies.append(study)
+        if study.rollouts.negative_share == FAILING:
+            raise StoreError(f"{study.store} cannot be written")
+
+    monkeypatch.setattr("raygeo.pipeline.study.run_study", run_study)
     file = tmp_path / "study.yaml"
     file.write_text(
         yaml.safe_dump({"name": "s", "rollouts": {"sample": {"prompts": 8}}, "runs": [{"loss": {"type": "sft"}}]})
@@ -56,8 +65,18 @@ def test_without_values_it_runs_the_study(run):
     ("over", "said"),
     [("rollouts.negative_share", "is not of the form"), ("rollouts.negative_share=0.5", "is not of the form"),
      ("rollouts.negative_share=[", "is not of the form"), ("rollouts.negative_share=[]", "is not of the form"),
+     ("rollouts.negative_share=[0.5, 0.50]", "two values would have the store store/s-0.5;"),
      ("rollouts.negative_share=[0.1, 2]", "less than or equal to 1"), ("rollouts.share=[1]", "unknown key")],
 )  # fmt: skip
 def test_a_wrong_value_is_named_before_anything_runs(run, capsys, over, said):
     assert run("--over", over, code=2) == []
     assert said in capsys.readouterr().err
+
+
+def test_a_study_that_fails_does_not_keep_the_others_from_running_and_no_password_is_said(run, capsys):
+    given = "--over", "rollouts.negative_share=[0.25, 0.5]", "--store", "s3://key:secret@bucket/there"
+    assert [s.rollouts.negative_share for s in run(*given, code=2)] == [0.25, 0.5]
+    said = capsys.readouterr().err
+    assert "s3://bucket/there-0.25: StoreError: s3://bucket/there-0.25 cannot be written" in said
+    assert "1 of 2 studies failed: s3://bucket/there-0.25." in said
+    assert "secret" not in said

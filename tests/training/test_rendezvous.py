@@ -8,7 +8,9 @@ import psutil
 import pytest
 import ray
 import torch.distributed as dist
+from ray.exceptions import ActorDiedError
 
+from raygeo.errors import LostProcessError
 from raygeo.training.rendezvous import interfaces, meeting, serve
 
 pytestmark = pytest.mark.cluster
@@ -62,3 +64,18 @@ def test_gloo_takes_the_interface_that_has_the_address_and_nccl_that_of_a_lone_m
         if not address.startswith("127."):
             assert interfaces(address) == {"GLOO_SOCKET_IFNAME": name}
     assert interfaces("198.51.100.7") == {}
+
+
+class Lost:
+    """A group of one worker, which dies at the first thing it is asked."""
+
+    def __len__(self):
+        return 1
+
+    def execute(self, function):
+        raise ActorDiedError
+
+
+def test_a_worker_that_dies_before_it_could_begin_ends_its_group():
+    with pytest.raises(LostProcessError, match="a worker died before it could begin"):
+        meeting(0).backend_cls().on_start(Lost(), meeting(0))
