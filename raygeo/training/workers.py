@@ -212,7 +212,7 @@ class Workers:
                 self._trainer().fit()
                 again = False
             except Exception as error:  # of starting the group: those of its runs are counted run by run
-                reason = " ".join(str(error).split())[:_LONGEST]
+                reason = " ".join(str(error).split())[-_LONGEST:]  # a traceback says at its end what went wrong
                 again = self._tell("unstarted", f"workers could not be started: {reason}")
 
 
