@@ -140,6 +140,35 @@ def test_an_unknown_loss_takes_a_free_colour():
     assert len({style.colour for style in styles.values()}) == 4
 
 
+def test_losses_of_one_colour_look_different():
+    losses = [f"loss{i}" for i in range(12)]
+    styles = run_styles({loss: loss for loss in losses}, "base")
+    assert len({styles[loss].colour for loss in losses}) == 6
+    for look in ("dashes", "loss_dashes"):
+        assert len({(styles[loss].colour, getattr(styles[loss], look)) for loss in losses}) == 12
+
+
+def test_planes_tell_what_was_measured_next_to_the_pointer(tables, figures):
+    told, down, across, *_, rows, columns, values = points(figures["planes"])["cells"][0]
+    assert (told, down, across) == (
+        "NLL, nats a token", "distance towards the third", "distance along the first two",
+    )  # fmt: skip
+    measured = tables["planes"].to_pandas().pivot_table(index="y", columns="x", values="nll")
+    assert [float(name.replace("−", "-")) for name in rows] == pytest.approx(list(measured.index), abs=5e-3)
+    assert [float(name.replace("−", "-")) for name in columns] == pytest.approx(list(measured.columns), abs=5e-3)
+    np.testing.assert_allclose(values, measured.to_numpy().ravel(), rtol=1e-3)
+
+
+def test_a_large_figure_is_what_is_shorter():
+    fig, (ax,) = make_panels(1, 1, 2)
+    for step in range(2000):
+        ax.plot([0, 1], [step, step + 1], color="black")
+    assert embed(fig, "lines", "").startswith("<img")
+    fig, (ax,) = make_panels(1, 1, 2)
+    ax.imshow(np.random.default_rng(0).random((300, 300, 3)), interpolation="none")
+    assert embed(fig, "noise", "").startswith("<svg")
+
+
 def test_colours_stand_out_on_light_and_dark_paper():
     def luminance(colour):
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
