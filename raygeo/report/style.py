@@ -111,8 +111,8 @@ def run_of(gid: str | None) -> str:
 def run_styles(losses: Mapping[str, str], base: str) -> dict[str, RunStyle]:
     """Give every run (name -> loss) a style, and the base the colour of the ink.
 
-    A loss outside the palette takes the next colour that no loss here uses; when all are taken they repeat, and the next
-    loss of a colour goes on with dashes and markers where the one before ended.
+    A loss outside the palette takes the next colour that no loss here uses; when all are taken they repeat, and the
+    next loss of a colour goes on with dashes and markers where the one before ended.
     """
     free = [c for loss, c in _COLOURS.items() if loss not in losses.values()] or list(_COLOURS.values())
     others = dict.fromkeys(loss for loss in losses.values() if loss not in _COLOURS)

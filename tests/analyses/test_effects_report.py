@@ -92,10 +92,10 @@ def test_heads_are_sorted_beside_those_dealt_at_random():
 
 
 def test_of_many_runs_the_first_of_a_configuration_shows_its_heads():
+    training = {"lr": 1.0, "init_seed": 0, "lora": None}
     runs = [
-        {"run": f"dft-s{seed}", "key": f"{seed}", "loss": "dft", "status": "finished", "seed": seed}
-        | {"params": json.dumps({"loss": {"type": "dft"}, "training": {"lr": 1.0, "seed": seed, "init_seed": 0, "lora": None}})}
-        for seed in range(13)
+        row | {"params": json.dumps({"loss": {"type": "dft"}, "training": training | {"seed": seed}}), "seed": seed}
+        for seed, row in enumerate(finished(*(f"dft-s{seed}" for seed in range(13))))
     ]
     rows = [effect("largest", 4.0, 1) | {"run": run["run"]} for run in runs]
     removed, _ = axes_of(heads.effects, view_of("dft-s0", runs=runs, head_effects=rows))

@@ -25,8 +25,8 @@ _PALE = LinearSegmentedColormap.from_list("pale", matplotlib.colormaps["Blues"](
     """NLL of held-out solutions on the plane through three runs (filled marks, where the plane holds the run itself).
     Other runs (open marks) are drawn at their projections, which may lie far from them: the number beside each is its
     distance from the plane, in the unit of the axes. Those whose projections lie outside of what was measured are in
-    the table alone. Darker is worse; under the pointer stands what was measured next to it. Levels are spaced by area, so steep walls and
-    flat floors show alike: read the numbers.""",
+    the table alone. Darker is worse; under the pointer stands what was measured next to it. Levels are spaced
+    by area, so steep walls and flat floors show alike: read the numbers.""",
 )
 def planes(view: View) -> Figure | None:
     """Draw one contour map a plane with all runs marked."""
