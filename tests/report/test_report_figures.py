@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from report_study import DIVERGED, RUNS
 from view_cases import finished, view_of
 
-from raygeo.report.embed import embed
+from raygeo.report.embed import SVG_LIMIT, embed
 from raygeo.report.hover import name_cells, points
 from raygeo.report.plots import make_panels
 from raygeo.report.style import run_styles
@@ -164,9 +164,10 @@ def test_a_large_figure_is_what_is_shorter():
     for step in range(2000):
         ax.plot([0, 1], [step, step + 1], color="black")
     assert embed(fig, "lines", "").startswith("<img")
-    fig, (ax,) = make_panels(1, 1, 2)
-    ax.imshow(np.random.default_rng(0).random((300, 300, 3)), interpolation="none")
-    assert embed(fig, "noise", "").startswith("<svg")
+    fig, (ax,) = make_panels(1, 1, 6)
+    for low, high in np.sort(np.random.default_rng(0).random((60, 100, 2))).transpose(0, 2, 1):
+        ax.fill_between(range(100), low, high, alpha=0.05)
+    assert SVG_LIMIT < len(embed(fig, "bands", "").partition("</svg>")[0])
 
 
 def test_colours_stand_out_on_light_and_dark_paper():

@@ -95,7 +95,7 @@ def test_legends_end_and_say_how_much_is_left_out():
 
 
 def test_rows_are_named_as_far_as_there_is_room():
-    for height, named in ((11.0, 40), (2.0, 10)):
+    for height, named in ((11.0, 40), (2.0, 8)):
         fig, (ax,) = make_panels(1, 1, height)
         name_rows(ax, [f"run {i}" for i in range(40)])
         FigureCanvasAgg(fig).draw()
