@@ -1,4 +1,4 @@
-"""A matplotlib figure as part of a page: inline SVG that follows the page's colours, or an image where that is large.
+"""A matplotlib figure as part of a page: inline SVG that follows the page's colours, or an image if that is shorter.
 
 Beside it stand its points, for the page to tell those under the pointer.
 """
@@ -25,13 +25,15 @@ _METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def embed(fig: Figure, name: str, alt: str) -> Markup:
-    """Return ``fig`` as one ``<svg>`` or, above ``SVG_LIMIT`` characters of SVG, one ``<img>`` element, and its points.
+    """Return ``fig`` as one ``<svg>`` element, or as one ``<img>`` if that is shorter, and its points.
+
+    Up to ``SVG_LIMIT`` characters it is an ``<svg>`` in any case.
 
     What belongs to a run has the attribute ``data-run``. The same figure always gives the same text. ``name`` must be
     unique on the page: it prefixes every id of the SVG.
     """
     svg = _svg(fig, name, alt)
-    picture = svg if len(svg) <= SVG_LIMIT else _image(fig, alt)
+    picture = svg if len(svg) <= SVG_LIMIT else min(svg, _image(fig, alt), key=len)
     told = json.dumps(points(fig), separators=(",", ":")).replace("<", "\\u003c")
     return Markup(f'{picture}<script type="application/json">{told}</script>')
 

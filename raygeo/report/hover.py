@@ -23,7 +23,7 @@ _NAMED: WeakKeyDictionary[QuadMesh, tuple[pd.DataFrame, str]] = WeakKeyDictionar
 
 
 def name_cells(mesh: QuadMesh, cells: pd.DataFrame, told: str = "") -> None:
-    """Let the cells of ``mesh``, one unit wide and high from (0, 0) on, answer by their names in ``cells``.
+    """Let the cells of ``mesh`` answer by their names in ``cells``, whether it is drawn or not.
 
     ``told`` is what their values are, by default the title of the panel.
     """
@@ -51,7 +51,7 @@ def points(fig: Figure) -> dict[str, Any]:
         "axes": [[name for name in names if name] for names in told],
         "lines": [[*key, found] for key, found in lines.items()],
         "cells": [
-            _cells(ax, *_NAMED[mesh], fig)
+            _cells(ax, mesh, fig)
             for ax in fig.axes
             for mesh in ax.collections
             if isinstance(mesh, QuadMesh) and mesh in _NAMED and _NAMED[mesh][0].size <= _MOST_CELLS
@@ -59,9 +59,10 @@ def points(fig: Figure) -> dict[str, Any]:
     }
 
 
-def _cells(ax: Axes, cells: pd.DataFrame, told: str, fig: Figure) -> list[Any]:
-    rows, columns = cells.shape
-    corners = [_place(x, y, fig) for x, y in ax.transData.transform([(0, 0), (columns, rows)])]
+def _cells(ax: Axes, mesh: QuadMesh, fig: Figure) -> list[Any]:
+    cells, told = _NAMED[mesh]
+    edges = mesh.get_coordinates()
+    corners = [_place(x, y, fig) for x, y in ax.transData.transform([edges[0, 0], edges[-1, -1]])]
     down, across = ax.get_ylabel() or fig.get_supylabel(), ax.get_xlabel() or fig.get_supxlabel()
     values = [None if not np.isfinite(value) else _short(value) for value in cells.to_numpy(float).ravel()]
     names = [[str(name) for name in axis] for axis in (cells.index, cells.columns)]

@@ -18,9 +18,9 @@ _MARKERS = "os^Dv<>"
     "monitor",
     "Accuracy while training",
     """Accuracy of the weights that were kept on the way, one panel a run, with 95 % intervals; step 0 is the untrained
-    base. In black, where they were asked, problems that are trained on. Where that curve and another part and meet
-    again is marked by thin lines and said in the table. The axis is linear below 1 and logarithmic from there. Of runs
-    in stages or rounds the steps are those at which one ended.""",
+    base. In black (in the dark, white), where they were asked, problems that are trained on. Where that curve and
+    another part and meet again is marked by thin lines and said in the table. The axis is linear below 1 and
+    logarithmic from there. Of runs in stages or rounds the steps are those at which one ended.""",
 )
 def curves(view: View) -> Figure | None:
     """Draw accuracy against the step, one panel a run, one curve a benchmark."""

@@ -9,7 +9,7 @@ const reveal = () => {
 addEventListener("hashchange", reveal);
 let closed = [];
 addEventListener("beforeprint", () => { closed = folds.filter(fold => !fold.open); for (const fold of closed) fold.open = true; });
-addEventListener("afterprint", () => { for (const fold of closed) fold.open = false; });
+addEventListener("afterprint", () => { for (const fold of closed) fold.open = false; closed = []; });
 
 // The contents are a menu where the window is narrow, and say which part is being read.
 const menu = document.querySelector("nav details"), wide = matchMedia("(min-width: 1000px)");
@@ -66,7 +66,7 @@ const equip = part => {
 };
 const shown = part => part.getClientRects().length > 0;
 for (const part of document.querySelectorAll(".scroll")) if (shown(part)) equip(part);
-for (const fold of folds) fold.addEventListener("toggle", () => { for (const part of fold.querySelectorAll(".scroll")) if (shown(part)) equip(part); });
+for (const fold of folds) fold.addEventListener("toggle", () => { if (!closed.length) for (const part of fold.querySelectorAll(".scroll")) if (shown(part)) equip(part); });
 
 // Figures tell the point nearest to the pointer, and its run stands out, or the cell below it; each is saved as it stands.
 const tip = make("div", "tip", "");

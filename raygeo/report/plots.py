@@ -22,10 +22,12 @@ from raygeo.report.view import View
 
 WIDTH = 10.0
 WIDE = 5
-LEGEND = 10
+LEGEND = 15
 """Most entries of a legend."""
 ROWS = 60
-"""Most rows of a figure that are named."""
+"""Most rows of a figure."""
+_ROW = 0.16
+"""Inches that the name of a row takes."""
 WRITTEN = 32
 """Most rows and columns of a heatmap whose values are written out, and most that are named."""
 _SPACING, _PAD = 1.6, 1.0
@@ -62,13 +64,13 @@ def make_panels(count: int, columns: int, height: float, **options: Any) -> tupl
 
 
 def legend(fig: Figure, view: View, names: Iterable[str], extra: Iterable[Line2D] = ()) -> None:
-    """Put one legend for the whole figure below it: of many runs, of at most ten configurations or losses."""
+    """Put one legend for the whole figure below it: of many runs, of at most fifteen configurations or losses."""
     groups = view.groups(set(names))
     if not view.many:
         handles = [Line2D([], [], label=name, **view.styles[name].line()) for name in groups]
     else:
         handles = [
-            Line2D([], [], label=label, color=view.styles[first].colour, linestyle="-" if first else "none")
+            Line2D([], [], label=label, **(view.styles[first].loss_line() if first else {"linestyle": "none"}))
             for first, label in _legend_entries(view, groups)
         ]
     handles += extra
@@ -84,14 +86,14 @@ def _legend_columns(handles: list[Line2D]) -> int:
 
 
 def _legend_entries(view: View, groups: Mapping[str, list[str]]) -> list[tuple[str, str]]:
-    """The run whose colour an entry has, and its words."""
+    """The run whose line an entry has, if it has one, and its words."""
     if len(groups) <= LEGEND:
         return [(first, first if len(of) == 1 else f"{first} and {len(of) - 1} seeds") for first, of in groups.items()]
     losses = view.by_loss(set(groups))
     shown = list(losses.items())[: LEGEND if len(losses) <= LEGEND else LEGEND - 1]
     entries = [(of[0], loss if len(of) == 1 else f"{loss}, {len(of)} configurations") for loss, of in shown]
     rest = sum(len(of) for of in losses.values()) - sum(len(of) for _, of in shown)
-    return [*entries, (shown[-1][1][0], f"and {rest} more configurations")] if rest else entries
+    return [*entries, ("", f"and {rest} more configurations")] if rest else entries
 
 
 def lines(ax: Axes, view: View, frame: pd.DataFrame, x: str, y: str, **look: Any) -> None:
@@ -109,7 +111,7 @@ def lines(ax: Axes, view: View, frame: pd.DataFrame, x: str, y: str, **look: Any
             ax.plot(rows[x], rows[y], **style.line(**look))
             continue
         rows = pd.concat([by_run[name] for name in members]).groupby(x)[y].agg(["mean", "min", "max"])
-        ax.plot(rows.index, rows["mean"], color=style.colour, linewidth=1.1, alpha=0.85, gid=style.gid)
+        ax.plot(rows.index, rows["mean"], linewidth=1.1, alpha=0.85, gid=style.gid, **style.loss_line())
         if len(members) > 1:
             ax.fill_between(rows.index, rows["min"], rows["max"], color=style.colour, alpha=0.12 * faint, linewidth=0)
 
@@ -148,7 +150,8 @@ def _tick(value: float, low: float, high: float) -> str:
 
 def name_rows(ax: Axes, names: list[str]) -> None:
     """Name the rows, top to bottom, as many as there is room for."""
-    step = math.ceil(len(names) / ROWS)
+    room = ax.get_window_extent().height / ax.figure.dpi if ax.figure is not None else math.inf
+    step = math.ceil(len(names) * _ROW / room)
     ax.set_yticks(range(0, len(names), step), names[::step])
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)

@@ -25,11 +25,12 @@ def by_rate(view: View, values: Mapping[str, float]) -> pd.DataFrame:
 
 def draw_rates(ax: Axes, view: View, frame: pd.DataFrame) -> None:
     """Draw what ``by_rate`` gave, one line a loss: the mean over its runs at each rate, and their range."""
+    faint = min(1.0, 4 / max(1, frame.loss.nunique()))
     for loss, rows in frame.groupby("loss", sort=False):
         style = view.styles[rows.run.iloc[0]]
         at = rows.groupby("lr").value.agg(["mean", "min", "max"])
-        ax.plot(at.index, at["mean"], color=style.colour, marker="o", label=loss)
-        ax.fill_between(at.index, at["min"], at["max"], color=style.colour, alpha=0.15, linewidth=0)
+        ax.plot(at.index, at["mean"], marker="o", label=loss, **style.loss_line())
+        ax.fill_between(at.index, at["min"], at["max"], color=style.colour, alpha=0.12 * faint, linewidth=0)
     log(ax, "x")
     ax.set_xlabel("learning rate")
 

@@ -40,12 +40,15 @@ def results(view: View, measured: Sequence[Column]) -> Sheet:
 
 
 def configurations(view: View) -> Sheet:
-    """Of many runs, every configuration in one row: mean accuracy over its runs, least and greatest; the best first."""
+    """Of many runs, every configuration in one row: mean accuracy over its runs, least and greatest.
+
+    The base comes first, if it was asked, then the best.
+    """
     accuracy = view.frame("accuracy")
     benchmarks = list(accuracy.benchmark.unique())
-    groups = view.groups(set(view.names)) if view.many else {}
+    groups = view.groups({*view.names, *accuracy.run}) if view.many else {}
     runs = view.runs.set_index("run")
-    found: list[tuple[float, list[Cell]]] = []
+    found: list[tuple[tuple[bool, float], list[Cell]]] = []
     for first, members in groups.items():
         row: list[Cell] = [first]
         means = []
@@ -55,9 +58,9 @@ def configurations(view: View) -> Sheet:
             spread = typeset.interval(values.min(), values.max(), typeset.percent) if len(values) > 1 else ""
             text = typeset.percent(values.mean()) if len(values) else typeset.MISSING
             row.append((text, spread) if spread else text)
-        row += [*_run_cells(runs, first, ["loss", "lr"])[:-1], typeset.count(len(members))]
-        row.append(typeset.count(len(set(members) - view.failed)))
-        found.append((-means[0] if means else 0.0, row))
+        counts = (typeset.count(len(of)) for of in (members, set(members) - view.failed))
+        row += [*_run_cells(runs, first, ["loss", "lr"])[:-1], *([typeset.MISSING] * 2 if first == BASE else counts)]
+        found.append(((first != BASE, -means[0] if means else 0.0), row))
     shown = [row for _, row in sorted(found, key=lambda item: item[0])]
     named = [f"{benchmark} accuracy" if len(benchmarks) > 1 else "accuracy" for benchmark in benchmarks]
     columns = ["configuration", *named, "loss", "lr", "runs", "finished"]

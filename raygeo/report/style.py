@@ -1,5 +1,7 @@
 """How a run looks, the same in every figure and table: colour by loss, line and marker by learning rate and seed.
 
+Where there are more losses than colours, losses of one colour differ by their lines.
+
 Any two of the six colours differ by at least 24 in CIELAB under normal, protan and deutan vision (18 under tritan), and
 each has a contrast of at least 3 : 1 on white as on near-black paper.
 """
@@ -64,29 +66,41 @@ RC: Any = {
 
 @dataclass(frozen=True)
 class RunStyle:
-    """``dashes`` are points on and off, empty for a solid line; only the first run of a loss has a filled marker."""
+    """``dashes`` are points on and off, empty for a solid line; only the first run in a colour has a filled marker.
+
+    ``loss_dashes`` are those of all runs of the loss, where these look alike.
+    """
 
     run: str
     colour: str
     dashes: tuple[float, ...]
     marker: str
     filled: bool
+    loss_dashes: tuple[float, ...] = ()
 
     def line(self, **more: Any) -> dict[str, Any]:
         """Keyword arguments of ``Axes.plot``."""
         return {
             "color": self.colour,
-            "linestyle": (0, self.dashes) if self.dashes else "-",
+            "linestyle": _linestyle(self.dashes),
             "marker": self.marker,
             "markerfacecolor": self.colour if self.filled else PAPER,
             "markeredgewidth": 1.2,
             "gid": self.gid,
         } | more
 
+    def loss_line(self, **more: Any) -> dict[str, Any]:
+        """Keyword arguments of ``Axes.plot`` for a line that all runs of the loss have."""
+        return {"color": self.colour, "linestyle": _linestyle(self.loss_dashes)} | more
+
     @property
     def gid(self) -> str:
         """Names in a figure what belongs to the run; ``run_of`` reads it."""
         return _OF_RUN + self.run
+
+
+def _linestyle(dashes: tuple[float, ...]) -> Any:
+    return (0, dashes) if dashes else "-"
 
 
 def run_of(gid: str | None) -> str:
@@ -97,15 +111,22 @@ def run_of(gid: str | None) -> str:
 def run_styles(losses: Mapping[str, str], base: str) -> dict[str, RunStyle]:
     """Give every run (name -> loss) a style, and the base the colour of the ink.
 
-    A loss outside the palette takes the next colour that no loss here uses; when all are taken they repeat.
+    A loss outside the palette takes the next colour that no loss here uses; when all are taken they repeat, and the
+    next loss of a colour goes on with dashes and markers where the one before ended.
     """
     free = [c for loss, c in _COLOURS.items() if loss not in losses.values()] or list(_COLOURS.values())
     others = dict.fromkeys(loss for loss in losses.values() if loss not in _COLOURS)
     colours = _COLOURS | {loss: free[i % len(free)] for i, loss in enumerate(others)}
     styles = {base: RunStyle(base, INK, (), "o", True)}
+    shared: Counter[str] = Counter()
+    loss_dashes = {}
+    for loss in dict.fromkeys(losses.values()):
+        loss_dashes[loss] = _DASHES[shared[colours[loss]] % len(_DASHES)]
+        shared[colours[loss]] += 1
     seen: Counter[str] = Counter()
     for name, loss in losses.items():
-        variant = seen[loss] % len(_DASHES)
-        styles[name] = RunStyle(name, colours[loss], _DASHES[variant], _MARKERS[variant], variant == 0)
-        seen[loss] += 1
+        colour = colours[loss]
+        variant = seen[colour] % len(_DASHES)
+        styles[name] = RunStyle(name, colour, _DASHES[variant], _MARKERS[variant], variant == 0, loss_dashes[loss])
+        seen[colour] += 1
     return styles

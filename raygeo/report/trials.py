@@ -134,8 +134,8 @@ def _join(ax: Axes, best: pd.DataFrame, x: str, y: str) -> None:
 
 def _name_axes(ax: Axes, goals: dict[str, _Goal]) -> None:
     """Name the axes, and turn those round on which less is better."""
-    ways = {"min": ", less is better", "max": ", more is better"}
-    x, y = (f"{name}{ways.get(goal.way or '', '')}" for name, goal in goals.items())
+    ways = {"min": "less is better", "max": "more is better"}
+    x, y = (f"{name}\n{ways.get(goal.way or '', '')}".rstrip() for name, goal in goals.items())
     ax.set(xlabel=x, ylabel=y)
     less = [goal.way == "min" for goal in goals.values()]
     if less[0]:

@@ -78,8 +78,8 @@ def between_runs(view: View) -> Iterable[Finding]:
         ]
         which = "" if len(ahead) <= 3 else "the widest: "
         yield Finding(
-            f"{len(apart)} of {pairs} of runs {'differs' if len(apart) == 1 else 'differ'} in accuracy on {benchmark} "
-            f"after correction, {which}{', '.join(shown)} points.",
+            f"{typeset.count(len(apart))} of {pairs} of runs {'differs' if len(apart) == 1 else 'differ'} in accuracy "
+            f"on {benchmark} after correction, {which}{', '.join(shown)} points.",
             "table-report-mcnemar",
         )
 

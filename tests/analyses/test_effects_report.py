@@ -1,5 +1,7 @@
 """What the page and the tracker show of cut ranks, single heads and critical sharpness."""
 
+import json
+
 import numpy as np
 import pytest
 from view_cases import axes_of, finished, row_of, sheet_of, titles, view_of
@@ -87,6 +89,17 @@ def test_heads_are_sorted_beside_those_dealt_at_random():
     removed, added = axes_of(heads.effects, HEADS)
     assert [line.get_xdata().tolist() for line in removed.lines[:6:2]] == [[3, 5], [1, 3], [-0.5, 1.5]]
     assert added.get_title() == "fall of the base's NLL by it alone"
+
+
+def test_of_many_runs_the_first_of_a_configuration_shows_its_heads():
+    training = {"lr": 1.0, "init_seed": 0, "lora": None}
+    runs = [
+        row | {"params": json.dumps({"loss": {"type": "dft"}, "training": training | {"seed": seed}}), "seed": seed}
+        for seed, row in enumerate(finished(*(f"dft-s{seed}" for seed in range(13))))
+    ]
+    rows = [effect("largest", 4.0, 1) | {"run": run["run"]} for run in runs]
+    removed, _ = axes_of(heads.effects, view_of("dft-s0", runs=runs, head_effects=rows))
+    assert len([line for line in removed.lines if line.get_gid()]) == 2, "a point and its interval"
 
 
 def test_effects_of_heads_stand_beside_their_control():

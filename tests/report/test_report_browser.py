@@ -84,6 +84,13 @@ def test_the_page_fits_its_window_and_the_browser_has_no_complaint(tmp_path, pag
     assert "CONSOLE" not in log
 
 
+def test_tables_are_no_wider_than_paper(tmp_path, page):
+    on_paper = page.replace("@media print", "@media all")
+    assert on_paper != page
+    measured, _ = measure(tmp_path, on_paper, 720)
+    assert measured == [720, 720, 0, 0]
+
+
 def test_the_measure_notices_what_is_too_wide_and_what_is_logged(tmp_path):
     broken = '<!doctype html><html><body><div style="width: 3000px">.</div><script>missing()</script></body></html>'
     (window, page, *_), log = measure(tmp_path, broken, 1280)

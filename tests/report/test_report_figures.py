@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from report_study import DIVERGED, RUNS
 from view_cases import finished, view_of
 
-from raygeo.report.embed import embed
+from raygeo.report.embed import SVG_LIMIT, embed
 from raygeo.report.hover import name_cells, points
 from raygeo.report.plots import make_panels
 from raygeo.report.style import run_styles
@@ -138,6 +138,36 @@ def test_variants_of_a_loss_differ_in_line_and_marker():
 def test_an_unknown_loss_takes_a_free_colour():
     styles = run_styles({"a": "sft", "b": "mine", "c": "yours"}, "base")
     assert len({style.colour for style in styles.values()}) == 4
+
+
+def test_losses_of_one_colour_look_different():
+    losses = [f"loss{i}" for i in range(12)]
+    styles = run_styles({loss: loss for loss in losses}, "base")
+    assert len({styles[loss].colour for loss in losses}) == 6
+    for look in ("dashes", "loss_dashes"):
+        assert len({(styles[loss].colour, getattr(styles[loss], look)) for loss in losses}) == 12
+
+
+def test_planes_tell_what_was_measured_next_to_the_pointer(tables, figures):
+    told, down, across, *_, rows, columns, values = points(figures["planes"])["cells"][0]
+    assert (told, down, across) == (
+        "NLL, nats a token", "distance towards the third", "distance along the first two",
+    )  # fmt: skip
+    measured = tables["planes"].to_pandas().pivot_table(index="y", columns="x", values="nll")
+    assert [float(name.replace("−", "-")) for name in rows] == pytest.approx(list(measured.index), abs=5e-3)
+    assert [float(name.replace("−", "-")) for name in columns] == pytest.approx(list(measured.columns), abs=5e-3)
+    np.testing.assert_allclose(values, measured.to_numpy().ravel(), rtol=1e-3)
+
+
+def test_a_large_figure_is_what_is_shorter():
+    fig, (ax,) = make_panels(1, 1, 2)
+    for step in range(2000):
+        ax.plot([0, 1], [step, step + 1], color="black")
+    assert embed(fig, "lines", "").startswith("<img")
+    fig, (ax,) = make_panels(1, 1, 6)
+    for low, high in np.sort(np.random.default_rng(0).random((60, 100, 2))).transpose(0, 2, 1):
+        ax.fill_between(range(100), low, high, alpha=0.05)
+    assert SVG_LIMIT < len(embed(fig, "bands", "").partition("</svg>")[0])
 
 
 def test_colours_stand_out_on_light_and_dark_paper():

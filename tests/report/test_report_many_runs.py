@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from raygeo.analyses.soups.report import averages
 from raygeo.report import sheets
 from raygeo.report.page import PageContext, draw_figures, render_page
 from raygeo.report.parts import Parts
-from raygeo.report.plots import LEGEND, WRITTEN, legend, log, make_panels
+from raygeo.report.plots import LEGEND, WRITTEN, legend, log, make_panels, name_rows
 from raygeo.report.results import configurations, mcnemar
 from raygeo.report.training import accuracy, nll_curves
 from raygeo.tables import BASE
@@ -59,21 +60,48 @@ def view():
 
 def test_configurations_have_the_mean_of_their_runs_and_its_range(view):
     sheet = configurations(view)
-    assert [row[0] for row in sheet.rows] == [f"loss{i}-s0" for i in reversed(range(12))], "the best first"
+    assert [row[0] for row in sheet.rows] == [BASE, *(f"loss{i}-s0" for i in reversed(range(12)))], "the best first"
+    assert sheet.rows[0][1:] == ["20.0 %", "–", "–", "–", "–"]
     row = row_of(sheet, "loss4-s0")
     assert (row["runs"], row["finished"], row["accuracy"]) == ("3", "3", ("34.0 %", "[33.0, 35.0]"))
 
 
-def test_lines_are_means_over_seeds_with_their_range_and_the_legend_ends(view):
+def test_lines_are_means_over_seeds_with_their_range(view):
     fig = nll_curves.draw(view)
     (ax,) = fig.axes
     assert len(ax.lines) == len(ax.collections) == 12
     np.testing.assert_allclose(ax.lines[4].get_ydata(), [0.34, 0.17])
     band = ax.collections[4].get_paths()[0].vertices
     assert (band[:, 1].min(), band[:, 1].max()) == (pytest.approx(0.165), pytest.approx(0.35))
-    said = [text.get_text() for text in fig.legends[0].texts]
-    assert len(said) == LEGEND
-    assert said[-1] == "and 3 more configurations"
+    assert [text.get_text() for text in fig.legends[0].texts] == [f"loss{i}-s0 and 2 seeds" for i in range(12)]
+
+
+def test_lines_of_losses_of_one_colour_differ_by_their_dashes(view):
+    """Twelve losses and six colours, in the figure as in its legend."""
+    fig = nll_curves.draw(view)
+    for found in (fig.axes[0].lines, fig.legends[0].get_lines()):
+        assert len({line.get_color() for line in found}) == 6
+        assert len({(line.get_color(), line.get_linestyle()) for line in found}) == 12
+
+
+def test_legends_end_and_say_how_much_is_left_out():
+    names = [f"{'x' * i}-{i}" for i in range(1, LEGEND + 4)]
+    fig, _ = make_panels(1, 1, 3)
+    legend(fig, view_of(names[0], runs=finished(*names)), names)
+    [drawn] = fig.legends
+    assert len(drawn.texts) == LEGEND
+    assert drawn.texts[-1].get_text() == "and 4 more configurations"
+    assert [line.get_linestyle() for line in drawn.get_lines()[-2:]] == ["--", "None"]
+
+
+def test_rows_are_named_as_far_as_there_is_room():
+    for height, named in ((11.0, 40), (2.0, 8)):
+        fig, (ax,) = make_panels(1, 1, height)
+        name_rows(ax, [f"run {i}" for i in range(40)])
+        FigureCanvasAgg(fig).draw()
+        boxes = [tick.label1.get_window_extent() for tick in ax.yaxis.get_major_ticks()]
+        assert len(boxes) == named
+        assert all(below.y1 <= above.y0 for above, below in pairwise(boxes))
 
 
 @pytest.mark.parametrize(("letters", "columns"), [(2, 5), (17, 5), (40, 2), (300, 1)])

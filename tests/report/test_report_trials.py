@@ -85,7 +85,7 @@ def test_the_front_joins_the_best_means_over_seeds_and_skips_what_keeps_no_bound
     assert scatter.yaxis_inverted()  # less NLL is better
     assert not scatter.xaxis_inverted()
     assert bounded.lines[-1].get_ydata() == pytest.approx([0.2, 0.2])
-    assert bounded.get_ylabel() == "geometry/kl_to_base, less is better"
+    assert bounded.get_ylabel() == "geometry/kl_to_base\nless is better"
 
 
 def test_the_reader_is_told_that_the_best_of_many_is_flattered():

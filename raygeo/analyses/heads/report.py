@@ -58,13 +58,15 @@ def heads(view: View) -> Figure | None:
     """Left, how much a run's NLL on held-out solutions rises when the update of one head is taken out; right, how much
     the base's falls when it alone is added. Circles are the heads with the largest updates, squares random others,
     crosses as many random rows and columns of the same matrices; bars are 95 % intervals over texts, not corrected for
-    the number of heads. Effects of heads do not add up to the run's.""",
+    the number of heads. Effects of heads do not add up to the run's. Of many runs the first of each configuration are
+    shown.""",
 )
 def effects(view: View) -> Figure | None:
     """Draw both effects of every head measured, one row a run."""
     frame = view.frame("head_effects")
     if frame.empty:
         return None
+    frame = frame[frame.run.isin(list(view.groups(frame.run)))]
     labels, places = run_rows(view, frame.run)
     fig, axes = make_panels(2, 2, rows_height(len(labels)) + 0.8, sharey=True)
     offsets = {LARGEST: -0.25, RANDOM: 0.0, CONTROL: 0.25}

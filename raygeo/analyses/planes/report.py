@@ -8,6 +8,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from raygeo.report import typeset
+from raygeo.report.hover import name_cells
 from raygeo.report.plots import figure, legend, make_panels
 from raygeo.report.sheets import Sheet, nats, section
 from raygeo.report.style import MUTED, PAPER
@@ -24,8 +25,8 @@ _PALE = LinearSegmentedColormap.from_list("pale", matplotlib.colormaps["Blues"](
     """NLL of held-out solutions on the plane through three runs (filled marks, where the plane holds the run itself).
     Other runs (open marks) are drawn at their projections, which may lie far from them: the number beside each is its
     distance from the plane, in the unit of the axes. Those whose projections lie outside of what was measured are in
-    the table alone. Darker is worse. Levels are spaced by area, so steep walls and
-    flat floors show alike: read the numbers.""",
+    the table alone. Darker is worse; under the pointer stands what was measured next to it. Levels are spaced
+    by area, so steep walls and flat floors show alike: read the numbers.""",
 )
 def planes(view: View) -> Figure | None:
     """Draw one contour map a plane with all runs marked."""
@@ -44,6 +45,8 @@ def planes(view: View) -> Figure | None:
         bar = fig.colorbar(filled, ax=ax, shrink=0.8, label="NLL, nats a token")
         bar.set_ticks(levels[::3].tolist(), labels=[typeset.significant(level) for level in levels[::3]])
         ax.set(xlim=(grid.columns.min(), grid.columns.max()), ylim=(grid.index.min(), grid.index.max()))
+        measured = ax.pcolormesh(grid.columns, grid.index, values, shading="nearest", visible=False)
+        name_cells(measured, grid.rename(index=_short, columns=_short), "NLL, nats a token")
         lines = ax.contour(grid.columns, grid.index, values, levels=levels[1:-1], colors=MUTED, linewidths=0.5)
         ax.clabel(lines, fontsize=6, fmt=lambda value: typeset.significant(value, 3))
         here = runs[(runs[["run_a", "run_b", "run_c"]] == corners).all(axis=1)]
@@ -55,6 +58,10 @@ def planes(view: View) -> Figure | None:
         ax.grid(False)
     legend(fig, view, set(runs.run))
     return fig
+
+
+def _short(value: float) -> str:
+    return typeset.significant(value, 3)
 
 
 def _mark(ax: Axes, view: View, runs: pd.DataFrame, corners: tuple[str, ...]) -> None:
