@@ -61,7 +61,7 @@ def points(fig: Figure) -> dict[str, Any]:
 
 def _cells(ax: Axes, mesh: QuadMesh, fig: Figure) -> list[Any]:
     cells, told = _NAMED[mesh]
-    edges = mesh.get_coordinates()
+    edges = np.asarray(mesh.get_coordinates())
     corners = [_place(x, y, fig) for x, y in ax.transData.transform([edges[0, 0], edges[-1, -1]])]
     down, across = ax.get_ylabel() or fig.get_supylabel(), ax.get_xlabel() or fig.get_supxlabel()
     values = [None if not np.isfinite(value) else _short(value) for value in cells.to_numpy(float).ravel()]

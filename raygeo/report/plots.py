@@ -16,14 +16,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from raygeo.report import typeset
 from raygeo.report.hover import name_cells
 from raygeo.report.style import PAPER, RC
-from raygeo.report.view import View
+from raygeo.report.view import LEGEND, View
 
 WIDTH = 10.0
 WIDE = 5
-LEGEND = 15
-"""Most entries of a legend."""
 ROWS = 60
 """Most rows of a figure."""
 _ROW = 0.16
@@ -70,8 +69,8 @@ def legend(fig: Figure, view: View, names: Iterable[str], extra: Iterable[Line2D
         handles = [Line2D([], [], label=name, **view.styles[name].line()) for name in groups]
     else:
         handles = [
-            Line2D([], [], label=label, **(view.styles[first].loss_line() if first else {"linestyle": "none"}))
-            for first, label in _legend_entries(view, groups)
+            Line2D([], [], label=label, **(look or {"linestyle": "none"}))
+            for look, label in _legend_entries(view, groups)
         ]
     handles += extra
     fig.legend(handles=handles, loc="outside lower center", ncols=_legend_columns(handles), columnspacing=_SPACING)
@@ -85,15 +84,19 @@ def _legend_columns(handles: list[Line2D]) -> int:
     return max(1, min(len(handles), 5, int((72 * WIDTH + _SPACING * size) / column)))
 
 
-def _legend_entries(view: View, groups: Mapping[str, list[str]]) -> list[tuple[str, str]]:
-    """The run whose line an entry has, if it has one, and its words."""
+def _legend_entries(view: View, groups: Mapping[str, list[str]]) -> list[tuple[dict[str, Any], str]]:
+    """How the line of an entry looks, if it has one, and its words."""
     if len(groups) <= LEGEND:
-        return [(first, first if len(of) == 1 else f"{first} and {len(of) - 1} seeds") for first, of in groups.items()]
+        more = {first: f" and {typeset.counted(len(of) - 1, 'seed')}" for first, of in groups.items() if len(of) > 1}
+        return [(view.group_lines[first], first + more.get(first, "")) for first in groups]
     losses = view.by_loss(set(groups))
     shown = list(losses.items())[: LEGEND if len(losses) <= LEGEND else LEGEND - 1]
-    entries = [(of[0], loss if len(of) == 1 else f"{loss}, {len(of)} configurations") for loss, of in shown]
+    entries = [
+        (view.styles[of[0]].loss_line(), loss if len(of) == 1 else f"{loss}, {len(of)} configurations")
+        for loss, of in shown
+    ]
     rest = sum(len(of) for of in losses.values()) - sum(len(of) for _, of in shown)
-    return [*entries, ("", f"and {rest} more configurations")] if rest else entries
+    return [*entries, ({}, f"and {rest} more configurations")] if rest else entries
 
 
 def lines(ax: Axes, view: View, frame: pd.DataFrame, x: str, y: str, **look: Any) -> None:
@@ -111,7 +114,7 @@ def lines(ax: Axes, view: View, frame: pd.DataFrame, x: str, y: str, **look: Any
             ax.plot(rows[x], rows[y], **style.line(**look))
             continue
         rows = pd.concat([by_run[name] for name in members]).groupby(x)[y].agg(["mean", "min", "max"])
-        ax.plot(rows.index, rows["mean"], linewidth=1.1, alpha=0.85, gid=style.gid, **style.loss_line())
+        ax.plot(rows.index, rows["mean"], linewidth=1.1, alpha=0.85, gid=style.gid, **view.group_lines[first])
         if len(members) > 1:
             ax.fill_between(rows.index, rows["min"], rows["max"], color=style.colour, alpha=0.12 * faint, linewidth=0)
 

@@ -7,7 +7,7 @@ each has a contrast of at least 3 : 1 on white as on near-black paper.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,20 @@ class RunStyle:
 
 def _linestyle(dashes: tuple[float, ...]) -> Any:
     return (0, dashes) if dashes else "-"
+
+
+def group_lines(styles: Sequence[RunStyle], apart: bool) -> dict[str, dict[str, Any]]:
+    """Keyword arguments of ``Axes.plot`` for a line of each group of runs, by the run with whose style it is given.
+
+    With ``apart``, groups of one colour differ by their dashes; else they look as their losses do.
+    """
+    seen: Counter[str] = Counter()
+    lines = {}
+    for style in styles:
+        dashes = _DASHES[seen[style.colour] % len(_DASHES)]
+        seen[style.colour] += 1
+        lines[style.run] = style.loss_line(**({"linestyle": _linestyle(dashes)} if apart else {}))
+    return lines
 
 
 def run_of(gid: str | None) -> str:

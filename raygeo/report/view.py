@@ -10,11 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygeo.records import FINISHED, STOPPED, Condition, RunRecord
-from raygeo.report.style import RunStyle, run_styles
+from raygeo.report.style import RunStyle, group_lines, run_styles
 from raygeo.tables import BASE
 
 MANY = 12
 """Above so many runs, figures show configurations, with their seeds as spread, and tables can be filtered."""
+LEGEND = 15
+"""Most entries of a legend."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,12 @@ class View:
     def styles(self) -> dict[str, RunStyle]:
         """Colour, line and marker of the base and every run."""
         return run_styles({name: self.losses.get(name, name.split("-")[0]) for name in self.names}, BASE)
+
+    @cached_property
+    def group_lines(self) -> dict[str, dict[str, Any]]:
+        """How the line of each configuration looks, by its first run: while a legend can name them all, they differ."""
+        groups = self.groups({BASE, *self.names})
+        return group_lines([self.styles[first] for first in groups], apart=len(groups) <= LEGEND)
 
     def order(self, present: "pd.Series[Any] | set[str]") -> list[str]:
         """Sort run names into the study's order, the base first."""

@@ -15,24 +15,28 @@ from raygeo.analyses.soups.report import averages
 from raygeo.report import sheets
 from raygeo.report.page import PageContext, draw_figures, render_page
 from raygeo.report.parts import Parts
-from raygeo.report.plots import LEGEND, WRITTEN, legend, log, make_panels, name_rows
+from raygeo.report.plots import WRITTEN, legend, log, make_panels, name_rows
 from raygeo.report.results import configurations, mcnemar
 from raygeo.report.training import accuracy, nll_curves
+from raygeo.report.view import LEGEND
 from raygeo.tables import BASE
 
 SEEDS = 3
 NAMES = [f"loss{i}-s{seed}" for i in range(12) for seed in range(SEEDS)]
 
 
+def trained(name, loss, lr=1e-4):
+    """A row of the table of runs; the last letter of the name is the seed."""
+    training = {"lr": lr, "seed": int(name[-1]), "init_seed": 0, "lora": None}
+    return {"run": name, "key": name, "loss": loss, "lr": lr, "seed": int(name[-1]), "status": "finished"} | {
+        "params": json.dumps({"loss": {"type": loss}, "training": training})
+    }
+
+
 @pytest.fixture(scope="module")
 def view():
     """Twelve losses with three seeds, an accuracy and two steps each."""
-    training = {"lr": 1e-4, "init_seed": 0, "lora": None}
-    runs = [
-        {"run": name, "key": name, "loss": name[:-3], "lr": 1e-4, "seed": int(name[-1]), "status": "finished"}
-        | {"params": json.dumps({"loss": {"type": name[:-3]}, "training": training | {"seed": int(name[-1])}})}
-        for name in NAMES
-    ]
+    runs = [trained(name, name[:-3]) for name in NAMES]
     share = {name: (20 + i) / 100 for i, name in enumerate((BASE, *NAMES))}
     accuracies = [
         {"run": name, "benchmark": "heldout", "n": 100, "correct": round(100 * value), "accuracy": value}
@@ -82,6 +86,22 @@ def test_lines_of_losses_of_one_colour_differ_by_their_dashes(view):
     for found in (fig.axes[0].lines, fig.legends[0].get_lines()):
         assert len({line.get_color() for line in found}) == 6
         assert len({(line.get_color(), line.get_linestyle()) for line in found}) == 12
+
+
+def test_configurations_of_one_loss_differ_by_their_dashes_while_all_are_named():
+    """Two seeds at three rates and seven at a fourth: configurations of one loss, drawn as their legend has them."""
+    runs = [f"sft-lr{rate}-s{seed}" for rate, seeds in ((1, 2), (2, 2), (3, 2), (4, 7)) for seed in range(seeds)]
+    table = [trained(run, "sft", float(run[6])) for run in runs]
+    curves = [{"run": run, "step": step, "metric": "nll", "value": 1.0} for run in runs for step in (1, 2)]
+    view = view_of(runs[0], runs=table, training_curves=curves)
+    assert len({look["linestyle"] for run, look in view.group_lines.items() if run != BASE}) == 4
+    fig = nll_curves.draw(view)
+    for found in (fig.axes[0].lines, fig.legends[0].get_lines()):
+        assert [line.get_linestyle() for line in found] == ["-", "--", "--", "--"]
+    assert [text.get_text() for text in fig.legends[0].texts][2:] == [
+        "sft-lr3-s0 and 1 seed",
+        "sft-lr4-s0 and 6 seeds",
+    ]
 
 
 def test_legends_end_and_say_how_much_is_left_out():
