@@ -74,9 +74,11 @@ def _curve_panels(fig: Figure, axes: list[Axes], view: View, groups: list[list[s
 def _curves(ax: Axes, view: View, names: list[str], frame: pd.DataFrame) -> None:
     if view.many:
         here = frame[frame.run.isin(names)].sort_values(["run", "step"])
-        window = max(1, here.step.nunique() // _SMOOTHING)
+        steps = sorted(here.step.unique())
+        window = max(1, len(steps) // _SMOOTHING)
         smooth = here.groupby("run", sort=False).value.rolling(window, center=True, min_periods=1).mean()
-        lines(ax, view, here.assign(value=smooth.to_numpy()), "step", "value")
+        apart = {*steps[:: max(1, window // 2)], steps[-1]}
+        lines(ax, view, here.assign(value=smooth.to_numpy())[here.step.isin(apart)], "step", "value")
     for name in [] if view.many else names:
         rows = frame[frame.run == name].sort_values("step")
         line = view.styles[name].line()

@@ -80,6 +80,16 @@ def test_lines_are_means_over_seeds_with_their_range(view):
     assert [text.get_text() for text in fig.legends[0].texts] == [f"loss{i}-s0 and 2 seeds" for i in range(12)]
 
 
+def test_smoothed_curves_are_drawn_at_steps_as_close_as_their_smoothing_and_to_their_ends():
+    rows = [{"run": name, "step": step, "metric": "nll", "value": step} for name in NAMES for step in range(1, 401)]
+    (ax,) = nll_curves.draw(view_of(NAMES[0], runs=finished(*NAMES), training_curves=rows)).axes
+    for line in ax.lines:
+        steps = line.get_xdata()
+        assert (steps[0], steps[-1]) == (1, 400)
+        assert len(steps) == 51
+        np.testing.assert_allclose(line.get_ydata()[1:-1], steps[1:-1] - 0.5)
+
+
 def test_lines_of_losses_of_one_colour_differ_by_their_dashes(view):
     """Twelve losses and six colours, in the figure as in its legend."""
     fig = nll_curves.draw(view)

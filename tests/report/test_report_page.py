@@ -11,8 +11,8 @@ from report_study import CONTEXT, DIVERGED, REFERENCE, UNSEEN, build_tables
 from view_cases import view_of
 
 from raygeo.analyses import registry
-from raygeo.report import embed, typeset
 from raygeo.report import page as page_module
+from raygeo.report import typeset
 from raygeo.report.limits import failures as failed_runs
 from raygeo.report.page import draw_figures, render_page
 from raygeo.report.parts import Parts
@@ -199,13 +199,6 @@ def test_figures_not_drawn_are_named(view, figures):
     assert without_scripts(page).count('role="img"') == 1
     left_out = "; ".join(plot.title for plot in parts.figures if plot.name != "accuracy")
     assert f"Not drawn, for want of data: {left_out}." in page.replace("&#39;", "'")
-
-
-def test_a_large_figure_becomes_an_image(figures, monkeypatch):
-    monkeypatch.setattr(embed, "SVG_LIMIT", 1000)
-    text = embed.embed(figures["accuracy"], "accuracy", 'say "hi"')
-    assert text.startswith('<img alt="say &#34;hi&#34;"')
-    assert "data:image/webp;base64,UklGR" in text
 
 
 def test_every_analysis_has_a_section_with_its_question_and_what_it_leads_with_open(page):

@@ -252,11 +252,8 @@ def losses_or_seeds(view: View) -> Iterator[Finding]:
     pairs.sort(reverse=True)
     alike, rest = ([names for _, is_alike, names in pairs if is_alike is wanted] for wanted in (True, False))
     are = "is" if 1 in (len(alike), len(pairs)) else "are"
-    number = typeset.count(len(alike)) if alike else "None"
-    said = (
-        f"{number} of {typeset.counted(len(pairs), 'pair')} of configurations {are} as alike as seeds of one of them "
-    )
-    said += "are on average"
+    said = f"{typeset.count(len(alike))} of {typeset.counted(len(pairs), 'pair')} of configurations {are} as alike as "
+    said += "seeds of one of them are on average"
     said += f": {', '.join(alike[:3])}{' and others' if len(alike) > 3 else ''}" if alike else ""
     said += f"; the least alike are {rest[-1]}" if rest else ""
     yield Finding(f"{said}. Counted, not tested.", "table-cosine_baselines-noise_floors")
