@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -79,9 +80,15 @@ def legend(fig: Figure, view: View, names: Iterable[str], extra: Iterable[Line2D
 def _legend_columns(handles: list[Line2D]) -> int:
     """How many columns of a legend stand side by side, at most five."""
     size = RC["legend.fontsize"]
-    widest = max((TextPath((0, 0), str(h.get_label()), size).get_extents().width for h in handles), default=0.0)
+    widest = max((_width(str(handle.get_label()), size) for handle in handles), default=0.0)
     column = widest + size * (RC["legend.handlelength"] + _PAD + _SPACING)
     return max(1, min(len(handles), 5, int((72 * WIDTH + _SPACING * size) / column)))
+
+
+@cache
+def _width(label: str, size: float) -> float:
+    """How many points wide a label is; the figures of a page have the same labels, and measuring one takes a while."""
+    return TextPath((0, 0), label, size).get_extents().width
 
 
 def _legend_entries(view: View, groups: Mapping[str, list[str]]) -> list[tuple[dict[str, Any], str]]:

@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from view_cases import axes_of, sheet_of, view_of
 
 from raygeo.analyses.prescreen.report import correlations, heatmap, limits, verdicts
@@ -8,6 +9,8 @@ from raygeo.analyses.prescreen.workload import NORM, Prescreen, PrescreenSetting
 from raygeo.analyses.registry import schemas
 from raygeo.records import Condition
 from raygeo.tables import BASE, to_arrow
+
+pytestmark = pytest.mark.slow
 
 FAST = PrescreenSettings(bootstrap=100, permutations=1999)
 

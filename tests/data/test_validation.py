@@ -262,6 +262,7 @@ def test_a_verdict_that_cannot_be_decided_is_not_wrong(monkeypatch):
     assert validated.set_aside.select(["line", "reason"]).to_pylist() == [{"line": 2, "reason": "undecided: timeout"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grading", ["exact", "math"])
 @pytest.mark.parametrize("verdict", [None, True])
 def test_contradicting_golds_of_one_prompt_are_set_aside_in_any_order(grading, verdict):

@@ -228,6 +228,7 @@ def test_diverged_weights_are_refused(tokenizer):
         generate(broken, tokenizer, prompts(1), max_new_tokens=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{}, {"samples": 2, "temperature": 1.0, "seed": 4}])
 def test_batches_without_memory_are_halved_and_written_as_smaller_ones_are(tokenizer, monkeypatch, how):
     model, sizes = build_model(ARCHITECTURE, tokenizer, seed=0).eval(), []

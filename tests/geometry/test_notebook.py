@@ -31,6 +31,8 @@ from raygeo.geometry import GGN, load_student, open_delta
 from raygeo.models.delta import save_full_delta
 from raygeo.models.run import Run
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "notebook.md"
 MATRIX = "model.layers.0.self_attn.q_proj"
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -223,7 +225,6 @@ def test_the_page_names_every_part_and_each_part_its_modules():
     assert len(parts) == 4
 
 
-@pytest.mark.slow
 def test_the_library_is_imported_without_ray_or_figures():
     heavy = ("ray", "matplotlib", "mlflow", "deepspeed")
     code = f"import sys, raygeo.geometry; print([name for name in {heavy} if name in sys.modules])"

@@ -89,6 +89,7 @@ def step_gradient(loss, model, base, sequences, reference, micro_batches):
     return torch.cat([p.grad.flatten() for p in model.parameters()]), metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", EVERY_LOSS, ids=name_of)
 def test_any_split_gives_the_same_step(loss, model, base, sequences, reference):
     examples = loss.select(TABLE).examples

@@ -74,6 +74,7 @@ def test_one_program_serves_all_layers_and_lengths(programs):
     assert counts[0] == counts[1] == 1
 
 
+@pytest.mark.slow
 def test_layers_can_be_interpreted_again(programs):
     model = tiny_qwen()
     before = [dict(module.__dict__) for module in model.modules()]

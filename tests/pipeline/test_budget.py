@@ -28,6 +28,8 @@ from raygeo.pipeline.budget.stages import STAGES, Shapes, training_memory
 from raygeo.pipeline.config import parse_study
 from raygeo.training.settings import TrainingSettings
 
+pytestmark = pytest.mark.slow
+
 MACHINE = Cluster(None, 0, 8 * GIB, 2, "a machine")
 WIDE = Qwen3Config(
     hidden_size=1024, intermediate_size=4096, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=8,
@@ -157,7 +159,6 @@ def misfits(given):
     return [line.problem for line in lines if line.problem and line.need.on == "training"]
 
 
-@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_settings_that_make_it_fit():
     given = asking()
     [line] = [line for line in make_plan(given, facts(), card(3.5)) if line.problem and line.need.on == "training"]
@@ -189,7 +190,6 @@ def test_remedies_are_as_few_as_will_do():
     assert fewest(given, needs("unknown=1"), known) == ()
 
 
-@pytest.mark.slow
 def test_a_run_that_can_never_fit_is_refused_and_an_analysis_is_told():
     said = []
     given = asking(drift={}, curvature={"spaces": ["delta"], "slq_probes": 0})
@@ -308,7 +308,6 @@ def test_a_plan_can_do_without_data_and_weights(tmp_path):
         find_facts(study(), str(tmp_path / "nothing"))
 
 
-@pytest.mark.slow
 def test_measured_rates_take_the_place_of_estimates(store):
     keep_rate(store, "cka", Rate(2, 100.0, False))
     keep_rate(store, "cka", Rate(2, 20.0, False))
@@ -334,7 +333,6 @@ def test_devices_have_names_sizes_and_hints():
     assert device_of_card("unheard of", 7).flops == DEVICES["a100"].flops
 
 
-@pytest.mark.slow
 def test_the_plan_is_printed_with_what_it_assumes():
     console = Console(width=160, record=True)
     assert plan_study(study(), device="h100", console=console)
@@ -343,7 +341,6 @@ def test_the_plan_is_printed_with_what_it_assumes():
         assert said in text
 
 
-@pytest.mark.slow
 def test_stages_and_rounds_are_counted():
     sft, dpo = {"loss": {"type": "sft"}}, {"loss": {"type": "dpo"}}
     runs = [

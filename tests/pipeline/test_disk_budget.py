@@ -17,6 +17,8 @@ from raygeo.pipeline.budget.facts import Facts
 from raygeo.pipeline.budget.stages import CHECKPOINTS, DELTAS, LIKELIEST, SNAPSHOTS, Shapes, stage_needs
 from raygeo.pipeline.config import parse_study
 
+pytestmark = pytest.mark.slow
+
 CONFIG = Qwen3Config(
     hidden_size=512, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=8,
     head_dim=64, vocab_size=32000, tie_word_embeddings=True,

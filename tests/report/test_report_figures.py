@@ -159,6 +159,7 @@ def test_planes_tell_what_was_measured_next_to_the_pointer(tables, figures):
     np.testing.assert_allclose(values, measured.to_numpy().ravel(), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_large_figure_is_what_is_shorter():
     fig, (ax,) = make_panels(1, 1, 2)
     for step in range(2000):

@@ -169,6 +169,7 @@ def test_the_page_does_without_any_table_of_the_study(tables, name):
     assert f"tables/{name}.parquet" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("analysis", "name"), [(a.name, name) for a in registry.analyses().values() for name in a.tables]
 )
@@ -182,6 +183,7 @@ def test_the_page_does_without_any_table_of_an_analysis(tables, analysis, name):
     assert f"tables/{name}.parquet" not in page
 
 
+@pytest.mark.slow
 def test_the_same_study_gives_the_same_page():
     plots = tuple(plot for plot in registry.parts().figures if plot.name in ("accuracy", "cosine", "spectra"))
     parts = Parts(figures=plots, sections=registry.parts().sections)

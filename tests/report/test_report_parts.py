@@ -111,6 +111,7 @@ def test_what_an_analysis_shows_goes_with_its_tables(tables, name):
     assert not [found for make in (*parts.metrics, *parts.histories) for found in make(without)]
 
 
+@pytest.mark.slow
 def test_a_study_in_which_nothing_is_analysed_says_nothing_of_analyses(tables):
     bare = registry.view({name: tables[name] for name in SCHEMAS if name in tables}, REFERENCE)
     for analysis in registry.analyses().values():

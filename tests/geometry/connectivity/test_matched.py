@@ -194,6 +194,7 @@ def test_a_run_without_a_point_says_why_and_the_others_have_theirs(student, prob
             compute_all(made, 1)
 
 
+@pytest.mark.slow
 def test_runs_are_compared_with_the_reference_at_the_same_distance(student, probe_file, runs, monkeypatch):
     # What the models would answer is replaced: it depends on how far one weight has moved.
     start = Qwen3ForCausalLM.from_pretrained(student).model.embed_tokens.weight.detach()

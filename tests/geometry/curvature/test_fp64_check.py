@@ -47,6 +47,7 @@ def student_like(model):
     return copy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Hessian, GGN])
 @pytest.mark.parametrize("keep_graphs", [True, False])
 def test_exact_products_are_fp64_throughout_and_leave_the_operator_as_it_was(kind, keep_graphs, monkeypatch):

@@ -11,6 +11,8 @@ from raygeo.models.loading import Loading
 from raygeo.models.run import Run
 from raygeo.settings import content_key
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = CurvatureSettings(
     spaces=("attention",), top_k=2, max_steps=14, tolerance=1e-2, trace_probes=2, slq_probes=0, batch_size=2
 )

@@ -30,6 +30,7 @@ def test_combinations_round_each_entry_once(rows):
     assert torch.equal(long.combine(coefficients, rows), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, N), (1, N), (4, 2), (3, 0), (0, 5)])
 def test_the_triangle_is_that_of_one_factorisation(rows, shape):
     matrix = torch.cat([rows, rows[:1] + 1e-4 * rows[1:2]])[: shape[0], : shape[1]]
@@ -48,6 +49,7 @@ def test_what_lies_in_a_basis_is_removed(rows):
     assert torch.equal(long.remove(rows.clone(), rows[:0]), rows)
 
 
+@pytest.mark.slow
 def test_blocks_of_very_long_vectors_are_orthonormal():
     n = 6_000_000  # LAPACK's QR in fp32 would make columns of norm 1 + 1e-4
     start = torch.ones(2, n)

@@ -117,6 +117,7 @@ def test_flatten_lays_out_parameters_in_order():
         operator.flatten({"embed.weight": weight.T})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "dense"), [(Hessian, dense_hessian), (GGN, dense_ggn)])
 def test_transformer_with_padded_batches_matches_dense(kind, dense):
     # Transformers computes its norms in fp32, which leaves about 1e-7 even in fp64.

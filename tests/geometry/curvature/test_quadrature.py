@@ -133,6 +133,7 @@ SPECTRA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SPECTRA)
 def test_the_band_covers_the_smoothed_spectrum_at_the_default_settings(kind):
     # 20 estimates of each. One standard error to either side, 8 steps and a fixed width cover 0.3 to 0.5 of the axis.

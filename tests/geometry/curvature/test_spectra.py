@@ -32,6 +32,8 @@ from raygeo.pipeline.journal import StoreJournal
 from raygeo.store import Store
 from raygeo.tables import BASE, LORA, to_arrow
 
+pytestmark = pytest.mark.slow
+
 WORDS = 13
 TOUCHED = {"model.layers.0.self_attn.k_proj.weight": (8, 16), "model.norm.weight": (16,)}
 SETTINGS = CurvatureSettings(
