@@ -44,8 +44,8 @@ class _Meet(TorchConfig().backend_cls):  # type: ignore[misc]
         """Let every worker load what it trains with, rank 0 open the store, and all ranks form the process group
         over it.
 
-        Ray Train starts a group again for ever if its workers die here, and if they fail behind it before they have
-        asked for a run; what this raises ends the group, and is counted.
+        Ray Train restarts a group without limit when its workers die here, or fail later but before they have asked for
+        a run. What this raises ends the group instead, and counts as one of the run's restarts.
 
         Raises:
             LostProcessError: a worker died.
