@@ -33,6 +33,7 @@ class Coordinator:
 
     def __init__(self) -> None:
         self.job: dict[str, Any] | None = None
+        self.group: str | None = None
         self.taken_by: str | None = None
         self.attempt = self.losses = self.begun_with = 0
         self.shrunk = self.at_work = self.closed = False
@@ -102,6 +103,8 @@ class Coordinator:
         """Give the job that a group of workers does as its ``number``-th, or None when there will be none."""
         place = (group, number)
         if place not in self.given:
+            if number == 0:
+                self.group = group  # what a rank of an earlier one still waits for is nobody's
             self.given[place] = asyncio.ensure_future(self._begin(group))
         return await asyncio.shield(self.given[place])
 
@@ -109,8 +112,10 @@ class Coordinator:
         while True:
             async with self.changed:
                 # A group that asks while it has a job has a rank that is quicker than rank 0, which ends the job.
-                await self.changed.wait_for(lambda: self.closed if self.job is None else self.taken_by != group)
-                if self.job is None:
+                await self.changed.wait_for(
+                    lambda: self.group != group or (self.closed if self.job is None else self.taken_by != group)
+                )
+                if self.job is None or self.group != group:
                     return None
                 again = self.attempt > 0 and not self.shrunk
                 if again:
@@ -138,9 +143,11 @@ class Coordinator:
         """End the job with its status, reason and steps, and what was ``measured`` of it, if anything was."""
         await self._end({"kind": "done"} | result)
 
-    async def failed(self, attempt: int, failure: Failure) -> None:
-        """Note why an attempt failed: lack of memory halves the micro-batch, a final failure ends the job."""
-        if self.job is None or attempt != self.attempt or self.shrunk:
+    async def failed(self, key: str, attempt: int, failure: Failure) -> None:
+        """Note why an attempt at the job with this key failed: lack of memory halves the micro-batch, a final failure
+        ends the job.
+        """
+        if self.job is None or (key, attempt) != (self.job["key"], self.attempt) or self.shrunk:
             return
         self.failure = failure.reason
         micro = self.job["micro_batch_size"]

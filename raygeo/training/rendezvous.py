@@ -45,7 +45,8 @@ class _Meet(TorchConfig().backend_cls):  # type: ignore[misc]
         over it.
 
         Ray Train restarts a group without limit when its workers die here, or fail later but before they have asked for
-        a run. What this raises ends the group instead, and counts as one of the run's restarts.
+        a run. What this raises ends the group instead, and counts as one of the run's restarts. The group lets its
+        place on the cluster go first: Ray Train would keep the place of a group that it could not set up.
 
         Raises:
             LostProcessError: a worker died.
@@ -56,8 +57,11 @@ class _Meet(TorchConfig().backend_cls):  # type: ignore[misc]
             address, port = worker_group.execute_single(0, serve, size, patience)
             group = (backend_config.backend, address, port, size, patience)
             ray.get([worker_group.execute_single_async(rank, _join, rank, *group) for rank in range(size)])
-        except RayActorError as error:
-            raise LostProcessError(f"a worker died before it could begin: {error}") from error
+        except Exception as error:
+            worker_group.shutdown()
+            if isinstance(error, RayActorError):
+                raise LostProcessError(f"a worker died before it could begin: {str(error).splitlines()[0]}") from error
+            raise
 
 
 def _load() -> None:

@@ -251,7 +251,7 @@ def _serve(config: dict[str, Any]) -> None:
                 measure: Measure = ray.cloudpickle.loads(common.measure)
                 result["measured"] = dict(measure(record.key, record.run))
         except Exception as error:
-            ray.get(coordinator.failed.remote(given["attempt"], diagnose(error)))
+            ray.get(coordinator.failed.remote(given["key"], given["attempt"], diagnose(error)))
             raise
         if rank() == 0:
             ray.get(coordinator.done.remote(result))

@@ -59,7 +59,7 @@ async def test_a_new_group_takes_the_job_of_a_lost_one_until_its_restarts_are_us
     for attempt in (1, 2, 3):
         assert (await coordinator.take(f"group {attempt}", 0))["attempt"] == attempt
         if attempt == 2:
-            await coordinator.failed(2, Failure("RuntimeError: connection reset"))
+            await coordinator.failed("k", 2, Failure("RuntimeError: connection reset"))
     last = asyncio.ensure_future(coordinator.take("group 4", 0))
     await asyncio.sleep(0.01)
     assert not last.done()  # it waits for the next job
@@ -80,7 +80,7 @@ async def test_lack_of_memory_halves_the_micro_batch_once_an_attempt_and_uses_no
         job = await coordinator.take(f"group {number}", 0)
         sizes.append(job["micro_batch_size"])
         for _rank in range(2):
-            await coordinator.failed(job["attempt"], Failure("OutOfMemoryError", out_of_memory=True))
+            await coordinator.failed("k", job["attempt"], Failure("OutOfMemoryError", out_of_memory=True))
     assert sizes == [5, 3, 2, 1]
     told = await messages(coordinator)
     assert [m["kind"] for m in told] == ["note"] * 3 + ["failed"]
@@ -91,11 +91,27 @@ async def test_lack_of_memory_halves_the_micro_batch_once_an_attempt_and_uses_no
 async def test_a_final_failure_ends_the_job_and_a_late_one_is_ignored(coordinator):
     await coordinator.submit(JOB)
     job = await coordinator.take("g", 0)
-    await coordinator.failed(job["attempt"], Failure("DataError: no rows", final=True))
+    await coordinator.failed("k", job["attempt"], Failure("DataError: no rows", final=True))
     assert await messages(coordinator) == [{"kind": "failed", "reason": "DataError: no rows", "full": False}]
     await coordinator.submit(JOB | {"key": "next"})
-    await coordinator.take("h", 0)
-    await coordinator.failed(7, Failure("of another attempt", out_of_memory=True, final=True))
+    assert (await coordinator.take("h", 0))["attempt"] == job["attempt"]
+    await coordinator.failed("k", job["attempt"], Failure("of another rank", out_of_memory=True, final=True))
+    await coordinator.failed("next", 7, Failure("of another attempt", out_of_memory=True, final=True))
+    assert await messages(coordinator) == []
+
+
+@coordinator_test
+async def test_a_rank_of_a_lost_group_that_waits_takes_no_job_from_the_next(coordinator):
+    await coordinator.submit(JOB | {"restarts": 1})
+    await coordinator.take("lost", 0)
+    waiting = asyncio.ensure_future(coordinator.take("lost", 1))  # rank 1 was done when rank 0 was lost
+    await asyncio.sleep(0.01)
+    await coordinator.take("new", 0)
+    await coordinator.done({"steps": 9})
+    await messages(coordinator)
+    await coordinator.submit(JOB | {"key": "next", "restarts": 0})
+    assert await coordinator.take("new", 1) == JOB | {"key": "next", "restarts": 0, "attempt": 1}
+    assert await waiting is None
     assert await messages(coordinator) == []
 
 
@@ -148,7 +164,7 @@ async def test_a_job_that_nobody_works_on_is_interrupted_at_once(coordinator):
 async def test_the_end_of_a_traceback_is_told(coordinator):
     await coordinator.submit(JOB)
     job = await coordinator.take("g", 0)
-    await coordinator.failed(job["attempt"], Failure("KeyError: 'a'", "Traceback ...", final=True))
+    await coordinator.failed("k", job["attempt"], Failure("KeyError: 'a'", "Traceback ...", final=True))
     [message] = await messages(coordinator)
     assert (message["reason"], message["text"]) == ("KeyError: 'a'", "Traceback ...")
 

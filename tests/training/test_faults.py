@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -104,6 +105,7 @@ def test_an_error_in_a_loss_ends_the_run_at_once_and_is_shown(ray_session, tmp_p
     assert seen.end["reason"].endswith(" in broken)")
     assert seen.notes == ["Traceback (most recent call last):"]
     assert not store.units("runs")
+    assert_cpus_are_free(ray_session)
 
 
 def test_a_worker_that_is_lost_while_it_measures_a_run_does_not_train_it_again(ray_session, tmp_path):
@@ -128,6 +130,26 @@ def test_a_worker_that_is_lost_while_it_measures_a_run_does_not_train_it_again(r
     assert seen.seen["run"].steps == [1, 2, 3]
     assert seen.seen["run"].end["status"] == "finished"
     assert measured[-1] == {"moved": 1.0}
+    assert_cpus_are_free(ray_session)
+
+
+def test_a_worker_that_is_lost_before_its_group_is_set_up_costs_a_restart_and_no_place(ray_session, tmp_path):
+    store, inputs = make_store(tmp_path)
+    struck = threading.Event()
+
+    def strike():
+        while not struck.is_set():
+            for process in worker_processes("execute._load"):
+                process.kill()
+                struck.set()
+
+    threading.Thread(target=strike, daemon=True).start()
+    seen = train(store, inputs, {"steps": 3, "restarts": 1})["run"]
+    struck.set()
+    [note] = [text for text in seen.notes if "tries again" in text]
+    assert "a worker died before it could begin" in note
+    assert seen.end["status"] == "finished"
+    assert_cpus_are_free(ray_session)
 
 
 def assert_cpus_are_free(ray):

@@ -44,7 +44,8 @@ def test_a_coordinator_says_what_fitted_once_it_was_halved():
         coordinator = Coordinator()
         await coordinator.submit({"key": "run", "micro_batch_size": 8, "restarts": 0})
         await coordinator.report(1, {})
-        await coordinator.failed((await coordinator.take("a", 0))["attempt"], Failure("no memory", out_of_memory=True))
+        await coordinator.take("a", 0)
+        await coordinator.failed("run", 1, Failure("no memory", out_of_memory=True))
         assert (await coordinator.take("b", 0))["micro_batch_size"] == 4
         await coordinator.report(1, {})
         messages = [await coordinator.message() for _ in range(3)]

@@ -69,13 +69,20 @@ def test_gloo_takes_the_interface_that_has_the_address_and_nccl_that_of_a_lone_m
 class Lost:
     """A group of one worker, which dies at the first thing it is asked."""
 
+    held = True
+
     def __len__(self):
         return 1
 
     def execute(self, function):
         raise ActorDiedError
 
+    def shutdown(self):
+        self.held = False
 
-def test_a_worker_that_dies_before_it_could_begin_ends_its_group():
-    with pytest.raises(LostProcessError, match="a worker died before it could begin"):
-        meeting(0).backend_cls().on_start(Lost(), meeting(0))
+
+def test_a_worker_that_dies_before_it_could_begin_ends_its_group_and_frees_its_place():
+    group = Lost()
+    with pytest.raises(LostProcessError, match="a worker died before it could begin: The actor died"):
+        meeting(0).backend_cls().on_start(group, meeting(0))
+    assert not group.held
