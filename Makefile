@@ -19,13 +19,13 @@ quickstart: $(VENV)/.ready  ## set up and run the quick-start study: six losses 
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: test-fast  ## set up and run the tests, on two processes: the fast ones, then those that need a cluster or are slow
-	$(TESTS) -m "(cluster or slow) and not long"
+	$(TESTS) --tier cluster
 
-test-all: test  ## and modules of a minute or more: nodes, jobs, interrupts, faults; what continuous integration runs
-	$(TESTS) -m long
+test-all: test  ## and what few changes concern: nodes, jobs, faults, equivalence, limits of memory; what continuous integration runs
+	$(TESTS) --tier long
 
 test-fast: $(VENV)/.ready  ## set up and run what needs neither Ray nor DeepSpeed, in less than three minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --fast
+	$(BIN)/python -m pytest -n 2 --dist loadfile --tier fast
 
 check: $(VENV)/.ready  ## lint, types, layers
 	$(BIN)/ruff check .

@@ -24,29 +24,45 @@ HEAVY = ("ray", "deepspeed")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fast", action="store_true", help="leave out modules marked cluster and tests marked slow")
+    told = "fast: what is marked neither cluster nor slow; cluster: what is, and not long; long: what is marked long"
+    parser.addoption("--tier", choices=("fast", "cluster", "long"), help=told)
 
 
 def pytest_configure(config):
-    if config.option.fast:
+    if config.option.tier == "fast":
         sys.modules |= dict.fromkeys(HEAVY)  # as if they were not installed: importing them fails
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Modules marked cluster are not even imported by a fast session."""
-    if config.option.fast and collection_path.suffix == ".py" and "mark.cluster" in collection_path.read_text():
-        return True
-    return None
+    """Modules without a test of the session's tier are not even imported."""
+    tier = config.option.tier
+    if tier is None or collection_path.suffix != ".py":
+        return None
+    cluster, slow, long = (_marked(collection_path, name) for name in ("cluster", "slow", "long"))
+    return {"fast": cluster, "cluster": long or not (cluster or slow), "long": not long}[tier] or None
+
+
+def _marked(module: Path, name: str) -> bool:
+    """Whether a module gives a mark, or the folder's ``conftest.py`` does."""
+    places = (place for place in (module, module.with_name("conftest.py")) if place.exists())
+    return any(f"mark.{name}" in place.read_text() for place in places)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave slow tests out of a fast session; others begin with their modules, so that short ones fill the end."""
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    if config.option.fast:
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in set(slow)]
-    long = {item.path for item in slow}
-    items.sort(key=lambda item: item.path not in long)
+    """Keep the tests of the session's tier; slow ones begin with their modules, so that short ones fill the end."""
+    whole = {path: {"cluster"} if _marked(path, "cluster") else set() for path in {item.path for item in items}}
+    marks = {item: {mark.name for mark in item.iter_markers()} | whole[item.path] for item in items}
+    other = {
+        None: lambda found: False,
+        "fast": lambda found: found & {"cluster", "slow"},
+        "cluster": lambda found: "long" in found or not found & {"cluster", "slow"},
+        "long": lambda found: "long" not in found,
+    }[config.option.tier]
+    left = [item for item in items if other(marks[item])]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in set(left)]
+    modules = {item.path for item in items if "slow" in marks[item]}
+    items.sort(key=lambda item: item.path not in modules)
 
 
 def pytest_collection_finish():

@@ -11,7 +11,7 @@ from benchmarks import curvature, training
 from benchmarks.cases import CASES
 from benchmarks.geometry import comparisons
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 UNEQUAL = replace(
     curvature.SPECTRUM, parameters=("model.norm.weight",), texts=4, batch_size=2, completions=(2, 12), columns=2,

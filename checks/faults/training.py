@@ -148,9 +148,9 @@ CASES = {
         kill_at(25, 0),
     ),
     "memory": Case(
-        "no memory for a micro-batch of 8 from step 10 on",
-        {"micro_batch_size": 8, "steps": 14},
-        starve_at(10, 8 * 2**20),
+        "no memory for a micro-batch of 8 from step 4 on",
+        {"micro_batch_size": 8, "steps": 6, "checkpoint_every": 4},
+        starve_at(4, 8 * 2**20),
         VOCABULARY,
     ),
 }

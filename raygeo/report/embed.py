@@ -30,12 +30,20 @@ def embed(fig: Figure, name: str, alt: str) -> Markup:
     Up to ``SVG_LIMIT`` characters it is an ``<svg>`` in any case.
 
     What belongs to a run has the attribute ``data-run``. The same figure always gives the same text. ``name`` must be
-    unique on the page: it prefixes every id of the SVG.
+    unique on the page: it prefixes every id of the SVG. The figure's layout stays as it is here when it is drawn again.
     """
+    _lay_out(fig)
     svg = _svg(fig, name, alt)
     picture = svg if len(svg) <= SVG_LIMIT else min(svg, _image(fig, alt), key=len)
     told = json.dumps(points(fig), separators=(",", ":")).replace("<", "\\u003c")
     return Markup(f'{picture}<script type="application/json">{told}</script>')
+
+
+def _lay_out(fig: Figure) -> None:
+    """Place everything once, and not at each drawing, which takes longer than the drawing itself."""
+    if (engine := fig.get_layout_engine()) is not None:
+        engine.execute(fig)
+        fig.set_layout_engine(None)
 
 
 def _svg(fig: Figure, name: str, alt: str) -> str:

@@ -8,7 +8,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from raygeo.analyses.registry import analyses
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 ROOM = 2
 

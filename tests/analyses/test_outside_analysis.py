@@ -12,7 +12,7 @@ import pytest
 from raygeo.analyses.registry import analyses_with
 from raygeo.errors import ConfigError
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 HERE = Path(__file__).parent
 

@@ -26,7 +26,7 @@ from raygeo.tables import BASE
 from raygeo.toy.architecture import build_model
 from raygeo.toy.word_problems import word_tokenizer
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import test modules
 

@@ -14,7 +14,7 @@ from raygeo.geometry.curvature.operators import Hessian
 from raygeo.losses.registry import LOSSES
 from raygeo.models.lora import LoraSettings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def deep(**changes):

@@ -24,7 +24,7 @@ from raygeo.generation.renderer import PlainRenderer
 from raygeo.models.loading import load_student
 from raygeo.toy.word_problems import word_tokenizer
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 PROMPTS = [row["prompt"] for row in draw_rollouts(6, samples=1).to_pylist()]
 AS_IT_IS = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}"

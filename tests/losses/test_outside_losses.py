@@ -11,7 +11,7 @@ import pytest
 from raygeo.errors import ConfigError
 from raygeo.losses.registry import find_losses
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 ROOT = Path(__file__).parents[2]
 
 HEAD = """

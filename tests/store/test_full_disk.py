@@ -19,7 +19,7 @@ from raygeo.store.verification import broken
 from raygeo.tables import schema
 from raygeo.workload import Task, Workload
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import test modules
 

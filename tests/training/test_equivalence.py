@@ -38,7 +38,7 @@ from raygeo.models.lora import attach_lora
 from raygeo.models.merge import merge_run
 from raygeo.training.export import keep_delta
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 FEW = {"steps": 5}
 SPLIT = {"batch": 5, "micro": 2, **FEW}  # 2, 2 and 1 on one rank; 2 and 1 on one and 1 and 1 on the other of two

@@ -21,7 +21,7 @@ from raygeo.training.engine import build_engine, import_deepspeed
 from raygeo.training.settings import RunSpec, TrainingSettings
 from raygeo.training.worker import Job, train
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 SETTINGS = {"steps": 4, "batch_size": 6, "micro_batch_size": 3, "lr": 2e-3, "snapshots": 0, "precision": "bf16"}
 RANK = 2

@@ -20,7 +20,7 @@ from raygeo.training.engine import import_deepspeed
 from raygeo.training.settings import RunSpec
 from raygeo.training.worker import Job, train
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 
 CASE = Case("kto", ranks=4, stage=2, packed=True, checkpointed=True, micro=1, batch=5, steps=6, sharing=2)
 """Of five examples two workers have three and the others two, and then the first one once more at weight zero."""
