@@ -16,7 +16,7 @@ from raygeo.store.files import SCRATCH
 from raygeo.store.lease import find_lease, held
 from raygeo.store.ledger import FOLDER as STUDIES
 from raygeo.store.location import extended, tracked_as
-from raygeo.store.manifest import COMPLETE, manifest_of
+from raygeo.store.manifest import COMPLETE, Manifest, manifest_of
 from raygeo.store.store import Store
 from raygeo.store.verification import Broken, broken
 
@@ -124,7 +124,7 @@ def _copy_folder(source: Store, target: Store, item: Item, known: bool) -> list[
     manifest = source.manifest(item.kind, item.name)
     assert manifest is not None
     if known:
-        if (there := target.manifest(item.kind, item.name)) is not None and there.sizes == manifest.sizes:
+        if (there := target.manifest(item.kind, item.name)) is not None and _same(there, manifest):
             return []
         target.delete_folder(item.kind, item.name)
     version = [manifest.version] if manifest.version else []
@@ -140,6 +140,12 @@ def _copy_folder(source: Store, target: Store, item: Item, known: bool) -> list[
                 return [Broken(item.path, f"{name} is not what was written, so this folder was not copied")]
         target.save_folder(item.kind, item.name, folder)
     return []
+
+
+def _same(one: Manifest, other: Manifest) -> bool:
+    """Whether two folders hold the same, by their digests where both have them."""
+    digests = all(one.digests.get(name, digest) == digest for name, digest in other.digests.items())
+    return one.sizes == other.sizes and digests
 
 
 def _copy_file(source: Store, target: Store, path: str) -> None:

@@ -141,7 +141,7 @@ class Folders(Files):
         found = self.filesystem.get_file_info(fs.FileSelector(target, allow_not_found=True, recursive=True))
         sizes = {info.path.removeprefix(f"{target}/"): info.size for info in found if info.type == fs.FileType.File}
         sizes.pop(COMPLETE, None)
-        self._write(f"{target}/{COMPLETE}", Manifest(sizes).dumped())
+        self._write(f"{target}/{COMPLETE}", Manifest(sizes, completion=uuid.uuid4().hex).dumped())
 
     def folders(self, kind: str, prefix: str = "") -> list[str]:
         """Keys of the folders of ``kind`` that begin with ``prefix``, complete or not, sorted."""

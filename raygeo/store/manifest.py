@@ -13,12 +13,14 @@ COMPLETE = "_COMPLETE"
 class Manifest:
     """``sizes`` in bytes and ``digests`` (SHA-256) of files by their names in the folder, as far as they are known.
 
-    ``version`` is the subfolder they lie in, "" for the folder itself.
+    ``version`` is the subfolder they lie in, "" for the folder itself. ``completion`` is a name drawn for a folder
+    whose digests nobody knows, which tells it from another of the same sizes.
     """
 
     sizes: Mapping[str, int] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     version: str = ""
+    completion: str = ""
 
     def dumped(self) -> bytes:
         """As the content of ``_COMPLETE``."""
@@ -35,7 +37,9 @@ class Manifest:
             return cls()
         found = json.loads(data)
         try:
-            return cls(dict(found["sizes"]), dict(found["digests"]), str(found["version"]))
+            return cls(
+                dict(found["sizes"]), dict(found["digests"]), str(found["version"]), str(found.get("completion", ""))
+            )
         except (KeyError, TypeError) as error:
             raise ValueError(f"{COMPLETE} lacks {error}") from error
 

@@ -117,6 +117,24 @@ def test_an_interrupted_copy_is_taken_up(source, tmp_path, monkeypatch):
     check_same(source, target)
 
 
+def test_a_folder_that_was_made_again_meanwhile_is_copied_again(source, tmp_path):
+    target = Store(tmp_path / "copy")
+
+    def tick(item):
+        if item.kind == "deltas":
+            raise Killed
+
+    with pytest.raises(Killed):
+        copy_store(source, target, tick=tick)
+    [key] = target.folders("deltas")
+    source.delete_folder("deltas", key)
+    with source.making("deltas", key) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "file").write_text("DELTA 0")
+    assert copy_store(source, target) == []
+    assert content(target.folder("deltas", key)) == {"sub/file": "DELTA 0"}
+
+
 save = Store.save_folder
 
 

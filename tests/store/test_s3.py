@@ -89,6 +89,14 @@ def test_folders_appear_whole_and_are_fetched_once(remote, tmp_path):
     assert Path(remote.folder("students", "k"), "sub", "file").read_text() == "other"
 
 
+def test_a_folder_that_was_filled_again_is_fetched_again(remote):
+    for text in ("first", "again"):
+        remote.delete_folder("deltas", "k")
+        remote.add_to_folder("deltas", "k", folder_of(remote, text))
+        remote.complete_folder("deltas", "k")
+        assert Path(remote.folder("deltas", "k"), "sub", "file").read_text() == text
+
+
 def test_two_that_save_one_folder_never_mix(remote):
     def save(name):
         store = Store(remote.location)
