@@ -54,6 +54,13 @@ def test_users_and_passwords_are_not_shown(text, shown):
     assert without_credentials(text) == shown
 
 
+@pytest.mark.parametrize("piece", ["a://b:c,", "http://x", "http://h:80/", "a://b:c,<", "aaaaaaaa", "&token"])
+def test_long_texts_without_a_space_take_time_in_proportion(piece):
+    """One that grew with the square of their length would take hours here, and the test's limit ends it."""
+    text = piece * 200_000
+    assert without_credentials(f"{text}@{text}=").endswith(f"{text}=")
+
+
 @pytest.mark.parametrize("kind", [ConfigError, StoreError, FullStoreError, StudentError, RaygeoError])
 def test_errors_do_not_show_them_and_pickle(kind):
     error = pickle.loads(pickle.dumps(kind("s3://key:secret@bucket cannot be read")))
