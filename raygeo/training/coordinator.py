@@ -38,6 +38,7 @@ class Coordinator:
         self.attempt = self.losses = self.begun_with = 0
         self.shrunk = self.at_work = self.closed = False
         self.failure = ""
+        self.place: Any = None
         self.changed = asyncio.Condition()
         self.given: dict[tuple[str, int], asyncio.Future[dict[str, Any] | None]] = {}
         self.messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -84,12 +85,23 @@ class Coordinator:
         """Note that the group of workers that was at work has come apart."""
         self.at_work = False
 
-    async def unstarted(self, reason: str) -> bool:
-        """Note that no group of workers could be started for a ``reason``, and say whether to try again."""
+    async def placed(self, place: Any) -> None:
+        """Note the place on the cluster of the group of workers that is set up."""
+        self.place = place
+
+    async def place_of_last(self) -> Any:
+        """The place that the last group of workers had, or None."""
+        return self.place
+
+    async def unstarted(self, reason: str = "") -> bool:
+        """Note that no group of workers could be started, and say whether to try again.
+
+        The ``reason`` is empty where there was no room for it yet.
+        """
         async with self.changed:
             await self.changed.wait_for(lambda: self.closed or self.job is not None)
-        if self.job is None:
-            return False
+        if self.job is None or not reason:
+            return self.job is not None
         self.losses += 1
         if self.losses > self.job["restarts"]:
             await self._end({"kind": "failed", "reason": f"{reason} ({self.losses} times)"})

@@ -6,6 +6,7 @@ PyTorch by itself opens that port on all addresses of a machine, and gloo listen
 import ipaddress
 import os
 import socket
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -22,8 +23,14 @@ _opened: dict[int, dist.TCPStore] = {}
 """By port, the stores that this process serves."""
 
 
+@dataclass
 class Meeting(TorchConfig):
-    """Ray Train's configuration of PyTorch, with workers that meet at their nodes' own addresses."""
+    """Ray Train's configuration of PyTorch, with workers that meet at their nodes' own addresses.
+
+    The ``coordinator`` is told the place of their group on the cluster.
+    """
+
+    coordinator: Any = None
 
     @property
     def backend_cls(self) -> type:
@@ -31,22 +38,23 @@ class Meeting(TorchConfig):
         return _Meet
 
 
-def meeting(gpus: float) -> Meeting:
+def meeting(gpus: float, coordinator: Any) -> Meeting:
     """Workers with so many GPUs each, which speak over NCCL, or without, over gloo.
 
     It is named, since PyTorch would choose by what it was built for and not by what a worker has.
     """
-    return Meeting(backend="nccl" if gpus > 0 else "gloo")
+    return Meeting(backend="nccl" if gpus > 0 else "gloo", coordinator=coordinator)
 
 
 class _Meet(TorchConfig().backend_cls):  # type: ignore[misc]
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: Meeting) -> None:
         """Let every worker load what it trains with, rank 0 open the store, and all ranks form the process group
         over it.
 
         Ray Train restarts a group without limit when its workers die here, or fail later but before they have asked for
-        a run. What this raises ends the group instead, and counts as one of the run's restarts. The group lets its
-        place on the cluster go first: Ray Train would keep the place of a group that it could not set up.
+        a run. What this raises ends the group instead, and counts as one of the run's restarts. Ray Train would keep
+        the place of such a group: it is given back here, and the coordinator is told it in case that the group ends
+        between here and its work.
 
         Raises:
             LostProcessError: a worker died.
@@ -57,6 +65,8 @@ class _Meet(TorchConfig().backend_cls):  # type: ignore[misc]
             address, port = worker_group.execute_single(0, serve, size, patience)
             group = (backend_config.backend, address, port, size, patience)
             ray.get([worker_group.execute_single_async(rank, _join, rank, *group) for rank in range(size)])
+            place = worker_group.get_worker_group_state().placement_group_handle.placement_group
+            ray.get(backend_config.coordinator.placed.remote(place))
         except Exception as error:
             worker_group.shutdown()
             if isinstance(error, RayActorError):

@@ -15,8 +15,9 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import ControllerError, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from raygeo.cluster.placement import beside_me
 from raygeo.cluster.settings import demand
@@ -193,14 +194,15 @@ class Workers:
         return TorchTrainer(
             _serve,
             train_loop_config={"coordinator": self.coordinator, "common": self.common},
-            torch_config=meeting(shape.gpus),
+            torch_config=meeting(shape.gpus, self.coordinator),
             scaling_config=ScalingConfig(
                 num_workers=shape.workers, use_gpu=shape.gpus > 0, resources_per_worker=shape.resources
             ),
             run_config=RunConfig(
                 name=f"{self.common.study or 'raygeo'}-{uuid.uuid4().hex[:8]}",
                 storage_path=self.storage,
-                failure_config=FailureConfig(max_failures=-1),  # the coordinator counts, run by run
+                # The coordinator counts, run by run; a group that could not be started is started again by `_fit`.
+                failure_config=FailureConfig(max_failures=-1, controller_failure_limit=0),  # type: ignore[call-arg]
                 callbacks=[Watch(self.coordinator)],  # type: ignore[list-item]
             ),
         )
@@ -212,8 +214,18 @@ class Workers:
                 self._trainer().fit()
                 again = False
             except Exception as error:  # of starting the group: those of its runs are counted run by run
-                reason = " ".join(str(error).split())[-_LONGEST:]  # a traceback says at its end what went wrong
-                again = self._tell("unstarted", f"workers could not be started: {reason}")
+                if (place := self._tell("place_of_last")) is not None:
+                    ray.util.remove_placement_group(place)
+                again = self._tell("unstarted", "" if _lacked_room(error) else _reason(error))
+
+
+def _lacked_room(error: Exception) -> bool:
+    return isinstance(error, ControllerError) and isinstance(error.controller_failure, WorkerGroupStartupTimeoutError)
+
+
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error).split())[-_LONGEST:]  # a traceback says at its end what went wrong
+    return f"workers could not be started: {said}"
 
 
 def _serve(config: dict[str, Any]) -> None:

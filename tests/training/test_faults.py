@@ -6,6 +6,7 @@ import sys
 import threading
 from dataclasses import replace
 
+import psutil
 import pytest
 from process_cases import listening
 from ray import cloudpickle
@@ -133,7 +134,26 @@ def test_a_worker_that_is_lost_while_it_measures_a_run_does_not_train_it_again(r
     assert_cpus_are_free(ray_session)
 
 
-def test_a_worker_that_is_lost_before_its_group_is_set_up_costs_a_restart_and_no_place(ray_session, tmp_path):
+class Fatal(Faulty):
+    """Inputs that kill the first worker that comes to them with its work, before it asks for a run."""
+
+    def __init__(self, inputs, mark):
+        self.inputs, self.mark = inputs, mark
+
+    def __reduce__(self):
+        return (kill_first, (self.inputs, self.mark))
+
+
+def kill_first(inputs, mark):
+    if "run_train_fn" in " ".join(psutil.Process().cmdline()) and not os.path.exists(mark):
+        open(mark, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Fatal(inputs, mark)
+
+
+@pytest.mark.parametrize("moment", ["while its group is set up", "thereafter"])
+def test_a_worker_that_is_lost_before_it_asks_for_a_run_costs_a_restart_and_no_place(ray_session, tmp_path, moment):
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     store, inputs = make_store(tmp_path)
     struck = threading.Event()
 
@@ -143,12 +163,15 @@ def test_a_worker_that_is_lost_before_its_group_is_set_up_costs_a_restart_and_no
                 process.kill()
                 struck.set()
 
-    threading.Thread(target=strike, daemon=True).start()
+    if moment == "thereafter":
+        inputs = Fatal(inputs, str(tmp_path / "mark"))
+    else:
+        threading.Thread(target=strike, daemon=True).start()
     seen = train(store, inputs, {"steps": 3, "restarts": 1})["run"]
     struck.set()
-    [note] = [text for text in seen.notes if "tries again" in text]
-    assert "a worker died before it could begin" in note
     assert seen.end["status"] == "finished"
+    [note] = [note for note in seen.notes if not note.startswith("waiting")]
+    assert note.startswith("workers could not be started: ")
     assert_cpus_are_free(ray_session)
 
 

@@ -46,7 +46,7 @@ def test_an_address_that_no_interface_has_is_served_on_all(monkeypatch):
 
 
 def test_workers_speak_over_what_they_have_whatever_torch_was_built_for():
-    assert (meeting(0).backend, meeting(0.5).backend) == ("gloo", "nccl")
+    assert (meeting(0, None).backend, meeting(0.5, None).backend) == ("gloo", "nccl")
 
 
 def test_gloo_is_told_of_no_interface_whose_first_address_is_another(monkeypatch):
@@ -84,5 +84,5 @@ class Lost:
 def test_a_worker_that_dies_before_it_could_begin_ends_its_group_and_frees_its_place():
     group = Lost()
     with pytest.raises(LostProcessError, match="a worker died before it could begin: The actor died"):
-        meeting(0).backend_cls().on_start(group, meeting(0))
+        meeting(0, None).backend_cls().on_start(group, meeting(0, None))
     assert not group.held
