@@ -101,6 +101,15 @@ async def test_a_final_failure_ends_the_job_and_a_late_one_is_ignored(coordinato
 
 
 @coordinator_test
+async def test_a_group_that_finds_no_room_is_no_loss_and_one_that_cannot_be_started_is(coordinator):
+    await coordinator.submit(JOB | {"restarts": 0})
+    assert await coordinator.unstarted()
+    assert await messages(coordinator) == []
+    assert not await coordinator.unstarted("workers could not be started: why")
+    assert [m["reason"] for m in await messages(coordinator)] == ["workers could not be started: why (1 times)"]
+
+
+@coordinator_test
 async def test_a_rank_of_a_lost_group_that_waits_takes_no_job_from_the_next(coordinator):
     await coordinator.submit(JOB | {"restarts": 1})
     await coordinator.take("lost", 0)
