@@ -115,7 +115,7 @@ class Coordinator:
         """Give the job that a group of workers does as its ``number``-th, or None when there will be none."""
         place = (group, number)
         if place not in self.given:
-            if number == 0:
+            if number == 0 or self.group is None:  # it knows of none where it follows a lost coordinator
                 self.group = group  # what a rank of an earlier one still waits for is nobody's
             self.given[place] = asyncio.ensure_future(self._begin(group))
         return await asyncio.shield(self.given[place])

@@ -110,6 +110,16 @@ async def test_a_group_that_finds_no_room_is_no_loss_and_one_that_cannot_be_star
 
 
 @coordinator_test
+async def test_a_coordinator_that_follows_a_lost_one_has_work_for_the_group_there_is(coordinator):
+    await coordinator.done({"steps": 9})  # of the run that the lost one knew, and that is submitted again
+    waiting = [asyncio.ensure_future(coordinator.take("g", 3)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    assert not any(each.done() for each in waiting)
+    await coordinator.submit(JOB)
+    assert await asyncio.gather(*waiting) == [JOB | {"attempt": 1}] * 2
+
+
+@coordinator_test
 async def test_a_rank_of_a_lost_group_that_waits_takes_no_job_from_the_next(coordinator):
     await coordinator.submit(JOB | {"restarts": 1})
     await coordinator.take("lost", 0)
