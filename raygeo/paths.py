@@ -2,14 +2,13 @@
 
 import os
 import re
-from functools import partial
 from pathlib import Path
 
-_USER = re.compile(r"(\bhttps?://)[^/]*@")
-_PASSWORD = re.compile(r"(\b(?:(?:https?|hdfs)://(?![^/@:]*:\d{1,5}/)|(?!https?:|hdfs:)\w+://))[^/@:]*:.*@", re.DOTALL)
+_UNSPACED = re.compile(r"[^\s'\"]+")
+_USER = re.compile(
+    r"(\bhttps?://)[^/]*@|(\b(?:(?:https?|hdfs)://(?![^/@:]*:\d{1,5}/)|(?!https?:|hdfs:)\w+://))[^/@:]*:.*@", re.DOTALL
+)
 """Of web and HDFS addresses alone, digits before a slash are a port rather than the beginning of a password."""
-_UNSPACED = ((_PASSWORD, re.compile(r"[^\s'\"<>]+")), (_USER, re.compile(r"[^\s'\"]+")))
-"""Where each is looked for: up to the last @ of what has no space, so that the time grows with the text's length."""
 _SECRET = re.compile(
     r"([?&][\w.-]*(?:token|secret|passw|signature|access_?key|api_?key|credential|\bsig)[\w.-]*=)[^&#\s'\"]+", re.I
 )
@@ -41,11 +40,11 @@ def is_inside(part: str) -> bool:
 def without_credentials(text: str) -> str:
     """A text whose URIs have lost user and password, and the values of query parameters that are secrets."""
     if "@" in text:
-        for pattern, unspaced in _UNSPACED:
-            text = unspaced.sub(partial(_cut, pattern), text)
+        text = _UNSPACED.sub(_without_users, text)
     return _SECRET.sub(r"\1***", text) if "=" in text else text
 
 
-def _cut(pattern: re.Pattern[str], found: re.Match[str]) -> str:
+def _without_users(found: re.Match[str]) -> str:
+    """Looks no further than to the last @ of what has no space, so that the time grows with the text's length."""
     before, at, after = found[0].rpartition("@")
-    return pattern.sub(r"\1", before + at) + after
+    return _USER.sub(r"\1\2", before + at) + after

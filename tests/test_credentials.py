@@ -34,6 +34,7 @@ pytestmark = pytest.mark.cluster
         ("abfs://container:1/ret@account.dfs.core.windows.net/x", "abfs://account.dfs.core.windows.net/x"),
         ("postgresql+psycopg2://u:1/2@h:5432/db", "postgresql+psycopg2://h:5432/db"),
         ("http://u:pa/ss@host/x", "http://host/x"),
+        ("s3://k<ey:se<cret@bucket/x", "s3://bucket/x"),
         ("at https://hf_token@host/x, then", "at https://host/x, then"),
         ("http://u:p@ss@host:80/x", "http://host:80/x"),
         ("s3://b/x?secret_key=abc&region=eu", "s3://b/x?secret_key=***&region=eu"),
