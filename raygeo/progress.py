@@ -18,6 +18,8 @@ from raygeo.paths import without_credentials
 _LOG_SECONDS = 10.0
 """The least between two lines of a log; what has taken long is told of less often, by ``_LOG_SHARE`` of its time."""
 _LOG_SHARE = 0.05
+_PACE_SECONDS = 5.0
+"""The least time from which a speed is told: units that were begun together end together."""
 
 
 @dataclass
@@ -62,14 +64,17 @@ class Progress:
     def bar(self, title: str, total: int) -> Iterator[Bar]:
         """Show a bar for ``total`` units of work; where there is no terminal, lines with the time that is left."""
         started = last = time.monotonic()
+        first: tuple[int, float] | None = None
         write = shown.info if self.console.is_terminal else self.say
 
         def log(bar: Bar, note: str) -> None:
-            nonlocal last
+            nonlocal last, first
             now = time.monotonic()
+            first = first or (bar.done, now)
             if now - last >= max(_LOG_SECONDS, _LOG_SHARE * (now - started)):
                 last = now
-                write(f"  {title}: {counted(bar.done, bar.total, now - started)} {note}".rstrip())
+                pace = (bar.done - first[0], now - first[1])
+                write(f"  {title}: {counted(bar.done, bar.total, now - started, *pace)} {note}".rstrip())
 
         if not self.console.is_terminal:
             yield Bar(total, log)
@@ -92,9 +97,14 @@ class Progress:
             yield Bar(total, draw)
 
 
-def counted(done: int, total: int, seconds: float) -> str:
-    """How far something has come that ``seconds`` ago was at 0, and how long the rest takes at that speed."""
-    left = f", about {duration(seconds * (total - done) / done)} left" if 0 < done < total else ""
+def counted(done: int, total: int, seconds: float, recently: int, within: float) -> str:
+    """How far something that began ``seconds`` ago has come, and how long the rest takes once that can be told.
+
+    The speed is that of the ``recently`` counted units, ``within`` so many seconds after the first count: what came
+    before it, such as the start of workers and what an earlier call had done, says nothing of the rest.
+    """
+    known = done < total and recently and within >= _PACE_SECONDS
+    left = f", about {duration(within * (total - done) / recently)} left" if known else ""
     return f"{done}/{total} after {duration(seconds)}{left}"
 
 

@@ -30,9 +30,24 @@ def test_a_log_says_how_long_it_will_take(clock):
 
 
 @pytest.mark.parametrize(
-    ("done", "total", "seconds", "said"),
-    [(0, 4, 30, "0/4 after 30 s"), (1, 4, 30, "1/4 after 30 s, about 90 s left"), (4, 4, 600, "4/4 after 10 min"),
-     (1, 5, 7200, "1/5 after 2.0 h, about 8.0 h left")],
+    ("count", "said"),
+    [((0, 4, 30, 0, 0), "0/4 after 30 s"), ((1, 4, 30, 0, 0), "1/4 after 30 s"),
+     ((2, 4, 60, 1, 30), "2/4 after 60 s, about 60 s left"), ((4, 4, 600, 3, 450), "4/4 after 10 min"),
+     ((3, 5, 14400, 2, 7200), "3/5 after 4.0 h, about 2.0 h left"), ((9, 40, 60, 8, 0.1), "9/40 after 60 s")],
 )  # fmt: skip
-def test_what_is_left_goes_by_what_is_done(done, total, seconds, said):
-    assert counted(done, total, seconds) == said
+def test_what_is_left_goes_by_what_was_done_since_the_first_count(count, said):
+    assert counted(*count) == said
+
+
+def test_neither_the_start_of_workers_nor_what_was_done_before_counts_as_speed(clock):
+    console = Console(file=StringIO(), width=200)
+    with Progress(console).bar("training steps", 960) as bar:
+        clock[0] += 20.0
+        for step in range(480, 560):
+            bar.update(step)
+            clock[0] += 0.5
+    lines = console.file.getvalue().splitlines()
+    assert lines[:2] == [
+        "  training steps: 480/960 after 20 s",
+        "  training steps: 500/960 after 30 s, about 4 min left",
+    ]
