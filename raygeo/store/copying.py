@@ -51,17 +51,12 @@ def copy_store(
     ``runs`` lie in the copy.
 
     Raises:
-        BusyStoreError: another process is at work on one of them.
+        BusyStoreError: another process is at work on one of them, or was at work on ``source`` meanwhile.
         StoreError: ``target`` holds something else, or cannot be written, or ``source`` cannot be read.
     """
     if source.location == target.location or _inside(source, target) or _inside(target, source):
         raise StoreError(f"{target.shown} and {source.shown} are one place or in each other; give another one.")
-    using = find_lease(source)
-    if using is not None and not using.gone:
-        raise BusyStoreError(
-            f"the store {source.shown} is in use: {using.holder}. A copy of what is being written would not be whole; "
-            "copy it when that has ended."
-        )
+    _check_unused(source)
     with held(target, f"copy of {source.shown}", wait=wait, say=say):
         _check_target(source, target)
         target.write_bytes(_MARK, json.dumps({"from": source.shown}).encode())
@@ -72,11 +67,32 @@ def copy_store(
             tick(item)
         _copy_database(source, target)
         _point_runs(source, target)
+        _check_unused(source)
+        if _files(Contents(source)) != _files(contents):
+            raise BusyStoreError(
+                f"the store {source.shown} was written to while it was copied, so the copy is not whole; the same "
+                "command takes it up."
+            )
         copied = Contents(target)
         found = [*damaged, *_lacking(contents, copied, {one.path for one in damaged}), *broken(copied)]
         if not found:
             target.filesystem.delete_file(target.path(_MARK))
     return found
+
+
+def _check_unused(source: Store) -> None:
+    """See that nobody writes to ``source``. The copy takes no lease on it: that would keep its owner from working."""
+    using = find_lease(source)
+    if using is not None and not using.gone:
+        raise BusyStoreError(
+            f"the store {source.shown} is in use: {using.holder}. A copy of what is being written would not be whole; "
+            "copy it when that has ended: what was copied before is kept."
+        )
+
+
+def _files(contents: Contents) -> dict[str, int]:
+    """The files that are copied, and their sizes in bytes."""
+    return {path: size for item in _in_order(contents) for path, size in item.files.items()}
 
 
 def _inside(one: Store, other: Store) -> bool:

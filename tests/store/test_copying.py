@@ -3,7 +3,7 @@
 import os
 import shutil
 import sqlite3
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from raygeo.errors import BusyStoreError, StoreError
 from raygeo.records import RunRecord
 from raygeo.store import Store, copying
 from raygeo.store.copying import copy_store
-from raygeo.store.lease import held
+from raygeo.store.lease import find_lease, held
 from raygeo.tables import to_arrow
 
 ROWS = [{"stage": "s", "name": "n", "value": 1}]
@@ -154,6 +154,31 @@ def test_places_that_cannot_be_copied_to_are_refused(source, tmp_path):
             copy_store(source, Store(place))
     with held(source, "a study"), pytest.raises(BusyStoreError, match="a study by"):
         copy_store(source, Store(tmp_path / "copy"))
+
+
+def test_a_store_that_was_written_to_meanwhile_is_not_copied_whole(source, tmp_path):
+    target = Store(tmp_path / "copy")
+
+    def work(item):
+        with held(source, "a study"):
+            source.write_units({"later": {"counts": to_arrow("counts", ROWS)}})
+            source.publish("counts", ["b", "later"], revisions={"w": 4})
+
+    with pytest.raises(BusyStoreError, match="was written to while it was copied"):
+        copy_store(source, target, tick=work)
+    assert copy_store(source, target) == []
+    assert target.table("counts").equals(source.table("counts"))
+    check_same(source, target)
+
+
+def test_a_store_that_is_at_work_when_its_copy_ends_is_not_copied_whole(source, tmp_path):
+    with ExitStack() as stack, pytest.raises(BusyStoreError, match="a study by"):
+        copy_store(
+            source,
+            Store(tmp_path / "copy"),
+            tick=lambda item: None if find_lease(source) else stack.enter_context(held(source, "a study")),
+        )
+    assert copy_store(source, Store(tmp_path / "copy")) == []
 
 
 def test_locations_in_a_database_move_with_it(tmp_path):
