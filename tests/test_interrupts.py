@@ -129,9 +129,9 @@ class Driver:
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may ignore it
             )  # fmt: skip
 
-    def wait_for(self, there):
+    def wait_for(self, there, *given):
         deadline = time.monotonic() + 600
-        while not there():
+        while not there(*given):
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.05)
@@ -247,3 +247,32 @@ def test_ctrl_c_in_another_stage_ends_with_a_line_and_without_ray(tmp_path):
     assert driver.says("stopped by SIGINT in the stage rollouts: start, student done;")
     assert not driver.says("Traceback")
     assert set(mlflow_states(Store(tmp_path / "store")).values()) == {"KILLED"}
+
+
+def test_ctrl_c_in_the_stages_after_training_costs_nothing_that_was_done(parts, tmp_path):
+    training = {"steps": 4, "batch_size": 8, "lr": 1e-3}
+    study = tiny_study(store=str(tmp_path / "store"), **(parts | {"training": training}))
+    units, stamps = tmp_path / "store" / "units", {}
+
+    def now():
+        return {path: path.stat().st_mtime_ns for path in units.rglob("*.parquet")}
+
+    def grown(before):
+        return now() != before
+
+    for stage in ("evaluate", "geometry", "report"):
+        with Driver(study, tmp_path) as driver:
+            driver.wait_for(driver.says, f"\n{stage}\n")
+            if stage != "report":
+                driver.wait_for(grown, now())
+            assert driver.stop(signal.SIGINT, group=True) == 130
+        assert driver.says(f"stopped by SIGINT in the stage {stage}: "), driver.log.read_text()
+        assert not driver.says("Traceback")
+        assert "RUNNING" not in mlflow_states(Store(tmp_path / "store")).values()
+        assert stamps.items() <= now().items()
+        stamps = now()
+    with Driver(study, tmp_path) as driver:
+        assert driver.process.wait(300) == 0
+    assert stamps.items() <= now().items()
+    assert set(mlflow_states(Store(tmp_path / "store")).values()) == {"FINISHED"}
+    assert (tmp_path / "store" / "report.html").stat().st_size > 1e5

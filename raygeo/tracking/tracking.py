@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -27,8 +28,10 @@ from raygeo.tracking.server import is_away, plain, remedy, tracking_uri
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Context = Literal["training", "evaluation"]
 """What data were to a run."""
-FLUSH_SECONDS, CLOSE_SECONDS, KILLED_SECONDS = 60.0, 300.0, 1.5
-"""How long a study waits for an MLflow that answers, but slowly: between stages, at its end, once asked to stop."""
+FLUSH_SECONDS, CLOSE_SECONDS = 60.0, 300.0
+"""How long a study waits for an MLflow that answers, but slowly: between stages, and at its end."""
+STOPPED_SECONDS = {signal.SIGINT: 10.0, signal.SIGTERM: 1.5}
+"""The same once it was asked to stop: at a terminal one may press twice; ``ray job stop`` kills 3 s after SIGTERM."""
 
 _MARKED = "The study was killed: its runs that were still running are marked so."
 _OUTDATED = "{} entries for MLflow have names of an earlier version; run the study again to log it under the new ones."
@@ -213,7 +216,8 @@ class Tracking:
         A process that was asked to stop does not wait long.
         """
         self._queue("close", status=status, time=_now())
-        return self.sender.close(CLOSE_SECONDS if asked() is None else KILLED_SECONDS)
+        stopped = asked()
+        return self.sender.close(CLOSE_SECONDS if stopped is None else STOPPED_SECONDS[stopped])
 
 
 def send_queued(store: Store) -> str | None:
