@@ -92,13 +92,13 @@ def _start_ray():
 
 @pytest.fixture(scope="module", autouse=True)
 def no_cpu_taken():
-    """Modules find all CPUs free: what an earlier one has left running ends, so that none waits for it for ever."""
+    """Modules find all CPUs free: what an earlier one has left running ends, so that none waits for it without end."""
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         until = time.monotonic() + 30
         while ray.available_resources().get("CPU", 0) < ray.cluster_resources().get("CPU", 0):
             if time.monotonic() > until:
-                print("\nCPUs are held by what an earlier module has left: Ray is started anew", file=sys.stderr)
+                print("\nCPUs are held by what an earlier module has left: Ray is restarted", file=sys.stderr)
                 ray.shutdown()
                 _start_ray()
                 break
