@@ -1,7 +1,7 @@
 """The verdict at the top of the page: sentences built from the tables, none stronger than its test.
 
-The study's own are here: accuracy against the base and between runs, what this many problems cannot tell, and what to
-do next to tell it. Analyses bring theirs with their parts.
+The study's own are here: what accuracy does not measure, accuracy against the base and between runs, what this many
+problems cannot tell, and what to do next to tell it. Analyses bring theirs with their parts.
 """
 
 import math
@@ -16,6 +16,8 @@ from raygeo.tables import BASE
 
 ALPHA, POWER = 0.05, 0.8
 """The level of tests, and the probability with which what is called visible is seen."""
+_CUT = 0.1
+"""Share of answers that were cut off from which it is said."""
 _NAMED = 6
 """Most runs that a sentence names."""
 
@@ -26,6 +28,28 @@ class Finding:
 
     text: str
     rests_on: str
+
+
+def not_measured(view: View) -> Iterable[Finding]:
+    """Where accuracies say little, whatever their tests say: nobody or everybody is right, or answers were cut off."""
+    for benchmark, rows in view.frame("accuracy").groupby("benchmark", sort=False):
+        problems = typeset.counted(int(rows.problems.fillna(rows.n).max()), "problem")
+        if (rows.correct == 0).all() or (rows.correct == rows.n).all():
+            models = "All models, the base included," if BASE in set(rows.run) else "All runs"
+            solved = "none" if (rows.correct == 0).all() else "every one"
+            yield Finding(
+                f"{models} solve {solved} of the {problems} of {benchmark}: its accuracy tells nothing of them.",
+                "results",
+            )
+        cut = rows.assign(share=(rows.truncated / rows.n).fillna(0.0)).sort_values("share")
+        least, most = cut.iloc[0], cut.iloc[-1]
+        if most.share >= _CUT:
+            yield Finding(
+                f"On {benchmark} {typeset.percent(most.share)} of the answers of {most.run} were cut off at the length "
+                f"limit and count as wrong ({typeset.percent(least.share)} of those of {least.run}): differences in "
+                "accuracy may be differences in length. Raise max_new_tokens of evaluation.answers.",
+                "limits",
+            )
 
 
 def against_base(view: View) -> Iterable[Finding]:

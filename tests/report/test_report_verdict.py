@@ -24,7 +24,7 @@ def told(view):
     return "\n".join(text for _, text in said(view))
 
 
-def accuracy_study(correct, tests, n=100, samples=1):
+def accuracy_study(correct, tests, n=100, samples=1, truncated=None):
     """A view of runs by accuracy and p after Holm's correction: ``tests`` are (a, b, only a, only b, p)."""
     return view_of(
         accuracy=[
@@ -36,6 +36,7 @@ def accuracy_study(correct, tests, n=100, samples=1):
                 "correct": k,
                 "accuracy": k / n,
                 "samples": samples,
+                "truncated": (truncated or {}).get(run, 0),
             }
             for run, k in correct.items()
         ],
@@ -71,6 +72,26 @@ def test_runs_are_told_from_the_base_by_their_corrected_test_alone():
     assert "worse than the base: down (−20.0); not told from it: near (+9.0)." in text
     assert "No two runs are shown to differ in accuracy on heldout, of 1 pair after correction." in text
     assert "up and near, first and second on heldout, are 11.0 points apart and not told apart" in text
+
+
+def test_answers_that_were_cut_off_are_said_first():
+    view = accuracy_study({BASE: 40, "a": 20}, [(BASE, "a", 30, 10, 0.01)], truncated={BASE: 9, "a": 60})
+    first, *_ = told(view).splitlines()
+    assert first == (
+        "On heldout 60.0 % of the answers of a were cut off at the length limit and count as wrong (9.0 % of those of "
+        "base): differences in accuracy may be differences in length. Raise max_new_tokens of evaluation.answers."
+    )
+    view = accuracy_study({BASE: 40, "a": 20}, [(BASE, "a", 30, 10, 0.01)], truncated={BASE: 9, "a": 9})
+    assert "cut off" not in told(view)
+
+
+@pytest.mark.parametrize(("solved", "word"), [(0, "none"), (100, "every one")])
+def test_a_benchmark_that_tells_nothing_is_called_so(solved, word):
+    view = accuracy_study({BASE: solved, "a": solved}, [(BASE, "a", 0, 0, 1.0)])
+    said = f"All models, the base included, solve {word} of the 100 problems of heldout: its accuracy tells nothing"
+    assert said in told(view)
+    view = accuracy_study({BASE: 1, "a": solved}, [(BASE, "a", 0, 0, 1.0)])
+    assert "All models" not in told(view)
 
 
 def test_runs_that_differ_are_named_the_better_first():
@@ -139,17 +160,23 @@ def test_alike_as_seeds_is_by_the_floor_of_the_same_kind():
 def test_a_barrier_is_one_whose_interval_is_above_zero(view):
     assert "has a barrier that can be told from 0 on solutions (7 paths" in told(view)
 
-    def barrier(run, low):
-        return {"run_a": "ref", "run_b": run, "probe": "solutions", "metric": "nll", "chord": 0.1, "chord_low": low,
-                "chord_high": 0.2, "n": 9}  # fmt: skip
+    def barrier(run, low, scale=1.0):
+        return {"run_a": "ref", "run_b": run, "probe": "solutions", "metric": "nll", "chord": 0.1 * scale,
+                "chord_low": low * scale, "chord_high": 0.2 * scale, "n": 9}  # fmt: skip
 
     runs = [{"run": run, "key": run, "loss": "sft", "status": "finished"} for run in ("ref", "x", "y")]
-    found = registry.view(
-        {"barriers": to_arrow("barriers", [barrier("x", 0.05), barrier("y", -0.01)], registry.schemas()["barriers"]),
-         "runs": to_arrow("runs", runs)}, "ref",
-    )  # fmt: skip
-    text = told(found)
-    assert "1 of 2 straight paths from ref to another run has a barrier on solutions (the largest: x, 0.100" in text
+
+    def text_of(*barriers):
+        table = to_arrow("barriers", barriers, registry.schemas()["barriers"])
+        return told(registry.view({"barriers": table, "runs": to_arrow("runs", runs)}, "ref"))
+
+    text = text_of(barrier("x", 0.05), barrier("y", -0.01))
+    said = (
+        "1 of 2 straight paths from ref to another run has a barrier on solutions (the largest: x, 0.10 [0.050, 0.20]"
+    )
+    assert said in text
+    low = text_of(barrier("x", 0.05, scale=4e-3), barrier("y", -0.01))
+    assert "(the largest: x, 4.0 × 10⁻⁴ [2.0 × 10⁻⁴, 8.0 × 10⁻⁴]" in low
     assert "by a 95 % interval each, not corrected for their number; the other's is not above 0." in text
 
 

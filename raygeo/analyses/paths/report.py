@@ -1,6 +1,7 @@
 """What is shown of straight paths between runs."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -117,9 +118,10 @@ def barriers_found(view: View) -> Iterator[Finding]:
     if found.empty:
         return
     shown = found[found.chord_low > 0]
-    top = found.iloc[0]
+    top = (found if shown.empty else shown).iloc[0]
+    written = nats if shown.empty else partial(typeset.significant, digits=2)  # one above 0 must not read 0.000
     largest = (
-        f"{found.index[0]}, {nats(top.chord)} {typeset.interval(top.chord_low, top.chord_high, nats)} nats a token"
+        f"{top.name}, {written(top.chord)} {typeset.interval(top.chord_low, top.chord_high, written)} nats a token"
     )
     if shown.empty:
         yield Finding(
