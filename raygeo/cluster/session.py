@@ -22,6 +22,7 @@ ANSWER_SECONDS = 30.0
 
 _LOOPBACK = "127.0.0.1"
 """The address that everything of an embedded cluster listens on, and nobody else can reach."""
+_CLIENT = "ray://"
 _EMBEDDED = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # a run's end is noticed at a health check
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one machine cannot lose a node, and the watcher is a process a run
@@ -37,8 +38,17 @@ def connect(address: str | None = None, cpus: int | None = None) -> None:
     inside this process for its lifetime, on this machine only, with ``cpus`` CPUs (by default all).
 
     Raises:
-        ClusterError: the named cluster does not answer or refuses the connection, or Ray does not start here.
+        ClusterError: the named cluster does not answer or refuses the connection, or Ray does not start here; or it is
+            to be reached through Ray's client.
     """
+    named = address or os.environ.get("RAY_ADDRESS") or ""
+    if ray.util.client.ray.is_connected() or (named.startswith(_CLIENT) and not ray.is_initialized()):
+        raise ClusterError(
+            f"Ray's client ({named if named.startswith(_CLIENT) else _CLIENT}) cannot lead a study: that takes a "
+            "process inside the cluster. Submit it as a job (`ray job submit --address http://HEAD:8265 --working-dir "
+            ". -- python jobs/study.py STUDY --store STORE`), or run the command on a machine of the cluster with "
+            "--address auto."
+        )
     if ray.is_initialized():
         return
     try:
@@ -91,6 +101,7 @@ def _connect(address: str | None, cpus: int | None) -> None:
 
 
 def _embed(cpus: int | None) -> None:
+    logging.getLogger("ray._private.authentication.authentication_token_setup").addFilter(_is_worth_telling)
     with _alone(), _addressed():
         ray.init(
             address="local",
@@ -99,6 +110,11 @@ def _embed(cpus: int | None) -> None:
             logging_level=logging.WARNING,
             _node_ip_address=_LOOPBACK,
         )
+
+
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    """Whether Ray warns of something: that its token protects the cluster is as it should be."""
+    return not record.getMessage().startswith("Token authentication is enabled")
 
 
 def keep_token_private(file: Path | None = None) -> None:

@@ -60,6 +60,14 @@ def test_an_address_that_is_none_is_refused():
     assert f"refused: the Ray cluster at {address!r} cannot be joined" in connect(address)
 
 
+@pytest.mark.parametrize("named", [("ray://head:10001", {}), ("", {"RAY_ADDRESS": "ray://head:10001"})])
+def test_rays_client_is_refused_before_it_is_asked(named):
+    address, environment = named
+    said = connect(address, **environment)
+    assert "Ray's client (ray://head:10001) cannot lead a study" in said
+    assert "ray job submit" in said
+
+
 def test_a_ray_that_cannot_start_here_says_where_its_logs_are(tmp_path):
     (tmp_path / "file").write_text("")
     said = connect("", RAY_TMPDIR=str(tmp_path / "file"))
