@@ -60,15 +60,18 @@ def problems(view: View) -> list[str]:
     for benchmark, rows in view.frame("accuracy").groupby("benchmark", sort=False):
         half = float((rows.high - rows.low).max() / 2)
         sentence = (
-            f"{benchmark} has {typeset.count(rows.problems.fillna(rows.n).max())} problems: one accuracy is known to "
+            f"{benchmark} has {typeset.counted(int(rows.problems.fillna(rows.n).max()), 'problem')}: one accuracy is "
+            "known to "
             f"about ± {typeset.fixed(100 * half, 1)} points at worst."
         )
         cut = rows[rows.truncated > 0]
         if not cut.empty:
-            worst = cut.loc[(cut.truncated / cut.n).idxmax()]
+            shares = (rows.truncated / rows.n).fillna(0.0)
+            worst = rows[shares == shares.max()]
+            most = f"{worst.run.iloc[0]} has" if len(worst) == 1 else f"{len(worst)} models have"
             sentence += (
-                f" Answers cut off at the length limit count as wrong; {worst.run} has the most, "
-                f"{typeset.percent(worst.truncated / worst.n)}."
+                f" Answers cut off at the length limit count as wrong; {most} the most, "
+                f"{typeset.percent(shares.max())}."
             )
         unjudged = rows[rows.undecided > 0]
         if not unjudged.empty:
@@ -101,6 +104,7 @@ def tests(view: View) -> list[str]:
     """What p-values are corrected for."""
     sizes = view.frame("mcnemar").groupby("benchmark", sort=False).size()
     return [
-        f"p-values on {benchmark} are Holm-corrected over {size} pairs; a large one does not show two runs to be equal."
+        f"p-values on {benchmark} are Holm-corrected over {typeset.counted(int(size), 'pair')}; a large one does not "
+        "show two runs to be equal."
         for benchmark, size in sizes.items()
     ]

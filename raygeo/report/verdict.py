@@ -44,10 +44,17 @@ def not_measured(view: View) -> Iterable[Finding]:
         cut = rows.assign(share=(rows.truncated / rows.n).fillna(0.0)).sort_values("share")
         least, most = cut.iloc[0], cut.iloc[-1]
         if most.share >= _CUT:
+            even = least.share == most.share
+            whose = "every model's answers" if even else f"the answers of {most.run}"
+            beside = (
+                ""
+                if even
+                else f" ({typeset.percent(least.share)} of those of {least.run}): differences in accuracy may be "
+                "differences in length"
+            )
             yield Finding(
-                f"On {benchmark} {typeset.percent(most.share)} of the answers of {most.run} were cut off at the length "
-                f"limit and count as wrong ({typeset.percent(least.share)} of those of {least.run}): differences in "
-                "accuracy may be differences in length. Raise max_new_tokens of evaluation.answers.",
+                f"On {benchmark} {typeset.percent(most.share)} of {whose} were cut off at the length limit and count "
+                f"as wrong{beside}. Raise max_new_tokens of evaluation.answers.",
                 "limits",
             )
 
@@ -72,7 +79,7 @@ def against_base(view: View) -> Iterable[Finding]:
             said.append(f"not told from it: {_listed(rest, gains)}")
         pairs = typeset.counted(len(view.frame("mcnemar", benchmark=benchmark)), "pair")
         yield Finding(
-            f"Accuracy on {benchmark} ({typeset.count(problems)} problems, base "
+            f"Accuracy on {benchmark} ({typeset.counted(problems, 'problem')}, base "
             f"{typeset.percent(_accuracies(view, benchmark)[BASE])}), Holm over {pairs}: {'; '.join(said)}.",
             "results",
         )
@@ -119,10 +126,11 @@ def visible(view: View) -> Iterable[Finding]:
         least = smallest_visible(discordant, problems, level)
         if least is None:
             continue
+        models = "models, the base included," if BASE in {*tests.run_a, *tests.run_b} else "runs"
         yield Finding(
-            f"On {benchmark} the median pair of runs disagrees on {typeset.percent(discordant)} of the problems: such "
-            f"a pair must differ by {_apart(least)} to be told apart with a probability of {100 * POWER:.0f} % after "
-            "correction. No smaller difference can be called absent.",
+            f"On {benchmark} the median pair of {models} disagrees on {typeset.percent(discordant)} of the problems: "
+            f"such a pair must differ by {_apart(least)} to be told apart with a probability of {100 * POWER:.0f} % "
+            "after correction. No smaller difference can be called absent.",
             "table-report-mcnemar",
         )
 
@@ -156,11 +164,17 @@ def next_runs(view: View) -> Iterable[Finding]:
         needed = problems_needed(discordant, gap, ALPHA) if gap > 0 else None
         if needed is None:
             continue
+        tied = len(runs) > 2 and accuracies[runs[2]] == accuracies[second]
+        said = (
+            f"{first} and {second}, first and {'one of the second' if tied else 'second'} on {benchmark}, are "
+            f"{_apart(gap)} apart and not told apart"
+        )
+        more = (
+            f"; if that is the true difference, about {typeset.count(_rounded(needed))} problems would tell it, tested "
+            f"alone ({typeset.count(problems)} here)"
+        )
         yield Finding(
-            f"{first} and {second}, first and second on {benchmark}, are {_apart(gap)} apart and not told apart; if "
-            f"that is the true difference, about {typeset.count(_rounded(needed))} problems would tell it, tested "
-            f"alone ({typeset.count(problems)} here).",
-            "table-report-mcnemar",
+            f"{said}{more if needed > problems else ' after correction for all pairs'}.", "table-report-mcnemar"
         )
 
 

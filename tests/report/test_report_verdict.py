@@ -83,6 +83,10 @@ def test_answers_that_were_cut_off_are_said_first():
     )
     view = accuracy_study({BASE: 40, "a": 20}, [(BASE, "a", 30, 10, 0.01)], truncated={BASE: 9, "a": 9})
     assert "cut off" not in told(view)
+    view = accuracy_study({BASE: 40, "a": 20}, [(BASE, "a", 30, 10, 0.01)], truncated={BASE: 90, "a": 90})
+    assert told(view).startswith(
+        "On heldout 90.0 % of every model's answers were cut off at the length limit and count as wrong. Raise"
+    )
 
 
 @pytest.mark.parametrize(("solved", "word"), [(0, "none"), (100, "every one")])
@@ -92,6 +96,16 @@ def test_a_benchmark_that_tells_nothing_is_called_so(solved, word):
     assert said in told(view)
     view = accuracy_study({BASE: 1, "a": solved}, [(BASE, "a", 0, 0, 1.0)])
     assert "All models" not in told(view)
+
+
+def test_the_second_may_be_tied_and_what_is_told_apart_alone_needs_no_more_problems():
+    tests = [("a", "b", 20, 5, 0.32), ("a", "c", 20, 5, 0.32), ("b", "c", 5, 5, 1.0)]
+    text = told(accuracy_study({"a": 60, "b": 45, "c": 45}, tests))
+    said = "a and b, first and one of the second on heldout, are 15.0 points apart and not told apart after correction"
+    assert f"{said} for all pairs." in text
+    assert "the median pair of runs disagrees" in text
+    text = told(accuracy_study({BASE: 40, "a": 45}, [(BASE, "a", 10, 15, 0.4)]))
+    assert "the median pair of models, the base included, disagrees" in text
 
 
 def test_runs_that_differ_are_named_the_better_first():
@@ -153,8 +167,9 @@ def test_alike_as_seeds_is_by_the_floor_of_the_same_kind():
         floor("a", "d", "init", 0.9, 0.9),
     ]
     text = told(view_of(noise_floors=rows))
-    assert "1 of 2 pairs of configurations is as alike as seeds of one of them are on average: a and b (0.62)" in text
-    assert "the least alike are a and c (0.70). Counted, not tested." in text
+    judged = "1 of 2 pairs of configurations that have several seeds of one (of 3 in all) is as alike as seeds of one"
+    assert f"{judged} of them are on average: a and b (0.62)" in text
+    assert "the least alike of the others are a and c (0.70). Cosines are means over runs of other seeds" in text
 
 
 def test_a_barrier_is_one_whose_interval_is_above_zero(view):
@@ -175,9 +190,11 @@ def test_a_barrier_is_one_whose_interval_is_above_zero(view):
         "1 of 2 straight paths from ref to another run has a barrier on solutions (the largest: x, 0.10 [0.050, 0.20]"
     )
     assert said in text
+    none = text_of(barrier("x", 0.0, scale=0.0), barrier("y", 0.0, scale=0.0))
+    assert "can be told from 0 on solutions (2 paths, 9 texts; all are 0)." in none
     low = text_of(barrier("x", 0.05, scale=4e-3), barrier("y", -0.01))
     assert "(the largest: x, 4.0 × 10⁻⁴ [2.0 × 10⁻⁴, 8.0 × 10⁻⁴]" in low
-    assert "by a 95 % interval each, not corrected for their number; the other's is not above 0." in text
+    assert "by a 95 % interval each, not corrected for their number; the other's is not told from 0." in text
 
 
 def test_every_sentence_leads_to_what_it_rests_on(view, page):

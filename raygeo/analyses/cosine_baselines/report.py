@@ -216,7 +216,8 @@ def judged_by(view: View) -> list[str]:
     if len(corrected):
         fewest = floors[floors.configuration_a == floors.configuration_b].n.min()
         beyond = int((corrected.disattenuated > 1).sum())
-        excess = f" {beyond} of {len(corrected)} exceed 1, which no cosine can." if beyond else ""
+        exceed = "exceeds" if beyond == 1 else "exceed"
+        excess = f" {beyond} of {len(corrected)} {exceed} 1, which no cosine can." if beyond else ""
         sentences.append(
             "Disattenuated cosines divide by noise floors that rest on as few as "
             f"{fewest} {'pair' if fewest == 1 else 'pairs'} of runs, and have no interval.{excess}"
@@ -241,7 +242,8 @@ def losses_or_seeds(view: View) -> Iterator[Finding]:
     own = frame[frame.configuration_a == frame.configuration_b]
     floors = {(row.configuration_a, row.seeds): row.mean for row in own.itertuples()}
     judged: dict[tuple[str, str], tuple[float, bool, str]] = {}
-    for row in frame[frame.configuration_a != frame.configuration_b].sort_values("seeds", kind="stable").itertuples():
+    others = frame[frame.configuration_a != frame.configuration_b].sort_values("seeds", kind="stable")
+    for row in others.itertuples():
         a, b = row.configuration_a, row.configuration_b
         seeds = [floors[name, row.seeds] for name in (a, b) if (name, row.seeds) in floors]
         if seeds and (a, b) not in judged:
@@ -252,11 +254,16 @@ def losses_or_seeds(view: View) -> Iterator[Finding]:
     pairs.sort(reverse=True)
     alike, rest = ([names for _, is_alike, names in pairs if is_alike is wanted] for wanted in (True, False))
     are = "is" if 1 in (len(alike), len(pairs)) else "are"
-    said = f"{typeset.count(len(alike))} of {typeset.counted(len(pairs), 'pair')} of configurations {are} as alike as "
-    said += "seeds of one of them are on average"
+    every = len(others.drop_duplicates(["configuration_a", "configuration_b"]))
+    beside = "" if every == len(pairs) else f" that have several seeds of one (of {typeset.count(every)} in all)"
+    said = f"{typeset.count(len(alike))} of {typeset.counted(len(pairs), 'pair')} of configurations{beside} {are} as "
+    said += "alike as seeds of one of them are on average"
     said += f": {', '.join(alike[:3])}{' and others' if len(alike) > 3 else ''}" if alike else ""
-    said += f"; the least alike are {rest[-1]}" if rest else ""
-    yield Finding(f"{said}. Counted, not tested.", "table-cosine_baselines-noise_floors")
+    said += f"; the least alike {'of the others ' if alike else ''}are {rest[-1]}" if rest else ""
+    yield Finding(
+        f"{said}. Cosines are means over runs of other seeds; counted, not tested.",
+        "table-cosine_baselines-noise_floors",
+    )
 
 
 def _equals(p: float) -> str:

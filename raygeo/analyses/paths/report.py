@@ -1,7 +1,6 @@
 """What is shown of straight paths between runs."""
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -30,8 +29,14 @@ def barrier_cells(view: View) -> Mapping[str, Cell]:
 def barrier_cell(row: pd.Series, kind: str) -> Cell:
     """A barrier of one kind, its interval below it."""
     value, low, high = (getattr(row, column) for column in (kind, f"{kind}_low", f"{kind}_high"))
-    spread = typeset.interval(low, high, nats)
-    return (nats(value), spread) if spread else nats(value)
+    written = _small if low > 0 and value < 1e-3 else nats
+    spread = typeset.interval(low, high, written)
+    return (written(value), spread) if spread else written(value)
+
+
+def _small(value: float | None) -> str:
+    """Write a barrier that is told from 0 and must not read 0.000."""
+    return typeset.significant(value, 2)
 
 
 def path_figure(view: View, origin: str, partners: str, table: str = "paths") -> Figure | None:
@@ -119,24 +124,25 @@ def barriers_found(view: View) -> Iterator[Finding]:
         return
     shown = found[found.chord_low > 0]
     top = (found if shown.empty else shown).iloc[0]
-    written = nats if shown.empty else partial(typeset.significant, digits=2)  # one above 0 must not read 0.000
-    largest = (
-        f"{top.name}, {written(top.chord)} {typeset.interval(top.chord_low, top.chord_high, written)} nats a token"
-    )
+    written = nats if shown.empty else _small
+    spread = typeset.interval(top.chord_low, top.chord_high, written)
+    largest = f"the largest: {top.name}, {written(top.chord)} {spread} nats a token" if top.chord > 0 else "all are 0"
     if shown.empty:
         yield Finding(
             f"No straight path from {view.reference_run} to another run has a barrier that can be told from 0 on "
-            f"{probe} ({typeset.counted(len(found), 'path')}, {typeset.count(top.n)} texts; the largest: {largest}). "
+            f"{probe} ({typeset.counted(len(found), 'path')}, {typeset.counted(int(top.n), 'text')}; {largest}). "
             "Small deltas alone would give that too.",
             "figure-paths",
         )
         return
     others = len(found) - len(shown)
-    rest = {0: "", 1: "; the other's is not above 0"}.get(others, f"; those of the other {others} are not above 0")
+    rest = {0: "", 1: "; the other's is not told from 0"}.get(
+        others, f"; those of the other {others} are not told from 0"
+    )
     have = "has" if len(shown) == 1 else "have"
     yield Finding(
         f"{len(shown)} of {typeset.counted(len(found), 'straight path')} from {view.reference_run} to another run "
-        f"{have} a barrier on {probe} (the largest: {largest}), by a 95 % interval each, not corrected for their number"
+        f"{have} a barrier on {probe} ({largest}), by a 95 % interval each, not corrected for their number"
         f"{rest}.",
         "figure-paths",
     )

@@ -76,8 +76,8 @@ def cosine_heatmap(view: View) -> Figure | None:
     "Noise floor",
     """Runs that differ in nothing but a seed. Two losses can be said to differ in direction only where their cosine is
     clearly below these.""",
-    empty="""No two runs differ in a seed only, so this study has no noise floor: how alike two runs of one loss would
-    be is unknown here.""",
+    empty="""No cosine of two runs that differ in a seed only is known, so there is no noise floor: how alike two runs
+    of one loss would be is unknown here.""",
 )
 def noise_floor(view: View) -> Sheet:
     """Pairs that differ in a seed only, and how many pairs of different losses are at least as alike."""

@@ -4,9 +4,11 @@ from functools import partial
 from importlib import import_module
 
 import numpy as np
+import pandas as pd
 import pytest
 import view_cases
 
+from raygeo.analyses.paths.report import barrier_cell
 from raygeo.report.sheets import Section
 from raygeo.report.view import View
 
@@ -240,3 +242,12 @@ def test_runs_off_a_plane_are_open_and_say_how_far(plane):
 def test_a_plane_with_holes_is_drawn(plane):
     plane["planes"][0]["nll"] = None
     assert len(axes("planes", view_of(**plane))) == 2  # the plane and the bar of its colours
+
+
+def test_a_barrier_that_is_told_from_0_does_not_read_so():
+    def cell(value, low, high):
+        return barrier_cell(pd.Series({"chord": value, "chord_low": low, "chord_high": high}), "chord")
+
+    assert cell(8.4e-5, 3.8e-5, 1.3e-4) == ("8.4 × 10⁻⁵", "[3.8 × 10⁻⁵, 1.3 × 10⁻⁴]")
+    assert cell(8.4e-5, 0.0, 1.3e-4) == ("0.000", "[0.000, 0.000]")
+    assert cell(0.5, 0.25, 0.75) == ("0.500", "[0.250, 0.750]")
