@@ -78,7 +78,15 @@ def left_out(analysis: str, table: str) -> Callable[[View], list[str]]:
         return [
             f"geometry.{analysis} compared {typeset.count(len(made))} of {typeset.count(every)} pairs: every run with "
             "the base and the reference run where these take part, runs that differ in seeds alone, and one run of "
-            f"each configuration with each other. `geometry.{analysis}.pairs: all` compares the others too."
+            f"{_each(view, names)} with each other. `geometry.{analysis}.pairs: all` compares the others too."
         ]
 
     return pairs_left_out
+
+
+def _each(view: View, names: set[str]) -> str:
+    """What each of the runs that are compared with each other stands for."""
+    known = [view.conditions[name] for name in names if name in view.conditions]
+    if len(configurations(known)) <= REPRESENTATIVES:
+        return "each configuration"
+    return f"each loss{f' (of at most {REPRESENTATIVES})' if len({of.loss for of in known}) > REPRESENTATIVES else ''}"

@@ -49,6 +49,8 @@ def cka(view: View) -> Figure | None:
 def treatments(view: View) -> Sheet:
     """CKA of every run with the base under each treatment: last layer, and the least over layers."""
     frame = view.against(BASE, "cka").dropna(subset="cka").sort_values("layer")
+    if not _treated(view):
+        return Sheet([], [])
     shown = [name for name in _TREATMENTS if (frame.treatment == name).any()]
     rows: list[list[Cell]] = []
     for run in view.order(frame.run):
@@ -77,6 +79,12 @@ def with_reference(view: View) -> Sheet:
     return Sheet(["run", "CKA, last layer", "least over layers"], rows)
 
 
+def _treated(view: View) -> bool:
+    """Whether there is more to show beside the base than plain CKA."""
+    frame = view.against(BASE, "cka").dropna(subset="cka")
+    return bool((frame.treatment != PLAIN).any())
+
+
 _TREATMENTS: dict[Treatment, str] = {
     "plain": "plain",
     "rms_normed": "RMS-normed",
@@ -91,10 +99,11 @@ def fixed_texts(view: View) -> list[str]:
     n = view.frame("cka").n.dropna()
     if n.empty:
         return []
+    hidden = "; the table without them shows what they hide" if _treated(view) else ""
     return [
-        f"CKA compares {typeset.count(n.max())} hidden states of fixed texts; it is blind to rotation and scale, and "
+        f"CKA compares {typeset.counted(n.max(), 'hidden state')} of fixed texts; it is blind to rotation and scale, and "
         "says nothing of what the models would write themselves. Plain CKA is that of the few dimensions "
-        "and directions with the most variance; the table without them shows what they hide."
+        f"and directions with the most variance{hidden}."
     ]
 
 

@@ -157,9 +157,10 @@ def few_prompts(view: View) -> list[str]:
     n = view.frame("coherence").n.dropna()
     if n.empty:
         return []
-    count = " to ".join(typeset.count(size) for size in sorted({n.min(), n.max()}))
+    *fewest, most = sorted({n.min(), n.max()})
+    prompts = " to ".join([*map(typeset.count, fewest), typeset.counted(most, "training prompt")])
     return [
-        f"Coherence is over {count} training prompts with one example each, so prompts count alike however many "
+        f"Coherence is over {prompts} with one example each, so prompts count alike however many "
         "rollouts a loss uses of them, and prompts that all losses learn from come first: with pairwise losses in the "
         "study these have right and wrong rollouts and do not stand for the whole training set. Gradients are plain "
         "ones; AdamW rescales them entry by entry."
@@ -172,10 +173,10 @@ def projections(view: View) -> list[str]:
     cosines = view.frame("gradient_cosines").cosine_error.dropna()
     if pairs.empty:
         return []
-    between = f", cosines between losses by {typeset.significant(cosines.max())}" if len(cosines) else ""
+    between = f", cosines between losses one of at most {typeset.significant(cosines.max())}" if len(cosines) else ""
     return [
-        "Gradients were compared by random projections: the coherence of a pair of examples is off by at most "
-        f"{typeset.significant(pairs.max())}{between} (standard errors, from parts of the projections; the largest)."
+        "Gradients were compared by random projections: the coherence of a pair of examples has a standard error of "
+        f"at most {typeset.significant(pairs.max())}{between} (from parts of the projections)."
     ]
 
 

@@ -101,7 +101,8 @@ def limits(view: View) -> list[str]:
     ]
     lost = frame[frame.rise.isna()]
     if len(lost):
-        sentences.append(f"At {typeset.count(len(lost))} points the NLL was not finite; they are left out.")
+        they_are = "it is" if len(lost) == 1 else "they are"
+        sentences.append(f"At {typeset.counted(len(lost), 'point')} the NLL was not finite; {they_are} left out.")
     return sentences
 
 

@@ -119,6 +119,10 @@ def _of_random(null: _Null | None) -> Cell:
     return typeset.significant(null.sharpness), f"{typeset.count(null.known)} of {typeset.count(null.drawn)}"
 
 
+def _have(number: int) -> str:
+    return "has" if number == 1 else "have"
+
+
 def limits(view: View) -> list[str]:
     """What a critical step does not show."""
     frame = view.frame("critical_sharpness")
@@ -136,14 +140,15 @@ def limits(view: View) -> list[str]:
             for (direction, kind, outcome), rows in lost.groupby(["direction", "kind", "outcome"])
         )
         sentences.append(
-            f"{typeset.count(len(lost))} of {typeset.count(len(frame))} lines have no critical step: {told}. Falls of "
-            "the NLL below 10⁻⁶ of it, which is what fp32 resolves, count as none."
+            f"{typeset.count(len(lost))} of {typeset.counted(len(frame), 'line')} {_have(len(lost))} no critical step: "
+            f"{told}. Falls of the NLL below 10⁻⁶ of it, which is what fp32 resolves, count as none."
         )
     random = frame[frame.kind == RANDOM]
-    if random.sharpness.isna().any():
+    known = random.sharpness.notna().sum()
+    if known < len(random):
         sentences.append(
-            f"Critical sharpness of random directions is that of the {typeset.count(random.sharpness.notna().sum())} "
-            f"of {typeset.count(len(random))} that have a critical step, and not of a random direction: hold runs "
+            f"Critical sharpness of random directions is that of the {typeset.count(known)} "
+            f"of {typeset.count(len(random))} that {_have(known)} a critical step, and not of a random direction: hold runs "
             "against u'Hu of random directions, which is of all."
         )
     return sentences

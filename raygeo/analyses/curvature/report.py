@@ -61,9 +61,9 @@ def flattened(view: View) -> Iterator[Finding]:
     if runs.empty:
         return
     base = f"{typeset.significant(top[BASE])} at the base and " if BASE in top.index else ""
-    spread = f"{typeset.significant(runs.iloc[0])} ({runs.index[0]})"
+    spread, where = f"{typeset.significant(runs.iloc[0])} ({runs.index[0]})", "run"
     if len(runs) > 1:
-        spread = f"from {spread} to {typeset.significant(runs.iloc[-1])} ({runs.index[-1]})"
+        spread, where = f"from {spread} to {typeset.significant(runs.iloc[-1])} ({runs.index[-1]})", "runs"
     configurations: dict[object, list[float]] = {}
     for name, value in runs.items():
         if name in view.conditions:
@@ -71,7 +71,7 @@ def flattened(view: View) -> Iterator[Finding]:
     ratios = [max(values) / min(values) for values in configurations.values() if len(values) > 1 and min(values) > 0]
     seeds = f"; at seeds of one configuration it differs by up to {_ratio(max(ratios))}" if ratios else ""
     yield Finding(
-        f"The largest eigenvalue of the Hessian ({space}) is {base}{spread} at the runs{seeds}. It is that of one set "
+        f"The largest eigenvalue of the Hessian ({space}) is {base}{spread} at the {where}{seeds}. It is that of one set "
         "of texts and has no interval over texts.",
         "table-curvature-curvature",
     )
@@ -80,6 +80,9 @@ def flattened(view: View) -> Iterator[Finding]:
 def _ratio(ratio: float) -> str:
     """How far above 1 it is: in per cent up to 2, a factor from there."""
     return share(ratio - 1) if ratio < 2 else f"a factor of {typeset.significant(ratio, 2)}"
+
+
+_ESTIMATES = {"trace": "traces", "density": "densities"}
 
 
 def scalar(view: View) -> list[str]:
@@ -91,17 +94,26 @@ def scalar(view: View) -> list[str]:
     size = f" over {typeset.count(tokens.max())} tokens" if len(tokens) else ""
     sentences = [
         f"Curvature is that of one probe's NLL{size}, the same for all runs: it is not the sharpness of the loss a run "
-        "was trained on. Traces and densities are estimates from random vectors, given with 95 % intervals between "
-        "them; densities are resolved no more finely than the smoothing written beside them, and random vectors miss "
-        "single eigenvalues that are not marked."
+        "was trained on."
     ]
+    estimates = [what for of, what in _ESTIMATES.items() if (frame.quantity == of).any()]
+    if estimates:
+        sentences.append(
+            f"{' and '.join(estimates).capitalize()} are estimates from random vectors, given with 95 % intervals "
+            "between them."
+        )
+    if (frame.quantity == "density").any():
+        sentences.append(
+            "Densities are resolved no more finely than the smoothing written beside them, and random vectors miss "
+            "single eigenvalues that are not marked."
+        )
     errors = frame[frame.quantity == "product_error"]
     if not errors.empty:
         against = "between lengths of the step" if (errors.name == "step").any() else "against the exact product"
         sentences.append(
             "Hessian-vector products are differences of gradients at two points, an approximation: along the first "
-            f"eigenvectors they are off by up to {typeset.percent(errors.value.max())} ({against}). Traces, densities "
-            "and curvature along deltas inherit an error of that order."
+            f"eigenvectors they are off by up to {share(errors.value.max())} ({against}). Whatever else is "
+            "made of such products inherits an error of that order."
         )
     if (frame.space == LORA).any():
         sentences.append(

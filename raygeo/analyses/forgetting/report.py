@@ -15,6 +15,11 @@ from raygeo.report.style import GRID
 from raygeo.report.view import View
 
 
+def _shown(source: str) -> str:
+    """What the page calls a source of the table."""
+    return "all retention benchmarks" if source == POOLED else source
+
+
 @figure(
     "forgetting",
     "What was forgotten, and does the divergence foretell it?",
@@ -43,7 +48,7 @@ def forgetting(view: View) -> Figure | None:
             x = np.linspace(0, rows.kl.max(), 100)
             ax.plot(x, scale * (laws.a[source] * x + laws.b[source] * x**2), color="0.35", linewidth=1.1, zorder=0)
         ax.axhline(0, color=GRID, linewidth=1.4, zorder=0)
-        ax.set_title(f"{source}: drop, points" if accuracy else f"{source}: rise of the NLL")
+        ax.set_title(f"{_shown(source)}: {'drop, points' if accuracy else 'rise of the NLL'}")
         ax.set_xlabel("KL(base ‖ run), nats a token")
     legend(fig, view, frame.run)
     return fig
@@ -64,7 +69,7 @@ def drops(view: View) -> Sheet:
             write = typeset.percent if accuracy else nats
             change = typeset.points if accuracy else nats
             spread = typeset.interval(row.low, row.high, change)
-            rows.append([name, row.source, write(row.base), write(row.value), (change(row.drop), spread)])
+            rows.append([name, _shown(row.source), write(row.base), write(row.value), (change(row.drop), spread)])
     return Sheet(["run", "source", "base", "run's", "drop"], rows, frozenset({"run", "source"}))
 
 
@@ -79,7 +84,7 @@ def laws(view: View) -> Sheet:
     """One row a source and predictor."""
     rows: list[list[Cell]] = [
         [
-            row.source,
+            _shown(row.source),
             row.predictor,
             typeset.count(row.runs),
             typeset.count(row.configurations),
@@ -108,7 +113,7 @@ def _sources(rows: Sequence[dict[str, Any]]) -> list[str]:
 def _claim(source: str, rows: Sequence[dict[str, Any]]) -> str:
     """A sentence on one source that its intervals bear."""
     law = next(row for row in rows if row["predictor"] == KL)
-    what = f"the {'rise of the NLL' if source == TEXTS else 'drop of accuracy'} on {source}"
+    what = f"the {'rise of the NLL' if source == TEXTS else 'drop of accuracy'} on {_shown(source)}"
     found, runs = law["held_out_r2"], f"{typeset.count(law['runs'])} runs of {typeset.count(law['configurations'])}"
     if not known(found) or not known(law["held_out_r2_low"]):
         return (

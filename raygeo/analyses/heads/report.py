@@ -123,12 +123,13 @@ def limits(view: View) -> list[str]:
     frame, measured = view.frame("heads"), view.frame("head_effects")
     if frame.empty:
         return []
-    counted = frame.groupby("run").size().max()
-    sentences = [
-        f"Of {typeset.count(counted)} heads a run, {typeset.count(_most_measured(measured))} were switched off and on, "
-        "one at a time: heads that stand in for each other show no effect, and no interval is corrected for their "
-        "number."
-    ]
+    sentences = []
+    if switched := _most_measured(measured):
+        sentences.append(
+            f"Of {typeset.counted(frame.groupby('run').size().max(), 'head')} a run, {typeset.count(switched)} "
+            f"{'was' if switched == 1 else 'were'} switched off and on, one at a time: heads that stand in for each "
+            "other show no effect, and no interval is corrected for their number."
+        )
     if (frame.kind == "query").any():
         sentences.append(
             "Queries are grouped: the keys and values that several query heads share are counted as heads of their "
@@ -136,7 +137,9 @@ def limits(view: View) -> list[str]:
         )
     looked_at = set(frame.run)
     if left := [name for name in view.names if name not in looked_at | view.failed | view.legs]:
-        sentences.append(f"No head of {', '.join(left)} was looked at: these runs leave attention's weights alone.")
+        failed = view.rows("missing", part="geometry.heads")
+        alone = f": {'this run leaves' if len(left) == 1 else 'these runs leave'} attention's weights alone"
+        sentences.append(f"No head of {', '.join(left)} was looked at{'' if failed else alone}.")
     return sentences
 
 

@@ -56,13 +56,15 @@ def parts(view: View) -> Sheet:
         far = frame[frame.alpha == frame.alpha.max()]
         single, whole = far[far.part != "all"], far[far.part == "all"].iloc[0]
         top = single.loc[single.rise.idxmax()]
+        raised: tuple[Cell, Cell] = ("none", typeset.MISSING)
+        if top.rise > 0:
+            raised = str(top.part), (nats(top.rise), typeset.interval(top.rise_low, top.rise_high, nats))
         way = frame.loc[frame.excess.idxmax()]
         rows.append(
             [
                 a,
                 b,
-                str(top.part),
-                (nats(top.rise), typeset.interval(top.rise_low, top.rise_high, nats)),
+                *raised,
                 nats(single.rise.sum()),
                 (nats(whole.rise), typeset.interval(whole.rise_low, whole.rise_high, nats)),
                 (nats(way.excess), f"{way.part}, α = {way.alpha:g}"),

@@ -107,9 +107,10 @@ def limits(view: View) -> list[str]:
     ]
     lost = frame[frame.value.abs() < _FP32 * frame.nll]
     if not lost.empty:
+        are, show = ("is", "shows") if len(lost) == 1 else ("are", "show")
         sentences.append(
-            f"{typeset.count(len(lost))} of {typeset.count(len(frame))} rises are below what fp32 resolves of the NLL "
-            "(10⁻⁶ of it) and show rounding: take larger radii."
+            f"{typeset.count(len(lost))} of {typeset.counted(len(frame), 'rise')} {are} below what fp32 resolves of "
+            f"the NLL (10⁻⁶ of it) and {show} rounding: take larger radii."
         )
     return sentences
 

@@ -31,9 +31,11 @@ def half(view: View) -> list[str]:
     """What a share of opposite signs does not show."""
     if not view.rows("sign_interference", scope="global"):
         return []
+    lora = any((record.training or {}).get("lora") for record in view.records.values())
+    small = "Most entries of a LoRA product are small, and their signs" if lora else "Signs of small entries"
     return [
         "Half of all signs are opposite between unrelated deltas, so that 45 % is close to chance and not close to "
-        "agreement. Most entries of a LoRA product are small, and their signs count as much as those of large ones: "
+        f"agreement. {small} count as much as those of large ones: "
         "the share weighted by size does not have this fault, and goes with the cosine."
     ]
 

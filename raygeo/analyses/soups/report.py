@@ -54,22 +54,29 @@ def flips(row: pd.Series) -> str:
     return typeset.MISSING if pd.isna(shares[0]) else " : ".join(typeset.percent(share) for share in shares)
 
 
+_MEASURED = {"soups": ("averages", "the greedy soup"), "wise": ("lines from the base", "the best α")}
+
+
 def halves(view: View) -> list[str]:
     """What averages, and lines from the base, were chosen and measured on."""
-    measured = [view.frame(name) for name in ("soups", "wise")]
+    measured = [name for name in _MEASURED if view.rows(name)]
+    if not measured:
+        return []
     sentences = []
-    texts = pd.concat([frame.n for frame in measured]).dropna()
+    texts, problems = (pd.concat([view.frame(name)[of] for name in measured]).dropna() for of in ("n", "problems"))
     if len(texts):
+        what, chosen = (" and ".join(words) for words in zip(*(_MEASURED[name] for name in measured), strict=True))
+        were = "were chosen on the other half, so their likelihoods are"
+        was = "was chosen on the other half, so its likelihood is"
         sentences.append(
-            f"Averages and lines from the base were measured on {typeset.count(texts.max())} texts, half of the probe; "
-            "the best α and the greedy soup were chosen on the other half, so their likelihoods are not flattered by "
-            "the choice. Calibration is of next tokens of given texts, not of answers."
+            f"{what.capitalize()} were measured on {typeset.counted(texts.max(), 'text')}, half of the probe; "
+            f"{chosen} {was if len(measured) == 1 else were} not flattered by the choice. Calibration is of next "
+            "tokens of given texts, not of answers."
         )
-    problems = pd.concat([frame.problems for frame in measured]).dropna()
     if len(problems):
         points = typeset.fixed(100 / problems.max(), 1)
         sentences.append(
-            f"Their accuracies are over {typeset.count(problems.max())} problems, so one problem is {points} points; "
+            f"Their accuracies are over {typeset.counted(problems.max(), 'problem')}, so one problem is {points} points; "
             "no two of them are tested against each other."
         )
     return sentences

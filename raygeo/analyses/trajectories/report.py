@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from raygeo.records import RunRecord
 from raygeo.report import typeset
 from raygeo.report.plots import figure, legend, lines, log, make_panels
 from raygeo.report.sheets import Cell, Sheet, known, section
@@ -128,25 +129,35 @@ def kept_steps(view: View) -> list[str]:
     if frame.empty:
         return []
     points = frame.groupby("run").size()
-    count = " to ".join(typeset.count(n) for n in sorted({points.min(), points.max()}))
+    *fewest, most = sorted({points.min(), points.max()})
+    kept = " to ".join([*map(typeset.count, fewest), typeset.counted(most, "kept step")])
     sentences = [
-        f"Trajectories have {count} kept steps a run. They are points of one curve, not independent, so a difference "
+        f"Trajectories have {kept} a run. They are points of one curve, not independent, so a difference "
         "of AIC between two laws of growth is a description and no test; nothing is known of the way between them, "
         "which is why path lengths are lower bounds. AdamW's first steps have the learning rate's size whatever the "
         "gradient, so early norms follow the warm-up as much as the loss."
     ]
-    trained = [record.training or {} for run, record in view.records.items() if run in points.index]
-    if any(training.get("lr_scheduler_type", "constant") != "constant" for training in trained):
+    records = [record for run, record in view.records.items() if run in points.index]
+    if any(map(_slows, records)):
         sentences.append(
             "Learning rates fell towards the end: late norms that stay flat and late deltas that point where the final "
             "one does are the schedule's doing at least in part, and no sign that training had converged."
         )
-    if any(training.get("lora") for training in trained):
+    if any((record.training or {}).get("lora") for record in records):
         sentences.append(
             "LoRA starts with B at zero, so at first only B moves, within the few input directions of the initial A: "
             "early cosines between runs of one adapter initialisation are raised by what they share from the start."
         )
     return sentences
+
+
+def _slows(record: RunRecord) -> bool:
+    """Whether the learning rate ends below its highest, by the schedule of ``raygeo.training.schedule``."""
+    training = record.training or {}
+    if training.get("lr_scheduler_type", "constant") == "constant" or training.get("final_lr") == 1:
+        return False
+    steps = training.get("schedule_steps") or record.steps
+    return not (steps and record.steps) or record.steps - 1 > round(training.get("warmup_ratio", 0) * steps)
 
 
 def histories(view: View) -> Iterator[tuple[str, str, int, float | None]]:
