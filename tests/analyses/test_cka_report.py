@@ -42,4 +42,13 @@ def test_cka_beside_the_reference_run_is_plain():
 
 
 def test_caveats_name_how_many_states_were_compared():
-    assert report.fixed_texts(study())[0].startswith("CKA compares 200 hidden states of fixed texts")
+    [said] = report.fixed_texts(study())
+    assert said.startswith("CKA compares 200 hidden states of fixed texts")
+    assert said.endswith("the table without them shows what they hide.")
+
+
+def test_plain_cka_alone_has_no_table_of_treatments():
+    plain = {"run_a": "base", "run_b": "rft", "n": 200, "layer": 0, "treatment": "plain", "cka": 0.9}
+    view = view_of(runs=finished("sft", "rft"), cka=[plain])
+    assert report.treatments.sheets(view) == []
+    assert report.fixed_texts(view)[0].endswith("with the most variance.")

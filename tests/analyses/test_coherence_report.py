@@ -58,6 +58,8 @@ def test_cosines_without_noise_are_missing_where_prompts_are_too_few():
 
 def test_the_caveat_names_how_many_prompts_there_were():
     assert report.few_prompts(study())[0].startswith("Coherence is over 32 training prompts with one example each")
+    one = view_of(coherence=[{"run": "sft", "at": "base", "n": 1}])
+    assert report.few_prompts(one)[0].startswith("Coherence is over 1 training prompt with one")
 
 
 def test_errors_of_projections_stand_beside_the_intervals_and_are_told():
@@ -67,5 +69,5 @@ def test_errors_of_projections_stand_beside_the_intervals_and_are_told():
     )  # fmt: skip
     assert sheet_of(report.cosine_pairs, projected).rows[0][2] == ("0.800", "[0.780, 0.820] ± 0.00400 projected")
     [said] = report.projections(projected)
-    assert "off by at most 0.00120, cosines between losses by 0.00400" in said
+    assert "a standard error of at most 0.00120, cosines between losses one of at most 0.00400" in said
     assert report.projections(study()) == []

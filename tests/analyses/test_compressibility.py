@@ -186,3 +186,5 @@ def test_more_compressible_is_higher_and_the_base_stands_beside():
         "[0.200, 0.400]",
     )
     assert "50 % pruned and 4 bits" in report.limits(view)[0]
+    lost = view_of(compressibility=[*table, table[-1] | {"rise": None}])
+    assert report.limits(lost)[1] == "At 1 point the NLL was not finite; it is left out."

@@ -196,3 +196,20 @@ def test_caveats_apply_to_what_was_measured():
     assert "rises are below" not in said(sharpness=RISES)
     lost = [row | {"value": 1e-8} for row in RISES[:2]]
     assert "2 of 9 rises are below what fp32 resolves" in said(sharpness=RISES[2:] + lost)
+    assert "1 of 9 rises is below" in said(sharpness=RISES[1:] + lost[:1])
+
+
+def test_caveats_speak_of_estimates_that_are_there():
+    assert "Traces and densities are estimates" in said(curvature=SPECTRA)
+    assert "Densities are resolved" in said(curvature=SPECTRA)
+    traces = [row for row in SPECTRA if "density" not in row["quantity"]]
+    assert "Traces are estimates" in said(curvature=traces)
+    assert "ensities" not in said(curvature=traces)
+    assert "estimates" not in said(curvature=[row for row in traces if row["quantity"] == "eigenvalue"])
+    off = {"run": "sft", "quantity": "product_error", "value": 2e-5}
+    assert "off by up to 0.0020 %" in said(curvature=[*SPECTRA, WHERE | off])
+
+
+def test_one_run_is_one():
+    [found] = report.flattened(view(curvature=spectrum("sft", 13.4)))
+    assert "is 13.4 (sft) at the run." in found.text

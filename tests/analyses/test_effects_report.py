@@ -109,7 +109,13 @@ def test_effects_of_heads_stand_beside_their_control():
     told = " ".join(heads.limits(HEADS))
     assert "Of 3 heads a run, 2 were switched off and on" in told
     assert "Queries are grouped" in told
-    assert "No head of dpo was looked at" in told
+    assert "No head of dpo was looked at: this run leaves attention's weights alone." in told
+    lost = {"stage": "geometry", "part": "geometry.heads", "reason": "heads: 1 of 2 tasks failed."}
+    rows = {"heads": [head(0, 1.0, 2.0), head(1, 3.0, 2.0)], "head_effects": [effect("largest", 4.0, 1)]}
+    told = heads.limits(view_of(runs=RUNS, missing=[lost], **rows))
+    assert told[0].startswith("Of 2 heads a run, 1 was switched off")
+    assert told[-1] == "No head of dpo was looked at."
+    assert not any("switched" in sentence for sentence in heads.limits(view_of(runs=RUNS, heads=rows["heads"])))
     found = {name: value for _, name, value in heads.metrics(HEADS)}
     assert found["heads/evenness/query"] == pytest.approx((1 + 9) ** 2 / (2 * (1 + 81)))
     assert found["heads/evenness_random/query"] == pytest.approx(1)
@@ -151,6 +157,8 @@ def test_critical_sharpness_stands_beside_random_directions():
     assert critical.limits(LINES)[-1].startswith("Critical sharpness of random directions is that of the 2 of 3")
     assert row_of(sheet, "dpo", "delta")["critical sharpness"] == "–"
     assert "1 along the delta (own, rises at once)" in " ".join(critical.limits(LINES))
+    few = [line("sft", "delta", "own", 2.0), line("dpo", "delta", "own", None, "rises at once")]
+    assert "1 of 2 lines has no" in " ".join(critical.limits(view_of(runs=RUNS, critical_sharpness=few)))
     found = {(run, name): value for run, name, value in critical.metrics(LINES)}
     assert found["sft", "critical_sharpness/delta"] == 1.5
     assert found["dpo", "critical_sharpness/delta"] is None

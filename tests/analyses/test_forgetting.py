@@ -152,6 +152,7 @@ def test_several_benchmarks_are_pooled_problem_by_problem():
     assert drop[run, "all benchmarks"] == pytest.approx((100 * drop[run, "old"] + 10 * drop[run, "few"]) / 110)
     view = view_of(runs=finished(run), forgetting=found)
     assert (run, "forgetting", drop[run, "all benchmarks"]) in list(report.metrics(view))
+    assert "all retention benchmarks" in [row[1] for row in sheet_of(report.drops, view).rows]
 
 
 def test_a_study_without_retention_benchmarks_has_nothing_to_forget():

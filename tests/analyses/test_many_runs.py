@@ -1,5 +1,6 @@
 """What is compared of many runs, and that less of it gives the same numbers."""
 
+import json
 from itertools import combinations
 
 import numpy as np
@@ -77,8 +78,24 @@ def test_the_page_says_what_was_left_out_and_how_to_get_it():
     (said,) = left_out("paths", "barriers")(view_of(barriers=rows))
     assert "14 of 91 pairs" in said
     assert "`geometry.paths.pairs: all`" in said
+    assert "one run of each configuration with each other" in said
     assert left_out("paths", "barriers")(view_of(barriers=rows[:-1])) == []
     assert left_out("paths", "barriers")(view_of(barriers=rows[-1:])) == []
+
+
+@pytest.mark.parametrize(("losses", "each"), [(2, "each loss with"), (25, "each loss (of at most 24) with")])
+def test_the_page_says_what_stands_for_too_many_configurations(losses, each):
+    training = {"seed": 0, "init_seed": 0, "lora": None}
+    runs = [
+        {"run": f"l{loss}-{lr}", "key": f"l{loss}-{lr}", "status": "finished", "loss": f"l{loss}"}
+        | {"params": json.dumps({"loss": {"type": f"l{loss}"}, "training": training | {"lr": lr}})}
+        for loss in range(losses)
+        for lr in range(13)
+    ]
+    names = [run["run"] for run in runs]
+    rows = [{"run_a": BASE, "run_b": name} for name in names] + [{"run_a": names[0], "run_b": names[1]}]
+    (said,) = left_out("paths", "barriers")(view_of(runs=runs, barriers=rows))
+    assert f"one run of {each} each other" in said
 
 
 @pytest.fixture(scope="module")

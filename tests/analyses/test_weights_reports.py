@@ -1,5 +1,7 @@
 """What is shown of intruders, power laws, signs, recognition, locking and rank-1 trajectories."""
 
+import json
+
 import pytest
 from view_cases import axes_of, finished, row_of, sheet_of, titles, view_of
 
@@ -52,6 +54,10 @@ def test_signs_stand_beside_both_nulls_the_most_opposed_first():
     (cells,) = sheet_of(signs.opposite_signs, view).rows
     assert cells == ["sft", "dpo", ("40 %", "random 50 %, shuffled 49 %"), "30 %", "0.25"]
     assert ("dpo", "sign_interference_to_reference", 0.4) in list(signs.metrics(view))
+    assert "agreement. Signs of small entries count as much" in signs.half(view)[0]
+    training = {"lr": 1.0, "seed": 0, "init_seed": 0, "lora": {"r": 4}}
+    adapted = finished("sft")[0] | {"params": json.dumps({"loss": {"type": "sft"}, "training": training})}
+    assert "a LoRA product" in signs.half(view_of(runs=[adapted], sign_interference=rows))[0]
 
 
 def test_recognition_stands_beside_chance_and_mistakes_are_counted():

@@ -101,8 +101,8 @@ def fixed_texts(view: View) -> list[str]:
         return []
     hidden = "; the table without them shows what they hide" if _treated(view) else ""
     return [
-        f"CKA compares {typeset.counted(n.max(), 'hidden state')} of fixed texts; it is blind to rotation and scale, and "
-        "says nothing of what the models would write themselves. Plain CKA is that of the few dimensions "
+        f"CKA compares {typeset.counted(n.max(), 'hidden state')} of fixed texts; it is blind to rotation and scale, "
+        "and says nothing of what the models would write themselves. Plain CKA is that of the few dimensions "
         f"and directions with the most variance{hidden}."
     ]
 

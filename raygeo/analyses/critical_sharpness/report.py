@@ -148,8 +148,8 @@ def limits(view: View) -> list[str]:
     if known < len(random):
         sentences.append(
             f"Critical sharpness of random directions is that of the {typeset.count(known)} "
-            f"of {typeset.count(len(random))} that {_have(known)} a critical step, and not of a random direction: hold runs "
-            "against u'Hu of random directions, which is of all."
+            f"of {typeset.count(len(random))} that {_have(known)} a critical step, and not of a random direction: "
+            "hold runs against u'Hu of random directions, which is of all."
         )
     return sentences
 

@@ -71,8 +71,8 @@ def flattened(view: View) -> Iterator[Finding]:
     ratios = [max(values) / min(values) for values in configurations.values() if len(values) > 1 and min(values) > 0]
     seeds = f"; at seeds of one configuration it differs by up to {_ratio(max(ratios))}" if ratios else ""
     yield Finding(
-        f"The largest eigenvalue of the Hessian ({space}) is {base}{spread} at the {where}{seeds}. It is that of one set "
-        "of texts and has no interval over texts.",
+        f"The largest eigenvalue of the Hessian ({space}) is {base}{spread} at the {where}{seeds}. It is that of one "
+        "set of texts and has no interval over texts.",
         "table-curvature-curvature",
     )
 
@@ -96,13 +96,14 @@ def scalar(view: View) -> list[str]:
         f"Curvature is that of one probe's NLL{size}, the same for all runs: it is not the sharpness of the loss a run "
         "was trained on."
     ]
-    estimates = [what for of, what in _ESTIMATES.items() if (frame.quantity == of).any()]
+    estimated = set(frame.quantity[frame.low.notna()])
+    estimates = [what for of, what in _ESTIMATES.items() if of in estimated]
     if estimates:
         sentences.append(
             f"{' and '.join(estimates).capitalize()} are estimates from random vectors, given with 95 % intervals "
             "between them."
         )
-    if (frame.quantity == "density").any():
+    if "density" in estimated:
         sentences.append(
             "Densities are resolved no more finely than the smoothing written beside them, and random vectors miss "
             "single eigenvalues that are not marked."

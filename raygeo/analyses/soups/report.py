@@ -76,8 +76,8 @@ def halves(view: View) -> list[str]:
     if len(problems):
         points = typeset.fixed(100 / problems.max(), 1)
         sentences.append(
-            f"Their accuracies are over {typeset.counted(problems.max(), 'problem')}, so one problem is {points} points; "
-            "no two of them are tested against each other."
+            f"Their accuracies are over {typeset.counted(problems.max(), 'problem')}, so one problem is {points} "
+            "points; no two of them are tested against each other."
         )
     return sentences
 

@@ -170,6 +170,9 @@ def test_parts_and_their_sum_stand_beside_the_whole():
     view = view_of(layerwise=rows)
     row = sheet_row("layerwise", view, b="base")
     assert row["part that raises it most"] == "outside blocks"
+    lower = view_of(layerwise=[row | {"rise": -abs(row["rise"])} for row in rows])
+    gained = sheet_row("layerwise", lower, b="base")
+    assert (gained["part that raises it most"], gained["its rise"]) == ("none", "–")
     assert row["parts together"] == "0.020"
     assert row["everything"] == ("0.030", "[0.026, 0.034]")
     assert row["on the way"] == ("0.002", "all, α = 0.5")
@@ -194,6 +197,8 @@ def test_averages_stand_with_their_members_and_runs_without():
     said = caveats(view)
     assert "measured on 24 texts, half of the probe" in said
     assert "over 48 problems, so one problem is 2.1 points" in said
+    assert "the greedy soup was chosen on the other half, so its likelihood is not" in said
+    assert "base were" not in said
 
 
 def test_the_best_alpha_is_chosen_on_the_other_half():
@@ -206,6 +211,7 @@ def test_the_best_alpha_is_chosen_on_the_other_half():
     view = view_of(wise=rows)
     row = sheet_row("wise", view, run="dpo")
     assert row["best α"] == "1.25"
+    assert "Lines from the base were measured on 24 texts, half of the probe; the best α was chosen" in caveats(view)
     assert row["NLL, best α"][0] == f"{0.06 + 0.1 * 1.25**2:.3f}"
     assert row["NLL, α = 1"][0] == "0.160"
     assert metrics(view) == {("dpo", "wise_best_alpha"): 1.25}

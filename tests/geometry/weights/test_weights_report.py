@@ -138,6 +138,13 @@ def test_caveats_of_trajectories_follow_how_runs_were_trained():
     assert "2 kept steps a run" in said()
     assert "Learning rates fell" in said(lr_scheduler_type="linear")
     assert "Learning rates fell" not in said(lr_scheduler_type="constant")
+    assert "Learning rates fell" not in said(lr_scheduler_type="cosine", final_lr=1.0)
+    for schedule_steps, falls in ((10, True), (100, False)):
+        training = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "schedule_steps": schedule_steps}
+        runs = [run_row("sft", **training) | {"steps": 10}]
+        found = caveats("trajectories", view_of(runs=runs, trajectories=steps))
+        assert ("Learning rates fell" in found) == falls
+    assert "have 1 kept step a run" in caveats("trajectories", view_of(trajectories=steps[:1]))
     assert "LoRA starts with B at zero" in said(lora={"r": 4})
     assert "LoRA starts with B at zero" not in said()
 
@@ -158,7 +165,7 @@ def test_baselines_to_the_reference_run_are_logged_and_what_they_do_not_say():
     said = caveats("cosine_baselines", view)
     assert "not tested here: too few." in said
     assert "other" not in said.replace("other seeds", "")
-    assert "as few as 1 pair of runs, and have no interval. 1 of 1 exceed 1" in said
+    assert "as few as 1 pair of runs, and have no interval. 1 of 1 exceeds 1" in said
     assert "holds 70.0 % of the variance" in said
 
 
