@@ -61,8 +61,7 @@ def problems(view: View) -> list[str]:
         half = float((rows.high - rows.low).max() / 2)
         sentence = (
             f"{benchmark} has {typeset.counted(int(rows.problems.fillna(rows.n).max()), 'problem')}: one accuracy is "
-            "known to "
-            f"about ± {typeset.fixed(100 * half, 1)} points at worst."
+            f"known to about ± {typeset.fixed(100 * half, 1)} points at worst."
         )
         cut = rows[rows.truncated > 0]
         if not cut.empty:

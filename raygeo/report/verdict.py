@@ -44,14 +44,13 @@ def not_measured(view: View) -> Iterable[Finding]:
         cut = rows.assign(share=(rows.truncated / rows.n).fillna(0.0)).sort_values("share")
         least, most = cut.iloc[0], cut.iloc[-1]
         if most.share >= _CUT:
-            even = least.share == most.share
-            whose = "every model's answers" if even else f"the answers of {most.run}"
-            beside = (
-                ""
-                if even
-                else f" ({typeset.percent(least.share)} of those of {least.run}): differences in accuracy may be "
-                "differences in length"
-            )
+            whose, beside = "every model's answers", ""
+            if least.share < most.share:
+                whose = f"the answers of {most.run}"
+                beside = (
+                    f" ({typeset.percent(least.share)} of those of {least.run}): differences in accuracy may be "
+                    "differences in length"
+                )
             yield Finding(
                 f"On {benchmark} {typeset.percent(most.share)} of {whose} were cut off at the length limit and count "
                 f"as wrong{beside}. Raise max_new_tokens of evaluation.answers.",

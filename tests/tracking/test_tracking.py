@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -211,6 +212,17 @@ def test_runs_under_other_names_are_marked_by_a_report_and_nothing_more_is_sent(
     assert "1 entries for MLflow have names of an earlier version" in send_queued(store)
     assert "delta_norm" not in client.get_run(before.run_id("k")).data.metrics
     assert len(client.search_runs([before.remote.experiment])) == 3
+
+
+@pytest.mark.parametrize(("told", "most"), [(None, 300), (signal.SIGINT, 10), (signal.SIGTERM, 2)])
+def test_a_study_that_was_told_to_stop_does_not_wait_long(store, monkeypatch, told, most):
+    tracking, waited = Tracking(store, "study", {}), []
+    close = tracking.sender.close
+    monkeypatch.setattr(tracking.sender, "close", lambda seconds: waited.append(seconds) or close(30))
+    monkeypatch.setattr("raygeo.tracking.tracking.asked", lambda: told)
+    assert tracking.close("KILLED") == 0
+    assert 1 <= waited[0] <= most
+    assert (waited[0] > 2) == (told is not signal.SIGTERM)
 
 
 def test_closing_marks_what_is_open_and_nothing_else(store):

@@ -48,9 +48,9 @@ def cka(view: View) -> Figure | None:
 )
 def treatments(view: View) -> Sheet:
     """CKA of every run with the base under each treatment: last layer, and the least over layers."""
-    frame = view.against(BASE, "cka").dropna(subset="cka").sort_values("layer")
     if not _treated(view):
         return Sheet([], [])
+    frame = view.against(BASE, "cka").dropna(subset="cka").sort_values("layer")
     shown = [name for name in _TREATMENTS if (frame.treatment == name).any()]
     rows: list[list[Cell]] = []
     for run in view.order(frame.run):

@@ -126,11 +126,12 @@ def barriers_found(view: View) -> Iterator[Finding]:
     top = (found if shown.empty else shown).iloc[0]
     written = nats if shown.empty else _small
     spread = typeset.interval(top.chord_low, top.chord_high, written)
-    largest = f"the largest: {top.name}, {written(top.chord)} {spread} nats a token" if top.chord > 0 else "all are 0"
+    largest = f"the largest: {top.name}, {written(top.chord)} {spread} nats a token"
     if shown.empty:
         yield Finding(
             f"No straight path from {view.reference_run} to another run has a barrier that can be told from 0 on "
-            f"{probe} ({typeset.counted(len(found), 'path')}, {typeset.counted(int(top.n), 'text')}; {largest}). "
+            f"{probe} ({typeset.counted(len(found), 'path')}, {typeset.counted(int(top.n), 'text')}; "
+            f"{largest if top.chord > 0 else 'all are 0'}). "
             "Small deltas alone would give that too.",
             "figure-paths",
         )
