@@ -27,8 +27,10 @@ from raygeo.store.verification import broken
 pytestmark = pytest.mark.cluster
 
 DIGEST = "76cd6adcbcebbfa5"
-"""Of the names and bytes of all files. It changes with a file and with nothing else; a recipe or a revision that changes
-makes other keys, and `test_the_quick_start_makes_none_of_it` fails."""
+"""Of the names and bytes of all files: it changes with a file and with nothing else.
+
+A recipe or a revision that changes makes other keys, and ``test_the_quick_start_makes_none_of_it`` fails.
+"""
 
 
 class Made(Exception):
