@@ -198,7 +198,9 @@ def test_records_are_as_written_whatever_other_shards_hold(shards, random):
             return [record.values for record in ParquetReader(path=folder).rollouts()]
 
     rows = iter(range(100))
-    whole = [[{"prompt": f"p{next(rows)}", "completion": "c", **row} for row in shard] for shard in shards]
+    whole = [
+        [{"prompt": f"p{next(rows)}", "completion": "c", "correct": True, **row} for row in shard] for shard in shards
+    ]
     for shard in whole:  # a shard has one type a column: pyarrow would refuse to write anything else
         if any(isinstance(row.get("reward"), float) for row in shard):
             for row in shard:

@@ -13,6 +13,7 @@ from raygeo.data.readers.csv import CsvReader
 from raygeo.data.readers.joined import JoinedReader
 from raygeo.data.readers.jsonl import JsonlReader
 from raygeo.data.readers.parquet import ParquetReader
+from raygeo.data.validation import Record
 from raygeo.errors import DataError
 from raygeo.generation.renderer.conversation import conversation_text, messages_of
 from raygeo.losses import DPO, SFT
@@ -51,7 +52,7 @@ ASKED = conversation_text([SYSTEM, user("q")])
 
 CASES = {
     # what a record is, the shape it has, and prompt, completion, verdict and gold answer of its rollouts
-    "flat": ({"prompt": "q", "completion": "a", "reward": 0.5}, "flat", [("q", "a", None, None)]),
+    "flat": ({"prompt": "q", "completion": "a", "reward": -0.5}, "flat", [("q", "a", None, None)]),
     "TRL prompt-completion, messages": (
         {"prompt": [SYSTEM, user("q")], "completion": [assistant("a")], "correct": True},
         "flat",
@@ -417,10 +418,83 @@ def test_rewards_that_are_never_wrong_need_a_threshold(reads):
         reads(*rows)
     assert [row["correct"] for row in reads(*rows, threshold=3)] == [False, True]
     assert [row["correct"] for row in reads(*rows, verdict=True)] == [True, True]
-    assert [row["correct"] for row in reads(*rows, {**rows[0], "score": 0})] == [None] * 3
+    with pytest.raises(DataError, match=r"'score' is from 0 to 5 .* every completion from 1 on would be right"):
+        reads(*rows, {**rows[0], "score": 0})
+    own = {"prompt": "q", "completion": "a"}
+    with pytest.raises(DataError, match=r"'reward' is from 0 to 0\.9"):
+        reads(*(own | {"reward": value} for value in (0, 0.1, 0.9)))
     with pytest.raises(DataError, match="'scores' is from 1 to 4"):
         reads({"prompt": "q", "responses": ["a", "b"], "scores": [1, 4]})
     assert len(reads(*(row | {"answer": "2"} for row in rows))) == 2
+
+
+@pytest.mark.parametrize("rewards", [(1, 0), (1.0, -1.0), (10, 0), (-3.5, 2.25, 0.5), (1, 1), (0, -1)])
+def test_the_rule_by_which_a_reward_is_a_verdict_is_said(reads, tmp_path, rewards):
+    reads(*({"prompt": f"q{value}", "response": "a", "score": value} for value in rewards))
+    reader = JsonlReader(path=str(tmp_path / "data.jsonl"))
+    assert "right where 'score' is above 0" in reader.resolved().described()
+    assert validate(reader.rollouts()).rollouts["correct"].to_pylist() == [value > 0 for value in rewards]
+    assert "above 0" not in reader.model_copy(update={"threshold": 0.5}).resolved().described()
+    reads({"prompt": "q", "response": "a", "score": 1, "answer": "2"})
+    assert "above 0" not in reader.resolved().described(), "graded against the gold answer"
+
+
+def test_a_label_that_is_named_is_the_verdict_whatever_writes_it(reads):
+    rows = [{"question": "q", "response": "a", "label": value} for value in (1, 0)]
+    assert brief(reads(*rows, fields={"label": "label"})) == [("q", "a", True, None), ("q", "a", False, None)]
+    (odd,) = reads({**rows[0], "label": "good"}, fields={"label": "label"})
+    with pytest.raises(DataError, match="correct is not true or false"):
+        validate([Record("a", 1, odd)])
+
+
+Q, A = {"question": "q"}, {"response": "a"}
+PROPOSED = {
+    "flags, whatever else": ({**Q, **A, "rollout_hash": "f0", "passed": 1}, "{correct: passed}"),
+    "booleans": ({**Q, **A, "ok": False}, "{correct: ok}"),
+    "a gold answer by its name": ({**Q, **A, "id": "x", "model_answer": "2"}, "{gold: model_answer}"),
+    "a reward by its name": ({**Q, **A, "n": 3, "rm_score": 0.3}, "{reward: rm_score}"),
+    "nothing that could be one": ({**Q, **A, "rollout_hash": "f0", "length": 12}, "{gold: KEY}"),
+    "texts are not told apart": ({"a": "q", "b": "x", "correct": 1}, "{prompt: a, completion: b}"),
+    "no texts": ({"data": [{"prompt": "q"}]}, "{prompt: KEY, completion: KEY, gold: KEY}"),
+}
+
+
+@pytest.mark.parametrize("case", PROPOSED)
+def test_keys_are_proposed_for_what_they_can_hold(tmp_path, case):
+    record, fields = PROPOSED[case]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError) as refused:
+        JsonlReader(path=str(path)).check()
+    assert f"as in fields: {fields}" in str(refused.value)
+
+
+def test_what_is_proposed_is_what_works(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({**Q, **A, "label": n % 2}) + "\n" for n in range(4)))
+    with pytest.raises(DataError, match=r"fields: \{correct: label\}"):
+        JsonlReader(path=str(path)).check()
+    rows = validate(JsonlReader(path=str(path), fields={"correct": "label"}).rollouts()).rollouts
+    assert rows["correct"].to_pylist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize("case", PROBLEMS)
+def test_problems_without_completions_are_told_as_such(tmp_path, case):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(PROBLEMS[case]))
+    with pytest.raises(DataError, match=r"these are problems with gold answers.*\(rollouts\.sample"):
+        JsonlReader(path=str(path)).check()
+
+
+def test_records_of_a_format_of_its_own_name_their_reader(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": "so\n#### 2"}))
+    with pytest.raises(DataError, match="set type: gsm8k"):
+        JsonlReader(path=str(path)).check()
+    graded = {"solution": "so\nA: 2", "is_correct": True}
+    path.write_text(json.dumps({"question": "q", "ground_truth": "A: 2", "175b": graded}))
+    with pytest.raises(DataError, match="set type: solutions"):
+        JsonlReader(path=str(path)).check()
 
 
 @pytest.mark.parametrize("values", [(1, 0), ("1", "0"), ("true", "False"), (1.0, 0.0)])

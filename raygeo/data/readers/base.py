@@ -15,11 +15,11 @@ from pydantic import Field, PrivateAttr, field_validator
 from raygeo.data.shapes.convert import StepRule, asked, gold_of, rollouts
 from raygeo.data.shapes.fields import Fields
 from raygeo.data.shapes.recognition import (
+    judges_by_reward,
     lacking_fields,
     recognise,
     recognise_prompts,
     refuse_lacking,
-    refuse_unknown_scale,
     said,
 )
 from raygeo.data.validation import Record, SetAside
@@ -143,6 +143,7 @@ class MappedReader(PromptReader):
     """How rated steps make a verdict: ``last`` takes that of the last step, ``all`` asks that none be rated wrong."""
 
     _resolved: bool = PrivateAttr(False)
+    _by_reward: bool = PrivateAttr(False)
 
     def rollouts(self) -> Iterator[Record]:
         """Yield rollouts. Raises ``DataError`` when the source cannot be opened; bad records are yielded as errors."""
@@ -171,9 +172,9 @@ class MappedReader(PromptReader):
             return self
         samples = self._peek()
         shape, fields = recognise(samples, self.fields, None if self.shape == "auto" else self.shape)
-        if self.threshold is None and self.verdict is None:
-            refuse_unknown_scale(samples, fields)
-        return self._with_fields(fields, shape=shape)
+        found = self._with_fields(fields, shape=shape)
+        found._by_reward = self.threshold is None and self.verdict is None and judges_by_reward(samples, fields)
+        return found
 
     def check(self) -> None:
         """As ``Reader.check``; with the keys that there are, where no record has what is needed.
@@ -213,6 +214,8 @@ class MappedReader(PromptReader):
         whole = {"prompt", "completion"} - _ELSEWHERE.get(self.shape, set())
         named = [f"{n} {key!r}" for n, key in self.fields.named() if n in whole or key != defaults.get(n)]
         rules = [f"right from a reward of {self.threshold:g}"] if self.threshold is not None else []
+        if self._by_reward:
+            rules.append(f"right where {self.fields.reward!r} is above 0")
         if self.verdict is not None:
             rules.append(f"{'right' if self.verdict else 'wrong'} where there is no verdict")
         if self.shape == "steps":

@@ -1,7 +1,7 @@
 """Which shape the records of a source have, and which of their keys hold what, by the names that keys go by."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from raygeo.data.shapes.fields import Fields, look_up
@@ -25,6 +25,8 @@ _LOOSE: dict[str, Callable[[Any], Any]] = {"correct": flag, "truncated": flag, "
 _SYSTEMS = ("system", "system_prompt")
 LISTED = frozenset({*_LISTS, *_GOLDS, *_VERDICTS, *_REWARDS, *_REASONS, "logprobs", "steps"})
 """Names of keys that may hold lists."""
+_GOLD_NAME = re.compile(r"answer|gold|truth|target|expected|label", re.IGNORECASE)
+_REWARD_NAME = re.compile(r"reward|score|rating", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?=.*(?:completion|generation|response|solution))(?P<stem>.+)_\d+")
 
 
@@ -68,19 +70,26 @@ def recognise(samples: Sequence[Mapping[str, Any]], fields: Fields, shape: Shape
     return shape, seen.with_input(seen.filled(**found))
 
 
-def refuse_unknown_scale(samples: Sequence[Mapping[str, Any]], fields: Fields) -> None:
-    """Raise ``DataError`` where rewards that were recognised are the only verdicts, and none of them is wrong."""
+def judges_by_reward(samples: Sequence[Mapping[str, Any]], fields: Fields) -> bool:
+    """Whether records like ``samples`` have rewards and nothing else that a verdict could be made of.
+
+    Raises ``DataError`` where it cannot be told from which reward on one is right: none is below 0, and they are
+    neither one value and 0 nor 1 alone.
+    """
     seen = _Seen(samples, fields)
-    if "reward" not in fields.found or seen.has("correct") or seen.has("gold"):
-        return
+    if not seen.has("reward") or seen.has("correct") or seen.has("gold"):
+        return False
     listed = [found if isinstance(found := look_up(s, fields.reward), list) else [found] for s in samples]
-    rewards = [value for values in listed for each in values if _is_number(value := number(each))]
-    if rewards and min(rewards) > 0:
+    rewards = {value for values in listed for each in values if _is_number(value := number(each))}
+    above = [value for value in rewards if value > 0]
+    if above and min(rewards) >= 0 and (len(above) > 1 or (0 not in rewards and above != [1])):
+        right = "every completion" if min(rewards) > 0 else f"every completion from {min(above):g} on"
         raise DataError(
-            f"{fields.reward!r} is from {min(rewards):g} to {max(rewards):g} in the first records, never 0 or "
-            "less, and there is neither a verdict nor a gold answer: every completion would be right. Set `threshold` "
-            "to the value from which on one is right, or `verdict: true` where all of them are."
+            f"{fields.reward!r} is from {min(rewards):g} to {max(rewards):g} in the first records, never below 0, and "
+            f"there is neither a verdict nor a gold answer: {right} would be right. Set `threshold` to the value from "
+            "which on one is right, or `verdict: true` where all of them are."
         )
+    return True
 
 
 def lacking_fields(samples: Sequence[Mapping[str, Any]], fields: Fields, shape: str, verdict: bool | None) -> list[str]:
@@ -105,18 +114,29 @@ def said(lacking: Sequence[str]) -> str:
 
 def refuse_lacking(samples: Sequence[Mapping[str, Any]], fields: Fields, lacking: Sequence[str]) -> None:
     """Raise ``DataError`` that ``samples`` have nothing of ``lacking``, with their keys and what to set."""
-    keys = list(dict.fromkeys(key for sample in samples for key in sample))
-    free = [key for key in keys if key not in {key for _, key in fields.named()}]
-    named = ", ".join(f"{name}: {key}" for name, key in zip(lacking, free or ["KEY"], strict=False))
-    raise DataError(
-        f"none of the first {len(samples)} records has a {said(lacking)}. Their keys "
-        f"are {', '.join(map(repr, keys))}: say which holds what, as in fields: {{{named}}}"
-        + (
-            " (or correct: or reward:), or set verdict: true if every completion is right."
-            if "gold" in lacking
-            else "."
+    seen = _Seen(samples, fields)
+    keys = ", ".join(repr(key) for key in dict.fromkeys(key for sample in samples for key in sample))
+    begun = f"none of the first {len(samples)} records has a {said(lacking)}. Their keys are {keys}"
+    if (kind := _published_as(samples)) is not None:
+        raise DataError(f"{begun}: they look like what the reader {kind!r} reads; set type: {kind}.")
+    if lacking == ["completion"] and seen.has("prompt") and seen.has("gold"):
+        raise DataError(
+            f"{begun}: these are problems with gold answers. If one of the keys holds completions, name it, as in "
+            "fields: {completion: KEY}; if none does, have a teacher answer the problems (rollouts.sample, its "
+            "prompts read as these are)."
         )
-    )
+    named = ", ".join(f"{name}: {key}" for name, key in seen.likely(lacking))
+    other = " (or gold:, correct: or reward:), or set verdict: true if every completion is right"
+    raise DataError(f"{begun}: say which holds what, as in fields: {{{named}}}{other if 'gold' in lacking else ''}.")
+
+
+def _published_as(samples: Sequence[Mapping[str, Any]]) -> str | None:
+    """The reader of a format of its own that records like ``samples`` are in, if it is one."""
+    first = samples[0]
+    if isinstance(first.get("question"), str) and "####" in str(first.get("answer")):
+        return "gsm8k"
+    graded = any(isinstance(value, Mapping) and {"solution", "is_correct"} <= set(value) for value in first.values())
+    return "solutions" if graded and {"question", "ground_truth"} <= set(first) else None
 
 
 def recognise_prompts(samples: Sequence[Mapping[str, Any]], fields: Fields) -> Fields:
@@ -140,7 +160,7 @@ def _shape(seen: "_Seen") -> Shape:
         return "lists"
     named = seen.given("completion")
     single = named or seen.first(_COMPLETIONS, _is_answer)
-    if single and _is_flag(seen.value("label", "label")):
+    if single and (seen.given("label") or _is_flag(seen.value("label", "label"))):
         return "unpaired"
     if texts and not named and (not single or seen.first((*_VERDICTS, *_REWARDS), _is_list)):
         return "lists"
@@ -199,6 +219,23 @@ class _Seen:
         """Whether a field's truth values or numbers are written as something else."""
         values = (look_up(sample, getattr(self.fields, name)) for sample in self.samples)
         return any(type(_LOOSE[name](value)) is not type(value) for value in values)
+
+    def likely(self, lacking: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """For each field that is ``lacking`` a field to name and the key that may hold it, ``KEY`` if none seems to.
+
+        Of verdicts, flags go before gold answers and these before rewards, which must be named like ones.
+        """
+        taken = {key for _, key in self.fields.named()}
+        keys = dict.fromkeys(key for sample in self.samples for key in sample if key not in taken)
+        texts = [key for key in keys if _is_answer(self._at(key))]
+        for name in lacking:
+            if name != "gold":
+                yield name, texts.pop(0) if texts else "KEY"
+                continue
+            flags = [("correct", key) for key in keys if self._bits(key)]
+            golds = [("gold", key) for key in keys if _GOLD_NAME.search(key) and _is_gold(self._at(key))]
+            rewards = [("reward", key) for key in keys if _REWARD_NAME.search(key) and _is_number(self._at(key))]
+            yield next(iter([*flags, *golds, *rewards]), ("gold", "KEY"))
 
     def filled(self, **found: Any) -> Fields:
         """The fields, with those that were found and that the user does not name."""
