@@ -27,6 +27,12 @@ from raygeo.settings import Settings
 
 _LINES = {".json": "jsonl", ".jsonl": "jsonl", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 _PACKED = (".gz", ".zst", ".bz2")
+_FOREIGN = {
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z"), "an archive is not read; unpack it and give the files."),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet is not read; save it as CSV in UTF-8."),
+    **dict.fromkeys((".arrow", ".feather"), "give the folder that `save_to_disk` made, or write Parquet."),
+}
+"""Endings of files that no reader takes, and what to do with them."""
 
 
 class Asked(Settings):
@@ -120,35 +126,68 @@ def _asked(paths: Sequence[str], overrides: Sequence[str]) -> list[Asked]:
 
 
 def written(paths: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The settings ``reader`` and ``chat`` for the paths, as a study has them, with ``overrides`` of the reader's."""
-    raw: dict[str, Any] = _reader(paths)
+    """The settings ``reader`` and ``chat`` for the paths, as a study has them, with ``overrides`` of the reader's.
+
+    Raises:
+        ConfigError: an override is wrong.
+        DataError: the kind of the files is not known, or they are of several.
+    """
+    said: dict[str, Any] = {}
+    for override in overrides:
+        apply_override(said, override)
+    raw = _reader(paths, said.get("type"))
     for override in overrides:
         apply_override(raw, override)
     chat = raw.pop("chat", {})
     return {"reader": raw, "chat": chat}
 
 
-def _reader(paths: Sequence[str]) -> dict[str, Any]:
-    """The settings of the reader that the names of the paths call for."""
-    first = paths[0]
-    for packed in _PACKED:
-        first = first.removesuffix(packed)
-    kind = _LINES.get(Path(first).suffix.lower())
-    if kind is None and Path(first).expanduser().is_dir():
-        folder = Path(first).expanduser()
-        saved = any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
-        kind = "parquet" if not saved and next(folder.rglob("*.parquet"), None) is not None else "datasets"
-    if kind is None and not Path(first).expanduser().exists() and first.count("/") == 1 and "://" not in first:
-        kind = "datasets"
+def _reader(paths: Sequence[str], kind: str | None) -> dict[str, Any]:
+    """The settings of the reader of this kind, or of the one that the names of the paths call for."""
     if kind is None:
-        raise DataError(
-            f"{first}: the kind of the file is not known by its name; say it, as in --set type=jsonl (or parquet, csv, "
-            "datasets, gsm8k, solutions)."
-        )
+        kinds = {path: _kind(path) for path in paths}
+        if len({*kinds.values()}) > 1:
+            found = ", ".join(f"{path} ({kind})" for path, kind in kinds.items())
+            raise DataError(
+                f"{found}: files of different kinds; give them one after the other, or as a study's readers."
+            )
+        kind = kinds[paths[0]]
     if kind == "datasets":
+        if len(paths) > 1:
+            raise DataError(f"{', '.join(paths)}: data sets are read one at a time; give one.")
         return {"type": kind, "name": paths[0]}
     given = {"type": kind, "path": list(paths) if len(paths) > 1 else paths[0]}
-    return given | {"delimiter": "\t"} if first.lower().endswith(".tsv") else given
+    return given | {"delimiter": "\t"} if kind == "csv" and _plain(paths[0]).endswith(".tsv") else given
+
+
+def _plain(path: str) -> str:
+    """The path in lower case, without the ending of a compressed file."""
+    plain = path.lower()
+    for packed in _PACKED:
+        plain = plain.removesuffix(packed)
+    return plain
+
+
+def _kind(path: str) -> str:
+    """The reader that the name of a file or folder calls for. Raises ``DataError`` if none does."""
+    suffix, place = Path(_plain(path)).suffix, Path(path).expanduser()
+    if (kind := _LINES.get(suffix)) is not None:
+        return kind
+    if place.is_dir():
+        saved = any((place / name).exists() for name in ("state.json", "dataset_dict.json"))
+        return "parquet" if not saved and next(place.rglob("*.parquet"), None) is not None else "datasets"
+    if "://" not in path and not place.exists():
+        if path.count("/") == 1 and not place.parent.is_dir():
+            return "datasets"
+        raise DataError(f"there is no file or folder {path}.")
+    raise DataError(
+        f"{path}: "
+        + _FOREIGN.get(
+            suffix,
+            "the kind of the file is not known by its name; say it, as in --set type=jsonl (or parquet, csv, gsm8k, "
+            "solutions).",
+        )
+    )
 
 
 def _say(out: Console, text: Text) -> None:

@@ -4,6 +4,7 @@ import json
 
 import datasets
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,14 +19,16 @@ AIME = [{"ID": 60, "problem": "Find m+n.", "answer": 204}]
 
 
 def write(path, rows):
-    if path.suffix == ".parquet":
+    if path.suffix == ".csv":
+        pa.csv.write_csv(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet", "csv"])
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
@@ -58,9 +61,16 @@ def test_a_data_set_is_read_at_its_test_split_or_the_other(tmp_path, monkeypatch
     assert asked == [("openai/gsm8k", "main", "test"), ("owner/aime", None, "test"), ("owner/aime", None, "train")]
 
 
-def test_what_is_no_benchmark_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"neither a \.jsonl or \.parquet file nor a name on the hub"):
-        read_prompts(ProblemsReader(path="gsm8k"))
+def test_what_is_no_benchmark_is_refused(tmp_path, monkeypatch):
+    neither = r"neither a \.jsonl, \.parquet or \.csv file nor a name on the hub"
+    (tmp_path / "problems.txt").write_text("1?")
+    monkeypatch.chdir(tmp_path.parent)
+    for path in ("gsm8k", f"{tmp_path.name}/problems.txt"):
+        with pytest.raises(DataError, match=neither):
+            read_prompts(ProblemsReader(path=path))
+    (tmp_path / "b.parquet").write_text("1?")
+    with pytest.raises(DataError, match=r"cannot read .*b\.parquet as Parquet"):
+        read_prompts(ProblemsReader(path=str(tmp_path / "b.parquet")))
     with pytest.raises(DataError, match="no field prompt, question or problem"):
         read_prompts(ProblemsReader(path=write(tmp_path / "b.jsonl", [{"text": "1?", "answer": "2"}])))
     with pytest.raises(ConfigError, match="problems"):

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from raygeo.data.merging import validate
 from raygeo.data.readers import AnyPromptReader, AnyReader, Prompt, read_prompts
+from raygeo.data.readers.csv import CsvReader
 from raygeo.data.readers.datasets import DatasetsReader
 from raygeo.data.readers.gsm8k import Gsm8kReader
 from raygeo.data.readers.jsonl import JsonlReader
@@ -288,6 +289,77 @@ def test_unreadable_files_are_named(tmp_path):
         list(ParquetReader(path=str(path)).rollouts())
     with pytest.raises(DataError, match="cannot open nosuchscheme://"):
         list(JsonlReader(path="nosuchscheme://bucket/a.jsonl").rollouts())
+
+
+PLAIN_ROWS = [{"prompt": f"p{n}", "completion": "c", "correct": n > 0} for n in range(3)]
+
+
+@pytest.mark.parametrize("how", [{}, {"indent": 2}, {"separators": (",", ":")}])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf", b"\n \n"])
+def test_one_json_list_is_read_as_its_entries(tmp_path, how, mark):
+    path = tmp_path / "a.json"
+    path.write_bytes(mark + json.dumps([*PLAIN_ROWS, 3, {"prompt": "p"}], **how).encode())
+    records = list(JsonlReader(path=str(path)).rollouts())
+    assert [(r.line, r.error) for r in records] == [
+        (1, None), (2, None), (3, None), (4, "not a JSON object"), (5, "missing field 'completion'"),
+    ]  # fmt: skip
+    assert [r.values["correct"] for r in records[:3]] == [False, True, True]
+    path.write_text('[{"prompt": "p", "prompt": "q"}, {"prompt": "p", "completion": "c", "correct": true}]')
+    assert [r.error for r in JsonlReader(path=str(path)).rollouts()] == ["key 'prompt' has two values", None]
+
+
+def test_a_list_in_a_line_of_its_own_costs_that_line_alone(tmp_path):
+    for first in ("[1, 2]", "[1, 2", '[{"prompt": "p"},'):
+        path = write_lines(tmp_path / "a.jsonl", first, *PLAIN_ROWS)
+        assert [(r.line, r.error is None) for r in JsonlReader(path=path).rollouts()] == [
+            (1, False), (2, True), (3, True), (4, True),
+        ]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("[]")
+    assert list(JsonlReader(path=str(tmp_path / "a.jsonl")).rollouts()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b"{}"), r"compressed by gzip; let its name end in \.gz"),
+        (json.dumps(PLAIN_ROWS[0]).encode("utf-16"), "text in UTF-16; write it in UTF-8"),
+        (b"PAR1" + bytes(9), "a Parquet file; take the reader 'parquet'"),
+        (b"PK\x03\x04" + bytes(9), "an archive or a spreadsheet"),
+    ],
+)
+@pytest.mark.parametrize("reader", [JsonlReader, CsvReader])
+def test_files_of_something_else_say_what_they_are(tmp_path, content, said, reader):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.txt is {said}"):
+        list(reader(path=str(path)).rollouts())
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_csv_of_another_delimiter_says_which_to_set(tmp_path, mark):
+    path = tmp_path / "a.csv"
+    path.write_text(f"question{mark}response{mark}correct\nq{mark}a, b{mark}1\n")
+    with pytest.raises(DataError) as refused:
+        CsvReader(path=str(path)).check()
+    said = str(refused.value).partition("set delimiter: ")[2].rstrip(".")
+    assert json.loads(said) == mark
+    (row,) = CsvReader(path=str(path), delimiter=mark).rollouts()
+    assert (row.values["completion"], row.values["correct"]) == ("a, b", True)
+
+
+def test_what_cannot_be_loaded_says_its_own_cause(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    for name, files in {"none": {}, "torn": {"a.csv": 'a,b\n1,2\n"x,3\n'}, "apart": {"a.jsonl": '{"a": 1}\n',
+                        "b.jsonl": '{"c": "x"}\n'}}.items():  # fmt: skip
+        (tmp_path / name).mkdir()
+        for file, text in files.items():
+            (tmp_path / name / file).write_text(text)
+    for name, said in (("none", r"doesn't contain any data files\.$"), ("torn", r"EOF inside string.*'csv'"),
+                       ("apart", r"column names don't match.*'jsonl'")):  # fmt: skip
+        with pytest.raises(DataError, match=said):
+            list(DatasetsReader(name=str(tmp_path / name)).rollouts())
 
 
 def test_datasets_folders(tmp_path, monkeypatch):

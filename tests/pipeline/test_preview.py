@@ -79,10 +79,33 @@ def test_rows_and_settings_of_the_reader(folder):
     assert "Of the first 1 records" in text
     with pytest.raises(ConfigError, match="did you mean 'prompt'"):
         shown(folder / "lists.jsonl", overrides=["fields.promt=x"])
-    with pytest.raises(DataError, match="kind of the file"):
-        shown(folder / "student" / "none.text")
     with pytest.raises(DataError, match="no file"):
         shown(folder / "none.jsonl")
+
+
+def test_files_whose_names_say_nothing_or_something_else(folder, tmp_path, monkeypatch):
+    for name in ("lists.text", "lists.zip", "lists.xlsx"):
+        (tmp_path / name).write_bytes((folder / "lists.jsonl").read_bytes())
+    with pytest.raises(DataError, match=r"kind of the file is not known.*--set type=jsonl"):
+        shown(tmp_path / "lists.text")
+    assert (
+        shown(tmp_path / "lists.text", overrides=["type=jsonl"]).splitlines()[1:]
+        == (shown(folder / "lists.jsonl").replace(f"{folder}/lists.jsonl", f"{tmp_path}/lists.text").splitlines()[1:])
+    )
+    with pytest.raises(DataError, match="unpack it"):
+        shown(tmp_path / "lists.zip")
+    with pytest.raises(DataError, match="save it as CSV"):
+        shown(tmp_path / "lists.xlsx")
+    with pytest.raises(DataError, match=r"lists\.jsonl \(jsonl\), .*a\.parquet \(parquet\): files of different kinds"):
+        shown(folder / "lists.jsonl", tmp_path / "a.parquet")
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(DataError, match="there is no file or folder"):
+        shown(f"{tmp_path.name}/nothing")
+
+
+def test_files_of_several_paths_are_one_reader(folder, tmp_path):
+    (tmp_path / "more.jsonl").write_text(json.dumps(LISTS[0] | {"problem": "9 + 9", "answer": "18"}))
+    assert counted(shown(folder / "lists.jsonl", tmp_path / "more.jsonl"))["rows"] == 15
 
 
 def test_a_study_file_shows_all_that_it_reads(folder):

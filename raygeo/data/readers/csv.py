@@ -3,14 +3,14 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
 from raygeo.data.readers.base import MappedReader
-from raygeo.data.readers.files import LINE_BYTES, as_paths, hash_paths, locate
+from raygeo.data.readers.files import LINE_BYTES, as_paths, hash_paths, open_text
 from raygeo.data.shapes.messages import are_messages
 from raygeo.data.shapes.recognition import LISTED
 from raygeo.data.validation import SNIPPET_CHARACTERS, Record
@@ -20,6 +20,7 @@ _LISTED_FIELDS = frozenset(
     {"logprobs", "correct", "reward", "truncated", "sample", "source", "finish_reason", "steps"}
     | {"weight", "top_ids", "top_logprobs", "top_tail"}
 )
+_DELIMITERS = (";", "\t", "|", ",")
 csv.field_size_limit(LINE_BYTES)
 
 
@@ -49,11 +50,11 @@ class CsvReader(MappedReader):
         listed = {key for key, name in fields.items() if name in several}
         listed |= {key for key in LISTED if key not in fields or fields[key] != "completion"}
         for path in as_paths(self.path):
-            filesystem, name = locate(path)
             try:
-                with filesystem.open_input_stream(name) as stream:
+                with open_text(path) as stream:
                     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
                     rows = csv.DictReader(_lines(text), delimiter=self.delimiter, strict=True)
+                    _refuse_other_delimiter(path, rows.fieldnames or ())
                     for row in rows:
                         yield self._record(path, rows.line_num, row, listed)
             except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
@@ -66,6 +67,15 @@ class CsvReader(MappedReader):
             return Record(path, line, error="another number of cells than the header has", text=text)
         values = {key: _cell(cell, key in listed) for key, cell in row.items() if cell}
         return Record(path, line, values, text=text)
+
+
+def _refuse_other_delimiter(path: str, header: Sequence[str]) -> None:
+    """Raise ``DataError`` where a header is one cell that other delimiters would divide."""
+    if len(header) == 1 and (others := [mark for mark in _DELIMITERS if mark in header[0]]):
+        raise DataError(
+            f"{path}: its header is one cell, {header[0][:80]!r}; if {others[0]!r} stands between cells, set "
+            f"delimiter: {json.dumps(others[0])}."
+        )
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:

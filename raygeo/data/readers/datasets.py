@@ -51,7 +51,13 @@ class DatasetsReader(MappedReader):
             return datasets.load_dataset(name, self.subset, split=self.split, revision=self.revision)
         except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
             cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ is not None else ""
-            raise DataError(
-                f"cannot load split {self.split!r} of the data set {self.name!r}: {error}{cause}. Where "
-                "columns of Parquet files differ, take the reader 'parquet', which reads each by its own schema."
-            ) from error
+            advice = (
+                " Give the files to the reader of their kind ('jsonl', 'csv' or 'parquet'), which reads each by its "
+                "own columns and sets aside what cannot be read."
+                if isinstance(error, datasets.exceptions.DatasetGenerationError)
+                else " Where there is no network, download it and give the folder."
+                if isinstance(error, ConnectionError)
+                else ""
+            )
+            why = f"{str(error).rstrip('.')}{cause}.{advice}"
+            raise DataError(f"cannot load split {self.split!r} of the data set {self.name!r}: {why}") from error

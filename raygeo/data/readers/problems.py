@@ -4,18 +4,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
-
 from raygeo.data.grading import gold_answer
 from raygeo.data.readers.base import PromptReader
+from raygeo.data.readers.csv import CsvReader
 from raygeo.data.readers.datasets import DatasetsReader
-from raygeo.data.readers.files import hash_paths, json_lines, locate
+from raygeo.data.readers.files import hash_paths, json_lines
+from raygeo.data.readers.parquet import ParquetReader
+from raygeo.data.shapes.convert import gold_of
 from raygeo.data.validation import Record, SetAside
 from raygeo.errors import DataError
 
 _PROMPTS = ("prompt", "question", "problem")
 _GOLDS = ("gold", "answer", "final_answer", "expected_answer", "ground_truth")
 _IDS = ("prompt_id", "unique_id", "problem_id", "id")
+_CSV = (".csv", ".csv.gz", ".csv.zst", ".csv.bz2")
 _SUBSETS = {"openai/gsm8k": "main"}
 
 
@@ -29,7 +31,7 @@ class ProblemsReader(PromptReader):
 
     type: Literal["problems"] = "problems"
     path: str
-    """A file (``.jsonl``, ``.parquet``), or a name on the hub (``HuggingFaceH4/MATH-500``)."""
+    """A file (``.jsonl``, ``.parquet``, ``.csv``), or a name on the hub (``HuggingFaceH4/MATH-500``)."""
     subset: str | None = None
     """The data set's configuration on the hub."""
     split: str | None = None
@@ -41,25 +43,25 @@ class ProblemsReader(PromptReader):
 
     @property
     def _is_file(self) -> bool:
-        return self.path.endswith((".json", ".jsonl", ".gz", ".zst", ".bz2", ".parquet"))
+        return self.path.endswith((".json", ".jsonl", ".gz", ".zst", ".bz2", ".parquet", *_CSV))
 
     def _raw(self) -> Iterator[Record]:
         if self.path.endswith(".parquet"):
-            filesystem, name = locate(self.path)
-            rows: Any = pq.read_table(name, filesystem=filesystem).to_pylist()
+            yield from ParquetReader(path=self.path)._raw()
+        elif self.path.endswith(_CSV):
+            yield from CsvReader(path=self.path)._raw()
         elif self._is_file:
             yield from json_lines(self.path)
-            return
         else:
-            rows = self._loaded()
-        for line, values in enumerate(rows, 1):
-            yield Record(self.path, line, values)
+            for line, values in enumerate(self._loaded(), 1):
+                yield Record(self.path, line, values)
 
     def _loaded(self) -> Any:
-        if "/" not in self.path or (
-            self.path.startswith(("/", ".", "~")) and not Path(self.path).expanduser().is_dir()
-        ):
-            raise DataError(f"{self.path!r} is neither a .jsonl or .parquet file nor a name on the hub (owner/name).")
+        place = Path(self.path).expanduser()
+        if "/" not in self.path or place.is_file() or (self.path.startswith(("/", ".", "~")) and not place.is_dir()):
+            raise DataError(
+                f"{self.path!r} is neither a .jsonl, .parquet or .csv file nor a name on the hub (owner/name)."
+            )
         subset = self.subset or _SUBSETS.get(self.path)
         first: DataError | None = None
         for split in (self.split,) if self.split else ("test", "train"):
@@ -75,7 +77,7 @@ class ProblemsReader(PromptReader):
 
     def _prompts(self, record: Record) -> Iterator[Record]:
         values = record.values
-        prompt, gold = _first(values, _PROMPTS), _first(values, _GOLDS)
+        prompt, gold = _first(values, _PROMPTS), gold_of(_first(values, _GOLDS))
         solution = values.get("solution")
         if isinstance(gold, str) and "####" in gold:
             solution, gold = gold, gold_answer(gold)
