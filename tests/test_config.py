@@ -1,8 +1,10 @@
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from raygeo.analyses.registry import analyses
 from raygeo.errors import ConfigError
 from raygeo.pipeline.config import apply_override, load_study, parse_study, study_yaml
 from raygeo.settings import Settings
@@ -367,8 +369,23 @@ def test_benchmarks_of_one_name_are_refused():
 
 
 def test_held_out_analyses_need_held_out_prompts():
-    with pytest.raises(ConfigError, match="geometry\\.paths is measured on held-out prompts"):
+    needing = {
+        name for name, analysis in analyses(own=()).items() if analysis.default and "solutions" in analysis.needs
+    }
+    with pytest.raises(ConfigError, match=r"held-out prompts; give rollouts\.heldout") as refused:
         parse_study(study(rollouts={"sample": {"prompts": 8}, "heldout": 0}))
+    assert needing == set(re.findall(r"geometry\.(\w+)", str(refused.value)))
+    parse_study(study(rollouts={"sample": {"prompts": 8}, "heldout": 0}, geometry=dict.fromkeys(needing)))
+
+
+@pytest.mark.parametrize("sweep", [{"samples": 4}, {"seed": 1}])
+def test_draws_are_refused_where_every_listed_value_is_trained(sweep):
+    runs = [{"loss": {"type": "sft"}, "lr": [1e-5, 1e-4]}]
+    with pytest.raises(ConfigError, match=rf"sweep\.{next(iter(sweep))}: a grid .* set sweep\.search to random"):
+        parse_study(study(runs=runs, sweep=sweep))
+    assert parse_study(study(runs=runs, sweep=sweep | {"search": "random"}))
+    plain = parse_study(study(runs=runs, sweep={"search": "grid"}))
+    assert parse_study(plain.model_dump(mode="json")) == plain
 
 
 def test_the_key_of_a_run_follows_its_settings_not_its_name():

@@ -343,19 +343,26 @@ class AskedAnalyses(Settings):
         return {name: given[name] for name in analyses(self.own) if given.get(name) is not None}
 
     def refuse_lacking(self, lacking: Mapping[Need, str]) -> None:
-        """Raise ``ValueError`` where an analysis needs what is lacking; ``lacking`` says why, and what to do."""
+        """Raise ``ValueError``, naming them all, where analyses need what is lacking, or are made of what is null;
+        ``lacking`` says why, and what to do.
+        """
         asked, known = self.asked(), analyses(self.own)
+        why: dict[str, list[str]] = {}
         for name in asked:
-            analysis = known[name]
-            for need, why in lacking.items():
-                if need in analysis.needs:
-                    raise ValueError(f"geometry.{name} {why}")
-            for earlier in analysis.after:
+            for need, said in lacking.items():
+                if need in known[name].needs:
+                    why.setdefault(said, []).append(name)
+            for earlier in known[name].after:
                 if earlier not in asked:
-                    raise ValueError(
-                        f"geometry.{name} is made of what geometry.{earlier} finds, which is null; ask for both, or "
-                        "set both to null"
-                    )
+                    said = f"is made of what geometry.{earlier} finds, which is null; ask for both, or set both to null"
+                    why.setdefault(said, []).append(name)
+        if why:
+            raise ValueError("; ".join(f"{_each_of(names)} {said}" for said, names in why.items()))
+
+
+def _each_of(names: Sequence[str]) -> str:
+    """Analyses as the subject of a sentence about each."""
+    return ("each of " if len(names) > 1 else "") + ", ".join(f"geometry.{name}" for name in names)
 
 
 GeometrySettings: type[AskedAnalyses] = create_model(
@@ -495,13 +502,14 @@ class Study(Settings):
             said = "sweep.scheduler stops runs by their NLL at a step, and stages and rounds count anew; leave it out"
             raise refusal(("runs", places[chains[0]]), self.runs[chains[0]].stem, said)
         if self.sweep is not None:
+            self._refuse_unused_draws(self.sweep)
             find_judged(self, self.answered)
             watched = self.sweep.scheduler.metric if self.sweep.scheduler is not None else ""
             if watched == HELDOUT_NLL and self.rollouts.heldout == 0:
                 said = f"{HELDOUT_NLL} is measured on held-out prompts; give rollouts.heldout"
                 raise refusal(("sweep", "scheduler", "metric"), watched, said)
         if self.rollouts.heldout == 0:
-            why = "is measured on held-out prompts; give rollouts.heldout, or set it to null"
+            why = "is measured on held-out prompts; give rollouts.heldout, or set to null what needs them"
             self.geometry.refuse_lacking({"solutions": why})
         else:
             self.geometry.refuse_lacking({})
@@ -622,6 +630,16 @@ class Study(Settings):
                 if isinstance(domain, Range):
                     said = "a grid takes lists; to draw from a range, set sweep.search to random or optuna"
                     raise refusal((*above, *place), domain.plain(), said)
+
+    def _refuse_unused_draws(self, sweep: SweepSettings) -> None:
+        """Raise where it is said how many values are to be drawn, or how, and every listed one is trained."""
+        for name in ("samples", "seed") if sweep.search == "grid" else ():
+            if (given := getattr(sweep, name)) != type(sweep).model_fields[name].default:
+                said = (
+                    "a grid trains every combination of the listed values and draws none; set sweep.search to random "
+                    "or optuna, or leave it out. To train each several times, give training.seed as a list"
+                )
+                raise refusal(("sweep", name), given, said)
 
     @property
     def location(self) -> str:
