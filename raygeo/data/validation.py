@@ -319,18 +319,27 @@ def snippet(record: Record) -> str:
     return said[:SNIPPET_CHARACTERS].encode(errors="backslashreplace").decode()
 
 
-def refuse_too_many(set_aside: Rows, total: int, limit: float, what: str) -> None:
-    """Raise ``DataError`` when the share of the rows ``set_aside`` exceeds ``limit``, or no row is left."""
+def refuse_too_many(set_aside: Rows, total: int, limit: float, what: str, *, by_setting: bool = True) -> None:
+    """Raise ``DataError`` when the share of the rows ``set_aside`` exceeds ``limit``, or no row is left.
+
+    ``by_setting`` says whether ``limit`` is the setting ``max_set_aside``, which the user can raise.
+    """
     if total == 0:
         raise DataError(f"{what}: there are no records; check the paths, and that the files are not empty")
-    if set_aside and (len(set_aside) / total > limit or len(set_aside) == total):
+    none_left = len(set_aside) == total
+    if set_aside and (len(set_aside) / total > limit or none_left):
         reasons = Counter(row["reason"] for row in set_aside).most_common()
+        raisable = by_setting and not none_left
+        allowed = f"; max_set_aside is {limit:g}" if raisable else ""
+        advice = "Correct them, or raise max_set_aside" if raisable else "Correct them"
+        if reasons[0][0] == "not JSON":
+            advice += " (JSON is read one object a line, or as one list of objects)"
         raise DataError(
-            f"{what}: {len(set_aside)} of {total} records cannot be used; max_set_aside is {limit:g} ("
+            f"{what}: {len(set_aside)} of {total} records cannot be used{allowed} ("
             + ", ".join(f"{number} x {reason}" for reason, number in reasons)
             + "). The first: "
             + "; ".join(f"{row['source']}:{row['line']} {row['reason']}: {row['text'][:80]!r}" for row in set_aside[:3])
-            + ". Correct them, or raise max_set_aside."
+            + f". {advice}."
         )
 
 

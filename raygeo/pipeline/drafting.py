@@ -1,7 +1,9 @@
 """A first study of rollouts and a model, written for a person to change: ``raygeo init``."""
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from raygeo.generation.renderer import renderer_for
 from raygeo.losses.registry import LOSSES
 from raygeo.models.hub import find_model
 from raygeo.models.loading import context_length, load_tokenizer, model_shape, read_config
-from raygeo.pipeline.config import parse_settings, parse_study
+from raygeo.pipeline.config import RolloutRules, parse_settings, parse_study
 from raygeo.pipeline.preview import Asked, unfit_for, written
 from raygeo.pipeline.shipped import MODELINE
 from raygeo.pipeline.written import read_yaml
@@ -40,7 +42,7 @@ def draft_study(data: str, model: str, out: Path, *, overrides: Sequence[str] = 
 
     Raises:
         ConfigError: the file is there already, or an override is wrong.
-        DataError: the rollouts cannot be read, too many of them are of no use, or none is right.
+        DataError: the rollouts cannot be read, all of them are of no use, or none is right.
         StudentError: the model cannot be found or has no usable tokenizer.
     """
     if out.exists():
@@ -52,6 +54,7 @@ def draft_study(data: str, model: str, out: Path, *, overrides: Sequence[str] = 
     source = find_model(model)
     renderer, config = renderer_for(load_tokenizer(source), asked.chat), read_config(source)
     context = context_length(config)
+    asked.reader.check()
     reader = asked.reader.resolved()
     described = " ".join(reader.described().split())
     if rows:
@@ -60,6 +63,7 @@ def draft_study(data: str, model: str, out: Path, *, overrides: Sequence[str] = 
     found = validate(
         list(reader.rollouts()),
         grading="auto",
+        max_set_aside=1.0,
         unfit=partial(unfit_for, renderer, context, lengths),
         text=renderer.without_end,
     )
@@ -80,6 +84,7 @@ def draft_study(data: str, model: str, out: Path, *, overrides: Sequence[str] = 
     text = "\n".join(
         [
             *_head(data, model, raw, described, known, found, large=size >= _LARGE),
+            *_set_aside(found, known["rows"]),
             *_training(found, losses, left_out, longest, gpu=gpu),
             *_measured(found.rollouts, _up(answers, None if context is None else context - asks), size, gpu=gpu),
             "",
@@ -89,6 +94,7 @@ def draft_study(data: str, model: str, out: Path, *, overrides: Sequence[str] = 
     out.write_text(text, encoding="utf-8")
     return [
         f"{out}: {len(losses)} losses ({', '.join(losses)}) on {data}, read as {described}",
+        *(f"set aside: {number} x {reason}" for reason, number in _reasons(found)),
         *(f"left out: {said}" for said in left_out),
         f"Read it, change what is marked with `set`, and then: raygeo plan {out}",
     ]
@@ -104,7 +110,8 @@ def _losses(rollouts: pa.Table, *, wrong: bool) -> tuple[list[str], list[str]]:
             left_out.append(f"{name}: no rollout is wrong, so it would train what sft does")
             continue
         if not unlike and name == "grpo":
-            left_out.append(f"{name}: no prompt has rollouts of different rewards, so all advantages are 0")
+            said = "so it would learn from its bias alone, which weighs all rollouts alike, wrong ones too"
+            left_out.append(f"{name}: no prompt has rollouts of different rewards, {said}")
             continue
         try:
             LOSSES[name]().select(rollouts)
@@ -138,6 +145,20 @@ def _head(
     yield f"  read: [{_flow(raw['reader'])}]   # {described}"
     if found.graded:
         yield f"  grading: {found.grading.grading}   # {' '.join(found.grading.reason.split())}"
+
+
+def _set_aside(found: Validated, kept: int) -> Iterator[str]:
+    """How many rows a study may set aside, where these need more than it allows unasked."""
+    share = found.set_aside.num_rows / (found.set_aside.num_rows + kept)
+    if share <= RolloutRules().max_set_aside:
+        return
+    reasons = ", ".join(f"{number} x {reason}" for reason, number in _reasons(found))
+    yield f"  max_set_aside: {min(math.ceil(20 * share + 1) / 20, 1.0):g}   # set: of those that were read, {reasons}"
+
+
+def _reasons(found: Validated) -> list[tuple[str, int]]:
+    """The reasons why rows were set aside, most frequent first."""
+    return Counter(found.set_aside["reason"].to_pylist()).most_common()
 
 
 def _training(

@@ -163,6 +163,7 @@ def test_too_many_bad_rows_are_refused_with_counts_and_three_examples():
     assert "3 x empty completion" in message
     assert "3 x reward is not a number" in message
     assert message.count("data.jsonl:") == 3
+    assert message.endswith("Correct them, or raise max_set_aside.")
 
 
 def test_the_limit_itself_is_allowed_despite_rounding():
@@ -172,8 +173,11 @@ def test_the_limit_itself_is_allowed_despite_rounding():
 def test_nothing_usable_is_refused_whatever_the_limit():
     with pytest.raises(DataError, match="no records"):
         validate([])
-    with pytest.raises(DataError, match="1 of 1"):
-        validate(records({}), max_set_aside=1.0)
+    with pytest.raises(DataError, match="1 of 1") as refused:
+        validate(records({}), max_set_aside=0.5)
+    assert "max_set_aside" not in str(refused.value), "raising it helps nobody"
+    with pytest.raises(DataError, match="one object a line, or as one list"):
+        validate([Record("data.json", 1, error="not JSON", text="{")])
 
 
 def test_samples_are_numbered_in_order_and_never_collide():

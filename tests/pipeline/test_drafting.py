@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from raygeo.cli import app
 from raygeo.errors import ConfigError, DataError, StudentError
+from raygeo.losses.registry import LOSSES
+from raygeo.losses.selection import Group
 from raygeo.pipeline.config import load_study
 from raygeo.pipeline.drafting import draft_study
 from raygeo.pipeline.written import read_yaml
@@ -27,6 +29,7 @@ DATA = {
     "wrong": [{"prompt": f"{n} + {n}", "correct": False, "completion": "#### 1"} for n in NUMBERS],
     "few": [{"prompt": "1 + 1", "correct": True, "completion": "#### 2"}],
     "other": [{"a": 1, "b": 2}],
+    "gsm8k": [{"question": "1 + 1?", "answer": "#### 2"}],
 }  # fmt: skip
 
 
@@ -97,12 +100,34 @@ def test_where_there_are_gpus_they_are_asked_for(folder, tmp_path, monkeypatch):
     assert study.actors.gpus == 1
 
 
+def test_more_rows_of_no_use_than_a_study_allows_unasked_are_allowed_and_said(folder, tmp_path):
+    bad = [{"prompt": "1 + 1", "gold": "2", "completion": ""}] * 6
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*DATA["mixed"], *bad]))
+    said = draft_study(str(tmp_path / "bad.jsonl"), str(folder / "student"), tmp_path / "study.yaml")
+    assert "set aside: 6 x empty completion" in said
+    study = load_study(tmp_path / "study.yaml")
+    assert 6 / 30 < study.rollouts.max_set_aside <= 0.3
+    assert "set: of those that were read, 6 x empty completion" in (tmp_path / "study.yaml").read_text()
+    draft_study(str(folder / "mixed.jsonl"), str(folder / "student"), tmp_path / "good.yaml")
+    assert "max_set_aside" not in (tmp_path / "good.yaml").read_text()
+
+
+def test_grpo_is_left_out_for_what_it_would_learn(folder, tmp_path):
+    """With its default bias the advantages of equal rewards are all 0.1."""
+    said = draft_study(str(folder / "unmixed.jsonl"), str(folder / "student"), tmp_path / "study.yaml")
+    (grpo,) = [line for line in said if line.startswith("left out: grpo")]
+    assert "its bias alone" in grpo
+    loss = LOSSES["grpo"]()
+    assert loss.row_weights(Group((0, 1), (True, True), (None, None))) == [loss.bias] * 2 != [0.0] * 2
+
+
 @pytest.mark.parametrize(
     ("data", "model", "error", "said"),
     [
         ("wrong.jsonl", "student", DataError, "none of 12 rollouts is right"),
         ("few.jsonl", "student", DataError, "1 prompts are too few"),
-        ("other.jsonl", "student", DataError, "prompt"),
+        ("other.jsonl", "student", DataError, r"prompt.*say which holds what"),
+        ("gsm8k.jsonl", "student", DataError, "set type: gsm8k"),
         ("none.jsonl", "student", DataError, "none.jsonl"),
         ("mixed.jsonl", "nobody", StudentError, "neither a folder nor a hub id"),
         ("study.yaml", "student", ConfigError, "is a study"),

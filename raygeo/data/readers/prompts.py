@@ -49,7 +49,7 @@ def read_prompts(reader: PromptReader, *, max_set_aside: float = 0.0) -> list[Pr
         except SetAside as reason:
             set_aside.append(set_aside_row(record, str(reason)))
     total = len(prompts) + len(set_aside)
-    refuse_too_many(set_aside, total, max_set_aside, "prompts")
+    refuse_too_many(set_aside, total, max_set_aside, "prompts", by_setting=False)
     if set_aside:
         _log.warning("%d of %d prompts could not be used", len(set_aside), total)
     return list(prompts.values())
