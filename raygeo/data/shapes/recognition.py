@@ -125,9 +125,14 @@ def refuse_lacking(samples: Sequence[Mapping[str, Any]], fields: Fields, lacking
             "fields: {completion: KEY}; if none does, have a teacher answer the problems (rollouts.sample, its "
             "prompts read as these are)."
         )
-    named = ", ".join(f"{name}: {key}" for name, key in seen.likely(lacking))
+    likely = list(seen.likely(lacking))
+    named = ", ".join(f"{name}: {key}" for name, key in likely)
+    sets = " ".join(f"--set fields.{name}={key}" for name, key in likely)
     other = " (or gold:, correct: or reward:), or set verdict: true if every completion is right"
-    raise DataError(f"{begun}: say which holds what, as in fields: {{{named}}}{other if 'gold' in lacking else ''}.")
+    raise DataError(
+        f"{begun}: say which holds what, as in fields: {{{named}}}{other if 'gold' in lacking else ''}. For `raygeo data` "
+        f"and `raygeo init` that is {sets}."
+    )
 
 
 def _published_as(samples: Sequence[Mapping[str, Any]]) -> str | None:
