@@ -130,8 +130,8 @@ def refuse_lacking(samples: Sequence[Mapping[str, Any]], fields: Fields, lacking
     sets = " ".join(f"--set fields.{name}={key}" for name, key in likely)
     other = " (or gold:, correct: or reward:), or set verdict: true if every completion is right"
     raise DataError(
-        f"{begun}: say which holds what, as in fields: {{{named}}}{other if 'gold' in lacking else ''}. For `raygeo data` "
-        f"and `raygeo init` that is {sets}."
+        f"{begun}: say which holds what, as in fields: {{{named}}}{other if 'gold' in lacking else ''}. For "
+        f"`raygeo data` and `raygeo init` that is {sets}."
     )
 
 
