@@ -343,21 +343,30 @@ def refuse_too_many(set_aside: Rows, total: int, limit: float, what: str, *, by_
         )
 
 
+def heldout_count(prompts: int, heldout: int | float) -> int:
+    """How many of so many ``prompts`` are held out: a number of them, or (a float below 1) a share, rounded, at least
+    one if it is not 0.
+
+    Raises ``DataError`` when none would be left to learn from.
+    """
+    count = heldout if isinstance(heldout, int) else max(round(heldout * prompts), 1 if heldout > 0 else 0)
+    if heldout < 0 or count >= prompts:
+        raise DataError(
+            f"cannot hold out {heldout} of {prompts} prompts: that is {count} of them, and at least one must stay to "
+            "learn from. Lower rollouts.heldout, or bring more prompts."
+        )
+    return count
+
+
 def split_heldout(rollouts: pa.Table, heldout: int | float, seed: int) -> pa.Table:
     """Mark whole prompts as "heldout", all others as "train".
 
-    ``heldout`` is a number of prompts, or (a float below 1) a share of them, rounded, at least one prompt if it is not
-    0. Which ones depends only on ``seed`` and the prompts' ids, not on the order of rows.
+    ``heldout_count`` says how many. Which ones depends only on ``seed`` and the prompts' ids, not on the order of rows.
 
     Raises ``DataError`` when no prompt would be left to learn from.
     """
     prompts = rollouts["prompt_id"].unique().to_pylist()
-    count = heldout if isinstance(heldout, int) else max(round(heldout * len(prompts)), 1 if heldout > 0 else 0)
-    if heldout < 0 or count >= len(prompts):
-        raise DataError(
-            f"cannot hold out {heldout} of {len(prompts)} prompts: at least one must stay to learn from; "
-            "give a smaller number, or a share from 0 up to but not including 1"
-        )
+    count = heldout_count(len(prompts), heldout)
     prompts.sort(key=lambda prompt_id: hashlib.sha256(f"{seed}:{prompt_id}".encode()).digest())
     chosen = set(prompts[:count])
     split = ["heldout" if prompt_id in chosen else "train" for prompt_id in rollouts["prompt_id"].to_pylist()]

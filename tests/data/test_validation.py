@@ -365,6 +365,11 @@ def test_split_heldout_leaves_something_to_learn_from(share):
         split_heldout(table(), share, seed=0)
 
 
+def test_a_share_that_leaves_no_prompt_says_how_many_it_would_hold_out():
+    with pytest.raises(DataError, match=r"cannot hold out 0\.999 of 10 prompts: that is 10 of them, .* one must stay"):
+        split_heldout(table(), 0.999, seed=0)
+
+
 def test_counts():
     set_aside = to_arrow("set_aside", [{"reason": "not JSON"}, {"reason": "not JSON"}, {"reason": "empty prompt"}])
     validated = Validated(table(), set_aside, {"no answer": 3}, Choice("math", "why"), graded=5)
