@@ -253,7 +253,7 @@ def test_bad_rows_are_set_aside_counted_and_survivable(rollout_file, ray_session
     aside = store.table("set_aside").to_pylist()
     assert {(row["line"], row["reason"]) for row in aside} == {
         (4, "not JSON"), (6, "empty completion"), (9, "reward is not a number"),
-        (10, "prompt and completion longer than the context"),
+        (10, "prompt and completion longer than the context (128)"),
     }  # fmt: skip
     counts = {row["name"]: row["value"] for row in store.table("counts").to_pylist()}
     assert counts["rows"] == 156

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -50,12 +50,22 @@ class Reading(NamedTuple):
     ids: Any = ()
 
 
+class Limit(NamedTuple):
+    """The most tokens that a sequence may have, and what says so."""
+
+    tokens: int
+    of: Literal["the context", "max_tokens"] = "the context"
+
+    def __str__(self) -> str:
+        return f"{self.of} ({self.tokens})"
+
+
 Reads = Callable[[Sequence[tuple[str, str]]], Sequence[Reading]]
 """How prompts and completions are read."""
 
 
-def read_as(renderer: Renderer, limit: int | None, pairs: Sequence[tuple[str, str]]) -> list[Reading]:
-    """Tokenise ``pairs`` together; what is beyond ``limit`` tokens, or no model could be given or write, is unfit."""
+def read_as(renderer: Renderer, limit: Limit | None, pairs: Sequence[tuple[str, str]]) -> list[Reading]:
+    """Tokenise ``pairs`` together; what is beyond the ``limit``, or no model could be given or write, is unfit."""
     refused = {prompt: renderer.unfit_prompt(prompt) for prompt in dict.fromkeys(prompt for prompt, _ in pairs)}
     sequences = iter(renderer.encode_many([pair for pair in pairs if refused[pair[0]] is None]))
     readings = []
@@ -66,8 +76,8 @@ def read_as(renderer: Renderer, limit: int | None, pairs: Sequence[tuple[str, st
         sequence = next(sequences)
         head = sequence.prompt_length
         why = renderer.unfit_completion(pair[1], sequence.ids[head:].tolist())
-        if why is None and limit is not None and len(sequence) > limit:
-            why = f"{'prompt' if head >= limit else 'prompt and completion'} longer than the context"
+        if why is None and limit is not None and len(sequence) > limit.tokens:
+            why = f"{'prompt' if head >= limit.tokens else 'prompt and completion'} longer than {limit}"
         readings.append(Reading(why, renderer.own_marks(*pair), head, sequence.ids.astype(np.int32)))
     return readings
 
@@ -103,11 +113,11 @@ def _gold_key(gold: str) -> bytes:
 
 @dataclass(frozen=True)
 class Scanner:
-    """A student that reads: its ``renderer``, its key, and the longest sequence it reads, if there is one."""
+    """A student that reads: its ``renderer``, its key, and how long what it reads may be, if there is a limit."""
 
     renderer: Renderer
     key: str
-    limit: int | None
+    limit: Limit | None
 
 
 class Scan(Workload):
@@ -122,7 +132,8 @@ class Scan(Workload):
 
     def tasks(self) -> list[Task]:
         """One task a part."""
-        how = (self.scanner.renderer.identity, self.scanner.key, self.scanner.limit)
+        limit = self.scanner.limit
+        how = (self.scanner.renderer.identity, self.scanner.key, None if limit is None else limit.tokens)
         return [Task(self.key(*how, part), 1.0, part, f"part {i} of the rollouts") for i, part in enumerate(self.parts)]
 
     def setup(self) -> None:

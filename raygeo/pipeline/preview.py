@@ -15,6 +15,7 @@ from raygeo.data.merging import validate
 from raygeo.data.preview import said_of
 from raygeo.data.readers import AnyReader
 from raygeo.data.readers.base import Reader
+from raygeo.data.scanning import Limit
 from raygeo.data.validation import Record, counts
 from raygeo.errors import DataError
 from raygeo.generation.renderer import ChatRenderer, ChatSettings, Renderer, renderer_for
@@ -112,7 +113,7 @@ def unfit_for(
     lengths.append((sequence.prompt_length, sequence.completion_length))
     if (why := renderer.unfit_completion(completion, sequence.ids[sequence.prompt_length :].tolist())) is not None:
         return why
-    return "longer than the context" if context is not None and len(sequence) > context else None
+    return f"longer than {Limit(context)}" if context is not None and len(sequence) > context else None
 
 
 def _asked(paths: Sequence[str], overrides: Sequence[str]) -> list[Asked]:

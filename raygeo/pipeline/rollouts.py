@@ -24,7 +24,7 @@ from raygeo.data.preview import first_row
 from raygeo.data.readers import AnyReader, Prompt, read_prompts
 from raygeo.data.revisions import text_revisions
 from raygeo.data.sampling import DecodingSettings, Sampling, SamplingElsewhere
-from raygeo.data.scanning import SCANS, Scan, Scanner
+from raygeo.data.scanning import SCANS, Limit, Scan, Scanner
 from raygeo.data.teacher import TOP_COLUMNS, refuse_other_tokens
 from raygeo.data.tokens import write_tokens
 from raygeo.data.validation import GRADED, NOTED, Record, counts, recorded_grading, split_heldout
@@ -117,10 +117,11 @@ def provide_rollouts(context: StudyContext, student: Student) -> Rollouts:
             f"rollouts.max_tokens is {settings.max_tokens}, and the student reads {room} tokens at most (its context); "
             "leave it out, or set it lower."
         )
-    limit = settings.max_tokens or room
+    limit = row_limit(context.study, room)
     asked = _asked_grading(context, renderer)
     source = _sampled(context, student, renderer, asked.grading) if settings.sample else _read(settings.read)
-    made_of = (RolloutRules.of(settings), asked.grading, renderer.identity, source.key, student.key, limit)
+    most = None if limit is None else limit.tokens
+    made_of = (RolloutRules.of(settings), asked.grading, renderer.identity, source.key, student.key, most)
     key = unit_key((RULES, renderer.revision, *source.revisions), "rollouts", *made_of)
     tokens_key = content_key("tokens", key, student.key)
     finished = store.finished(("rollouts", "set_aside", "counts"))
@@ -146,6 +147,14 @@ def provide_rollouts(context: StudyContext, student: Student) -> Rollouts:
         context.progress.say(f"  [yellow]{escape(line)}[/yellow]")
     _check_rounds(context.study, rollouts)
     return rollouts
+
+
+def row_limit(study: Study, room: int | None) -> Limit | None:
+    """How long a row may be: what the study says, or else the ``room`` that the student's context has."""
+    most = study.rollouts.max_tokens
+    if most is not None:
+        return Limit(most, "max_tokens")
+    return None if room is None else Limit(room)
 
 
 def _check_rounds(study: Study, rollouts: Rollouts) -> None:
@@ -344,7 +353,7 @@ def provide_round(context: StudyContext, rollouts: Rollouts, student: Student, r
         keys = context.run(round.sampling).keys
         rows = (row for key in keys for row in store.read_unit("rollouts", key).to_pylist())
         records = (Record(row["source"], line, row) for line, row in enumerate(rows, 1))
-        limit = context.study.rollouts.max_tokens or context_length(read_config(student.folder))
+        limit = row_limit(context.study, context_length(read_config(student.folder)))
         asked = _Asked(rollouts.grading, "as the study's rollouts")
         scanner = Scanner(rollouts.renderer, student.key, limit)
         source = _Source(records, content_key(keys), {})
