@@ -24,6 +24,7 @@ from raygeo.models.adapter_config import ADAPTER_CONFIG, AdapterConfig
 from raygeo.models.delta import ADAPTER_FILE, open_delta
 from raygeo.models.loading import load_tokenizer
 from raygeo.models.merge import merge_run
+from raygeo.outputs import output_folder, writing
 from raygeo.pipeline.config import HELDOUT, Study, parse_study
 from raygeo.pipeline.problems import benchmark_problems
 from raygeo.pipeline.published import KIND, finished_run
@@ -49,36 +50,35 @@ def export_run(store: Store, name: str, out: str | Path, *, merged: bool = False
     on, as tasks of lm-eval.
 
     Raises:
-        ConfigError: there is no such finished run, ``out`` holds something, or a run that trained all weights is not
-            asked for ``merged``.
+        ConfigError: there is no such finished run, ``out`` holds something or cannot be written, or a run that trained
+            all weights is not asked for ``merged``.
         StoreError: the store lacks the run's delta or base.
     """
-    out = Path(out).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} already holds something; name a new folder (--out).")
+    out = output_folder(out)
     row = finished_run(store, name, f"run {name!r}")
     base, folder = store.folder(KIND, row["student"]), Path(store.folder("deltas", row["key"]))
     if not merged and not open_delta(folder).low_rank:
         raise ConfigError(f"run {name!r} trained all weights, so there is no adapter of it; give --merged.")
     study = _study(store)
     started = base if study is None or not _named(study) else study.student.model
-    out.mkdir(parents=True, exist_ok=True)
-    if merged:
-        merge_run(base, folder, out)
-    else:
-        config = {**AdapterConfig.read(folder).settings, "base_model_name_or_path": str(started)}
-        (out / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2))
-        shutil.copy(folder / ADAPTER_FILE, out / ADAPTER_FILE)
-        load_tokenizer(base).save_pretrained(str(out))
     missing: list[str] = []
-    renderer = _renderer(study, base)
-    _save_ends(out, out if merged else Path(base), renderer)
-    tasks = {} if study is None else _save_tasks(store, study, name, out, renderer, missing)
-    accuracy = [each for each in store.table("accuracy").to_pylist() if each["run"] in (name, BASE)]
-    card = _card(RunRecord.of(row), str(started), accuracy, merged)
-    if study is not None and tasks:
-        card += "\n".join(["", *_commands(study, str(started), out, tasks, merged, renderer), ""])
-    (out / "README.md").write_text(card)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        if merged:
+            merge_run(base, folder, out)
+        else:
+            config = {**AdapterConfig.read(folder).settings, "base_model_name_or_path": str(started)}
+            (out / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2))
+            shutil.copy(folder / ADAPTER_FILE, out / ADAPTER_FILE)
+            load_tokenizer(base).save_pretrained(str(out))
+        renderer = _renderer(study, base)
+        _save_ends(out, out if merged else Path(base), renderer)
+        tasks = {} if study is None else _save_tasks(store, study, name, out, renderer, missing)
+        accuracy = [each for each in store.table("accuracy").to_pylist() if each["run"] in (name, BASE)]
+        card = _card(RunRecord.of(row), str(started), accuracy, merged)
+        if study is not None and tasks:
+            card += "\n".join(["", *_commands(study, str(started), out, tasks, merged, renderer), ""])
+        (out / "README.md").write_text(card)
     return Exported(out, missing)
 
 

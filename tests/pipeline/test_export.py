@@ -143,3 +143,8 @@ def test_what_cannot_be_exported_is_refused(store, tmp_path):
     (tmp_path / "out" / "file").touch()
     with pytest.raises(ConfigError, match="already holds something"):
         export_run(store, "lora", tmp_path / "out")
+    for place in ("file", "file/below"):
+        with pytest.raises(ConfigError, match=r"file(/below)? cannot be written: .*file is a file"):
+            export_run(store, "lora", tmp_path / "out" / place)
+    with pytest.raises(ConfigError, match="/proc/self/here cannot be written"):
+        export_run(store, "lora", "/proc/self/here")
