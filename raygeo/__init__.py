@@ -15,12 +15,12 @@ def open(location: str) -> "Results":
     """Open what a study or comparison left: ``raygeo.open("store/quickstart").table("runs").to_pandas()``.
 
     Raises:
-        StoreError: there is no store at ``location``.
+        StoreError: there is no store of a study or comparison at ``location``.
     """
     from raygeo.pipeline.results import Results
     from raygeo.store import Store
 
-    return Results(Store(location, create=False))
+    return Results(Store.found(location))
 
 
 def run(

@@ -264,12 +264,13 @@ def losses(
     from raygeo.losses.catalogue import describe
     from raygeo.losses.reference import reference_page
     from raygeo.losses.registry import LOSSES, ORIGINS, unknown
+    from raygeo.outputs import output_file, write_output
 
     if name is not None and name not in LOSSES:
         raise ConfigError(f"{unknown(name)}.")
     console = Console()
     if page is not None:
-        page.write_text(reference_page(LOSSES.values()), encoding="utf-8")
+        write_output(output_file(page), reference_page(LOSSES.values()))
         console.print(f"{page}: {len(LOSSES)} losses")
         return
     if as_json:
@@ -313,10 +314,11 @@ def analyses(
     from raygeo.analyses.reference import NEEDS, entry, plain_entry, reference_page
     from raygeo.analyses.registry import analyses, origins
     from raygeo.errors import ConfigError
+    from raygeo.outputs import output_file, write_output
 
     known, console = analyses(), Console()
     if page is not None:
-        page.write_text(reference_page())
+        write_output(output_file(page), reference_page())
         console.print(f"{page}: {len(known)} analyses")
         return
     if name is not None and name not in known:
@@ -344,13 +346,15 @@ def schema(
     """Print the JSON schema of a study file, by which editors complete and check it."""
     import json
 
+    from raygeo.outputs import output_file, write_output
     from raygeo.pipeline.schema import study_schema
 
+    file = None if out is None else output_file(out)
     text = json.dumps(study_schema(), indent=1, ensure_ascii=False)
-    if out is None:
+    if file is None:
         typer.echo(text)
     else:
-        out.write_text(f"{text}\n", encoding="utf-8")
+        write_output(file, f"{text}\n")
 
 
 @app.command()
@@ -367,9 +371,10 @@ def init(
     ] = [],  # noqa: B006 (typer copies it)
 ) -> None:
     """Write a study of graded rollouts and a model, with the losses that the rollouts allow; `raygeo plan` reads it."""
+    from raygeo.outputs import output_file
     from raygeo.pipeline.drafting import draft_study
 
-    for said in draft_study(data, model, out, overrides=overrides, rows=rows):
+    for said in draft_study(data, model, output_file(out), overrides=overrides, rows=rows):
         typer.echo(said)
 
 
@@ -386,7 +391,7 @@ def show(
     from raygeo.pipeline.show import show as show_store
     from raygeo.store import Store
 
-    show_store(Store(store, create=False), name, rows=rows, as_json=as_json, out=Console())
+    show_store(Store.found(store), name, rows=rows, as_json=as_json, out=Console())
 
 
 @app.command()
@@ -397,7 +402,7 @@ def report(store: Annotated[str, typer.Argument(help="Path or URI of a store.")]
     from raygeo.store import Store
     from raygeo.tracking import send_queued
 
-    opened = Store(store, create=False)
+    opened = Store.found(store)
     typer.echo(rewrite_report(opened))
     for said in outdated_tables(opened):
         typer.echo(said)
@@ -416,7 +421,7 @@ def export(
     from raygeo.pipeline.export import export_run
     from raygeo.store import Store
 
-    exported = export_run(Store(store, create=False), name, out, merged=merged)
+    exported = export_run(Store.found(store), name, out, merged=merged)
     typer.echo(f"{exported.folder}: {exported.folder / 'README.md'} says what it is, and how to measure it again")
     for lacking in exported.missing:
         typer.secho(f"left out: {lacking}", fg="yellow", err=True)
@@ -434,7 +439,7 @@ def ui(
     from raygeo.tracking import tracking_uri
     from raygeo.tracking.pages import pages_of
 
-    opened = Store(store, create=False)
+    opened = Store.found(store)
     uri = tracking_uri(opened)
     if uri.startswith("http"):
         server = without_credentials(uri)
@@ -457,7 +462,7 @@ def list_store(store: StoreArgument, as_json: JsonOption = False) -> None:
     """Print what a store holds: who writes to it, its studies and runs, and how much of each kind."""
     from raygeo.store import Store, commands
 
-    commands.list_store(Store(store, create=False), json=as_json)
+    commands.list_store(Store.found(store), json=as_json)
 
 
 @stores.command("rm")
@@ -471,7 +476,7 @@ def remove(
     from raygeo.store import Store, commands
 
     with stoppable():
-        if not commands.remove_from(Store(store, create=False), names, yes=yes, wait=wait):
+        if not commands.remove_from(Store.found(store), names, yes=yes, wait=wait):
             raise typer.Exit(1)
 
 
@@ -481,7 +486,7 @@ def clean(store: StoreArgument, yes: YesOption = False, wait: WaitOption = False
     from raygeo.store import Store, commands
 
     with stoppable():
-        if not commands.clean(Store(store, create=False), yes=yes, wait=wait):
+        if not commands.clean(Store.found(store), yes=yes, wait=wait):
             raise typer.Exit(1)
 
 
@@ -490,7 +495,7 @@ def verify(store: StoreArgument) -> None:
     """Read everything in a store to its end, and name what is broken."""
     from raygeo.store import Store, commands
 
-    if not commands.verify(Store(store, create=False)):
+    if not commands.verify(Store.found(store)):
         raise typer.Exit(1)
 
 
@@ -504,7 +509,7 @@ def copy(
     from raygeo.store import Store, commands
 
     with stoppable():
-        if not commands.copy(Store(store, create=False), Store(to), wait=wait):
+        if not commands.copy(Store.found(store), to, wait=wait):
             raise typer.Exit(1)
 
 

@@ -36,6 +36,37 @@ def test_the_schema_is_written_where_it_is_asked_for(tmp_path):
     assert json.loads((tmp_path / "schema.json").read_text()) == json.loads(run("schema").output)
 
 
+WRITING = [("schema", "--out"), ("losses", "--page"), ("analyses", "--page"), ("init", "data", "model", "--out")]
+
+
+@pytest.mark.parametrize("command", WRITING, ids=lambda command: command[0])
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("missing/x", "there is no folder"),
+        ("file/x", "there is no folder"),
+        ("folder", "it is a folder"),
+        ("~no-such-user/x", "home"),
+        ("/proc/self/x/y", "cannot be written"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named_before_there_is_work(command, place, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    refused = run(*command, place).exception
+    assert isinstance(refused, ConfigError)
+    assert place in str(refused)
+    assert said in str(refused)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_file_that_goes_wrong_as_it_is_written_is_named():
+    refused = run("losses", "--page", "/dev/full").exception
+    assert isinstance(refused, ConfigError)
+    assert str(refused) == "/dev/full cannot be written: No space left on device; name another place."
+
+
 def test_losses_lists_every_loss_with_its_formula(monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
     lines = run("losses").output.splitlines()

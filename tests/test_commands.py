@@ -8,7 +8,7 @@ from study_cases import tiny_study
 from typer.testing import CliRunner
 
 from raygeo.cli import app
-from raygeo.errors import ClusterError, ConfigError, StoreError
+from raygeo.errors import ClusterError, ConfigError, NoStoreError, StoreError
 from raygeo.records import RunRecord
 from raygeo.tables import to_arrow
 
@@ -33,8 +33,40 @@ def test_what_is_not_there_is_named(arguments, error, said):
     assert said in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show", "PLACE"),
+        ("report", "PLACE"),
+        ("ui", "PLACE"),
+        ("export", "sft", "--store", "PLACE", "--out", "out"),
+        ("store", "ls", "PLACE"),
+        ("store", "rm", "PLACE", "sft", "--yes"),
+        ("store", "gc", "PLACE", "--yes"),
+        ("store", "verify", "PLACE"),
+        ("store", "copy", "PLACE", "out"),
+    ],
+    ids=lambda arguments: "-".join(arguments[:2]),
+)
+@pytest.mark.parametrize("kind", ["empty", "foreign"])
+def test_a_folder_that_is_no_store_is_refused_and_left_as_it_is(arguments, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / kind).mkdir()
+    if kind == "foreign":
+        (tmp_path / kind / "checkpoints" / "last.tmp").mkdir(parents=True)
+        (tmp_path / kind / "studies").mkdir()
+        (tmp_path / kind / "studies" / "mine.yaml").write_text("name: mine")
+        (tmp_path / kind / "study.yaml").write_text("name: mine")
+    before = sorted(tmp_path.rglob("*"))
+    refused = run(*(argument.replace("PLACE", kind) for argument in arguments)).exception
+    assert isinstance(refused, NoStoreError)
+    assert str(refused).endswith(f"{kind} holds neither a study nor a comparison; make one with `raygeo run`.")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_ui_names_the_tracking_server(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    store.publish_rows("runs", to_arrow("runs", []))
     assert "http://127.0.0.1:9" in run("ui", store.location).output
 
 

@@ -101,14 +101,13 @@ def known_about(store: Store) -> PageContext:
     """What was noted last; of a store where nothing was, what its settings say.
 
     Raises:
-        StoreError: it holds neither a study nor a comparison.
+        NoStoreError: it holds neither a study nor a comparison.
     """
     about = read_about(store)
     if about is not None:
         return about
+    store.check_used()
     study, comparison = store.read_bytes(STUDY), store.read_bytes(COMPARISON)
-    if study is None and comparison is None and not store.names():
-        raise StoreError(f"{store.location} holds neither a study nor a comparison; make one with `raygeo run`.")
     settings = without_credentials((study or comparison or b"").decode(errors="replace"))
     raw = _plain(settings)
     compared = study is None and comparison is not None

@@ -14,7 +14,7 @@ from rich.text import Text
 from raygeo.plain import as_json
 from raygeo.store.cleaning import Removal, current_study, left_overs, named, remove, unneeded
 from raygeo.store.contents import CHECKPOINTS, DELTAS, MLFLOW, SNAPSHOTS, Contents, Item
-from raygeo.store.copying import copy_store
+from raygeo.store.copying import check_copyable, copy_store
 from raygeo.store.lease import find_lease, held
 from raygeo.store.store import Store
 from raygeo.store.verification import broken
@@ -152,9 +152,11 @@ def verify(store: Store, console: Console | None = None) -> bool:
     return not found
 
 
-def copy(source: Store, target: Store, *, wait: bool, console: Console | None = None) -> bool:
+def copy(source: Store, to: str, *, wait: bool, console: Console | None = None) -> bool:
     """Copy a store and see that the copy is whole; whether it is."""
     console = console or Console()
+    check_copyable(source, to)
+    target = Store(to)
     total = Contents(source).size
     done, told = 0, time.monotonic()
 

@@ -13,14 +13,14 @@ from raygeo.store.files import SCRATCH
 from raygeo.store.ledger import FOLDER as STUDIES
 from raygeo.store.ledger import Ledger
 from raygeo.store.manifest import COMPLETE
-from raygeo.store.store import Store
+from raygeo.store.store import LEASE, Store
 from raygeo.store.tables import BATCH
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTS, JOURNALS, DELTAS, SNAPSHOTS, RAY = "checkpoints", "journals", "deltas", "snapshots", "ray"
 MLFLOW, ARTIFACTS, LOGS = "mlflow.db", "mlartifacts", "logs"
-LEASES = ("lease.json", "lease.lock")
+LEASES = (LEASE, "lease.lock")
 
 
 @dataclass

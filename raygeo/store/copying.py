@@ -11,16 +11,16 @@ import pyarrow as pa
 from pyarrow import fs
 
 from raygeo.errors import BusyStoreError, StoreError
+from raygeo.paths import without_credentials
 from raygeo.store.contents import ARTIFACTS, DELTAS, LEASES, LOGS, MLFLOW, RAY, Contents, Item
 from raygeo.store.files import SCRATCH
 from raygeo.store.lease import find_lease, held
 from raygeo.store.ledger import FOLDER as STUDIES
-from raygeo.store.location import extended, tracked_as
+from raygeo.store.location import extended, is_uri, local_root, tracked_as
 from raygeo.store.manifest import COMPLETE, Manifest, manifest_of
-from raygeo.store.store import Store
+from raygeo.store.store import COPYING, Store
 from raygeo.store.verification import Broken, broken
 
-_MARK = "copying.json"
 _LEFT_BEHIND = (SCRATCH, RAY)
 _AFRESH = ("tables", STUDIES, LOGS, "")
 """What changes from one study to the next, and is copied anew whenever a copy is taken up again."""
@@ -54,12 +54,11 @@ def copy_store(
         BusyStoreError: another process is at work on one of them, or was at work on ``source`` meanwhile.
         StoreError: ``target`` holds something else, or cannot be written, or ``source`` cannot be read.
     """
-    if source.location == target.location or _inside(source, target) or _inside(target, source):
-        raise StoreError(f"{target.shown} and {source.shown} are one place or in each other; give another one.")
-    _check_unused(source)
+    check_copyable(source, target.location)
+    _check_target(source, target)
     with held(target, f"copy of {source.shown}", wait=wait, say=say):
         _check_target(source, target)
-        target.write_bytes(_MARK, json.dumps({"from": source.shown}).encode())
+        target.write_bytes(COPYING, json.dumps({"from": source.shown}).encode())
         contents, there = Contents(source), Contents(target)
         damaged = []
         for item in _in_order(contents):
@@ -76,8 +75,31 @@ def copy_store(
         copied = Contents(target)
         found = [*damaged, *_lacking(contents, copied, {one.path for one in damaged}), *broken(copied)]
         if not found:
-            target.filesystem.delete_file(target.path(_MARK))
+            target.filesystem.delete_file(target.path(COPYING))
     return found
+
+
+def check_copyable(source: Store, to: str) -> None:
+    """See that ``source`` may be copied to a place that need not be there yet.
+
+    Raises:
+        BusyStoreError: another process is at work on ``source``.
+        StoreError: both are one place, or one is in the other, or ``to`` can be no place.
+    """
+    here, there = _folder(source.location), _folder(to)
+    if here.startswith(there) or there.startswith(here):
+        shown = without_credentials(to)
+        raise StoreError(f"{shown} and {source.shown} are one place or in each other; give another one.")
+    _check_unused(source)
+
+
+def _folder(location: str) -> str:
+    """A location as what the locations of all that is in it begin with."""
+    try:
+        path = location.partition("?")[0] if is_uri(location) else str(local_root(location))
+    except ValueError as error:
+        raise StoreError(f"{location!r} cannot be a store: {error}.") from error
+    return f"{path.rstrip('/')}/"
 
 
 def _check_unused(source: Store) -> None:
@@ -95,16 +117,12 @@ def _files(contents: Contents) -> dict[str, int]:
     return {path: size for item in _in_order(contents) for path, size in item.files.items()}
 
 
-def _inside(one: Store, other: Store) -> bool:
-    return one.is_local and other.is_local and Path(other.root) in Path(one.root).parents
-
-
 def _check_target(source: Store, target: Store) -> None:
     """See that ``target`` is empty, or a copy of ``source`` that was begun."""
     listed = target.filesystem.get_file_info(fs.FileSelector(target.root))
     if all(info.base_name in (*LEASES, *_LEFT_BEHIND) for info in listed):
         return
-    mark = target.read_bytes(_MARK)
+    mark = target.read_bytes(COPYING)
     if mark is None:
         raise StoreError(f"{target.shown} already holds something; give a new place.")
     begun = json.loads(mark)["from"]
@@ -117,7 +135,7 @@ def _in_order(contents: Contents) -> Iterator[Item]:
     wanted = [
         item
         for item in contents.items.values()
-        if item.files and item.kind not in _LEFT_BEHIND and item.path not in (*LEASES, MLFLOW, _MARK)
+        if item.files and item.kind not in _LEFT_BEHIND and item.path not in (*LEASES, MLFLOW, COPYING)
         if not item.path.startswith(f"{MLFLOW}-")
     ]
     folders = {id(item) for item in contents.folders}

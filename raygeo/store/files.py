@@ -209,6 +209,11 @@ class Files:
             self.filesystem.create_dir(os.path.dirname(path), recursive=True)
             write()
 
+    def files(self, folder: str, suffix: str) -> list[str]:
+        """Names of what lies in a folder of the store and ends in ``suffix``."""
+        selector = fs.FileSelector(self.path(folder), allow_not_found=True)
+        return [info.base_name for info in self.filesystem.get_file_info(selector) if info.extension == suffix[1:]]
+
     def _is_file(self, path: str) -> bool:
         return self.filesystem.get_file_info(path).type == fs.FileType.File
 

@@ -27,11 +27,10 @@ from raygeo.store.cleaning import clear_scratch
 from raygeo.store.files import SCRATCH
 from raygeo.store.location import check_outlives_job
 from raygeo.store.process import host, is_alive, machine, ray_job, user
-from raygeo.store.store import Store
+from raygeo.store.store import LEASE, Store
 
 log = logging.getLogger(__name__)
 
-FILE = "lease.json"
 LOCK = "lease.lock"
 RENEWED_EVERY = 10.0
 """Seconds between two renewals."""
@@ -88,7 +87,7 @@ class Held:
 
 def find_lease(store: Store) -> Held | None:
     """The lease on a store, if there is one."""
-    info = store.filesystem.get_file_info(store.path(FILE))
+    info = store.filesystem.get_file_info(store.path(LEASE))
     holder = _holder(store)
     if holder is None or info.mtime_ns is None:
         return None
@@ -96,7 +95,7 @@ def find_lease(store: Store) -> Held | None:
 
 
 def _holder(store: Store) -> Holder | None:
-    data = store.read_bytes(FILE)
+    data = store.read_bytes(LEASE)
     try:
         return None if data is None else Holder(**json.loads(data))
     except (ValueError, TypeError):
@@ -122,7 +121,7 @@ class Lease:
 
     def __init__(self, store: Store, what: str):
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        self.store, self.path = store, store.path(FILE)
+        self.store, self.path = store, store.path(LEASE)
         self.mine = Holder(uuid.uuid4().hex, what, host(), machine(), os.getpid(), user(), ray_job(), now)
         self.taken_by: Holder | None = None
         """Who has taken the lease from this process, which was thought to be gone."""
@@ -203,7 +202,7 @@ class Lease:
         return None
 
     def _put(self) -> None:
-        self.store.write_bytes(FILE, json.dumps(asdict(self.mine)).encode())
+        self.store.write_bytes(LEASE, json.dumps(asdict(self.mine)).encode())
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:

@@ -1,7 +1,15 @@
 """The store: everything a study makes, content-keyed, under a local path or a URI."""
 
+from pathlib import Path
+from typing import Self
+
+from raygeo.errors import NoStoreError
 from raygeo.store.folders import Folders
+from raygeo.store.ledger import FOLDER as STUDIES
 from raygeo.store.tables import Tables
+
+LEASE, COPYING, TRACKED = "lease.json", "copying.json", "outbox/study.json"
+"""What lies in a store while a process writes to it, in a copy until it is whole, and where MLflow was told of it."""
 
 
 class Store(Tables, Folders):
@@ -13,3 +21,25 @@ class Store(Tables, Folders):
     Raises:
         StoreError: the location cannot be reached or written, or does not exist and ``create`` is false.
     """
+
+    @classmethod
+    def found(cls, location: str | Path) -> Self:
+        """Open the store that a study or comparison has left at ``location``; nothing is written.
+
+        Raises:
+            NoStoreError: there is none.
+            StoreError: the location cannot be reached.
+        """
+        store = cls(location, create=False)
+        store.check_used()
+        return store
+
+    def check_used(self) -> None:
+        """See that a study, a comparison or a copy of a store was begun here.
+
+        Raises:
+            NoStoreError: none was: there is nothing here, or something else.
+        """
+        begun = any(self._is_file(self.path(name)) for name in (LEASE, COPYING, TRACKED))
+        if not (begun or self.names() or self.folders("units") or self.files(STUDIES, ".json")):
+            raise NoStoreError(f"{self.shown} holds neither a study nor a comparison; make one with `raygeo run`.")

@@ -240,9 +240,7 @@ class Tables(Files):
 
     def names(self) -> list[str]:
         """Names of the published tables, sorted."""
-        selector = fs.FileSelector(self.path("tables"), allow_not_found=True)
-        found = (Path(info.path) for info in self.filesystem.get_file_info(selector))
-        return sorted(path.stem for path in found if path.suffix == ".parquet")
+        return sorted(name.removesuffix(".parquet") for name in self.files("tables", ".parquet"))
 
     def has_table(self, table: str) -> bool:
         """Whether a table is published."""

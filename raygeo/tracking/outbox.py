@@ -10,10 +10,10 @@ from typing import Any
 from pyarrow import fs
 
 from raygeo.store import Store
+from raygeo.store.store import TRACKED
 
 FOLDER = "outbox"
 _FILE_BYTES = 2**20
-_STUDY = f"{FOLDER}/study.json"
 
 Entry = dict[str, Any]
 """A ``call`` of ``Remote`` with its arguments, as plain data."""
@@ -84,12 +84,12 @@ class Outbox:
     def note(self, **known: str) -> None:
         """Note whose entries these are: the study, the server that they are for, and the identity of the store."""
         if known != self.noted():
-            self.store.write_bytes(_STUDY, json.dumps(known).encode())
+            self.store.write_bytes(TRACKED, json.dumps(known).encode())
 
     def noted(self) -> dict[str, str]:
         """What was noted last; nothing if nothing was."""
         try:
-            noted = json.loads(self.store.read_bytes(_STUDY) or b"{}")
+            noted = json.loads(self.store.read_bytes(TRACKED) or b"{}")
         except ValueError:
             return {}
         return noted if isinstance(noted, dict) else {}

@@ -156,6 +156,41 @@ def test_places_that_cannot_be_copied_to_are_refused(source, tmp_path):
         copy_store(source, Store(tmp_path / "copy"))
 
 
+def test_a_place_that_is_refused_is_left_as_it_was(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "note").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    refusals = {
+        "store": "in each other",
+        "store/inner": "in each other",
+        "store/deltas/inner": "in each other",
+        ".": "in each other",
+        "foreign": "already holds something",
+        "foreign/note": "cannot be opened",
+        "": "a path is empty",
+    }
+    for place, said in refusals.items():
+        refused = CliRunner().invoke(app, ["store", "copy", "store", place]).exception
+        assert isinstance(refused, StoreError)
+        assert said in str(refused)
+    assert sorted(tmp_path.rglob("*")) == before
+    with held(source, "a study"):
+        assert isinstance(CliRunner().invoke(app, ["store", "copy", "store", "new"]).exception, BusyStoreError)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_a_store_in_a_bucket_is_not_copied_into_itself(store, monkeypatch):
+    with s3_server(monkeypatch) as s3:
+        remote = Store(s3.uri("study"))
+        remote.write_bytes("report.html", b"page")
+        with pytest.raises(StoreError, match="in each other"):
+            copying.check_copyable(remote, s3.uri("study/inner"))
+        copying.check_copyable(remote, s3.uri("study-2"))
+        copying.check_copyable(remote, store.location)
+
+
 def test_a_store_that_was_written_to_meanwhile_is_not_copied_whole(source, tmp_path):
     target = Store(tmp_path / "copy")
 

@@ -17,7 +17,8 @@ from s3_cases import s3_server
 
 from raygeo.errors import BusyStoreError, StoreError
 from raygeo.store import Store, lease
-from raygeo.store.lease import FILE, Lease, find_lease, held
+from raygeo.store.lease import Lease, find_lease, held
+from raygeo.store.store import LEASE
 
 HOLDS = """
 import sys, time
@@ -81,7 +82,7 @@ def test_an_owner_that_is_asked_to_stop_gives_the_lease_back(store, owner, numbe
     owner.send_signal(number)
     owner.wait()
     assert find_lease(store) is None
-    assert not Path(store.path(FILE)).exists()
+    assert not Path(store.path(LEASE)).exists()
 
 
 def test_who_waits_has_its_turn_when_the_first_has_ended(any_store):
@@ -113,7 +114,7 @@ def test_an_error_gives_the_lease_back(any_store):
 def elsewhere(store):
     """A lease of a process on another machine."""
     theirs = replace(Lease(store, "the study").mine, machine="another", host="node7")
-    store.write_bytes(FILE, json.dumps(asdict(theirs)).encode())
+    store.write_bytes(LEASE, json.dumps(asdict(theirs)).encode())
     return theirs
 
 
@@ -127,7 +128,7 @@ def test_an_owner_elsewhere_that_is_not_heard_of_is_given_up_after_a_while(store
 
 
 def test_an_owner_elsewhere_that_renews_is_at_work(store, elsewhere):
-    renewed = threading.Timer(0.5, os.utime, [store.path(FILE)])
+    renewed = threading.Timer(0.5, os.utime, [store.path(LEASE)])
     renewed.start()
     with pytest.raises(BusyStoreError, match="on node7"), held(store, "again"):
         pass
@@ -135,13 +136,13 @@ def test_an_owner_elsewhere_that_renews_is_at_work(store, elsewhere):
 
 
 def test_age_is_told_by_the_clock_of_the_storage(store, elsewhere):
-    os.utime(store.path(FILE), (time.time() - 45, time.time() - 45))
+    os.utime(store.path(LEASE), (time.time() - 45, time.time() - 45))
     assert 44 < find_lease(store).age < 50
 
 
 def test_a_lease_that_cannot_be_read_is_that_of_someone(store, monkeypatch):
     monkeypatch.setattr(lease, "STALE_AFTER", 0.5)
-    store.write_bytes(FILE, b"{")
+    store.write_bytes(LEASE, b"{")
     assert "unknown host" in str(find_lease(store).holder)
     with held(store, "again"):
         pass
@@ -158,11 +159,11 @@ def test_renewal_keeps_the_lease_young(any_store, monkeypatch):
 
 def test_whoever_was_thought_gone_ends_when_it_finds_another(store, elsewhere):
     script = HOLDS.replace("with handled", "from raygeo.store import lease; lease.SETTLING = 0.5\nwith handled")
-    os.unlink(store.path(FILE))
+    os.unlink(store.path(LEASE))
     command = [sys.executable, "-c", script, store.location]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "held\n"
-        store.write_bytes(FILE, json.dumps(asdict(elsewhere)).encode())
+        store.write_bytes(LEASE, json.dumps(asdict(elsewhere)).encode())
         assert process.wait() == 1
         assert "BusyStoreError: the store" in (said := process.stderr.read())
         assert "was taken over: the study by" in said
@@ -219,5 +220,5 @@ def test_a_full_disk_does_not_end_a_lease(store, monkeypatch):
     with held(store, "one"):
         first = find_lease(store).renewed
         monkeypatch.setattr(Store, "_write", lambda *a: pytest.fail("it was written to"))
-        while os.stat(store.path(FILE)).st_mtime_ns == first:
+        while os.stat(store.path(LEASE)).st_mtime_ns == first:
             time.sleep(0.05)
