@@ -414,11 +414,11 @@ def test_a_completion_beside_an_unrelated_list_is_one_rollout(reads):
 
 def test_rewards_that_are_never_wrong_need_a_threshold(reads):
     rows = [{"prompt": "q", "response": "a", "score": score} for score in (1, "5")]
-    with pytest.raises(DataError, match=r"'score' is from 1 to 5 .* `threshold`"):
+    with pytest.raises(DataError, match=r"'score' is from 1 to 5, .* `threshold`"):
         reads(*rows)
     assert [row["correct"] for row in reads(*rows, threshold=3)] == [False, True]
     assert [row["correct"] for row in reads(*rows, verdict=True)] == [True, True]
-    with pytest.raises(DataError, match=r"'score' is from 0 to 5 .* every completion from 1 on would be right"):
+    with pytest.raises(DataError, match=r"'score' is from 0 to 5, .* every completion from 1 on would be right"):
         reads(*rows, {**rows[0], "score": 0})
     own = {"prompt": "q", "completion": "a"}
     with pytest.raises(DataError, match=r"'reward' is from 0 to 0\.9"):
@@ -437,6 +437,15 @@ def test_the_rule_by_which_a_reward_is_a_verdict_is_said(reads, tmp_path, reward
     assert "above 0" not in reader.model_copy(update={"threshold": 0.5}).resolved().described()
     reads({"prompt": "q", "response": "a", "score": 1, "answer": "2"})
     assert "above 0" not in reader.resolved().described(), "graded against the gold answer"
+
+
+def test_rewards_that_come_late_are_held_to_the_rule_too(reads):
+    first = [{"prompt": "q", "response": "a", "score": n % 2} for n in range(120)]
+    assert len(reads(*first)) == 120
+    with pytest.raises(DataError, match=r"'score' is from 0 to 1, never below 0.* every completion from 0\.3 on"):
+        reads(*first, {**first[0], "score": 0.3})
+    late = reads(*first, {**first[0], "score": 0.3}, threshold=0.5)
+    assert late[-1]["correct"] is False
 
 
 def test_a_label_that_is_named_is_the_verdict_whatever_writes_it(reads):

@@ -15,6 +15,7 @@ from pydantic import Field, PrivateAttr, field_validator
 from raygeo.data.shapes.convert import StepRule, asked, gold_of, rollouts
 from raygeo.data.shapes.fields import Fields
 from raygeo.data.shapes.recognition import (
+    RewardScale,
     judges_by_reward,
     lacking_fields,
     recognise,
@@ -146,10 +147,19 @@ class MappedReader(PromptReader):
     _by_reward: bool = PrivateAttr(False)
 
     def rollouts(self) -> Iterator[Record]:
-        """Yield rollouts. Raises ``DataError`` when the source cannot be opened; bad records are yielded as errors."""
+        """Yield rollouts; bad records are yielded as errors.
+
+        Raises ``DataError`` when the source cannot be opened, and at its end where rewards were the only verdicts and
+        do not tell which of them are right.
+        """
         reader = self.resolved()
         unknown: Counter[str] = Counter()
-        yield from reader._convert(partial(reader._graded, unknown=unknown))
+        scale = RewardScale()
+        for record in reader._convert(partial(reader._graded, unknown=unknown)):
+            scale.see(record.values.get("reward"))
+            yield record
+        if reader._by_reward:
+            scale.refuse_unknown(reader.fields.reward)
         for reason, number in unknown.most_common():
             _log.warning(
                 "%d rollouts ended for %r, which is not known and taken as whole, not cut by a length limit; where it "

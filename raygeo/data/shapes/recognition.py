@@ -1,7 +1,9 @@
 """Which shape the records of a source have, and which of their keys hold what, by the names that keys go by."""
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
 from raygeo.data.shapes.fields import Fields, look_up
@@ -70,25 +72,51 @@ def recognise(samples: Sequence[Mapping[str, Any]], fields: Fields, shape: Shape
     return shape, seen.with_input(seen.filled(**found))
 
 
+class RewardScale:
+    """What has been seen of rewards that are the only verdicts, a completion being right above 0."""
+
+    def __init__(self) -> None:
+        self.least, self.most = math.inf, -math.inf
+        self.above: list[float] = []
+        """The two lowest values above 0."""
+
+    def see(self, reward: Any) -> None:
+        """Take a reward into account, and nothing else."""
+        if not isinstance(reward, int | float | Decimal) or not math.isfinite(reward):
+            return
+        value = float(reward)
+        self.least, self.most = min(self.least, value), max(self.most, value)
+        if value > 0 and value not in self.above:
+            self.above = sorted([*self.above, value])[:2]
+
+    def refuse_unknown(self, key: str) -> None:
+        """Raise ``DataError`` where it cannot be told from which reward on a completion is right: none is below 0, and
+        they are neither one value and 0 nor 1 alone.
+        """
+        if not self.above or self.least < 0 or (len(self.above) == 1 and (self.least == 0 or self.above == [1])):
+            return
+        right = "every completion" if self.least > 0 else f"every completion from {self.above[0]:g} on"
+        raise DataError(
+            f"{key!r} is from {self.least:g} to {self.most:g}, never below 0, and there is neither a verdict nor a "
+            f"gold answer: {right} would be right. Set `threshold` to the value from which on one is right, or "
+            "`verdict: true` where all of them are."
+        )
+
+
 def judges_by_reward(samples: Sequence[Mapping[str, Any]], fields: Fields) -> bool:
     """Whether records like ``samples`` have rewards and nothing else that a verdict could be made of.
 
-    Raises ``DataError`` where it cannot be told from which reward on one is right: none is below 0, and they are
-    neither one value and 0 nor 1 alone.
+    Raises ``DataError`` as ``RewardScale`` does.
     """
     seen = _Seen(samples, fields)
     if not seen.has("reward") or seen.has("correct") or seen.has("gold"):
         return False
-    listed = [found if isinstance(found := look_up(s, fields.reward), list) else [found] for s in samples]
-    rewards = {value for values in listed for each in values if _is_number(value := number(each))}
-    above = [value for value in rewards if value > 0]
-    if above and min(rewards) >= 0 and (len(above) > 1 or (0 not in rewards and above != [1])):
-        right = "every completion" if min(rewards) > 0 else f"every completion from {min(above):g} on"
-        raise DataError(
-            f"{fields.reward!r} is from {min(rewards):g} to {max(rewards):g} in the first records, never below 0, and "
-            f"there is neither a verdict nor a gold answer: {right} would be right. Set `threshold` to the value from "
-            "which on one is right, or `verdict: true` where all of them are."
-        )
+    scale = RewardScale()
+    for sample in samples:
+        found = look_up(sample, fields.reward)
+        for each in found if isinstance(found, list) else [found]:
+            scale.see(number(each))
+    scale.refuse_unknown(fields.reward)
     return True
 
 
