@@ -371,10 +371,9 @@ def init(
     ] = [],  # noqa: B006 (typer copies it)
 ) -> None:
     """Write a study of graded rollouts and a model, with the losses that the rollouts allow; `raygeo plan` reads it."""
-    from raygeo.outputs import output_file
     from raygeo.pipeline.drafting import draft_study
 
-    for said in draft_study(data, model, output_file(out), overrides=overrides, rows=rows):
+    for said in draft_study(data, model, out, overrides=overrides, rows=rows):
         typer.echo(said)
 
 

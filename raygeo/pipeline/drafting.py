@@ -20,6 +20,7 @@ from raygeo.generation.renderer import renderer_for
 from raygeo.losses.registry import LOSSES
 from raygeo.models.hub import find_model
 from raygeo.models.loading import context_length, load_tokenizer, model_shape, read_config
+from raygeo.outputs import output_file, write_output
 from raygeo.pipeline.config import RolloutRules, parse_settings, parse_study
 from raygeo.pipeline.preview import Asked, unfit_for, written
 from raygeo.pipeline.shipped import MODELINE
@@ -41,10 +42,11 @@ def draft_study(data: str, model: str, out: Path, *, overrides: Sequence[str] = 
     common ones for adapters, and not tuned. ``overrides`` are of the reader, or of ``chat``.
 
     Raises:
-        ConfigError: the file is there already, or an override is wrong.
+        ConfigError: the file is there already or cannot be written, or an override is wrong.
         DataError: the rollouts cannot be read, all of them are of no use, or none is right.
         StudentError: the model cannot be found or has no usable tokenizer.
     """
+    out = output_file(out)
     if out.exists():
         raise ConfigError(f"{out} is there already; name another file with --out, or delete it.")
     if data.endswith((".yaml", ".yml")):
@@ -91,7 +93,7 @@ def draft_study(data: str, model: str, out: Path, *, overrides: Sequence[str] = 
         ]
     )
     parse_study(read_yaml(text), str(out))
-    out.write_text(text, encoding="utf-8")
+    write_output(out, text)
     return [
         f"{out}: {len(losses)} losses ({', '.join(losses)}) on {data}, read as {described}",
         *(f"set aside: {number} x {reason}" for reason, number in _reasons(found)),

@@ -148,6 +148,13 @@ def test_a_file_that_is_there_is_kept(folder, tmp_path):
     assert (tmp_path / "study.yaml").read_text() == "mine"
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(folder, tmp_path):
+    with pytest.raises(ConfigError, match="there is no folder"):
+        draft_study("none.jsonl", "nobody", tmp_path / "none" / "study.yaml")
+    with pytest.raises(ConfigError, match="it is a folder"):
+        draft_study("none.jsonl", "nobody", tmp_path)
+
+
 @pytest.mark.slow
 def test_the_command_says_what_it_wrote_and_a_plan_can_be_made_of_it(folder, tmp_path):
     out = str(tmp_path / "study.yaml")
