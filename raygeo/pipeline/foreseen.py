@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from raygeo.data.sampling import DecodingSettings
 from raygeo.data.tokens import RolloutTokens
 from raygeo.errors import DataError, StudentError
 from raygeo.generation.engine import check_prompts
-from raygeo.losses.base import Loss
+from raygeo.losses.base import Loss, Need
 from raygeo.models.loading import context_length, read_config
 from raygeo.naming import HELDOUT_NLL, benchmark_of
 from raygeo.pipeline.config import HELDOUT, TRAIN, Study
@@ -58,9 +58,10 @@ def foresee(
         wrong += _too_long_for_the_teacher(context, student, rollouts)
     specs = study.plan.learning()
     useless = list(_select(rollouts, dict.fromkeys(spec.loss for spec in specs), learned))
+    useless += _drop_lacking(context, student, rollouts, learned)
     _say_learned(context, specs, learned)
     if "train" in stages:
-        wrong += [*useless, *_lacking(context, student, rollouts, specs)]
+        wrong += useless
     for line in useless if "train" not in stages else ():
         context.progress.say(f"  [yellow]{escape(line)}[/yellow]")
     wrong += _unmeasured(study, rollouts, problems, stages)
@@ -98,20 +99,28 @@ def _say_learned(context: StudyContext, specs: Iterable[RunSpec], learned: Mappi
         )
 
 
-def _lacking(context: StudyContext, student: Student, rollouts: Rollouts, specs: Iterable[RunSpec]) -> Iterator[str]:
-    """What losses need that should have come with the rollouts, and has not; what has is laid out for training."""
-    needs = {need: spec.loss.label for spec in specs for need in spec.needs}
-    try:
-        if "behaviour" in needs:
-            tokens = RolloutTokens.open(rollouts.tokens)
-            open_behaviour(context.store, rollouts.key, rollouts.tokens, tokens)
-    except DataError as error:
-        yield f"{needs['behaviour']}: {error}"
-    try:
-        if "teacher" in needs and student.taught_by is None:
-            lay_out_teacher(context, student, rollouts)
-    except DataError as error:
-        yield f"{needs['teacher']}: {error}"
+def _drop_lacking(
+    context: StudyContext, student: Student, rollouts: Rollouts, learned: dict[Loss, Learned]
+) -> Iterator[str]:
+    """Drop the losses that need what should have come with the rollouts and has not, and say what that is; what has
+    come is laid out for training.
+    """
+
+    def lay_out_behaviour() -> None:
+        open_behaviour(context.store, rollouts.key, rollouts.tokens, RolloutTokens.open(rollouts.tokens))
+
+    brought: dict[Need, Callable[[], object]] = {"behaviour": lay_out_behaviour}
+    if student.taught_by is None:
+        brought["teacher"] = lambda: lay_out_teacher(context, student, rollouts)
+    for need, lay_out in brought.items():
+        needing = [loss for loss in learned if need in loss.needs]
+        try:
+            if needing:
+                lay_out()
+        except DataError as error:
+            for loss in needing:
+                learned.pop(loss)
+            yield f"{', '.join(dict.fromkeys(loss.label for loss in needing))}: {error}"
 
 
 def _unmeasured(

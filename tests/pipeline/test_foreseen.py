@@ -105,9 +105,17 @@ def test_losses_in_rounds_learn_from_other_rollouts(bench):
 
 def test_what_should_have_come_with_the_rows_is_missed_at_once(bench):
     assert "off-policy-grpo: 12 of 12 rollouts lack the log-probabilities" in refusal(bench, loss="off-policy-grpo")
+    runs = [{"loss": {"type": "sft"}}, {"loss": {"type": "off-policy-grpo"}}]
+    said = bench(runs=runs, stages=STAGES[:2])
+    assert "to learn from: sft 12 rows\n" in said
+    assert "off-policy-grpo: 12 of 12 rollouts lack the log-probabilities" in said
     rows = [{**row, "ids": [[1], [2]], "scores": [[-0.1], [-0.1]]} for row in ROWS]
     fields = {"top_ids": "ids", "top_logprobs": "scores"}
     assert "kd-forward: rollouts lack a teacher's" in refusal(bench, rows, loss="kd-forward", fields=fields)
+    runs = [{"loss": {"type": kind}} for kind in ("kd-forward", "kd-reverse", "sft")]
+    said = bench(rows, runs=runs, fields=fields, stages=STAGES[:2])
+    assert "to learn from: sft 12 rows\n" in said
+    assert "kd-forward, kd-reverse: rollouts lack a teacher's" in said
 
 
 def test_prompts_that_leave_no_room_for_answers_are_named_with_the_setting(bench, tmp_path):
