@@ -5,7 +5,9 @@ from typing import Any
 
 import yaml
 
-_MERGE = "tag:yaml.org,2002:merge"
+_MERGE, _BOOL, _TEXT = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:str"
+_WORDS = frozenset({"on", "off", "yes", "no"})
+"""Truth values of YAML 1.1 that YAML 1.2 reads as texts; no key of a mapping is meant to be one."""
 _MOST_MERGED, _MOST_NESTED = 10_000, 64
 
 
@@ -16,10 +18,14 @@ class Lines:
         self._root: yaml.Node | None = yaml.compose(text, _Loader)
 
     def of(self, location: Sequence[int | str]) -> int:
-        """The line, from 1, of the key or entry at ``location``, or of the nearest part above it that is written.
+        """The line, from 1, of the key or entry at ``location``, or of the nearest part above it that is written."""
+        return self._find(location)[0]
 
-        Parts that are not written, as pydantic puts the tags of unions there, are passed over.
-        """
+    def has(self, location: Sequence[int | str]) -> bool:
+        """Whether something is written at ``location``."""
+        return self._find(location)[1]
+
+    def _find(self, location: Sequence[int | str]) -> tuple[int, bool]:
         node, line = self._root, 1
         for part in location:
             pairs: list[tuple[yaml.Node, yaml.Node]] = []
@@ -27,14 +33,17 @@ class Lines:
                 pairs = [pair for pair in node.value if pair[0].value == str(part)]
             elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
                 pairs = [(entry, entry) for entry in node.value[part : part + 1]]
-            if pairs:
-                key, node = pairs[0]
-                line = key.start_mark.line + 1
-        return line
+            if not pairs:
+                return line, False
+            key, node = pairs[0]
+            line = key.start_mark.line + 1
+        return line, True
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a mapping with a key twice, of which YAML's own loader takes the last in silence."""
+    """Reads the keys ``on``, ``off``, ``yes`` and ``no`` as texts, and refuses a mapping with a key twice, of which
+    YAML's own loader takes the last in silence.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -42,6 +51,8 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == _MERGE:
                 continue
+            if key_node.tag == _BOOL and key_node.value.lower() in _WORDS:
+                key_node.tag = _TEXT
             key, line = self.construct_object(key_node), key_node.start_mark.line + 1
             if key in lines:
                 where = f"in line {lines[key]} and again in line {line}"
