@@ -1,7 +1,7 @@
 """From the entries of a study's ``runs`` to the runs themselves: what varies, what is chosen, and what it is called."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, NamedTuple, Optional, Self
 
@@ -10,6 +10,7 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     SerializerFunctionWrapHandler,
+    ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -26,7 +27,7 @@ from raygeo.naming import HELDOUT_NLL
 from raygeo.search.configurations import Configuration, grid, sample
 from raygeo.search.naming import describe
 from raygeo.search.settings import SweepSettings
-from raygeo.search.space import Choice, Domain, Place, Varied, refusal
+from raygeo.search.space import Choice, Domain, Place, Varied, below, refusal
 from raygeo.settings import Name, Settings, content_key
 from raygeo.training.settings import Reference, RunSpec, TrainingSettings
 
@@ -48,7 +49,7 @@ class TrainingDefaults(Varied, TrainingSettings):
 
 
 _overrides: dict[str, Any] = {
-    name: (Optional[info.annotation], Field(None, description=info.description))  # noqa: UP045
+    name: (Optional[Annotated[info.annotation, Field(), *info.metadata]], Field(None, description=info.description))  # noqa: UP045
     for name, info in TrainingSettings.model_fields.items()
 }
 TrainingOverrides = create_model("TrainingOverrides", __base__=Settings, **_overrides)
@@ -86,7 +87,9 @@ class _Entry(Varied, TrainingOverrides):
     """What an entry of ``runs`` and each of its stages may say."""
 
     renamed: ClassVar[dict[str, str]] = TrainingSettings.renamed
-    foreign: ClassVar[dict[str, str]] = TrainingSettings.foreign
+    foreign: ClassVar[dict[str, str]] = TrainingSettings.foreign | {
+        "training": "is not written here: an entry takes its settings directly, as in lr: 1e-5 beside loss",
+    }
     fixed: ClassVar[frozenset[str]] = frozenset({"loss", "name", "stages", "rounds", "sampling", "reference"})
 
     rounds: int | None = Field(None, ge=1, le=MOST_ROUNDS)
@@ -187,6 +190,12 @@ class RunEntry(_Entry):
         merged |= self.domains
         return {place: merged[place] for place in (*(p for p in merged if p not in _LAST), *_LAST) if place in merged}
 
+    def listed_twice(self, defaults: TrainingDefaults, place: tuple[str, int]) -> Iterator[tuple[str | int, ...]]:
+        """Where a value is listed more than once: in this entry, which is at ``place``, or in ``defaults``."""
+        for where, domain in self.space(defaults).items():
+            if isinstance(domain, Choice) and len({*map(repr, domain.values)}) < len(domain.values):
+                yield (*(place if where[0] in self.own else ("training",)), *where)
+
     def resolve(self, defaults: TrainingDefaults, values: Configuration) -> tuple["PlannedStage", ...]:
         """The stages of the run with ``values`` for all that varies, named after the entry."""
         training = defaults.at({place: value for place, value in values.items() if place[0] not in self.own})
@@ -205,7 +214,12 @@ class RunEntry(_Entry):
             if not found and part.rounds is None:
                 reference = "start"  # which is the base
             plain = {"name": self.stem, "loss": loss, "training": settings, "reference": reference}
-            found.append(PlannedStage(RunSpec.model_validate(plain), part.rounds, part.sampling or RoundSampling()))
+            try:
+                spec = RunSpec.model_validate(plain)
+            except ValidationError as error:
+                above = () if part is self else ("stages", len(found))
+                raise below(above, error, without=("training",)) from None
+            found.append(PlannedStage(spec, part.rounds, part.sampling or RoundSampling()))
         return tuple(found)
 
     @property
@@ -341,11 +355,19 @@ class _Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a study: its entries, the defaults they share, and how values are chosen."""
+    """The runs of a study: its entries, the defaults they share, and how values are chosen.
+
+    ``places`` says of each entry which one of the file it was written as, where these differ.
+    """
 
     entries: Sequence[RunEntry]
     defaults: TrainingDefaults
     sweep: SweepSettings
+    places: Sequence[int] = ()
+
+    def place(self, index: int) -> tuple[str, int]:
+        """Where an entry is written."""
+        return "runs", (self.places or range(len(self.entries)))[index]
 
     def trials(self) -> list[PlannedRun]:
         """Every run that is known before training starts, in the order of the entries.
@@ -415,13 +437,20 @@ class Plan:
         return {place: domain for place, domain in space.items() if not _crossed(place, domain)}
 
     def runs_of(self, index: int, configuration: Configuration) -> list[PlannedRun]:
-        """The runs of one configuration of an entry, one for each of its seeds."""
+        """The runs of one configuration of an entry, one for each of its seeds.
+
+        Raises:
+            pydantic.ValidationError: what the entry says does not go with what the study's defaults say.
+        """
         entry = self.entries[index]
         space = entry.space(self.defaults)
         trials = []
         for seeds in grid({place: domain for place, domain in space.items() if _crossed(place, domain)}):
             values = configuration | seeds
-            stages = entry.resolve(self.defaults, values)
+            try:
+                stages = entry.resolve(self.defaults, values)
+            except ValidationError as error:
+                raise below(self.place(index), error) from None
             stages = tuple(replace(stage, spec=self._watched(stage.spec)) for stage in stages)
             trials.append(PlannedRun(index, values, entry.stem, stages))
         if entry.name is None or space:

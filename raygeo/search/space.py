@@ -136,7 +136,7 @@ class Varied(Settings):
                 try:
                     checked.append(_value(handler(_replaced(base, {place: value})), place))
                 except ValidationError as error:
-                    errors += [_error(e["loc"], e["input"], e["msg"], e["type"]) for e in error.errors()]
+                    errors += _moved(error)
             if len(checked) < len(values) or (kind == "list" and len(values) == 1):
                 continue
             try:
@@ -159,6 +159,11 @@ class Varied(Settings):
 def refusal(place: Sequence[int | str], read: Any, message: str) -> ValidationError:
     """An error to be raised in a validator of a model: ``message`` about the setting at ``place`` below it."""
     return ValidationError.from_exception_data("study", [_error(place, read, message)])
+
+
+def below(place: Sequence[int | str], error: ValidationError, without: Sequence[str] = ()) -> ValidationError:
+    """The same errors, of settings that stand at ``place``; ``without`` is where they were validated on their own."""
+    return ValidationError.from_exception_data("study", [*_moved(error, place, without)])
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -248,5 +253,22 @@ def _value(model: BaseModel, place: Place) -> Any:
     return value.model_dump() if isinstance(value, BaseModel) else value
 
 
-def _error(place: Sequence[int | str], read: Any, message: str, kind: str = "value_error") -> InitErrorDetails:
-    return InitErrorDetails(type=PydanticCustomError(kind, message), loc=tuple(place), input=read)
+def _moved(
+    error: ValidationError, place: Sequence[int | str] = (), without: Sequence[str] = ()
+) -> Iterator[InitErrorDetails]:
+    """The errors in one, each at ``place`` and then where it was, ``without`` the beginning of that."""
+    for each in error.errors():
+        location = each["loc"]
+        inner = location[len(without) :] if location[: len(without)] == tuple(without) else location
+        yield _error((*place, *inner), each["input"], each["msg"], each["type"], each.get("ctx"))
+
+
+def _error(
+    place: Sequence[int | str],
+    read: Any,
+    message: str,
+    kind: str = "value_error",
+    context: Mapping[str, Any] | None = None,
+) -> InitErrorDetails:
+    said = PydanticCustomError(kind, message, None if context is None else dict(context))
+    return InitErrorDetails(type=said, loc=tuple(place), input=read)
