@@ -40,36 +40,38 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 """The rate of a running mean."""
 
 
-def faults(raw: Any, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """What no setting can be in plain data from a file, whatever it is for, each with its place.
+def faults(raw: Any) -> Iterator[tuple[tuple[int | str, ...], str]]:
+    """What no setting can be in plain data from a file, whatever it is for: where each stands, and a sentence.
 
     That are texts that cannot be printed or are longer than ``MOST_TEXT``, numbers that no count, seed or measure can
     be, other things than texts, numbers, lists and mappings, and more of these, or deeper ones, than a study can have.
     """
     budget = [_MOST_VALUES]
-    yield from _faults(raw, above, budget)
+    yield from _faults(raw, (), budget)
     if budget[0] < 0:
-        yield f"the study: more than {_MOST_VALUES:,} values, aliases written out"
+        yield (), f"the study: more than {_MOST_VALUES:,} values, aliases written out"
 
 
-def _faults(value: Any, place: tuple[str, ...], budget: list[int]) -> Iterator[str]:
+def _faults(value: Any, place: tuple[int | str, ...], budget: list[int]) -> Iterator[tuple[tuple[int | str, ...], str]]:
     budget[0] -= 1
     if budget[0] < 0:
         return
-    said = ".".join(place) or "the study"
+    said = ".".join(map(str, place)) or "the study"
     if len(place) > _MOST_LEVELS:
         budget[0] = -1
     elif isinstance(value, Mapping):
         for key, inner in islice(value.items(), _MOST_VALUES + 1):
-            if not isinstance(key, str) or (why := _fault_of(key, "")):
-                yield f"{said}: the key {_short(key)} is {'no text' if not isinstance(key, str) else why}"
+            if not isinstance(key, str):
+                yield (*place, _short(key)), f"{said}: the key {_short(key)} is no text; put it into quotes"
+            elif why := _fault_of(key, ""):
+                yield (*place, key), f"{said}: the key {_short(key)} is {why}"
             else:
                 yield from _faults(inner, (*place, key), budget)
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value[: _MOST_VALUES + 1]):
-            yield from _faults(inner, (*place, str(index)), budget)
-    elif why := _fault_of(value, next((part for part in reversed(place) if not part.isdecimal()), "")):
-        yield f"{said}: {why} (read {_short(value)})"
+            yield from _faults(inner, (*place, index), budget)
+    elif why := _fault_of(value, next((part for part in reversed(place) if isinstance(part, str)), "")):
+        yield place, f"{said}: {why} (read {_short(value)})"
 
 
 def _fault_of(value: Any, name: str) -> str | None:

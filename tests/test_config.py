@@ -7,9 +7,11 @@ import yaml
 from raygeo.analyses.registry import analyses
 from raygeo.errors import ConfigError
 from raygeo.pipeline.config import apply_override, load_study, parse_study, study_yaml
+from raygeo.pipeline.written import read_yaml
 from raygeo.settings import Settings
 
-STUDIES = Path(__file__).parent.parent / "raygeo" / "studies"
+REPOSITORY = Path(__file__).parent.parent
+STUDIES = REPOSITORY / "raygeo" / "studies"
 
 
 def study(**changes):
@@ -210,6 +212,24 @@ def test_a_key_twice_in_an_override_is_refused(tmp_path):
         load_study(write(tmp_path, study()), ["training={steps: 2, lr: 1, lr: 2}"])
 
 
+def test_the_reader_of_two_files_is_written_as_its_page_has_it(tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / "docs" / "data.md").read_text(), re.DOTALL)
+    [joined] = [block for block in blocks if "type: joined" in block]
+    around = "name: x\nstudent: {model: org/m}\nruns: [{loss: {type: sft}}]\nrollouts:\n  read:\n"
+    [reader] = load_study(write(tmp_path, around + joined)).rollouts.read
+    assert (reader.type, reader.on) == ("joined", "rollout_hash")
+    with pytest.raises(ConfigError, match=r"study.yaml:9: rollouts\.read\.0\.joined\.on: write a text, in quotes: '3'"):
+        load_study(write(tmp_path, around + joined.replace("rollout_hash", "3")))
+
+
+def test_words_that_yaml_takes_for_truth_values_are_keys_all_the_same():
+    assert read_yaml("{on: on, Off: off, yes: yes, NO: no, y: y}") == {
+        "on": True, "Off": False, "yes": True, "NO": False, "y": "y",
+    }  # fmt: skip
+    with pytest.raises(yaml.YAMLError, match="the key 'on' stands in line 1 and again in line 2"):
+        read_yaml("on: 1\n'on': 2\n")
+
+
 FILE = """\
 name: x
 rollouts:
@@ -249,8 +269,68 @@ def test_what_is_missing_is_named_with_the_line_of_what_lacks_it(tmp_path):
         load_study(path)
 
 
+HEAD = "name: x\nrollouts:\n  sample: {prompts: 8}\ntraining:\n  steps: 2\n"
+SFT = "- loss: {type: sft}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("runs:\n- loss: {type: sft}\n  lr: -1\n", r"8: runs\.0\.lr: .*greater than 0 \(read -1\)"),
+        ("runs:\n- loss: {type: sft}\n  lr: [1e-4, -1]\n", r"8: runs\.0\.lr: .*greater than 0 \(read -1\)"),
+        ("runs:\n- loss: {type: sft}\n  lora:\n    r: -1\n", r"9: runs\.0\.lora\.r: .*or equal to 1 \(read -1\)"),
+        ("runs:\n- loss: {type: sft}\n  batch_size:\n", r"8: runs\.0\.batch_size: it is empty; write a whole number"),
+        ("runs:\n- loss: {type: sft}\n  attn_implementation: flash\n", r"8: runs\.0\.attn_implementation: "),
+        ("runs:\n- stages:\n  - loss: {type: sft}\n  - loss: {type: dpo}\n    lr: 0\n", r"10: runs\.0\.stages\.1\.lr:"),
+        ("runs:\n- stages:\n  - loss: {type: sft}\n  - loss: {type: dpo}\n    offload: true\n",
+         r"10: runs\.0\.stages\.1: offload moves"),
+        (f"runs:\n- loss: pointwise\n{SFT}  name: b\n  offload: true\n", r"10: runs\.1: offload moves what"),
+        ("  lr: .inf\nruns: [{loss: {type: sft}}]\n", r"6: training\.lr: a number beyond 1e\+12, or none"),
+        ("runs:\n- loss: {type: sft}\n  lr: [1e-3,\n    .nan]\n", r"9: runs\.0\.lr\.1: a number beyond"),
+        ("runs:\n- loss: {type: sft}\n  3: 4\n", r"8: runs\.0: the key 3 is no text; put it into quotes"),
+        ("  epochs: 3\nruns: [{loss: {type: sft}}]\n", r"5: training: give either steps or epochs, not both"),
+        (f"runs:\n{SFT}{SFT}", r"8: runs\.1: runs \['sft-lr1e-05-s0'\] appear more than once"),
+        (f"runs:\n{SFT}  name: a\n{SFT}  name: a\n", r"10: runs\.1\.name: runs \['a'\] appear more than once"),
+        (f"runs:\n{SFT}  lr: [1e-4, 0.0001]\n", r"8: runs\.0\.lr: runs \['sft-lr0.0001-s0'\] appear more than once"),
+        (f"  seed: [0, 0]\nruns:\n{SFT}", r"6: training\.seed: runs \['sft-lr1e-05-s0'\] appear more than once"),
+        (f"runs:\n{SFT}  name: base\n", r"8: runs\.0\.name: a run cannot be named 'base'"),
+        (f"runs:\n{SFT}reference_run: x\n", r"8: reference_run 'x' is not a run of the study"),
+        ("runs:\n- {loss: {type: dpo}}\n- {loss: {type: ipo}, precision: bf16}\n",
+         r"8: runs\.1\.precision: runs whose loss compares with the base must share one"),
+        (f"runs:\n{SFT}- loss: {{type: kd-forward}}\n", r"8: runs\.1: run kd-forward-lr1e-05-s0 learns from a teacher"),
+        (f"runs:\n{SFT}student:\n  cpus: 1\n  model: org/m\n", r"3: rollouts\.sample\.teacher 'builtin' goes with"),
+        (f"runs:\n{SFT}student:\n  cpus: 1\n  model: builtin:x\n", r"10: student\.model: it is not built in"),
+        (f"runs:\n{SFT}student:\n  cpus: 1\n  from_run: x\n", r"10: student\.from_run: .*; give both"),
+        (f"runs:\n{SFT}teacher: {{}}\nstudent: {{model: org/m}}\n", r"8: teacher\.model 'builtin' goes with"),
+        (f"runs:\n{SFT}evaluation:\n  benchmarks:\n  - {{name: a, problems: 4}}\n  - {{name: a, problems: 4}}\n",
+         r"11: evaluation\.benchmarks\.1\.name: two benchmarks are called 'a'"),
+        (f"runs:\n{SFT}evaluation:\n  benchmarks:\n  - {{name: a, problems: 4, level: harder}}\n",
+         r"10: evaluation\.benchmarks\.0: level "),
+        (f"runs:\n{SFT}geometry:\n  norms:\n  similarity: null\n  cosine_baselines: {{}}\n",
+         r"11: geometry\.cosine_baselines is made of what geometry\.similarity finds"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_does_not_go_together_is_named_with_the_line_to_change(tmp_path, text, said):
+    path = write(tmp_path, HEAD + text)
+    with pytest.raises(ConfigError, match=rf"^{path}:\n- {path}:{said}"):
+        load_study(path)
+
+
+def test_without_held_out_prompts_the_line_of_their_share_is_named(tmp_path):
+    path = write(tmp_path, "name: x\nrollouts:\n  sample: {}\n  heldout: 0\nruns: [{loss: {type: sft}}]\n")
+    with pytest.raises(ConfigError, match=rf"{path}:4: rollouts\.heldout: .*geometry\.paths.* held-out prompts"):
+        load_study(path)
+
+
 def test_what_is_wrong_in_an_override_is_named_with_it(tmp_path):
     path = write(tmp_path, study())
+    with pytest.raises(ConfigError, match=r"- --set runs\.0\.lr=-1: runs\.0\.lr: "):
+        load_study(path, ["runs.0.lr=-1"])
+    with pytest.raises(ConfigError, match=r"- --set training\.epochs=3: training: give either steps or epochs"):
+        load_study(path, ["training.epochs=3"])
+    with pytest.raises(ConfigError, match=r"- --set rollouts\.sample\.engine\.model=3: .*\.model: write a text"):
+        load_study(path, ["rollouts.sample.engine={type: endpoint}", "rollouts.sample.engine.model=3"])
     with pytest.raises(ConfigError, match=r"- --set training\.lr=much: training\.lr: "):
         load_study(path, ["training.lr=much"])
     with pytest.raises(ConfigError, match="- --store: store: "):

@@ -1,9 +1,9 @@
 """The study as typed models: one YAML file, refused before anything starts if a key or a value is wrong."""
 
-from collections import Counter
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import islice
 from os import PathLike
@@ -45,12 +45,12 @@ from raygeo.naming import HELDOUT_NLL
 from raygeo.paths import local_path, without_credentials
 from raygeo.pipeline.explaining import explain
 from raygeo.pipeline.judged import Judged, find_judged
-from raygeo.pipeline.plan import MOST_RUNS, WRITTEN, Plan, RunEntries, TrainingDefaults
+from raygeo.pipeline.plan import MOST_RUNS, WRITTEN, Plan, PlannedRun, RunEntries, TrainingDefaults
 from raygeo.pipeline.shipped import shipped_studies
 from raygeo.pipeline.written import Lines, read_yaml
 from raygeo.plugins import is_own, look_in, names_own
 from raygeo.search.settings import SweepSettings
-from raygeo.search.space import Range, Varied, refusal
+from raygeo.search.space import Range, Varied, below, refusal
 from raygeo.settings import AnyPlace, Name, Settings, faults
 from raygeo.toy.builtin import WordProblems
 from raygeo.toy.gym.family import LevelName
@@ -110,13 +110,18 @@ class StudentSettings(Loading):
     def _known(self) -> "StudentSettings":
         if self.model.startswith("builtin:") and self.model not in (*TAUGHT, TEXT):
             known = f"{', '.join(TAUGHT)} and {TEXT}"
-            raise ValueError(f"{self.model!r} is not built in; the built-in students are {known}")
+            raise refusal(("model",), self.model, f"it is not built in; the built-in students are {known}")
         if self.model == TEXT and not self.text_from:
-            raise ValueError(f"{TEXT} needs text_from: what it is made from")
+            raise refusal(("model",), self.model, f"{TEXT} needs text_from: what it is made from")
         if (self.from_run is None) != (self.from_store is None):
-            raise ValueError("from_run, a run, and from_store, the store of the study that trained it, go together")
+            raise refusal(
+                ("from_store" if self.from_run is None else "from_run",),
+                self.from_store or self.from_run,
+                "from_run, a run, and from_store, the store of the study that trained it, go together; give both",
+            )
         if self.from_run is not None and self.model != WORD_PROBLEMS:
-            raise ValueError("give either model or from_run: a run continues from the model it was trained from")
+            said = "give either model or from_run: a run continues from the model it was trained from"
+            raise refusal(("model",), self.model, said)
         return self
 
     @property
@@ -287,13 +292,16 @@ class EvaluationSettings(Settings):
 
     @model_validator(mode="after")
     def _distinct(self) -> "EvaluationSettings":
-        names = [HELDOUT] * self.heldout + [benchmark.name for benchmark in self.benchmarks]
-        if self.monitor is not None and TRAIN in names:
-            raise ValueError(f"a benchmark is called {TRAIN!r}, as the monitor calls training problems; rename it")
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            reserved = f"; {HELDOUT!r} is that of the study's own held-out prompts" if twice[0] == HELDOUT else ""
-            raise ValueError(f"two benchmarks are called {twice[0]!r}{reserved}; give each a name of its own")
+        names = {HELDOUT} if self.heldout else set()
+        for index, benchmark in enumerate(self.benchmarks):
+            name, place = benchmark.name, ("benchmarks", index, "name")
+            if self.monitor is not None and name == TRAIN:
+                said = f"a benchmark is called {TRAIN!r}, as the monitor calls training problems; rename it"
+                raise refusal(place, name, said)
+            if name in names:
+                reserved = f"; {HELDOUT!r} is that of the study's own held-out prompts" if name == HELDOUT else ""
+                raise refusal(place, name, f"two benchmarks are called {name!r}{reserved}; give each a name of its own")
+            names.add(name)
         return self
 
 
@@ -322,7 +330,10 @@ class AskedAnalyses(Settings):
             if not is_own(name):
                 errors.append(InitErrorDetails(type="extra_forbidden", loc=(name,), input=given[name]))
             elif given[name] is not None:
-                given[name] = own_analysis(name).settings.model_validate(given[name])
+                try:
+                    given[name] = own_analysis(name).settings.model_validate(given[name])
+                except ValidationError as error:
+                    raise below((name,), error) from None
         if errors:
             raise ValidationError.from_exception_data(cls.__name__, errors)
         known = analyses(own_asked(given))
@@ -342,9 +353,9 @@ class AskedAnalyses(Settings):
         given |= {own_analysis(path).name: (self.model_extra or {})[path] for path in self.own}
         return {name: given[name] for name in analyses(self.own) if given.get(name) is not None}
 
-    def refuse_lacking(self, lacking: Mapping[Need, str]) -> None:
-        """Raise ``ValueError``, naming them all, where analyses need what is lacking, or are made of what is null;
-        ``lacking`` says why, and what to do.
+    def refuse_lacking(self, lacking: Mapping[Need, str], place: tuple[str, ...] = ()) -> None:
+        """Raise ``ValidationError``, naming them all, where analyses need what is lacking, or are made of what is null;
+        ``lacking`` says why, and what to do, and ``place`` where, if it is for one setting.
         """
         asked, known = self.asked(), analyses(self.own)
         why: dict[str, list[str]] = {}
@@ -357,7 +368,7 @@ class AskedAnalyses(Settings):
                     said = f"is made of what geometry.{earlier} finds, which is null; ask for both, or set both to null"
                     why.setdefault(said, []).append(name)
         if why:
-            raise ValueError("; ".join(f"{_each_of(names)} {said}" for said, names in why.items()))
+            raise refusal(place, self, "; ".join(f"{_each_of(names)} {said}" for said, names in why.items()))
 
 
 def _each_of(names: Sequence[str]) -> str:
@@ -439,41 +450,33 @@ class Study(Settings):
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> "Study":
         places = (info.context or {}).get(WRITTEN) or range(len(self.runs))
+        plan = replace(self.plan, places=places)
         if self.sweep is None or self.sweep.search == "grid":
-            self._refuse_ranges(places)
-        if (count := self.plan.count()) > MOST_RUNS:
-            raise ValueError(f"its runs are {count:,} with all that varies; a study has at most {MOST_RUNS:,}")
-        trials = self.plan.trials()
-        names = [trial.name for trial in trials]
-        named = Counter(name for trial in trials for name in trial.names)
-        if twice := sorted(name for name in {*names} if named[name] > 1):
-            also = "" if names.count(twice[0]) > 1 else ", once as a stage or round of another run"
-            raise ValueError(f"runs {twice} appear more than once{also}; give them different settings, or a name each")
-        if "base" in names:
-            raise ValueError("a run cannot be named 'base', which is the untrained student")
-        if self.reference_run is not None and self.reference_run not in names:
-            whole = next((trial.name for trial in trials if self.reference_run in trial.names), None)
-            if whole is not None:
-                raise ValueError(f"reference_run {self.reference_run!r} is only a part of a run; name {whole!r}")
-            near = get_close_matches(self.reference_run, names, 1) or names[:1]
-            hint = f"did you mean {near[0]!r}?" if near else "its runs are chosen by the sweep; leave it out."
-            raise ValueError(f"reference_run {self.reference_run!r} is not a run of the study; {hint}")
-        compared = [spec.training for spec in self.plan.points() if spec.needs & FROM_BASE]
+            self._refuse_ranges(plan)
+        if (count := plan.count()) > MOST_RUNS:
+            said = f"its runs are {count:,} with all that varies; a study has at most {MOST_RUNS:,}"
+            raise refusal(("runs",), len(self.runs), said)
+        trials, points = plan.trials(), plan.points()
+        self._refuse_names(plan, trials)
+        compared = [spec for spec in points if spec.needs & FROM_BASE]
         for shared in ("precision", "attn_implementation"):
-            if len({getattr(training, shared) for training in compared}) > 1:
-                raise ValueError(f"runs whose loss compares with the base must share one training.{shared}")
-        if any(is_flash(training.attn_implementation) for training in compared) and not self.actors.gpus:
-            raise ValueError(
+            for spec in compared:
+                if getattr(spec.training, shared) != getattr(compared[0].training, shared):
+                    said = f"runs whose loss compares with the base must share one training.{shared}"
+                    raise refusal((*self._entry_of(plan, spec), shared), getattr(spec.training, shared), said)
+        if any(is_flash(spec.training.attn_implementation) for spec in compared) and not self.actors.gpus:
+            said = (
                 "the base is asked with the attention of the runs that are compared with it, and flash attention "
                 "computes on GPUs; give actors.gpus: 1 with it"
             )
-        adapters = {spec.training.lora for spec in self.plan.points()} | {run.adapters for run in self.plan.trials()}
+            raise refusal(("actors", "gpus"), self.actors.gpus, said)
+        adapters = {spec.training.lora for spec in points} | {run.adapters for run in trials}
         for lora in adapters:
             if (why := self.evaluation.engine.unfit(lora)) is not None:
-                raise ValueError(f"evaluation.engine: {why}")
+                raise refusal(("evaluation", "engine"), self.evaluation.engine, why)
         ranks = [run.adapters for run in trials if run.adapters is not None]
-        if self.sweep is not None and self.plan.open_entries():  # each may be chosen as often as there are samples
-            open_to = {spec.training.lora for spec in self.plan.points()} - {None, *ranks}
+        if self.sweep is not None and plan.open_entries():  # each may be chosen as often as there are samples
+            open_to = {spec.training.lora for spec in points} - {None, *ranks}
             ranks += [lora for lora in open_to if lora is not None for _ in range(self.sweep.samples)]
         for name, settings in self.geometry.asked().items():
             if not isinstance(settings, AccuracySettings) or not settings.accuracy_problems:
@@ -489,18 +492,18 @@ class Study(Settings):
                     "evaluation.engine: {type: local}"
                 )
                 raise refusal(("geometry", name, "accuracy_problems"), settings.accuracy_problems, said)
-        for index in self.plan.open_entries():
+        for index in plan.open_entries():
             if self.runs[index].is_chain:
                 said = "a search by Optuna trains no stages and no rounds; list values (sweep.search: grid or random)"
-                raise refusal(("runs", places[index]), self.runs[index].stem, said)
+                raise refusal(plan.place(index), self.runs[index].stem, said)
             stems = [entry.stem for entry in self.runs]
             if stems.count(stems[index]) > 1:
                 said = "a search names its runs after their entry: give each entry of this loss a name"
-                raise refusal(("runs", places[index], "name"), self.runs[index].name, said)
+                raise refusal((*plan.place(index), "name"), self.runs[index].name, said)
         chains = [index for index, entry in enumerate(self.runs) if entry.is_chain]
-        if chains and self.plan.sweep.scheduler is not None:
+        if chains and plan.sweep.scheduler is not None:
             said = "sweep.scheduler stops runs by their NLL at a step, and stages and rounds count anew; leave it out"
-            raise refusal(("runs", places[chains[0]]), self.runs[chains[0]].stem, said)
+            raise refusal(plan.place(chains[0]), self.runs[chains[0]].stem, said)
         if self.sweep is not None:
             self._refuse_unused_draws(self.sweep)
             find_judged(self, self.answered)
@@ -510,26 +513,62 @@ class Study(Settings):
                 raise refusal(("sweep", "scheduler", "metric"), watched, said)
         if self.rollouts.heldout == 0:
             why = "is measured on held-out prompts; give rollouts.heldout, or set to null what needs them"
-            self.geometry.refuse_lacking({"solutions": why})
+            self.geometry.refuse_lacking({"solutions": why}, ("rollouts", "heldout"))
         else:
             self.geometry.refuse_lacking({})
-        self._refuse_no_teacher()
-        self._refuse_useless_samples(places)
-        self._refuse_altered_rounds(places)
+        self._refuse_no_teacher(plan)
+        self._refuse_useless_samples(plan)
+        self._refuse_altered_rounds(plan)
         sample = self.rollouts.sample
         if sample is not None:
             if sample.teacher == "builtin" and not self.student.built_in and not sample.engine.elsewhere:
-                raise ValueError(
-                    f"rollouts.sample.teacher 'builtin' goes with {' and '.join(TAUGHT)}; name a teacher model"
-                )
+                said = f"rollouts.sample.teacher 'builtin' goes with {' and '.join(TAUGHT)}; name a teacher model"
+                raise refusal(("rollouts", "sample", "teacher"), sample.teacher, said)
             if isinstance(sample.prompts, int) and self.student.model not in TAUGHT:
-                raise ValueError(
-                    f"built-in prompts go with {' and '.join(TAUGHT)}; say where rollouts.sample.prompts are read"
-                )
+                said = f"built-in prompts go with {' and '.join(TAUGHT)}; say where rollouts.sample.prompts are read"
+                raise refusal(("rollouts", "sample", "prompts"), sample.prompts, said)
         for index, benchmark in enumerate(self.evaluation.benchmarks):
             if (why := self._misplaced(benchmark)) is not None:
-                raise ValueError(f"evaluation.benchmarks.{index}: {why}")
+                raise refusal(("evaluation", "benchmarks", index), benchmark, why)
         return self
+
+    def _refuse_names(self, plan: Plan, trials: Sequence[PlannedRun]) -> None:
+        """Raise where two runs have one name, or one that is not theirs, and where ``reference_run`` names none."""
+        first: dict[str, PlannedRun] = {}
+        for trial in trials:
+            place: tuple[str | int, ...] = plan.place(trial.entry)
+            if trial.name == "base":
+                said = "a run cannot be named 'base', which is the untrained student"
+                raise refusal((*place, "name"), trial.name, said)
+            if twice := sorted(trial.names & first.keys()):
+                other = first[twice[0]]
+                also = "" if trial.name == twice[0] == other.name else ", once as a stage or round of another run"
+                said = f"runs {twice} appear more than once{also}; give them different settings, or a name each"
+                entry = self.runs[trial.entry]
+                if trial.entry == other.entry:
+                    place = next(entry.listed_twice(self.training, plan.place(trial.entry)), place)
+                elif entry.name is not None:
+                    place = (*place, "name")
+                raise refusal(place, twice[0], said)
+            first |= dict.fromkeys(trial.names, trial)
+        names = [trial.name for trial in trials]
+        if self.reference_run is None or self.reference_run in names:
+            return
+        if self.reference_run in first:
+            said = (
+                f"reference_run {self.reference_run!r} is only a part of a run; name {first[self.reference_run].name!r}"
+            )
+            raise refusal(("reference_run",), self.reference_run, said)
+        near = get_close_matches(self.reference_run, names, 1) or names[:1]
+        hint = f"did you mean {near[0]!r}?" if near else "its runs are chosen by the sweep; leave it out."
+        said = f"reference_run {self.reference_run!r} is not a run of the study; {hint}"
+        raise refusal(("reference_run",), self.reference_run, said)
+
+    def _entry_of(self, plan: Plan, spec: RunSpec) -> tuple[str, int]:
+        """Where the first entry is written that one of the plan's points is of."""
+        indices = range(len(self.runs))
+        alone = (replace(plan, entries=(self.runs[index],), places=(plan.places[index],)) for index in indices)
+        return next(each.place(0) for each in alone if spec in each.points())
 
     def _misplaced(self, benchmark: Benchmark) -> str | None:
         """Why what a benchmark says of its problems cannot be so, or None."""
@@ -550,20 +589,22 @@ class Study(Settings):
             return f"its problems are those of the rollouts, without a shift of {benchmark.shift!r}; leave shift out"
         return "its problems are not those of the rollouts; give shift: ood, or retention for what the base could do"
 
-    def _refuse_no_teacher(self) -> None:
+    def _refuse_no_teacher(self, plan: Plan) -> None:
         """Raise where a loss learns from a teacher and none can be asked, nor has left anything to learn from."""
         if self.teacher is not None and self.teacher.model == "builtin" and not self.student.built_in:
-            raise ValueError(f"teacher.model 'builtin' goes with {' and '.join(TAUGHT)}; name a teacher model")
-        learning = [spec.name for spec in self.plan.points() if "teacher" in spec.needs]
+            said = f"teacher.model 'builtin' goes with {' and '.join(TAUGHT)}; name a teacher model"
+            raise refusal(("teacher", "model"), self.teacher.model, said)
+        learning = [spec for spec in plan.points() if "teacher" in spec.needs]
         if not learning or self.teacher is not None:
             return
-        stages = [(run.name, stage) for run in self.plan.trials() for stage in run.stages if stage.rounds is not None]
-        if asking := [name for name, stage in stages if "teacher" in stage.spec.needs]:
-            raise ValueError(
-                f"run {asking[0]} learns in rounds from a teacher's next-token probabilities, and the rollouts of "
-                "rounds, which the run itself writes, come with none; name a model that is asked for them, as in "
-                "teacher: {model: FOLDER}"
-            )
+        for run in plan.trials():
+            if any(stage.rounds is not None and "teacher" in stage.spec.needs for stage in run.stages):
+                said = (
+                    f"run {run.name} learns in rounds from a teacher's next-token probabilities, and the rollouts of "
+                    "rounds, which the run itself writes, come with none; name a model that is asked for them, as in "
+                    "teacher: {model: FOLDER}"
+                )
+                raise refusal(plan.place(run.entry), run.name, said)
         sample = self.rollouts.sample
         if sample is not None:
             known, instead = sample.decoding.top_logprobs > 0, "set rollouts.sample.decoding.top_logprobs"
@@ -574,26 +615,27 @@ class Study(Settings):
                 "name the fields top_ids and top_logprobs",
             )
         if not known:
-            raise ValueError(
-                f"run {learning[0]} learns from a teacher's next-token probabilities, and there are none; name a model "
-                f"that is asked for them, as in teacher: {{model: FOLDER}}, or {instead}"
+            said = (
+                f"run {learning[0].name} learns from a teacher's next-token probabilities, and there are none; name a "
+                f"model that is asked for them, as in teacher: {{model: FOLDER}}, or {instead}"
             )
+            raise refusal(self._entry_of(plan, learning[0]), learning[0].name, said)
 
-    def _refuse_useless_samples(self, places: Sequence[int]) -> None:
+    def _refuse_useless_samples(self, plan: Plan) -> None:
         """Raise where rollouts are sampled of which a loss can learn nothing, whatever verdicts they get."""
         sample = self.rollouts.sample
         decoding = DecodingSettings() if sample is None else sample.decoding
-        stages = [(run.entry, stage) for run in self.plan.trials() for stage in run.stages]
-        for index, stage in stages:
+        stages = [(plan.place(run.entry), stage) for run in plan.trials() for stage in run.stages]
+        for place, stage in stages:
             if stage.rounds is not None:
-                drawn, source, above = stage.sampling.decoding(decoding, 1), "student", f"runs.{places[index]}.sampling"
+                drawn, source, above = stage.sampling.decoding(decoding, 1), "student", f"runs.{place[1]}.sampling"
                 keeps = drawn.temperature > 0
             elif sample is not None:
                 drawn, source, above = decoding, sample.source, "rollouts.sample.decoding"
                 keeps = sample.keeps_logprobs
             else:
                 continue
-            loss, place = stage.spec.loss, ("runs", places[index])
+            loss = stage.spec.loss
             if "behaviour" in loss.needs and not keeps:
                 said = (
                     "the loss learns from the log-probabilities that completions were drawn with, and greedy decoding "
@@ -610,7 +652,7 @@ class Study(Settings):
                 )
                 raise refusal(place, stage.label, said)
 
-    def _refuse_altered_rounds(self, places: Sequence[int]) -> None:
+    def _refuse_altered_rounds(self, plan: Plan) -> None:
         """Raise where what is done to the study's rollouts would not be done to those of rounds."""
         altered = [name for name in ("negative_share", "shuffle_rewards") if getattr(self.rollouts, name) is not None]
         for index, entry in enumerate(self.runs if altered else ()):
@@ -619,12 +661,12 @@ class Study(Settings):
                     f"rounds learn from rollouts that the run writes, to which rollouts.{altered[0]} is not applied; "
                     "leave one of the two out, or make it a study of its own"
                 )
-                raise refusal(("runs", places[index]), entry.stem, said)
+                raise refusal(plan.place(index), entry.stem, said)
 
-    def _refuse_ranges(self, places: Sequence[int]) -> None:
+    def _refuse_ranges(self, plan: Plan) -> None:
         """Raise where a range stands though every value is to be listed."""
         parts: list[tuple[tuple[int | str, ...], Varied]] = [(("training",), self.training)]
-        parts += [(("runs", place), entry) for place, entry in zip(places, self.runs, strict=True)]
+        parts += [(plan.place(index), entry) for index, entry in enumerate(self.runs)]
         for above, part in parts:
             for place, domain in part.domains.items():
                 if isinstance(domain, Range):
@@ -671,6 +713,8 @@ class Study(Settings):
 
 S = TypeVar("S", bound=Settings)
 _MOST_BYTES, _MOST_LINES = 1 << 20, 20
+_NAMES = re.compile(r"[a-z][a-z0-9_.]*[a-z0-9]")
+"""What may be the name of a setting in a sentence."""
 
 # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -731,13 +775,20 @@ class Written:
                 self.raw[name] = value
                 self.changed[name,] = f"--{name}"
 
-    def where(self, location: Sequence[int | str]) -> str:
-        """What to look at for a problem with the settings at ``location``, as the beginning of a sentence."""
-        parts = tuple(map(str, location))
-        for place, said in self.changed.items():
-            if parts[: len(place)] == place:
-                return f"{said}: "
-        return "" if self.lines is None or not parts else f"{self.origin}:{self.lines.of(location)}: "
+    def where(self, location: Sequence[int | str], said: str) -> str:
+        """What to look at for a problem with the settings at ``location``, as the beginning of a sentence.
+
+        Where it is said of several settings at once, it is the first of them that is written there.
+        """
+        places = [*((*location, *name.split(".")) for name in _NAMES.findall(said)), tuple(location)]
+        for place in places:
+            parts = tuple(map(str, place))
+            if changed := [each for each in self.changed if parts[: len(each)] == each]:
+                return f"{self.changed[max(changed, key=len)]}: "
+        if self.lines is None:
+            return ""
+        written = next(filter(self.lines.has, places), location)
+        return f"{self.origin}:{self.lines.of(written)}: " if written else ""
 
 
 def read_written(path: "str | PathLike[str]", kind: str) -> Written:
@@ -789,12 +840,13 @@ def parse_settings(model: type[S], raw: dict[str, Any], origin: str) -> S:
 def parse_written(model: type[S], written: Written) -> S:
     """Validate settings as ``model`` (``ConfigError``)."""
     if odd := list(islice(faults(written.raw), _MOST_LINES + 1)):
-        raise ConfigError(_listed(written.origin, odd))
+        raise ConfigError(_listed(written.origin, [f"{written.where(place, '')}{said}" for place, said in odd]))
     know(own_asked(written.raw.get("geometry")))
     try:
         return model.model_validate(written.raw, context={})
     except ValidationError as error:
-        said = [f"{written.where(problem['loc'])}{explain(problem, model)}" for problem in error.errors()]
+        wrong = explain(error, model, written.raw)
+        said = [f"{written.where(place, sentence)}{sentence}" for place, sentence in wrong]
         raise ConfigError(_listed(written.origin, said)) from None
 
 
