@@ -385,6 +385,8 @@ def test_datasets_folders(tmp_path, monkeypatch):
     for name, split in (("files", "validation"), ("splits", "validation")):
         with pytest.raises(DataError, match="split 'validation'"):
             list(DatasetsReader(name=str(tmp_path / name), split=split).rollouts())
+    with pytest.raises(DataError, match="set split to one of test"):
+        list(DatasetsReader(name=str(tmp_path / "splits")).rollouts())
     with pytest.raises(DataError, match="no folder"):
         list(DatasetsReader(name=str(tmp_path / "none")).rollouts())
 

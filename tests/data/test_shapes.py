@@ -462,9 +462,9 @@ PROPOSED = {
     "booleans": ({**Q, **A, "ok": False}, "{correct: ok}"),
     "a gold answer by its name": ({**Q, **A, "id": "x", "model_answer": "2"}, "{gold: model_answer}"),
     "a reward by its name": ({**Q, **A, "n": 3, "rm_score": 0.3}, "{reward: rm_score}"),
-    "nothing that could be one": ({**Q, **A, "rollout_hash": "f0", "length": 12}, "{gold: KEY}"),
+    "nothing that could be one": ({**Q, **A, "rollout_hash": "f0", "length": 12}, "{correct: KEY}"),
     "texts are not told apart": ({"a": "q", "b": "x", "correct": 1}, "{prompt: a, completion: b}"),
-    "no texts": ({"data": [{"prompt": "q"}]}, "{prompt: KEY, completion: KEY, gold: KEY}"),
+    "no texts": ({"data": [{"prompt": "q"}]}, "{prompt: KEY, completion: KEY, correct: KEY}"),
 }
 
 

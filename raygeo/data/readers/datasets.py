@@ -44,7 +44,13 @@ class DatasetsReader(MappedReader):
             raise DataError(f"there is no folder {self.name}; for a single file use the reader 'jsonl' or 'parquet'")
         try:
             if (folder / "dataset_dict.json").exists():
-                return datasets.load_from_disk(str(folder))[self.split]
+                splits = datasets.load_from_disk(str(folder))
+                if self.split not in splits:
+                    known = ", ".join(splits)
+                    raise DataError(
+                        f"the data set {self.name!r} has no split {self.split!r}; set split to one of {known}."
+                    )
+                return splits[self.split]
             if (folder / "state.json").exists():
                 return datasets.load_from_disk(str(folder))
             name = str(folder) if folder.is_dir() else self.name

@@ -156,10 +156,12 @@ def refuse_lacking(samples: Sequence[Mapping[str, Any]], fields: Fields, lacking
     likely = list(seen.likely(lacking))
     named = ", ".join(f"{name}: {key}" for name, key in likely)
     sets = " ".join(f"--set fields.{name}={key}" for name, key in likely)
-    other = " (or gold:, correct: or reward:), or set verdict: true if every completion is right"
+    verdict = "gold" in lacking
+    others = " (correct: is a verdict, gold: a gold answer, reward: a reward)" if verdict else ""
+    all_right = ", or set verdict: true if every completion is right" if verdict else ""
     raise DataError(
-        f"{begun}: say which holds what, as in fields: {{{named}}}{other if 'gold' in lacking else ''}. For "
-        f"`raygeo data` and `raygeo init` that is {sets}."
+        f"{begun}: say which holds what, as in fields: {{{named}}}{others}{all_right}. For `raygeo data` and "
+        f"`raygeo init` that is {sets}{', or --set verdict=true' if verdict else ''}."
     )
 
 
@@ -268,7 +270,7 @@ class _Seen:
             flags = [("correct", key) for key in keys if self._bits(key)]
             golds = [("gold", key) for key in keys if _GOLD_NAME.search(key) and _is_gold(self._at(key))]
             rewards = [("reward", key) for key in keys if _REWARD_NAME.search(key) and _is_number(self._at(key))]
-            yield next(iter([*flags, *golds, *rewards]), ("gold", "KEY"))
+            yield next(iter([*flags, *golds, *rewards]), ("correct", "KEY"))
 
     def filled(self, **found: Any) -> Fields:
         """The fields, with those that were found and that the user does not name."""
