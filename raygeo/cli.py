@@ -175,7 +175,7 @@ def plan(
     ] = None,
     gpus: Annotated[int | None, typer.Option(help="How many of them.")] = None,
     shapes: Annotated[
-        str | None, typer.Option(help="A config.json, or a folder with one, to plan with instead of the student's.")
+        str | None, typer.Option(help="A config.json, a folder with one, or a hub id, instead of the student's.")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="ROWS:PROMPT:COMPLETION, in tokens, instead of reading the rollouts.")

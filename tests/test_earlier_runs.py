@@ -6,8 +6,9 @@ from tiny import save_tiny_student
 
 from raygeo.errors import ConfigError, StoreError
 from raygeo.models.delta import save_full_delta
-from raygeo.models.loading import load_student
+from raygeo.models.loading import load_student, read_config
 from raygeo.pipeline import student as stage
+from raygeo.pipeline.budget.facts import student_config
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.student import provide_student
@@ -70,6 +71,13 @@ def test_the_student_is_what_the_run_left(tmp_path, earlier):
     assert given.teacher is None
     assert "sft-lr0.001-s0" in given.description
     assert earlier.location in given.description
+
+
+def test_it_is_planned_with_the_shapes_of_what_the_run_was_trained_from(earlier):
+    shapes = read_config(earlier.folder("students", "base-key"))
+    assert student_config(study(earlier.location, "sft-lr0.001-s0")).to_dict() == shapes.to_dict()
+    with pytest.raises(ConfigError, match="is not a run of"):
+        student_config(study(earlier.location, "kto"))
 
 
 def test_it_is_made_once_and_known_by_base_and_run(tmp_path, earlier, monkeypatch):

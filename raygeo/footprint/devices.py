@@ -90,12 +90,21 @@ def find_device(text: str, memory: int, cores: float) -> Device:
         return cpu(memory, cores)
     if text.lower() in DEVICES:
         return DEVICES[text.lower()]
-    if re.fullmatch(r"[0-9.eE+]+:[0-9.eE+]+", text):
-        flops, gb = map(float, text.split(":"))
+    if (numbers := _flops_and_gb(text)) is not None:
+        flops, gb = numbers
         return Device(text, int(gb * 1e9), {"bf16": flops, "fp32": flops / 15, "fp64": flops / 30}, flops / 250)
     near = get_close_matches(text.lower(), DEVICES, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"the names are cpu, {', '.join(DEVICES)}."
     raise ConfigError(f"--device {text!r}: neither a device's name nor FLOPS:GB (as 4e14:64); {hint}")
+
+
+def _flops_and_gb(text: str) -> tuple[float, float] | None:
+    """The numbers of ``FLOPS:GB``, None where these are not two that a device could have."""
+    try:
+        flops, gb = map(float, text.split(":"))
+    except ValueError:
+        return None
+    return (flops, gb) if 1e6 <= flops <= 1e21 and 1e-3 <= gb <= 1e6 else None
 
 
 def device_of_card(card: str, memory: int) -> Device:

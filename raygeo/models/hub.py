@@ -11,6 +11,11 @@ from raygeo.store import AnyPath
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
+def is_hub_id(model: str) -> bool:
+    """Whether a text has the form of a hub id, ``owner/name``."""
+    return _HUB_ID.fullmatch(model) is not None
+
+
 def find_model(model: AnyPath) -> Path:
     """Folder of a model or adapter: the one named, which never touches the network, or that of a hub id, fetched.
 

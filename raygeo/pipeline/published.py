@@ -10,12 +10,13 @@ import pyarrow as pa
 from raygeo.analyses.registry import know, own_analysis, schemas
 from raygeo.data.teacher import TOP_COLUMNS
 from raygeo.errors import ConfigError, StoreError
+from raygeo.pipeline.config import StudentSettings
 from raygeo.pipeline.standing import own_analyses
 from raygeo.records import RunRecord
 from raygeo.report.missing import Failures, named
 from raygeo.report.parts import Histories, Metrics, Parts
 from raygeo.report.view import View
-from raygeo.store import Store
+from raygeo.store import AnyPath, Store
 
 KIND = "students"
 """What folders of models are in a store."""
@@ -64,6 +65,20 @@ def finished_run(store: Store, name: str, asked: str) -> dict[str, Any]:
             missing = store.path(kind, key)
             raise ConfigError(f"{asked} needs {missing}; run its study again to make it.")
     return run
+
+
+def continued_from(settings: StudentSettings) -> AnyPath | None:
+    """The folder of what the run was trained from that a student continues; None where it continues none.
+
+    Raises:
+        ConfigError: there is no such run.
+        StoreError: there is no such store.
+    """
+    if settings.from_run is None or settings.from_store is None:
+        return None
+    earlier = Store(settings.from_store, create=False)
+    run = finished_run(earlier, settings.from_run, f"student.from_run {settings.from_run!r}")
+    return earlier.stored(KIND, run["student"])
 
 
 _LONG = {

@@ -31,7 +31,7 @@ from raygeo.pipeline.config import GYM, TAUGHT, TEXT, WORD_PROBLEMS, StudentSett
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.precomputed import is_taken, take_folder
 from raygeo.pipeline.problems import made_config
-from raygeo.pipeline.published import KIND, finished_run
+from raygeo.pipeline.published import KIND, continued_from, finished_run
 from raygeo.settings import content_key
 from raygeo.store import AnyPath, Store
 from raygeo.toy.builtin import make_base, make_teacher
@@ -140,13 +140,8 @@ def _taught(
 
 def _configuration(settings: StudentSettings) -> PreTrainedConfig:
     """The configuration of the student to be, but for the vocabulary of one made from text."""
-    if settings.from_run is not None and settings.from_store is not None:
-        earlier = Store(settings.from_store, create=False)
-        return read_config(
-            earlier.stored(
-                KIND, finished_run(earlier, settings.from_run, f"student.from_run {settings.from_run!r}")["student"]
-            )
-        )
+    if (earlier := continued_from(settings)) is not None:
+        return read_config(earlier)
     if settings.model in (*TAUGHT, TEXT):
         return made_config(settings)
     return read_config(find_model(settings.model))

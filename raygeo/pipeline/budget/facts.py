@@ -14,9 +14,12 @@ from raygeo.data.readers import read_prompts
 from raygeo.errors import ConfigError, RaygeoError, StudentError
 from raygeo.footprint.need import Texts
 from raygeo.losses.base import Loss
-from raygeo.models.loading import context_length, load_tokenizer
+from raygeo.models.hub import is_hub_id
+from raygeo.models.loading import context_length, load_tokenizer, read_config
+from raygeo.paths import local_path
 from raygeo.pipeline.config import HELDOUT, TAUGHT, TEXT, Benchmark, Study
 from raygeo.pipeline.problems import benchmark_problems, builtin_prompts, made_config, made_tokenizer
+from raygeo.pipeline.published import continued_from
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -25,6 +28,8 @@ SAMPLE = 2000
 """Rows that are tokenised; the rest is counted."""
 CHARACTERS_PER_TOKEN = 3.5
 """Where there is no tokenizer."""
+MOST_ROWS, MOST_TOKENS = 10**9, 10**7
+"""Rows, and tokens of one, that may be assumed: more are not meant."""
 
 
 def _unknown(loss: Loss) -> None:
@@ -72,7 +77,7 @@ def find_facts(study: Study, shapes: str | None = None, data: str | None = None)
 
     Raises:
         StudentError: the student has no configuration.
-        ConfigError: ``data`` is not of that form.
+        ConfigError: ``data`` is not of that form, or of rows that are not possible; or as ``student_config``.
         DataError: a file of rollouts or problems cannot be read.
     """
     config = student_config(study, shapes)
@@ -117,31 +122,47 @@ def find_facts(study: Study, shapes: str | None = None, data: str | None = None)
 
 
 def student_config(study: Study, shapes: str | None = None) -> PreTrainedConfig:
-    """The configuration of the student to be, or of ``shapes``: a ``config.json``, or a folder with one.
+    """The configuration of the student to be, or of ``shapes``: a ``config.json``, a folder with one, or a hub id.
 
     Of a hub id only the configuration is fetched.
 
     Raises:
         StudentError: there is none, or transformers does not know it.
+        ConfigError: there is no run that the student could continue.
+        StoreError: there is no store of that run.
     """
+    settings = study.student
+    if shapes is not None:
+        return _config_at(shapes, f"--shapes {shapes!r}")
+    if (earlier := continued_from(settings)) is not None:
+        return read_config(earlier)
+    if settings.model in (*TAUGHT, TEXT):
+        return made_config(settings)
+    return _config_at(settings.model, f"student {settings.model!r}")
+
+
+def _config_at(place: str, named: str) -> PreTrainedConfig:
     from transformers import AutoConfig
 
-    settings = study.student
-    if shapes is None and settings.model in (*TAUGHT, TEXT) and settings.from_run is None:
-        return made_config(settings)
-    if shapes is None and settings.from_run is not None:
-        raise StudentError("the student continues from a run of another store; name its config.json with --shapes.")
-    source = str(Path(shapes or settings.model).expanduser())
     try:
-        if Path(source).is_file():
-            raw = json.loads(Path(source).read_text())
-            return AutoConfig.for_model(raw.pop("model_type"), **raw)
-        return AutoConfig.from_pretrained(source if Path(source).is_dir() else settings.model, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+        path = local_path(place)
+        if path.is_dir():
+            return read_config(path)
+        if path.is_file():
+            raw = json.loads(path.read_text())
+            if not isinstance(raw, dict) or "model_type" not in raw:
+                raise ValueError("it names no model_type")
+            return AutoConfig.for_model(**raw)
+        if not is_hub_id(place):
+            raise ValueError("it is neither a file or folder here nor a hub id (owner/name)")
+        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except StudentError:
+        raise
+    except Exception as error:  # each family's own
         first = str(error).strip().partition("\n")[0].rstrip(".")
         raise StudentError(
-            f"student {source!r}: no usable config.json ({first}). A plan needs the student's shapes alone: name a "
-            "config.json, or a folder with one, with --shapes."
+            f"{named}: no usable config.json ({first}). A plan needs the student's shapes alone: with --shapes "
+            "`raygeo plan` takes them from a config.json, a folder with one, or a hub id."
         ) from error
 
 
@@ -150,12 +171,13 @@ Count = Callable[[Sequence[str]], list[int]]
 
 def _counter(study: Study, said: list[str]) -> Count:
     """A function from texts to their token counts."""
-    model = study.student.model
-    tokenizer: Any = made_tokenizer(study.student) if model in TAUGHT else None
-    if tokenizer is None and model != TEXT:
+    settings = study.student
+    tokenizer: Any = made_tokenizer(settings) if settings.built_in else None
+    if tokenizer is None and settings.model != TEXT:
         try:
-            if Path(model).expanduser().is_dir():
-                tokenizer = load_tokenizer(model)
+            folder = continued_from(settings) or Path(settings.model).expanduser()
+            if Path(folder).is_dir():
+                tokenizer = load_tokenizer(folder)
         except RaygeoError:
             tokenizer = None
     if tokenizer is None:
@@ -191,11 +213,21 @@ def _within(length: int, limit: int | None) -> int:
 
 
 def _assumed(data: str, limit: int | None) -> tuple[Texts, float, float]:
+    """Rows of so many tokens, and the mean tokens of their prompts and completions."""
     try:
         rows, prompt, completion = (float(part) for part in data.split(":"))
     except ValueError:
         raise ConfigError(f"--data {data!r} is not ROWS:PROMPT:COMPLETION (rows, and mean tokens of each).") from None
+    if not (1 <= rows <= MOST_ROWS and rows.is_integer()):
+        raise ConfigError(f"--data {data!r}: rows are a whole number from 1 to {MOST_ROWS:,}.")
+    if not all(0 < tokens <= MOST_TOKENS for tokens in (prompt, completion)):
+        raise ConfigError(f"--data {data!r}: mean tokens are numbers above 0, at most {MOST_TOKENS:,}.")
     whole = prompt + completion
+    if limit is not None and whole > limit:
+        raise ConfigError(
+            f"--data {data!r}: rows of {whole:g} tokens on average are longer than the {limit} that a row may have "
+            "(rollouts.max_tokens, or else the student's context)."
+        )
     return Texts(int(rows), whole, _within(max(round(4 * whole), 2), limit)), prompt, completion
 
 
