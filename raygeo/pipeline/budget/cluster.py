@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from raygeo.cluster.machine import machine_cores, machine_memory
+from raygeo.errors import ConfigError
 from raygeo.footprint.devices import DEVICES, GIB, Device, cpu, device_of_card, find_device
 from raygeo.footprint.need import Need
 from raygeo.pipeline.config import Study
@@ -61,28 +62,45 @@ def wants_gpu(study: Study) -> bool:
 
 
 def cluster_at_hand(study: Study, device: str | None = None, gpus: int | None = None) -> Cluster:
-    """The device named; else this machine's GPU; else, where the study asks for GPUs, one H100; else this CPU.
+    """The device named; else this machine's GPU; else, where the study asks for GPUs, one H100; else this CPU. ``gpus``
+    are how many of them, by default all of this machine's, or one.
 
     Raises:
-        ConfigError: ``device`` is no device.
+        ConfigError: ``device`` is no device, or there is nothing of which there could be so many ``gpus``.
     """
     machine, cores = machine_memory(), machine_cores()
-    if device is not None:
-        found = find_device(device, machine, cores)
-        if found.kind == "cpu":
-            return Cluster(None, 0, machine, cores, "this machine's CPU")
-        said = f"as named: {gpus or 1} x {found.name}, in a machine of {ELSEWHERE // GIB} GiB"
-        return Cluster(found, gpus or 1, max(machine, ELSEWHERE), cores, said)
+    named = None if device is None else find_device(device, machine, cores)
+    if gpus is not None:
+        _refuse_idle(study, gpus, named)
+    if named is not None and named.kind == "cpu":
+        return Cluster(None, 0, machine, cores, "this machine's CPU")
+    if named is not None:
+        said = f"as named: {gpus or 1} x {named.name}, in a machine of {ELSEWHERE // GIB} GiB"
+        return Cluster(named, gpus or 1, max(machine, ELSEWHERE), cores, said)
     if torch.cuda.is_available():
-        count = torch.cuda.device_count()
+        count = gpus or torch.cuda.device_count()
         card = torch.cuda.get_device_properties(0)
-        return Cluster(
-            device_of_card(card.name, card.total_memory), gpus or count, machine, cores, "the GPUs of this machine"
-        )
+        said = f"the GPUs of this machine: {count} x {card.name}"
+        return Cluster(device_of_card(card.name, card.total_memory), count, machine, cores, said)
     if wants_gpu(study):
-        said = f"no GPU here: an H100 in a machine of {ELSEWHERE // GIB} GiB assumed (--device names another)"
+        said = (
+            f"no GPU here: {gpus or 1} x h100 in a machine of {ELSEWHERE // GIB} GiB assumed (--device names another)"
+        )
         return Cluster(DEVICES["h100"], gpus or 1, max(machine, ELSEWHERE), cores, said)
     return Cluster(None, 0, machine, cores, "this machine's CPU")
+
+
+def _refuse_idle(study: Study, gpus: int, named: Device | None) -> None:
+    """Raise ``ConfigError`` where so many ``gpus`` are none, or would have nothing to do."""
+    if gpus < 1:
+        raise ConfigError(f"--gpus {gpus}: give 1 or more, or leave it out.")
+    if named is not None and named.kind == "cpu":
+        raise ConfigError(f"--gpus {gpus} is of GPUs, and --device {named.name} is none; leave one of the two out.")
+    if not wants_gpu(study):
+        raise ConfigError(
+            f"--gpus {gpus}: no stage of the study asks for GPUs, so they would be idle; let runs and actors have "
+            "them, as in --set training.gpus=1 --set actors.gpus=1, or leave --gpus out."
+        )
 
 
 def cluster_connected(study: Study) -> Cluster | None:
