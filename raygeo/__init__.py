@@ -1,11 +1,12 @@
 """raygeo: what each offline reasoning loss does to the weights of a student."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raygeo.pipeline.config import Study
+    from raygeo.pipeline.comparison import AnyModels
+    from raygeo.pipeline.config import Overrides, Study
     from raygeo.pipeline.results import Results
 
 __version__ = "0.1.0"
@@ -26,8 +27,8 @@ def open(location: str) -> "Results":
 def run(
     study: "str | PathLike[str] | Mapping[str, Any] | Study",
     *,
-    overrides: Sequence[str] = (),
-    store: str | None = None,
+    overrides: "Overrides" = (),
+    store: "str | PathLike[str] | None" = None,
     address: str | None = None,
     until: str | None = None,
     memory_check: bool = True,
@@ -38,7 +39,7 @@ def run(
 
     Args:
         study: a file, its settings as plain data, or a ``Study``.
-        overrides: settings over those, as ``a.b=c``.
+        overrides: settings over those: ``"a.b=c"``, several of these, or ``{"a.b": c}``.
         store: a path or URI in place of the study's own.
         address: a running Ray cluster; by default RAY_ADDRESS, else none.
         until: the last stage to run.
@@ -69,12 +70,12 @@ def run(
 
 def compare(
     base: "str | PathLike[str]",
-    models: "Mapping[str, str | PathLike[str]] | Sequence[str | PathLike[str]]",
+    models: "AnyModels",
     *,
     solutions: "str | PathLike[str] | None" = None,
     reference: str | None = None,
-    overrides: Sequence[str] = (),
-    store: str | None = None,
+    overrides: "Overrides" = (),
+    store: "str | PathLike[str] | None" = None,
     address: str | None = None,
     wait: bool = False,
 ) -> "Results":
@@ -82,12 +83,12 @@ def compare(
 
     Args:
         base: the model they were trained from, a folder or a hub id.
-        models: complete models, PEFT LoRA adapters or deltas of raygeo's, by name; those of a list are named after
-            their folders.
+        models: complete models, PEFT LoRA adapters or deltas of raygeo's, by name; those of a list, or a single
+            one, are named after their folders.
         solutions: JSON lines with ``prompt`` and ``completion``, on which likelihood, states and curvature are
             measured; without it only weights are compared.
         reference: the model that others are compared with in summaries; by default the first.
-        overrides: settings, as ``a.b=c``.
+        overrides: settings: ``"a.b=c"``, several of these, or ``{"a.b": c}``.
         store: a path or URI; by default ``store/comparison``.
         address: a running Ray cluster; by default RAY_ADDRESS, else none.
         wait: whether to wait while another process works on the store.
@@ -98,11 +99,10 @@ def compare(
     from raygeo.pipeline.comparison import plan_comparison
 
     plan = plan_comparison(
-        str(base),
-        [str(model) for model in (models.values() if isinstance(models, Mapping) else models)],
-        names=list(models) if isinstance(models, Mapping) else (),
+        base,
+        models,
         store=store,
-        solutions=None if solutions is None else str(solutions),
+        solutions=solutions,
         reference=reference,
         overrides=overrides,
     )

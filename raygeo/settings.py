@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import unicodedata
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -38,6 +39,27 @@ Name = Annotated[str, Field(max_length=200), AfterValidator(_checked_name)]
 """What something is called in tables, files and figures."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """The rate of a running mean."""
+
+
+def as_plain(value: Any) -> Any:
+    """A copy of settings that were given in Python, as a file holds them: paths are texts, mappings dictionaries."""
+    return _as_plain(value, {})
+
+
+def _as_plain(value: Any, copies: dict[int, Any]) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if id(value) in copies:
+        return copies[id(value)]
+    if isinstance(value, Mapping):
+        mapping = copies[id(value)] = {}
+        mapping.update((key, _as_plain(inner, copies)) for key, inner in value.items())
+        return mapping
+    if isinstance(value, list | tuple):
+        listed = copies[id(value)] = []
+        listed.extend(_as_plain(inner, copies) for inner in value)
+        return listed
+    return value
 
 
 def faults(raw: Any) -> Iterator[tuple[tuple[int | str, ...], str]]:

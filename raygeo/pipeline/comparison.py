@@ -1,7 +1,8 @@
 """What is compared, and how: the settings of ``raygeo compare``, from the command line or from a file."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,20 @@ from raygeo.models.loading import Loading
 from raygeo.paths import local_path
 from raygeo.pipeline.config import (
     GeometrySettings,
+    Overrides,
     ProbeSettings,
-    apply_override,
+    Written,
     find_own,
-    parse_settings,
     parse_written,
     read_written,
 )
 from raygeo.settings import AnyPlace, Name, Settings
 from raygeo.tables import BASE
+
+AnyModel = str | PathLike
+"""A folder or a hub id."""
+AnyModels = AnyModel | Sequence[AnyModel] | Mapping[str, AnyModel]
+"""Models, or one; by name, or named after their folders."""
 
 
 class Trained(Settings):
@@ -123,41 +129,51 @@ def lacking(solutions: bool) -> dict[Need, str]:
 
 
 def plan_comparison(
-    base: str,
-    models: Sequence[str],
+    base: AnyModel,
+    models: AnyModels,
     *,
     names: Sequence[str] = (),
-    store: str | None = None,
-    solutions: str | None = None,
+    store: "str | PathLike[str] | None" = None,
+    solutions: "str | PathLike[str] | None" = None,
     reference: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
 ) -> Comparison:
-    """Make settings of what was said on the command line; ``overrides`` are ``a.b=c`` over the other settings.
+    """Make settings of what was said on the command line; ``overrides`` go before the other settings.
 
-    Without ``names``, models are called after their folders, with as much of the path as tells them apart. Without
-    ``solutions``, the analyses that need texts are off.
+    Without ``names`` or a mapping by names, models are called after their folders, with as much of the path as tells
+    them apart. Without ``solutions``, the analyses that need texts are off.
 
     Raises:
         ConfigError: naming what is wrong.
     """
+    if isinstance(models, Mapping):
+        names, models = list(models), list(models.values())
+    elif isinstance(models, AnyModel):
+        models = [models]
+    if not isinstance(models, Sequence) or not all(isinstance(model, AnyModel) for model in [base, *models]):
+        raise ConfigError(
+            "models, and the base that they were trained from, are given as folders or hub ids, each a text."
+        )
+    if not models:
+        raise ConfigError(
+            f"there is nothing to compare with {str(base)!r}; give models that were trained from it, as in "
+            "raygeo compare BASE MODEL MODEL, or a file that has base and models, and whose name ends in .yaml."
+        )
     if names and len(names) != len(models):
         raise ConfigError(
             f"there are {len(models)} models and {len(names)} names; give --name once for each, or never."
         )
-    called = list(names) or name_models(models)
-    raw: dict[str, Any] = {
-        "base": base,
-        "models": [{"name": name, "model": model} for name, model in zip(called, models, strict=True)],
-        "reference_run": reference,
+    called = list(names) or name_models([str(model) for model in models])
+    raw = {
+        "base": str(base),
+        "models": [{"name": name, "model": str(model)} for name, model in zip(called, models, strict=True)],
     }
-    if store is not None:
-        raw["store"] = store
-    if solutions is not None:
-        raw["solutions"] = {"path": solutions}
-    for override in overrides:
-        apply_override(raw, override)
-    find_own(raw)
-    return parse_settings(Comparison, raw, "raygeo compare")
+    written = Written("raygeo compare", raw)
+    said = {"store": store, "reference_run": reference, "solutions": None if solutions is None else {"path": solutions}}
+    written.override({}, said)
+    written.override(overrides, {})
+    find_own(written.raw)
+    return parse_written(Comparison, written)
 
 
 def load_comparison(
@@ -166,7 +182,7 @@ def load_comparison(
     store: str | None = None,
     solutions: str | None = None,
     reference: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
 ) -> Comparison:
     """Read a comparison from a file; what was said on the command line goes before it.
 
@@ -174,6 +190,8 @@ def load_comparison(
         ConfigError: naming what is wrong.
     """
     written = read_written(path, "comparison")
+    if written.raw.keys() & {"rollouts", "runs"} and not written.raw.keys() & {"base", "models"}:
+        raise ConfigError(f"{path!r} holds a study; run it by raygeo run {path}.")
     said = {"store": store, "reference_run": reference, "solutions": None if solutions is None else {"path": solutions}}
     written.override(overrides, said)
     find_own(written.raw, path)

@@ -1,8 +1,7 @@
 """The study as typed models: one YAML file, refused before anything starts if a key or a value is wrong."""
 
 import re
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import islice
@@ -51,7 +50,7 @@ from raygeo.pipeline.written import Lines, read_yaml
 from raygeo.plugins import is_own, look_in, names_own
 from raygeo.search.settings import SweepSettings
 from raygeo.search.space import Range, Varied, below, refusal
-from raygeo.settings import AnyPlace, Name, Settings, faults
+from raygeo.settings import AnyPlace, Name, Settings, as_plain, faults
 from raygeo.toy.builtin import WordProblems
 from raygeo.toy.gym.family import LevelName
 from raygeo.toy.gym.student import FamilyName, GymStudent, Role
@@ -712,6 +711,9 @@ class Study(Settings):
 
 
 S = TypeVar("S", bound=Settings)
+Overrides = str | Sequence[str] | Mapping[str, Any]
+"""Settings that go before others: texts ``a.b=c``, or one, whose values are YAML, or values by places ``a.b``;
+``a.0.b`` indexes a list."""
 _MOST_BYTES, _MOST_LINES = 1 << 20, 20
 _NAMES = re.compile(r"[a-z][a-z0-9_.]*[a-z0-9]")
 """What may be the name of a setting in a sentence."""
@@ -720,12 +722,14 @@ _NAMES = re.compile(r"[a-z][a-z0-9_.]*[a-z0-9]")
 
 
 def load_study(
-    given: "str | PathLike[str] | Mapping[str, Any] | Study", overrides: Sequence[str] = (), store: str | None = None
+    given: "str | PathLike[str] | Mapping[str, Any] | Study",
+    overrides: Overrides = (),
+    store: "str | PathLike[str] | None" = None,
 ) -> Study:
-    """Read a study file, or the shipped study of that name, apply ``a.b=c`` overrides, and validate it.
+    """Read a study file, or the shipped study of that name, apply overrides, and validate it.
 
-    Values of overrides are YAML, and ``a.0.b`` indexes lists. In place of a file plain data or a study may be given.
-    Relative paths of data files in the study are left as they are: relative to the working directory.
+    In place of a file plain data or a study may be given. Relative paths of data files in the study are left as they
+    are: relative to the working directory.
 
     Raises:
         ConfigError: naming every wrong key or value with its line, what was read, and what is allowed.
@@ -733,10 +737,13 @@ def load_study(
     if isinstance(given, Study):
         written = Written("study", given.model_dump(mode="json"))
     elif isinstance(given, Mapping):
-        written = Written("study", deepcopy(dict(given)))
+        written = Written("study", as_plain(given))
+    elif not isinstance(given, str | PathLike):
+        kinds = "a file, the name of a shipped study, a mapping of settings or a Study"
+        raise ConfigError(f"a study is given as {kinds}, not as {type(given).__name__}.")
     else:
         written = read_written(given, "study")
-        if {"base", "models"} <= written.raw.keys():
+        if written.raw.keys() & {"base", "models"} and not written.raw.keys() & {"rollouts", "runs"}:
             raise ConfigError(f"{str(given)!r} holds a comparison; run it by raygeo compare {given}.")
     written.override(overrides, {"store": store})
     find_own(written.raw, *([] if isinstance(given, Study | Mapping) else [given]))
@@ -761,18 +768,18 @@ class Written:
     lines: Lines | None = None
     changed: dict[tuple[str, ...], str] = field(default_factory=dict)
 
-    def override(self, overrides: Sequence[str], options: Mapping[str, Any]) -> None:
-        """Change settings by ``a.b=c``, and by options of the same name that are given.
+    def override(self, overrides: Overrides, options: Mapping[str, Any]) -> None:
+        """Change settings by overrides, and by options of the same name that are given.
 
         Raises:
-            ConfigError: there is nothing to set.
+            ConfigError: there is nothing to set, or what is given is no override.
         """
-        for override in overrides:
-            apply_override(self.raw, override)
-            self.changed[tuple(override.partition("=")[0].split("."))] = f"--set {override}"
+        for place, value, said in _assignments(overrides):
+            _set(self.raw, place, value, said)
+            self.changed[tuple(place.split("."))] = said
         for name, value in options.items():
             if value is not None:
-                self.raw[name] = value
+                self.raw[name] = as_plain(value)
                 self.changed[name,] = f"--{name}"
 
     def where(self, location: Sequence[int | str], said: str) -> str:
@@ -857,9 +864,36 @@ def _listed(origin: str, said: list[str]) -> str:
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
     """Change plain settings by ``a.b=c``; raises ``ConfigError`` where there is nothing to set."""
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"--set {override!r} is not of the form a.b=c.")
+    _set(raw, *_assignment(override))
+
+
+def _assignments(overrides: Overrides) -> Iterator[tuple[str, Any, str]]:
+    """The place of each setting that is overridden, its value, and how errors name the override."""
+    if isinstance(overrides, Mapping):
+        for place, value in overrides.items():
+            yield str(place), as_plain(value), f"override {str(place)!r}"
+    elif isinstance(overrides, str):
+        yield _assignment(overrides)
+    elif isinstance(overrides, Sequence) and all(isinstance(override, str) for override in overrides):
+        yield from map(_assignment, overrides)
+    else:
+        raise ConfigError(f"overrides are texts as 'a.b=c', or a mapping of places 'a.b' to values, not {overrides!r}.")
+
+
+def _assignment(override: str) -> tuple[str, Any, str]:
+    place, equals, text = override.partition("=")
+    said = f"--set {override}"
+    if not equals or not place:
+        raise ConfigError(f"{said} is not of the form a.b=c.")
+    try:
+        value = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{said}: the value is not YAML: {error}") from error
+    return place, _number(value) if isinstance(value, str) else value, said
+
+
+def _set(raw: dict[str, Any], path: str, value: Any, said: str) -> None:
+    """Set what is at ``a.b`` in plain settings; ``said`` names in errors what asks for it."""
     *parents, last = path.split(".")
     node: Any = raw
     try:
@@ -867,17 +901,12 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
             if node is None:
                 raise TypeError
-        value = read_yaml(text)
-        if isinstance(value, str):
-            value = _number(value)
         if isinstance(node, list):
             node[int(last)] = value
         else:
             node[last] = value
     except (TypeError, ValueError, IndexError, AttributeError):
-        raise ConfigError(f"--set {override!r}: there is nothing to set at {path!r} in the study.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
+        raise ConfigError(f"{said}: there is nothing to set at {path!r} in the study.") from None
 
 
 def _number(text: str) -> Any:
