@@ -296,6 +296,15 @@ def test_folders_that_are_no_model_are_refused(odd, tmp_path):
             compare_models(plan_comparison(model, [model], store=str(tmp_path / "store")))
 
 
+def test_models_that_are_wrong_are_named_before_anything_is_written(models, tmp_path):
+    store = str(tmp_path / "store")
+    with pytest.raises(StudentError, match=r"raygeo compare BASE MODEL.*is a PEFT adapter of .*/base.*give its base"):
+        compare_models(plan_comparison(str(models / "one"), [str(models / "full")], store=store))
+    with pytest.raises(StudentError, match="neither a folder nor a hub id"):
+        compare_models(plan_comparison(str(models / "base"), [str(models / "three")], store=store))
+    assert not Path(store).exists()
+
+
 def test_a_store_that_holds_a_study_is_left_alone(models, store):
     store.write_bytes("study.yaml", b"name: x")
     with pytest.raises(ConfigError, match="holds a study"):

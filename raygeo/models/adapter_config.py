@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygeo.errors import DeltaError, StudentError
-from raygeo.models.folder import read_settings
+from raygeo.models.folder import ADAPTER_CONFIG, read_settings
 
-ADAPTER_CONFIG = "adapter_config.json"
 _MOST_MATCHES = 4_000_000
 
 

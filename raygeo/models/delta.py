@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raygeo.errors import DeltaError
-from raygeo.models.adapter_config import ADAPTER_CONFIG, AdapterConfig
+from raygeo.models.adapter_config import AdapterConfig
 from raygeo.models.checkpoint import Checkpoint, is_model
-from raygeo.models.folder import WEIGHTS
+from raygeo.models.folder import ADAPTER_CONFIG, WEIGHTS
 from raygeo.models.hub import find_model
 from raygeo.models.parameters import FLOATS
 from raygeo.models.tensors import Index, Stored, TensorFiles

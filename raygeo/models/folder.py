@@ -15,7 +15,7 @@ from raygeo.models.tensors import TensorFiles
 SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken", ".spm", ".bpe", ".codes", ".vocab")
 """Endings of the files that a model, an adapter or a delta and its tokenizer are read from."""
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-CONFIG = "config.json"
+CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 
 _SETTINGS_BYTES = 64 << 20
 _LAYERS = frozenset({"num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "decoder_layers"})
@@ -132,6 +132,30 @@ def read_settings(file: Path, damaged: str = "no usable settings") -> dict[str, 
     return found
 
 
+def check_model(folder: Path) -> None:
+    """Refuse a folder that holds no complete model, and say what it holds instead.
+
+    Raises:
+        StudentError: it has no ``config.json``.
+    """
+    if (folder / CONFIG).is_file():
+        return
+    if (folder / ADAPTER_CONFIG).is_file():
+        base = read_settings(folder / ADAPTER_CONFIG, f"no usable {ADAPTER_CONFIG}").get("base_model_name_or_path")
+        of, named = (f" of {base}", f" ({base})") if base else ("", ", which it does not name")
+        raise StudentError(
+            f"{folder} is a PEFT adapter{of}, and no complete model; give its base{named}, or the adapter merged into "
+            "it (PEFT's merge_and_unload, then save_pretrained)."
+        )
+    if any(folder.glob("*.gguf")):
+        raise StudentError(
+            f"{folder} holds GGUF files, which are not read; give the model they were made from, as safetensors."
+        )
+    raise StudentError(
+        f"{folder} holds no {CONFIG}, so it is no complete model; give a folder that save_pretrained wrote."
+    )
+
+
 def check_config(folder: Path) -> None:
     """Refuse a model whose configuration would have other code run or other files read, or more made than it has.
 
@@ -139,8 +163,9 @@ def check_config(folder: Path) -> None:
         StudentError: ``config.json`` is missing or no JSON object; it names a kernel of the hub or a file of weights;
             it asks for more layers than there are tensors; or there is an adapter beside it.
     """
+    check_model(folder)
     settings = read_settings(folder / CONFIG, f"no usable {CONFIG}")
-    if (folder / "adapter_config.json").exists():
+    if (folder / ADAPTER_CONFIG).exists():
         raise StudentError(
             f"{folder} holds an adapter beside a model, and it is not clear which is meant; put them into folders of "
             "their own."

@@ -28,9 +28,14 @@ def find_model(model: AnyPath) -> Path:
     """
     try:
         source = local_path(model)
-        known = source.is_dir()
+        known, is_file = source.is_dir(), source.is_file()
     except (ValueError, OSError) as error:
         raise StudentError(f"the model {str(model)!r} is neither a folder nor a hub id: {error}.") from error
+    if is_file:
+        also = ", and GGUF is not read" if source.suffix == ".gguf" else ""
+        raise StudentError(
+            f"the model {str(model)!r} is a file{also}; give a folder with config.json, safetensors and a tokenizer."
+        )
     if not known and (not isinstance(model, str) or _HUB_ID.fullmatch(model) is None):
         raise StudentError(f"the model {str(model)!r} is neither a folder nor a hub id (owner/name).")
     folder = source if known else _fetch(str(model))

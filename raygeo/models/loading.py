@@ -14,7 +14,7 @@ from torch import nn
 
 from raygeo.errors import StudentError
 from raygeo.models.attention import check_name, is_flash
-from raygeo.models.folder import CONFIG, check_config, read_settings, weight_files
+from raygeo.models.folder import CONFIG, check_config, check_model, read_settings, weight_files
 from raygeo.models.hub import find_model
 from raygeo.models.tensors import TensorFiles
 from raygeo.settings import Settings
@@ -125,6 +125,7 @@ def load_tokenizer(path: AnyPath) -> PreTrainedTokenizerBase:
 
     source = find_model(path)
     if not any((source / name).is_file() for name in _TOKENIZER_FILES):
+        check_model(source)
         raise StudentError(f"student {str(path)!r}: no tokenizer in this folder; save the model's own beside it.")
     if (source / CONFIG).is_file():  # it is read too
         check_config(source)

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from raygeo.errors import DeltaError
-from raygeo.models.adapter_config import ADAPTER_CONFIG, AdapterConfig
+from raygeo.models.adapter_config import AdapterConfig
 from raygeo.models.delta import ADAPTER_FILE, Delta, LowRank, module_name, open_delta, shard_file
+from raygeo.models.folder import ADAPTER_CONFIG
 from raygeo.store import AnyPath
 
 REVISION = 1

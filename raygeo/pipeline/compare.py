@@ -16,7 +16,7 @@ from raygeo.errors import ConfigError, DataError
 from raygeo.generation.renderer import renderer_for
 from raygeo.interrupts import handled
 from raygeo.models.loading import context_length, load_tokenizer, read_config
-from raygeo.pipeline.compared import Models, provide_models
+from raygeo.pipeline.compared import Models, find_models, provide_models
 from raygeo.pipeline.comparison import Comparison
 from raygeo.pipeline.config import study_yaml
 from raygeo.pipeline.context import StageContext, timed_stage
@@ -65,6 +65,7 @@ def compare_models(
     """
     know(comparison.geometry.own)
     progress = progress or Progress()
+    find_models(comparison)  # what is wrong with them is told before Ray is started
     store = Store(comparison.store)
     if store.read_bytes("study.yaml") is not None:
         raise ConfigError(f"{store.location} holds a study, whose tables would be lost; give another --store.")

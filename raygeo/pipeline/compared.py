@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from raygeo.errors import DeltaError, RaygeoError
+from raygeo.errors import DeltaError, RaygeoError, StudentError
 from raygeo.geometry.weights.base import BaseWeights
 from raygeo.models.adapter_config import AdapterConfig
 from raygeo.models.checkpoint import Checkpoint, is_model
 from raygeo.models.delta import check_finite, open_delta
+from raygeo.models.folder import check_model, weight_files
 from raygeo.models.hub import find_model
 from raygeo.models.run import Run
 from raygeo.paths import local_path
@@ -39,10 +40,28 @@ class Models:
     unchecked: list[str]
 
 
+def find_models(comparison: Comparison) -> list[Path]:
+    """Folders of the base and of the models, in order; what is not on this machine is fetched.
+
+    Raises:
+        StudentError: one cannot be found, or the base is no complete model.
+    """
+    base, *models = (find_model(model) for model in (comparison.base, *(given.model for given in comparison.models)))
+    if not is_model(base):
+        try:
+            check_model(base)
+            weight_files(base)
+        except StudentError as error:
+            raise StudentError(
+                f"the base {comparison.base!r}, which comes before what was trained from it (raygeo compare BASE "
+                f"MODEL...): {error}"
+            ) from error
+    return [base, *models]
+
+
 def provide_models(context: StageContext, comparison: Comparison) -> Models:
     """Put the base and the models into the store, refuse those that do not belong together, and publish the runs."""
-    store = context.store
-    sources = [find_model(model) for model in (comparison.base, *(compared.model for compared in comparison.models))]
+    store, sources = context.store, find_models(comparison)
     with ThreadPoolExecutor() as threads:
         base_key, *keys = threads.map(hash_folder, sources)
     base = _link(context, KIND, base_key, sources[0])

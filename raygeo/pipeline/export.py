@@ -20,8 +20,9 @@ from raygeo.evaluation.harness import FOLDER, save_task, task_name
 from raygeo.generation.renderer import ChatRenderer, PlainRenderer, Renderer, renderer_for
 from raygeo.generation.renderer.conversation import is_conversation
 from raygeo.generation.vllm import VllmSettings
-from raygeo.models.adapter_config import ADAPTER_CONFIG, AdapterConfig
+from raygeo.models.adapter_config import AdapterConfig
 from raygeo.models.delta import ADAPTER_FILE, open_delta
+from raygeo.models.folder import ADAPTER_CONFIG
 from raygeo.models.loading import load_tokenizer
 from raygeo.models.merge import merge_run
 from raygeo.outputs import output_folder, writing

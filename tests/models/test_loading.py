@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -6,7 +8,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from raygeo.errors import StudentError
-from raygeo.models.loading import load_student, load_tokenizer
+from raygeo.models.loading import load_student, load_tokenizer, read_config
 from raygeo.toy.architecture import build_model
 from raygeo.toy.word_problems import word_tokenizer
 
@@ -42,6 +44,43 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
     build_model(TINY, word_tokenizer(), seed=0).save_pretrained(tmp_path)
     with pytest.raises(StudentError, match="tokenizer"):
         load_student(tmp_path)
+
+
+@pytest.mark.parametrize("tokenizer", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"base_model_name_or_path": "some/base"}, r"is a PEFT adapter of some/base, .* give its base \(some/base\)"),
+        ({"peft_type": "LORA"}, "is a PEFT adapter, .* give its base, which it does not name"),
+    ],
+)
+def test_an_adapter_is_told_from_a_model_and_its_base_is_named(tmp_path, tokenizer, settings, said):
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    if tokenizer:
+        word_tokenizer().save_pretrained(tmp_path)
+        assert load_tokenizer(tmp_path)("Ivy").input_ids
+    for load in (read_config, load_student):
+        with pytest.raises(StudentError, match=said):
+            load(tmp_path)
+
+
+def test_what_a_folder_lacks_or_holds_instead_of_a_model_is_named(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(StudentError, match=r"holds no config\.json, so it is no complete model"):
+        load_student(folder)
+    (folder / "model-q4.gguf").write_bytes(b"GGUF")
+    with pytest.raises(StudentError, match="holds GGUF files, which are not read"):
+        load_student(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("config.json", "is a file; give a folder"), ("q4.gguf", "GGUF is not read; give a folder")]
+)
+def test_a_file_is_no_model(folder, name, said, monkeypatch):
+    (folder / name).touch()
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(StudentError, match=said):
+        load_student(f"{folder.name}/{name}")
 
 
 def test_a_folder_without_weights_is_refused(folder):
