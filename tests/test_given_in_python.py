@@ -127,3 +127,20 @@ def test_a_comparison_is_not_taken_for_a_study(tmp_path, text):
     file.write_text(text)
     with pytest.raises(ConfigError, match=f"'{file}' holds a comparison; run it by raygeo compare {file}"):
         load_study(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("models:\n- {name: x, model: a}\n- {name: x, model: b}\n", r"4: models\.1\.name: x names more than one model"),
+        ("models:\n- {name: base, model: a}\n", r"3: models\.0\.name: a model cannot be named 'base'"),
+        ("models: [{name: x, model: a}]\nreference_run: y\n", r"3: reference_run: the reference 'y' is none of x"),
+        ("models: [a, b]\n", r"2: models\.0: write a mapping of settings \(name, model, trained\) \(read 'a'\)"),
+        ("models: [{name: x, model: a}]\ngeometry:\n  outputs: {}\n", r"4: geometry\.outputs is measured on texts"),
+    ],
+)
+def test_what_is_wrong_in_the_file_of_a_comparison_is_named_with_its_line(tmp_path, text, said):
+    file = tmp_path / "comparison.yaml"
+    file.write_text(f"base: a\n{text}")
+    with pytest.raises(ConfigError, match=rf"- {file}:{said}"):
+        load_comparison(str(file))

@@ -25,6 +25,7 @@ from raygeo.pipeline.config import (
     parse_written,
     read_written,
 )
+from raygeo.search.space import refusal
 from raygeo.settings import AnyPlace, Name, Settings
 from raygeo.tables import BASE
 
@@ -99,13 +100,16 @@ class Comparison(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> "Comparison":
         names = [compared.name for compared in self.models]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"{', '.join(twice)} names more than one model; give each a --name of its own")
-        if BASE in names:
-            raise ValueError(f"a model cannot be named {BASE!r}, which is what all are compared with; use --name")
+        for index, name in enumerate(names):
+            place = ("models", index, "name")
+            if name in names[:index]:
+                raise refusal(place, name, f"{name} names more than one model; give each a --name of its own")
+            if name == BASE:
+                said = f"a model cannot be named {BASE!r}, which is what all are compared with; use --name"
+                raise refusal(place, name, said)
         if self.reference_run is not None and self.reference_run not in names:
-            raise ValueError(f"the reference {self.reference_run!r} is none of {', '.join(names)}")
+            said = f"the reference {self.reference_run!r} is none of {', '.join(names)}"
+            raise refusal(("reference_run",), self.reference_run, said)
         self.geometry.refuse_lacking(lacking(self.solutions is not None))
         return self
 
