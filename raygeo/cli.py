@@ -2,10 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from difflib import get_close_matches
 from pathlib import Path
 from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated, Any
@@ -123,6 +122,7 @@ def studies(
 ) -> None:
     """List the shipped studies, which `run`, `plan` and `doctor` know by name; with a name, print its file."""
     from raygeo.errors import ConfigError
+    from raygeo.nearest import hint
     from raygeo.pipeline.shipped import shipped_studies
 
     known = shipped_studies()
@@ -136,7 +136,7 @@ def studies(
         typer.echo("raygeo studies NAME > mine.yaml copies one, to be changed.")
         return
     if name not in known:
-        raise ConfigError(f"{name!r} is no shipped study; {_near(name, known, 'they are')}")
+        raise ConfigError(f"{name!r} is no shipped study; {hint(name, known, 'they are')}")
     typer.echo(known[name].text, nl=False)
 
 
@@ -152,16 +152,16 @@ def _progress(quiet: bool, verbose: bool) -> "Progress":
     return Progress(Console(stderr=True, quiet=quiet))
 
 
+def _check_page(name: str | None, page: Path | None, as_json: bool) -> None:
+    """Refuse what a page of all would leave unheard."""
+    if page is not None and (name is not None or as_json):
+        raise typer.BadParameter("give --page alone: it is the page of all, as Markdown")
+
+
 def _say_json(plain: Any) -> None:
     from raygeo.plain import as_json
 
     typer.echo(as_json(plain))
-
-
-def _near(name: str, known: Iterable[str], said: str) -> str:
-    """What to say to whoever names something that there is not."""
-    near = get_close_matches(name, known, 1)
-    return f"did you mean {near[0]!r}?" if near else f"{said} {', '.join(known)}."
 
 
 @app.command()
@@ -266,6 +266,7 @@ def losses(
     from raygeo.losses.registry import LOSSES, ORIGINS, unknown
     from raygeo.outputs import output_file, write_output
 
+    _check_page(name, page, as_json)
     if name is not None and name not in LOSSES:
         raise ConfigError(f"{unknown(name)}.")
     console = Console()
@@ -314,15 +315,17 @@ def analyses(
     from raygeo.analyses.reference import NEEDS, entry, plain_entry, reference_page
     from raygeo.analyses.registry import analyses, origins
     from raygeo.errors import ConfigError
+    from raygeo.nearest import hint
     from raygeo.outputs import output_file, write_output
 
+    _check_page(name, page, as_json)
     known, console = analyses(), Console()
     if page is not None:
         write_output(output_file(page), reference_page())
         console.print(f"{page}: {len(known)} analyses")
         return
     if name is not None and name not in known:
-        raise ConfigError(f"{name!r}: no such analysis; {_near(name, known, 'the analyses are')}")
+        raise ConfigError(f"{name!r}: no such analysis; {hint(name, known, 'the analyses are')}")
     found = origins()
     if as_json:
         plain = {key: plain_entry(analysis) | {"from": found[key]} for key, analysis in known.items()}
@@ -429,14 +432,15 @@ def export(
 @app.command()
 def ui(
     store: Annotated[str, typer.Argument(help="Path of a store.")],
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
-    """Open MLflow over a store's runs on 127.0.0.1 (Ctrl-C ends it)."""
+    """Open MLflow over a study's runs on 127.0.0.1 (Ctrl-C ends it)."""
     from raygeo.paths import without_credentials
     from raygeo.store import Store
     from raygeo.store.copying import point_artifacts
     from raygeo.tracking import tracking_uri
     from raygeo.tracking.pages import pages_of
+    from raygeo.tracking.server import check_free
 
     opened = Store.found(store)
     uri = tracking_uri(opened)
@@ -446,6 +450,7 @@ def ui(
         return
     if "MLFLOW_TRACKING_URI" not in os.environ:
         point_artifacts(opened)
+    check_free(port)
     typer.echo(f"MLflow over {uri}: {pages_of(opened, uri, f'http://127.0.0.1:{port}')}")
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]

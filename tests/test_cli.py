@@ -84,11 +84,34 @@ def test_losses_prints_one_in_full(monkeypatch):
         )
 
 
-@pytest.mark.parametrize(("name", "said"), [("dop", "did you mean 'dpo'"), ("zzz", "the types are sft, rft")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("dop", "did you mean 'dpo'"), ("SFT", "did you mean 'sft'"), ("zzz", "the types are sft, rft")],
+)
 def test_losses_refuses_what_is_none(name, said):
     result = run("losses", name)
     assert isinstance(result.exception, ConfigError)
     assert said in str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["losses", "analyses"])
+@pytest.mark.parametrize("other", ["sft", "nonsense", "--json"])
+def test_a_page_of_all_is_asked_for_alone(command, other, tmp_path):
+    done = run(command, other, "--page", str(tmp_path / "page.md"))
+    assert done.exit_code == 2
+    assert "give --page alone" in done.output
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_an_analysis_is_meant_in_whatever_case():
+    assert "did you mean 'cka'?" in str(run("analyses", "CKA").exception)
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "65536"])
+def test_ui_refuses_what_is_no_port(port, tmp_path):
+    done = run("ui", str(tmp_path), "--port", port)
+    assert done.exit_code == 2
+    assert "--port" in done.output
 
 
 def test_losses_and_analyses_as_json_have_every_one_with_its_options():

@@ -1,6 +1,8 @@
 """Commands that open a store or ask Ray; those that only tell are in ``test_cli``."""
 
 import json
+import socket
+import sqlite3
 
 import pytest
 import yaml
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 from raygeo.cli import app
 from raygeo.errors import ClusterError, ConfigError, NoStoreError, StoreError
 from raygeo.records import RunRecord
+from raygeo.store import Store
 from raygeo.tables import to_arrow
 
 pytestmark = pytest.mark.cluster
@@ -62,6 +65,34 @@ def test_a_folder_that_is_no_store_is_refused_and_left_as_it_is(arguments, kind,
     assert isinstance(refused, NoStoreError)
     assert str(refused).endswith(f"{kind} holds neither a study nor a comparison; make one with `raygeo run`.")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_store_is_looked_for_where_studies_put_theirs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Store(tmp_path / "store" / "mine").publish_rows("runs", to_arrow("runs", []))
+    (tmp_path / "study.yaml").write_text("name: mine")
+    assert str(run("show", "mine").exception) == "there is no store at 'mine'; did you mean 'store/mine'?"
+    assert str(run("report", "study.yaml").exception) == "'study.yaml' is a file; give the folder of a store."
+
+
+def test_ui_says_that_nothing_was_logged(store):
+    store.publish_rows("runs", to_arrow("runs", []))
+    refused = run("ui", store.location).exception
+    assert isinstance(refused, StoreError)
+    assert "a comparison is not" in str(refused)
+    assert store.read_bytes("mlflow.db") is None
+
+
+def test_ui_says_that_its_port_is_taken(store):
+    store.publish_rows("runs", to_arrow("runs", []))
+    sqlite3.connect(store.path("mlflow.db")).close()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        refused = run("ui", store.location, "--port", str(port)).exception
+    assert isinstance(refused, ConfigError)
+    assert f"port {port} cannot be used: Address already in use" in str(refused)
 
 
 def test_ui_names_the_tracking_server(store, monkeypatch):

@@ -19,6 +19,7 @@ from raygeo.errors import ConfigError, DataError, DeltaError, StudentError
 from raygeo.pipeline.compare import NOT_ASKED, SAID_OF_SOME, UNKNOWN, compare_models
 from raygeo.pipeline.comparison import load_comparison, name_models, plan_comparison
 from raygeo.pipeline.config import load_study
+from raygeo.pipeline.published import finished_run
 from raygeo.store import Store
 
 pytestmark = pytest.mark.cluster
@@ -108,6 +109,11 @@ def test_the_page_says_what_is_not_known(compared):
         assert claim not in page
     assert "half is stored as BF16" in page
     assert "full is stored as" not in page
+
+
+def test_a_model_that_was_compared_is_no_run_to_start_from(compared, models):
+    with pytest.raises(ConfigError, match=f"was compared there and not trained; what it is lies at {models}/one"):
+        finished_run(compared, "one", "run 'one'")
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -7,7 +7,6 @@ workers run. A study may name a class that is in no package by ``type: module:cl
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import Discriminator, SerializeAsAny, TypeAdapter, ValidatorFuncti
 import raygeo.losses as package
 from raygeo.errors import ConfigError
 from raygeo.losses.base import Loss
+from raygeo.nearest import nearest
 from raygeo.plugins import installed, is_own, named
 from raygeo.search.naming import describe
 from raygeo.search.space import Place
@@ -45,8 +45,8 @@ def find_losses() -> dict[str, tuple[type[Loss], str]]:
 
 def unknown(name: object) -> str:
     """What to say to whoever names a loss that does not exist."""
-    near = get_close_matches(str(name), LOSSES, 1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest(str(name), LOSSES)
+    hint = f" (did you mean {near!r}?)" if near else ""
     return f"{name!r} is not a loss{hint}; the types are {', '.join(LOSSES)}"
 
 

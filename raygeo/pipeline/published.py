@@ -1,6 +1,5 @@
 """What a store has published, read without what makes it: tables, runs, and the numbers that pages and MLflow show."""
 
-import difflib
 from collections import defaultdict
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ import pyarrow as pa
 from raygeo.analyses.registry import know, own_analysis, schemas
 from raygeo.data.teacher import TOP_COLUMNS
 from raygeo.errors import ConfigError, StoreError
+from raygeo.nearest import hint
 from raygeo.pipeline.config import StudentSettings
 from raygeo.pipeline.standing import own_analyses
 from raygeo.records import RunRecord
@@ -41,14 +41,17 @@ def finished_run(store: Store, name: str, asked: str) -> dict[str, Any]:
     """
     runs = {row["run"]: row for row in store.table("runs").to_pylist() if row["run"] is not None}
     if name not in runs:
-        near = difflib.get_close_matches(name, runs, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(runs) or 'none yet; run its study first'}."
-        raise ConfigError(f"{asked} is not a run of {store.location}; {hint}")
+        said = hint(name, runs, "it has") if runs else "it has none yet; run its study first."
+        raise ConfigError(f"{asked} is not a run of {store.location}; {said}")
     run = runs[name]
     if (record := RunRecord.of(run)).leg is not None:
         raise ConfigError(
             f"{asked} of {store.location} is what stage {record.leg} of {record.leg_of} changed, which is no model by "
             f"itself; give {record.leg_of}, which has all of its stages."
+        )
+    if record.model is not None:
+        raise ConfigError(
+            f"{asked} of {store.location} was compared there and not trained; what it is lies at {record.model}."
         )
     if run["status"] != "finished":
         raise ConfigError(

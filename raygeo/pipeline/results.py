@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from raygeo.errors import ConfigError, DeltaError
 from raygeo.models.delta import Delta, open_delta
 from raygeo.models.loading import load_model, load_tokenizer
 from raygeo.models.merge import add_deltas
+from raygeo.nearest import hint
 from raygeo.pipeline.published import KIND, finished_run, measured, own_loaded, published_tables
 from raygeo.pipeline.reference_run import reference_run
 from raygeo.pipeline.standing import known_about
@@ -75,7 +75,7 @@ class Results:
         """
         seen, known = self.seen, {plot.name: plot for plot in self.parts.figures}
         if name not in known:
-            raise ConfigError(f"there is no figure {name!r}; {_near(name, list(known), 'the figures are')}")
+            raise ConfigError(f"there is no figure {name!r}; {hint(name, list(known), 'the figures are')}")
         failures = Failures()
         drawn = draw_figures(seen, replace(self.parts, figures=(known[name],)), failures)
         for error in failures.reasons.values():
@@ -102,7 +102,7 @@ class Results:
         """
         names = self.seen.names
         if name not in (BASE, *names):
-            raise ConfigError(f"{self.store.shown} has no run {name!r}; {_near(name, names, 'its runs are')}")
+            raise ConfigError(f"{self.store.shown} has no run {name!r}; {hint(name, names, 'its runs are')}")
         accuracy = {row["benchmark"]: row for row in self.seen.rows("accuracy", run=name)}
         return Trained(self.store, name, self.seen.records.get(name), accuracy, self._metrics.get(name, {}))
 
@@ -218,8 +218,3 @@ class _Tables(Mapping[str, pa.Table]):
 
     def __repr__(self) -> str:
         return f"<tables: {', '.join(self._names) or 'none'}>"
-
-
-def _near(name: str, known: list[str], said: str) -> str:
-    near = get_close_matches(name, known, 1)
-    return f"did you mean {near[0]!r}?" if near else f"{said} {', '.join(known) or 'none'}."

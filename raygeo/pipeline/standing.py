@@ -106,8 +106,9 @@ def known_about(store: Store) -> PageContext:
     about = read_about(store)
     if about is not None:
         return about
-    store.check_used()
     study, comparison = store.read_bytes(STUDY), store.read_bytes(COMPARISON)
+    if study is None and comparison is None and not store.names():
+        raise store.unused()
     settings = without_credentials((study or comparison or b"").decode(errors="replace"))
     raw = _plain(settings)
     compared = study is None and comparison is not None

@@ -4,12 +4,12 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
 
 from raygeo.errors import ConfigError
+from raygeo.nearest import hint
 from raygeo.store.contents import CHECKPOINTS, DELTAS, JOURNALS, RAY, SNAPSHOTS, Contents, Item
 from raygeo.store.files import SCRATCH
 from raygeo.store.ledger import FOLDER, Ledger
@@ -141,10 +141,9 @@ def named(contents: Contents, what: str) -> list[Removal]:
     if what in kinds or f"units/{what}" in kinds:
         tables = {what, f"units/{what}"} & kinds
         return [Removal(item, f"{item.kind} were named") for item in contents.items.values() if item.kind in tables]
-    known = [*runs, *contents.studies, *sorted(kinds)]
-    near = get_close_matches(what, known, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known) or 'none'}."
-    raise ConfigError(f"{what!r} is no run, study or kind in {contents.store.shown}; {hint}")
+    known = [*runs, *contents.studies, *sorted(kind.removeprefix("units/") for kind in kinds)]
+    said = hint(what, known, "there are")
+    raise ConfigError(f"{what!r} is no run, study or kind in {contents.store.shown}; {said}")
 
 
 def _of_run(contents: Contents, name: str, key: str) -> list[Removal]:

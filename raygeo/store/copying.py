@@ -233,10 +233,13 @@ def point_artifacts(store: Store) -> None:
     """Let MLflow's database in a local store name the artifacts beside it, wherever the store lay before.
 
     Raises:
-        StoreError: the database is damaged or cannot be written.
+        StoreError: there is no database, or it is damaged or cannot be written.
     """
     if store.filesystem.get_file_info(store.path(MLFLOW)).type != fs.FileType.File:
-        return
+        raise StoreError(
+            f"nothing of {store.shown} was logged to MLflow here: a study is as it runs, a comparison is not. "
+            "`raygeo show` prints what a store holds, and report.html is its page."
+        )
     try:
         with closing(sqlite3.connect(store.path(MLFLOW))) as database:
             relocate(database, store.shown, store)

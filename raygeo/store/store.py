@@ -8,6 +8,8 @@ from raygeo.store.folders import Folders
 from raygeo.store.ledger import FOLDER as STUDIES
 from raygeo.store.tables import Tables
 
+BESIDE = "store"
+"""The folder that studies put their stores into unless they say where."""
 LEASE, COPYING, TRACKED = "lease.json", "copying.json", "outbox/study.json"
 """What lies in a store while a process writes to it, in a copy until it is whole, and where MLflow was told of it."""
 
@@ -30,7 +32,14 @@ class Store(Tables, Folders):
             NoStoreError: there is none.
             StoreError: the location cannot be reached.
         """
-        store = cls(location, create=False)
+        try:
+            store = cls(location, create=False)
+        except NoStoreError as error:
+            if Path(location).is_file():
+                raise NoStoreError(f"{str(location)!r} is a file; give the folder of a store.") from error
+            if (beside := Path(BESIDE, location)).is_dir():
+                raise NoStoreError(f"there is no store at {str(location)!r}; did you mean '{beside}'?") from error
+            raise
         store.check_used()
         return store
 
@@ -42,4 +51,8 @@ class Store(Tables, Folders):
         """
         begun = any(self._is_file(self.path(name)) for name in (LEASE, COPYING, TRACKED))
         if not (begun or self.names() or self.folders("units") or self.files(STUDIES, ".json")):
-            raise NoStoreError(f"{self.shown} holds neither a study nor a comparison; make one with `raygeo run`.")
+            raise self.unused()
+
+    def unused(self) -> NoStoreError:
+        """What to say where there is neither a study nor a comparison."""
+        return NoStoreError(f"{self.shown} holds neither a study nor a comparison; make one with `raygeo run`.")

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import socket
 from http import HTTPStatus
 from urllib.parse import unquote, urlsplit
 
@@ -62,6 +63,20 @@ def open_client(uri: str) -> MlflowClient:
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     return MlflowClient(uri)
+
+
+def check_free(port: int) -> None:
+    """See that a server can be started at this port of 127.0.0.1.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    with socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(f"port {port} cannot be used: {error.strerror}; give another with --port.") from error
 
 
 def is_away(error: BaseException) -> bool:

@@ -172,6 +172,9 @@ def test_what_another_version_noted_is_taken_as_far_as_it_is_known(store):
 def test_an_empty_folder_holds_nothing(store):
     with pytest.raises(StoreError, match="holds neither a study nor a comparison"):
         rewrite_report(store)
+    store.write_unit("left", {"counts": []})
+    with pytest.raises(StoreError, match="holds neither a study nor a comparison"):
+        rewrite_report(store)
 
 
 @pytest.fixture

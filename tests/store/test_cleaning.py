@@ -197,6 +197,8 @@ def test_a_kind_goes_and_other_names_are_refused(store):
     store.write_unit("a", {"counts": ROWS})
     with pytest.raises(ConfigError, match="did you mean 'checkpoints'"):
         named(Contents(store), "checkpoint")
+    with pytest.raises(ConfigError, match="did you mean 'counts'"):
+        named(Contents(store), "Count")
     assert run("rm", store.location, "checkpoints", "counts", "--yes").exit_code == 0
     assert store.folders("checkpoints") == []
     assert store.units("counts") == set()
