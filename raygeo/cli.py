@@ -87,7 +87,7 @@ def run(
         if dry_run:
             from raygeo.pipeline.rehearsal import rehearse_study
 
-            if not rehearse_study(given, address=address, until=until):
+            if not rehearse_study(given, address=address, until=until, quiet=quiet):
                 raise typer.Exit(1)
             return
         from raygeo.pipeline.study import run_study

@@ -10,7 +10,7 @@ from study_cases import tiny_study
 from typer.testing import CliRunner
 
 from raygeo.cli import app
-from raygeo.errors import ClusterError, ConfigError, NoStoreError, StoreError
+from raygeo.errors import ClusterError, ConfigError, DataError, NoStoreError, StoreError
 from raygeo.records import RunRecord
 from raygeo.store import Store
 from raygeo.tables import to_arrow
@@ -127,8 +127,34 @@ def test_a_dry_run_says_where_no_store_can_be_made(ray_session, tmp_path):
     (tmp_path / "file").write_text("")
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(tiny_study()))
-    result = run("run", str(file), "--dry-run", "--store", str(tmp_path / "file" / "store"))
-    assert isinstance(result.exception, StoreError)
+    for place in (tmp_path / "file" / "store", tmp_path / "file"):
+        result = run("run", str(file), "--dry-run", "--store", str(place))
+        assert isinstance(result.exception, StoreError)
+        assert "Not a directory" in str(result.exception)
+        plan = json.loads(run("plan", str(file), "--store", str(place), "--json").output)
+        assert "Not a directory" in plan["here"][0]
+
+
+def test_a_dry_run_that_is_quiet_prints_what_is_wrong_alone(ray_session, tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(tiny_study(store=str(tmp_path / "store"))))
+    result = run("run", str(file), "--dry-run", "-q")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_what_a_run_would_refuse_of_its_rollouts_is_planned_and_rehearsed(ray_session, tmp_path):
+    file, refused = tmp_path / "study.yaml", "cannot hold out 0.999 of 30 prompts"
+    file.write_text(yaml.safe_dump(tiny_study(store=str(tmp_path / "store"))))
+    many = ("--set", "rollouts.heldout=0.999")
+    result = run("run", str(file), "--dry-run", *many)
+    assert isinstance(result.exception, DataError)
+    assert refused in str(result.exception)
+    planned = run("plan", str(file), *many)
+    assert planned.exit_code == 1
+    assert f"a run would refuse it: {refused}" in planned.output
+    plan = json.loads(run("plan", str(file), *many, "--json").output)
+    assert refused in plan["refused"][0]
+    assert run("plan", str(file), *many, "--data", "100:10:20").exit_code == 0
 
 
 def test_a_plan_as_json_is_one_object(tmp_path):

@@ -112,11 +112,8 @@ def provide_rollouts(context: StudyContext, student: Student) -> Rollouts:
     renderer = renderer_for(load_tokenizer(student.folder), context.study.student.chat)
     room = context_length(read_config(student.folder))
     made = store.finished(("rollouts", "set_aside", "counts"))
-    if room is not None and (settings.max_tokens or 0) > room and not made:
-        raise DataError(
-            f"rollouts.max_tokens is {settings.max_tokens}, and the student reads {room} tokens at most (its context); "
-            "leave it out, or set it lower."
-        )
+    if not made:
+        check_max_tokens(context.study, room)
     limit = row_limit(context.study, room)
     asked = _asked_grading(context, renderer)
     source = _sampled(context, student, renderer, asked.grading) if settings.sample else _read(settings.read)
@@ -155,6 +152,20 @@ def row_limit(study: Study, room: int | None) -> Limit | None:
     if most is not None:
         return Limit(most, "max_tokens")
     return None if room is None else Limit(room)
+
+
+def check_max_tokens(study: Study, room: int | None) -> None:
+    """Refuse rows for which the student's context has no ``room``.
+
+    Raises:
+        DataError: they may be longer.
+    """
+    most = study.rollouts.max_tokens
+    if room is not None and most is not None and most > room:
+        raise DataError(
+            f"rollouts.max_tokens is {most}, and the student reads {room} tokens at most (its context); leave it out, "
+            "or set it lower."
+        )
 
 
 def _check_rounds(study: Study, rollouts: Rollouts) -> None:

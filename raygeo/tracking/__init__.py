@@ -6,7 +6,7 @@ tag, so that a study that resumes, or runs again over a finished store, adds to 
 """
 
 from raygeo.tracking.server import tracking_uri
-from raygeo.tracking.tracking import Data, Status, Tracking, send_queued
+from raygeo.tracking.tracking import Data, Status, Tracking, check_tracking, send_queued
 from raygeo.tracking.trials import TrialLogger, status_of
 
-__all__ = ["Data", "Status", "Tracking", "TrialLogger", "send_queued", "status_of", "tracking_uri"]
+__all__ = ["Data", "Status", "Tracking", "TrialLogger", "check_tracking", "send_queued", "status_of", "tracking_uri"]

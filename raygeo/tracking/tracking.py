@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+import requests
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from rich.markup import escape
 
 from raygeo.errors import ConfigError, TrackingError
@@ -23,7 +26,7 @@ from raygeo.store.lease import find_lease
 from raygeo.tracking.outbox import FOLDER, Outbox
 from raygeo.tracking.remote import Point, Remote
 from raygeo.tracking.sender import Sender
-from raygeo.tracking.server import is_away, plain, remedy, tracking_uri
+from raygeo.tracking.server import is_away, open_client, plain, remedy, tracking_uri
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Context = Literal["training", "evaluation"]
@@ -90,9 +93,7 @@ class Tracking:
             self.remote.ping()
         except Exception as error:
             if not is_away(error) or noted.get("server") != address:
-                raise ConfigError(
-                    f"MLflow at {address} cannot be used: {plain(error)}. {remedy(self.uri, error)}"
-                ) from error
+                raise _unusable(self.uri, error) from error
             away = plain(error)
             say(
                 f"  MLflow at {escape(address)} does not answer ({escape(away)}); the study goes on, and what MLflow "
@@ -218,6 +219,40 @@ class Tracking:
         self._queue("close", status=status, time=_now())
         stopped = asked()
         return self.sender.close(CLOSE_SECONDS if stopped is None else STOPPED_SECONDS[stopped])
+
+
+def check_tracking(store: Store, study: str, seconds: float = 5.0) -> None:
+    """See whether a study could be told to MLflow, of which nothing is asked but whether a server answers, within so
+    many ``seconds``. Databases are left alone, which are made where they are opened.
+
+    Raises:
+        ConfigError: as ``Tracking``.
+    """
+    uri, failed = tracking_uri(store), list[Exception]()
+    if uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES:
+        return
+
+    def ask() -> None:
+        try:
+            client.get_experiment_by_name(study)
+        except Exception as error:
+            failed.append(error)
+
+    try:
+        client = open_client(uri)
+    except Exception as error:
+        raise _unusable(uri, error) from error
+    asking = threading.Thread(target=ask, name="mlflow", daemon=True)
+    asking.start()
+    asking.join(seconds)
+    if asking.is_alive():
+        failed.append(requests.Timeout(f"no answer in {seconds:g} seconds"))
+    if failed and not (is_away(failed[0]) and Outbox(store).noted().get("server") == without_credentials(uri)):
+        raise _unusable(uri, failed[0]) from failed[0]
+
+
+def _unusable(uri: str, error: Exception) -> ConfigError:
+    return ConfigError(f"MLflow at {without_credentials(uri)} cannot be used: {plain(error)}. {remedy(uri, error)}")
 
 
 def send_queued(store: Store) -> str | None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from raygeo.errors import ConfigError
 from raygeo.paths import without_credentials
 from raygeo.store import Store
 from raygeo.store.lease import find_lease, held
-from raygeo.tracking import Data, Tracking, origin, send_queued, tracking_uri
+from raygeo.tracking import Data, Tracking, check_tracking, origin, send_queued, tracking_uri
 from raygeo.tracking.outbox import FOLDER, Outbox
 from raygeo.tracking.pages import CONFIGURATION_TAG, pages_of
 from raygeo.tracking.server import open_client
@@ -51,6 +52,22 @@ def test_a_study_that_resumes_finds_its_own_runs(store):
     assert data.metrics == {"nll": 1.0}
     assert data.params == {"loss": "sft", "lr": "0.1", "seed": "0"}
     assert data.tags["mlflow.parentRunId"] == first.run_id(first.parent)
+
+
+def test_an_mlflow_that_cannot_be_told_of_a_study_is_known_before_it(store, monkeypatch):
+    check_tracking(store, "study")
+    before = sorted(Path(store.path()).rglob("*"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "foo://bar")
+    with pytest.raises(ConfigError, match=r"MLflow at foo://bar cannot be used: .* Correct what it says"):
+        check_tracking(store, "study")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections wait in its queue
+        server = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+        with pytest.raises(ConfigError, match=r"cannot be used: no answer in 0\.2 seconds\. Start the server"):
+            check_tracking(store, "study", seconds=0.2)
+        assert sorted(Path(store.path()).rglob("*")) == before
+        Outbox(store).note(server=server)
+        check_tracking(store, "study", seconds=0.2)  # the study would go on without it
 
 
 def test_a_run_that_was_created_twice_is_the_one_that_has_something(store):

@@ -106,14 +106,14 @@ def find_facts(study: Study, shapes: str | None = None, data: str | None = None)
     else:
         rollouts, distinct, prompt, completion = _read(study, count, limit, said)
     heldout = study.rollouts.heldout
-    held = round(distinct * heldout)
+    held = min(max(round(distinct * heldout), int(heldout > 0)), max(0, distinct - 1))
     benchmarks = {HELDOUT: Texts(held, prompt, _within(round(4 * prompt), limit))} if study.evaluation.heldout else {}
     for benchmark in study.evaluation.benchmarks:
         benchmarks[benchmark.name] = _benchmark(study, benchmark, count, said)
     return Facts(
         config,
         rollouts,
-        Texts(max(1, round(rollouts.count * (1 - heldout))), rollouts.mean, rollouts.longest),
+        Texts(max(1, round(rollouts.count * (1 - held / max(1, distinct)))), rollouts.mean, rollouts.longest),
         Texts(held, prompt, min(_within(round(4 * prompt), limit), rollouts.longest)),
         completion / max(1.0, prompt + completion),
         benchmarks,

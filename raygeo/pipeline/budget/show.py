@@ -20,7 +20,7 @@ from raygeo.pipeline.config import Study
 def print_plan(
     study: Study, facts: Facts, cluster: Cluster, lines: Sequence[Line], console: Console, free: int | None = None
 ) -> None:
-    """Print what is known, a row a need, what does not fit, and the assumptions; ``free`` are bytes of the store."""
+    """Print what is known, a row a need, and the assumptions; ``free`` are bytes of the store."""
     text = facts.config.get_text_config()
     console.print(
         Text.assemble(
@@ -57,12 +57,6 @@ def print_plan(
     disk = sum(line.disk for line in lines)
     room = "" if free is None else f", where {gib(free)} are free"
     console.print(Text(f"in all: {_number(total)} hours, {gib(disk)} in the store{room}"))
-    if free is not None and disk > free:
-        console.print(Text("does not fit: the store's disk; give a larger one (store), or keep less.", "red"))
-    for line in lines:
-        if line.problem:
-            console.print(Text(f"does not fit: {line.problem}.", "red"))
-            console.print(Text(f"  {advice(line)}"))
     console.print(Text(f"hours without * are estimates; {cluster.said}"))
     for device in {line.device.name: line.device for line in lines if line.need.work.flops}.values():
         console.print(Text(f"  {device.assumptions()}"))
@@ -72,6 +66,22 @@ def print_plan(
             "* measured in this store"
         )
     )
+
+
+def print_problems(
+    lines: Sequence[Line], console: Console, free: int | None, refused: Sequence[str], here: Sequence[str]
+) -> None:
+    """Print what does not fit, what a run would refuse (``refused``), and what keeps it from being run ``here``."""
+    if free is not None and sum(line.disk for line in lines) > free:
+        console.print(Text("does not fit: the store's disk; give a larger one (store), or keep less.", "red"))
+    for line in lines:
+        if line.problem:
+            console.print(Text(f"does not fit: {line.problem}.", "red"))
+            console.print(Text(f"  {advice(line)}"))
+    for said in refused:
+        console.print(Text(f"a run would refuse it: {said}", "red"))
+    for said in here:
+        console.print(Text(f"it cannot be run here: {said}", "yellow"))
 
 
 def plain_plan(study: Study, facts: Facts, cluster: Cluster, lines: Sequence[Line]) -> dict[str, Any]:
