@@ -10,7 +10,7 @@ from study_cases import tiny_study
 from typer.testing import CliRunner
 
 from raygeo.cli import app
-from raygeo.errors import ClusterError, ConfigError, DataError, NoStoreError, StoreError
+from raygeo.errors import ClusterError, ConfigError, DataError, NoStoreError, StoreError, StudentError
 from raygeo.records import RunRecord
 from raygeo.store import Store
 from raygeo.tables import to_arrow
@@ -142,7 +142,7 @@ def test_a_dry_run_that_is_quiet_prints_what_is_wrong_alone(ray_session, tmp_pat
     assert (result.exit_code, result.output) == (0, "")
 
 
-def test_what_a_run_would_refuse_of_its_rollouts_is_planned_and_rehearsed(ray_session, tmp_path):
+def test_what_a_run_would_refuse_of_its_rollouts_and_adapters_is_planned_and_rehearsed(ray_session, tmp_path):
     file, refused = tmp_path / "study.yaml", "cannot hold out 0.999 of 30 prompts"
     file.write_text(yaml.safe_dump(tiny_study(store=str(tmp_path / "store"))))
     many = ("--set", "rollouts.heldout=0.999")
@@ -155,6 +155,9 @@ def test_what_a_run_would_refuse_of_its_rollouts_is_planned_and_rehearsed(ray_se
     plan = json.loads(run("plan", str(file), *many, "--json").output)
     assert refused in plan["refused"][0]
     assert run("plan", str(file), *many, "--data", "100:10:20").exit_code == 0
+    unfit = run("run", str(file), "--dry-run", "--set", "training.lora={target_modules: [qproj]}")
+    assert isinstance(unfit.exception, StudentError)
+    assert "did you mean 'q_proj'" in str(unfit.exception)
 
 
 def test_a_plan_as_json_is_one_object(tmp_path):

@@ -27,7 +27,7 @@ from raygeo.models.loading import load_tokenizer, read_config
 from raygeo.models.merge import merge_run
 from raygeo.models.parameters import CONVERTED, INDEX, REVISION, index_parameters, save_index
 from raygeo.models.soundness import check_student
-from raygeo.pipeline.config import GYM, TAUGHT, TEXT, WORD_PROBLEMS, StudentSettings
+from raygeo.pipeline.config import GYM, TAUGHT, TEXT, WORD_PROBLEMS, StudentSettings, Study
 from raygeo.pipeline.context import StudyContext
 from raygeo.pipeline.precomputed import is_taken, take_folder
 from raygeo.pipeline.problems import made_config
@@ -84,6 +84,17 @@ def provide_student(context: StudyContext) -> Student:
     return replace(student, taught_by=key)
 
 
+def check_fitting(study: Study, configuration: Callable[[], PreTrainedConfig]) -> None:
+    """Refuse what a student of this configuration, which is read if need be, cannot have of what the study wants.
+
+    Raises:
+        StudentError: as ``check_trainable``; or it cannot be held with the attention that is named.
+    """
+    check_trainable(configuration, [spec.training for spec in study.plan.points()])
+    if study.student.attn_implementation is not None:
+        check_attention(configuration(), study.student.attn_implementation)
+
+
 def _provided(context: StudyContext) -> Student:
     """Make, fetch or link the study's student.
 
@@ -94,9 +105,7 @@ def _provided(context: StudyContext) -> Student:
         StoreError: there is no earlier store.
     """
     settings, store = context.study.student, context.store
-    check_trainable(lambda: _configuration(settings), [spec.training for spec in context.study.plan.points()])
-    if settings.attn_implementation is not None:
-        check_attention(_configuration(settings), settings.attn_implementation)
+    check_fitting(context.study, lambda: _configuration(settings))
     if settings.from_run is not None and settings.from_store is not None:
         return _continued(context, settings.from_run, Store(settings.from_store, create=False))
     if settings.model == WORD_PROBLEMS:

@@ -11,12 +11,13 @@ from rich.console import Console
 
 from raygeo.errors import NoStoreError, RaygeoError, StoreError
 from raygeo.pipeline.budget.cluster import Cluster, cluster_at_hand
-from raygeo.pipeline.budget.facts import find_facts
+from raygeo.pipeline.budget.facts import find_facts, student_config
 from raygeo.pipeline.budget.plan import make_plan
 from raygeo.pipeline.budget.rates import read_rates
 from raygeo.pipeline.budget.show import plain_plan, print_plan, print_problems
 from raygeo.pipeline.budget.stages import STAGES
 from raygeo.pipeline.config import Study
+from raygeo.pipeline.student import check_fitting
 from raygeo.pipeline.study import check_settings
 from raygeo.pipeline.tried import Tried, try_rollouts
 from raygeo.plain import as_json
@@ -36,7 +37,8 @@ def plan_study(
     console: Console | None = None,
 ) -> bool:
     """Print the plan of a study on ``gpus`` of a ``device``, as JSON if asked; return whether everything fits, and a
-    run would not refuse what it is to read. What keeps it from being run here, its store or MLflow, is said alone.
+    run would not refuse what is known of its student and its rollouts. What keeps it from being run here, its store or
+    MLflow, is said alone.
 
     Raises:
         RaygeoError: the student's shapes or the data cannot be read, or there is no such device.
@@ -50,12 +52,13 @@ def plan_study(
         except RaygeoError as error:
             here.append(str(error))
         tried = Tried()
-        if data is None and shapes is None:
-            try:
+        try:
+            check_fitting(study, lambda: student_config(study, shapes))
+            if data is None and shapes is None:
                 check_settings(study)
                 tried = try_rollouts(study, STAGES)
-            except RaygeoError as error:
-                tried = Tried(error=error)
+        except RaygeoError as error:
+            tried = Tried(error=error)
         out = console or Console()
         return plan_on(study, cluster, store, out, tried, shapes=shapes, data=data, json=json, here=here)
 
