@@ -6,9 +6,10 @@ import os
 import unicodedata
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from raygeo.paths import local_path
 
@@ -136,10 +137,34 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _flags_are_no_numbers(cls, raw: Any) -> Any:
+        """Refuse true and false, alone or in a list, where pydantic would take them as 1 and 0."""
+        wrong: list[InitErrorDetails] = []
+        for name, value in raw.items() if isinstance(raw, Mapping) else ():
+            entries = list(enumerate(value)) if isinstance(value, list | tuple) else [(None, value)]
+            for place, entry in entries:
+                if isinstance(entry, bool) and name in cls.model_fields:
+                    leaves = _leaves(cls.model_fields[name].annotation)
+                    if leaves & {int, float} and not leaves & {bool, Any}:
+                        kind = "float_type" if float in leaves else "int_type"
+                        loc = (name,) if place is None else (name, place)
+                        wrong.append(InitErrorDetails(type=kind, loc=loc, input=entry))
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return raw
+
     @classmethod
     def of(cls, settings: "Settings") -> Self:
         """The options of this model alone, taken from settings that have them among others."""
         return cls.model_validate({name: getattr(settings, name) for name in cls.model_fields})
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """The types, and choices of ``Literal``, that an annotation is made of."""
+    parts = get_args(annotation)[: 1 if get_origin(annotation) is Annotated else None]
+    return {annotation} if not parts else set().union(*map(_leaves, parts))
 
 
 def kinds(base: type[Settings]) -> Iterator[type[Any]]:
