@@ -41,6 +41,11 @@ def test_shapes_that_are_none_are_named(tmp_path, monkeypatch, shapes, said):
         student_config(study(), shapes)
 
 
+def test_a_student_that_is_not_there_is_named_with_what_plans_without_it():
+    with pytest.raises(StudentError, match=r"student 'no-such-model': .* Correct student\.model; `raygeo plan` can do"):
+        student_config(study(student={"model": "no-such-model"}, rollouts={"read": [{"type": "jsonl", "path": "x"}]}))
+
+
 @pytest.mark.parametrize("rows", ["-1", "0", "1.5", "nan", "inf", "1e30"])
 def test_rows_that_cannot_be_are_refused(rows):
     with pytest.raises(ConfigError, match="rows are a whole number from 1"):

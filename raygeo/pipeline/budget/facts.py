@@ -133,15 +133,16 @@ def student_config(study: Study, shapes: str | None = None) -> PreTrainedConfig:
     """
     settings = study.student
     if shapes is not None:
-        return _config_at(shapes, f"--shapes {shapes!r}")
+        return _config_at(shapes, f"--shapes {shapes!r}", "Name a config.json, a folder with one, or a hub id")
     if (earlier := continued_from(settings)) is not None:
         return read_config(earlier)
     if settings.model in (*TAUGHT, TEXT):
         return made_config(settings)
-    return _config_at(settings.model, f"student {settings.model!r}")
+    instead = "Correct student.model; `raygeo plan` can do without it, with the config.json of another (--shapes)"
+    return _config_at(settings.model, f"student {settings.model!r}", instead)
 
 
-def _config_at(place: str, named: str) -> PreTrainedConfig:
+def _config_at(place: str, named: str, instead: str) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     try:
@@ -160,10 +161,7 @@ def _config_at(place: str, named: str) -> PreTrainedConfig:
         raise
     except Exception as error:  # each family's own
         first = str(error).strip().partition("\n")[0].rstrip(".")
-        raise StudentError(
-            f"{named}: no usable config.json ({first}). A plan needs the student's shapes alone: with --shapes "
-            "`raygeo plan` takes them from a config.json, a folder with one, or a hub id."
-        ) from error
+        raise StudentError(f"{named}: no usable config.json ({first}). {instead}.") from error
 
 
 Count = Callable[[Sequence[str]], list[int]]
