@@ -28,7 +28,7 @@ from raygeo.pipeline.budget.stages import STAGES, Shapes, training_memory
 from raygeo.pipeline.config import parse_study
 from raygeo.training.settings import TrainingSettings
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.long]
 
 MACHINE = Cluster(None, 0, 8 * GIB, 2, "a machine")
 WIDE = Qwen3Config(
