@@ -405,7 +405,10 @@ def report(store: Annotated[str, typer.Argument(help="Path or URI of a store.")]
     from raygeo.tracking import send_queued
 
     opened = Store.found(store)
-    typer.echo(rewrite_report(opened))
+    page = rewrite_report(opened)
+    typer.echo(page.path)
+    for lacking in page.failures.sentences():
+        typer.secho(lacking, fg="yellow", err=True)
     for said in outdated_tables(opened):
         typer.echo(said)
     if sent := send_queued(opened):

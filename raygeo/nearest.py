@@ -5,9 +5,11 @@ from difflib import get_close_matches
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The name among those ``known`` that is most like ``name``, in whatever case; None if none is like it."""
-    names = {each.lower(): each for each in known}
-    found = get_close_matches(name.lower(), names, 1)
+    """The name among those ``known`` that is most like ``name``, in whatever case, or else the first that begins with
+    it; None if there is none.
+    """
+    names, begun = {each.lower(): each for each in known}, name.lower()
+    found = get_close_matches(begun, names, 1) or [each for each in names if begun and each.startswith(begun)]
     return names[found[0]] if found else None
 
 

@@ -86,7 +86,12 @@ def test_losses_prints_one_in_full(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("dop", "did you mean 'dpo'"), ("SFT", "did you mean 'sft'"), ("zzz", "the types are sft, rft")],
+    [
+        ("dop", "did you mean 'dpo'"),
+        ("SFT", "did you mean 'sft'"),
+        ("kd", "did you mean 'kd-forward'"),
+        ("zzz", "the types are sft, rft"),
+    ],
 )
 def test_losses_refuses_what_is_none(name, said):
     result = run("losses", name)

@@ -75,6 +75,15 @@ def test_a_store_is_looked_for_where_studies_put_theirs(tmp_path, monkeypatch):
     assert str(run("report", "study.yaml").exception) == "'study.yaml' is a file; give the folder of a store."
 
 
+def test_a_report_says_what_its_page_lacks(store, no_figures):
+    store.publish_rows("runs", to_arrow("runs", []))
+    store.write_bytes("tables/accuracy.parquet", b"PAR1")
+    done = run("report", store.location)
+    assert done.exit_code == 0
+    assert store.path("report.html") in done.output
+    assert "the table accuracy failed and was left out" in done.output
+
+
 def test_ui_says_that_nothing_was_logged(store):
     store.publish_rows("runs", to_arrow("runs", []))
     refused = run("ui", store.location).exception

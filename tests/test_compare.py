@@ -352,6 +352,7 @@ def test_solutions_that_cannot_be_used_are_named(tmp_path):
         )  # fmt: skip
         with pytest.raises(DataError, match=said):
             compare_models(comparison)
+        assert (tmp_path / "store").exists() == ("tokens" in said), "what needs no model is told before any work"
 
 
 @pytest.mark.parametrize(("name", "file"), [("one", "adapter_model.safetensors"), ("half", None)])

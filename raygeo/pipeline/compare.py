@@ -1,6 +1,6 @@
 """Checkpoints and adapters compared without a study: the analyses of a study, its store and its page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from raygeo.analyses.inputs import AnalysisInputs
@@ -65,7 +65,8 @@ def compare_models(
     """
     know(comparison.geometry.own)
     progress = progress or Progress()
-    find_models(comparison)  # what is wrong with them is told before Ray is started
+    find_models(comparison)  # what is wrong with them, or with the solutions, is told before Ray is started
+    pairs = [] if comparison.solutions is None else _read_pairs(comparison.solutions)
     store = Store(comparison.store)
     if store.read_bytes("study.yaml") is not None:
         raise ConfigError(f"{store.location} holds a study, whose tables would be lost; give another --store.")
@@ -79,7 +80,7 @@ def compare_models(
     ):
         store.write_bytes(COMPARISON, settings.encode())
         try:
-            context = _run_stages(comparison, store, settings, address, progress, times)
+            context = _run_stages(comparison, pairs, store, settings, address, progress, times)
         except KeyboardInterrupt:
             done = ", ".join(time.stage for time in times) or "nothing"
             progress.say(f"\nstopped; done: {done}. The same command resumes.")
@@ -92,6 +93,7 @@ def compare_models(
 
 def _run_stages(
     comparison: Comparison,
+    pairs: Sequence[tuple[str, str]],
     store: Store,
     settings: str,
     address: str | None,
@@ -118,7 +120,7 @@ def _run_stages(
         standing = Standing(store, about, times, progress)
         with standing.stage("models", context):
             models = provide_models(context, comparison)
-            probes = _probes(store, comparison, models)
+            probes = _probes(store, comparison, pairs, models)
             standing.note(caveats=[*about.caveats, *models.unchecked])
         with standing.stage("geometry", context), context.surviving("geometry"):
             analyse(context, comparison.geometry, _inputs(context, comparison, models, probes))
@@ -160,12 +162,14 @@ def _inputs(
     )
 
 
-def _probes(store: Store, comparison: Comparison, models: Models) -> dict[str, AnyPath]:
+def _probes(
+    store: Store, comparison: Comparison, pairs: Sequence[tuple[str, str]], models: Models
+) -> dict[str, AnyPath]:
     """Make the probes of the solutions given: ``solutions``, and ``curvature``, the first of them."""
     reader, settings = comparison.solutions, comparison.probes
     if reader is None:
         return {}
-    pairs = _read_pairs(reader)[: settings.sequences]
+    pairs = pairs[: settings.sequences]
     renderer = renderer_for(load_tokenizer(models.base), comparison.chat)
     key = content_key("compared-probes", renderer.revision, renderer.identity, settings, pairs, models.key)
     probes = {"solutions": pairs, "curvature": pairs[: settings.curvature_sequences]}

@@ -198,15 +198,15 @@ def save_page(store: Store, context: PageContext) -> Page:
     return Page(path, text, figures, metrics, histories, list(summary(seen, made)), failures, seen)
 
 
-def rewrite_report(store: Store) -> str:
-    """Write ``report.html`` anew from what a study or comparison has left, finished or not; returns its path.
+def rewrite_report(store: Store) -> Page:
+    """Write ``report.html`` anew from what a study or comparison has left, finished or not.
 
     The page says what did not come to an end, what failed, and which tables were made by other revisions of the code.
 
     Raises:
         StoreError: the store holds neither, or the page cannot be written.
     """
-    return save_page(store, known_about(store)).path
+    return save_page(store, known_about(store))
 
 
 def _engineered(study: Study) -> Sequence[str]:

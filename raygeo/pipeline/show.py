@@ -11,7 +11,7 @@ from rich.text import Text
 
 from raygeo import plain
 from raygeo.errors import ConfigError
-from raygeo.nearest import hint
+from raygeo.nearest import nearest
 from raygeo.pipeline.missing import missing_parts
 from raygeo.pipeline.results import Results
 from raygeo.pipeline.standing import known_about
@@ -59,8 +59,9 @@ def _find(store: Store, name: str | None, rows: int) -> Shown:
         first, count = store.first_rows(name, rows)
         return ShownTable(name, count, first)
     if name not in (BASE, *results.seen.names):
-        said = hint(name, [*results.seen.names, *results.tables], "its runs and tables are")
-        raise ConfigError(f"{store.shown} has no run and no table {name!r}; {said}")
+        near = nearest(name, [*results.seen.names, *results.tables])
+        hint = f"did you mean {near!r}?" if near else f"its runs are {', '.join(results.seen.names) or 'none'}."
+        raise ConfigError(f"{store.shown} has no run and no table {name!r}; {hint}")
     run = results.run(name)
     accuracy = [{key: value for key, value in row.items() if key != "run"} for row in run.accuracy.values()]
     return ShownRun(run.record, name, accuracy, run.metrics)

@@ -210,7 +210,10 @@ class Lease:
         if not self.store.is_local:
             yield False
             return
-        with open(self.store.path(LOCK), "a") as file:
+        path = self.store.path(LOCK)
+        with self.store.writing(path):
+            file = open(path, "a")  # noqa: SIM115 (closed below; what happens inside is not about this file)
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 locked = True

@@ -58,7 +58,7 @@ class Call:
 
 
 def page(store):
-    return unescape(Path(rewrite_report(store)).read_text())
+    return unescape(rewrite_report(store).text)
 
 
 @pytest.mark.parametrize("ended", range(len(SHOWN) + 1))

@@ -104,6 +104,12 @@ def test_who_waits_has_its_turn_when_the_first_has_ended(any_store):
     assert "waiting for the store" in said[0]
 
 
+def test_a_store_that_cannot_be_written_is_named(store):
+    Path(store.path("lease.lock")).mkdir()
+    with pytest.raises(StoreError, match=r"lease\.lock cannot be written: .*Check permissions"), held(store, "a study"):
+        pass
+
+
 def test_an_error_gives_the_lease_back(any_store):
     with pytest.raises(ZeroDivisionError), held(any_store, "one"):
         raise ZeroDivisionError
