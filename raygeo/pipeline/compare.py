@@ -1,6 +1,6 @@
 """Checkpoints and adapters compared without a study: the analyses of a study, its store and its page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 from raygeo.analyses.inputs import AnalysisInputs
@@ -93,7 +93,7 @@ def compare_models(
 
 def _run_stages(
     comparison: Comparison,
-    pairs: Sequence[tuple[str, str]],
+    pairs: list[tuple[str, str]],
     store: Store,
     settings: str,
     address: str | None,
@@ -162,9 +162,7 @@ def _inputs(
     )
 
 
-def _probes(
-    store: Store, comparison: Comparison, pairs: Sequence[tuple[str, str]], models: Models
-) -> dict[str, AnyPath]:
+def _probes(store: Store, comparison: Comparison, pairs: list[tuple[str, str]], models: Models) -> dict[str, AnyPath]:
     """Make the probes of the solutions given: ``solutions``, and ``curvature``, the first of them."""
     reader, settings = comparison.solutions, comparison.probes
     if reader is None:
