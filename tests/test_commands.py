@@ -195,3 +195,16 @@ def _folder(store):
     folder = store.scratch()
     (folder / "delta.safetensors").write_bytes(b"0" * 100)
     return folder
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "dry-run"])
+def test_a_file_that_is_no_stores_is_not_overwritten(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    mine = f"# mine\n{yaml.safe_dump(tiny_study())}"
+    (tmp_path / "study.yaml").write_text(mine)
+    arguments = {"run": ["run"], "plan": ["plan"], "dry-run": ["run", "--dry-run"]}[command]
+    done = CliRunner().invoke(app, [*arguments, "study.yaml", "--store", "."])
+    said = " ".join(f"{done.output} {done.exception}".split())
+    assert "is no store and holds a file study.yaml, which would be overwritten" in said
+    assert (tmp_path / "study.yaml").read_text() == mine
+    assert [file.name for file in tmp_path.iterdir()] == ["study.yaml"]

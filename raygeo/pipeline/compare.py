@@ -27,7 +27,7 @@ from raygeo.pipeline.logged import logged
 from raygeo.pipeline.probes import PROBES, save_probes
 from raygeo.pipeline.published import published, run_records
 from raygeo.pipeline.report import save_page, say_summary
-from raygeo.pipeline.standing import COMPARED, COMPARISON, Standing, now
+from raygeo.pipeline.standing import COMPARED, COMPARISON, STUDY, Standing, now
 from raygeo.progress import Progress, StageTime, stage_table
 from raygeo.report.page import PageContext
 from raygeo.settings import content_key
@@ -68,8 +68,10 @@ def compare_models(
     find_models(comparison)  # what is wrong with them, or with the solutions, is told before Ray is started
     pairs = [] if comparison.solutions is None else _read_pairs(comparison.solutions)
     store = Store(comparison.store)
-    if store.read_bytes("study.yaml") is not None:
+    store.check_own(STUDY)
+    if store.read_bytes(STUDY) is not None:
         raise ConfigError(f"{store.location} holds a study, whose tables would be lost; give another --store.")
+    store.check_own(COMPARISON)
     settings = study_yaml(comparison)
     times: list[StageTime] = []
     with (

@@ -79,6 +79,7 @@ def run_study(
     check_settings(study, until)
     progress = progress or Progress()
     store = Store(study.location)
+    store.check_own(STUDY)
     with (
         handled(),
         held(store, f"the study {study.name}", wait=wait, say=progress.say) as lease,

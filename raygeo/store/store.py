@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Self
 
-from raygeo.errors import NoStoreError
+from raygeo.errors import NoStoreError, StoreError
 from raygeo.store.folders import Folders
 from raygeo.store.ledger import FOLDER as STUDIES
 from raygeo.store.tables import Tables
@@ -52,6 +52,21 @@ class Store(Tables, Folders):
         begun = any(self._is_file(self.path(name)) for name in (LEASE, COPYING, TRACKED))
         if not (begun or self.names() or self.folders("units") or self.files(STUDIES, ".json")):
             raise self.unused()
+
+    def check_own(self, name: str) -> None:
+        """See that a file that is to be written is this store's, if it is there.
+
+        Raises:
+            StoreError: it is there and no study or comparison was begun here.
+        """
+        if not self._is_file(self.path(name)):
+            return
+        try:
+            self.check_used()
+        except NoStoreError as error:
+            raise StoreError(
+                f"{self.shown} is no store and holds a file {name}, which would be overwritten; give another --store."
+            ) from error
 
     def unused(self) -> NoStoreError:
         """What to say where there is neither a study nor a comparison."""

@@ -17,6 +17,7 @@ from raygeo.pipeline.budget.rates import read_rates
 from raygeo.pipeline.budget.show import plain_plan, print_plan, print_problems
 from raygeo.pipeline.budget.stages import STAGES
 from raygeo.pipeline.config import Study
+from raygeo.pipeline.standing import STUDY
 from raygeo.pipeline.student import check_fitting
 from raygeo.pipeline.study import check_settings
 from raygeo.pipeline.tried import Tried, try_rollouts
@@ -108,6 +109,7 @@ def store_as_it_is(study: Study) -> Iterator[Store]:
     except NoStoreError:
         found = None
     if found is not None:
+        found.check_own(STUDY)
         yield found
         return
     place = None
