@@ -248,7 +248,7 @@ def test_models_are_named_after_what_tells_them_apart(models, names):
     ("models", "options", "said"),
     [
         (["a", "a/"], {}, "a is given 2 times"),
-        (["a", "b"], {"names": ["x"]}, "2 models and 1 names"),
+        (["a", "b"], {"names": ["x"]}, "2 models and 1 name;"),
         (["a", "b"], {"names": ["x", "x"]}, "x names more than one model"),
         (["a", "r/base"], {}, "cannot be named 'base'"),
         (["a", "b"], {"reference": "c"}, "'c' is none of a, b"),
@@ -297,6 +297,7 @@ def test_an_adapter_that_does_not_fit_is_refused(models, tmp_path):
 def test_folders_that_are_no_model_are_refused(odd, tmp_path):
     with pytest.raises(DeltaError, match=r"odd: .* is not a delta"):
         odd("one", lambda folder: (folder / "adapter_model.safetensors").unlink())
+    assert not (tmp_path / "store").exists(), "told before anything is begun"
     for model, said in (("./nowhere", "neither a folder nor a hub id"), ("nowhere", "neither a folder nor a hub id")):
         with pytest.raises(StudentError, match=said):
             compare_models(plan_comparison(model, [model], store=str(tmp_path / "store")))

@@ -216,23 +216,36 @@ def open_delta(tuned: AnyPath, base: AnyPath | Checkpoint | None = None) -> Delt
             is quantised.
     """
     folder = find_model(tuned)
+    check_format(folder)
     try:
         if shards := sorted(folder.glob(_SHARDS)):
             return _open_full(folder, shards)
-        if (folder / ADAPTER_FILE).is_file() and (folder / ADAPTER_CONFIG).is_file():
+        if _is_adapter(folder):
             return _open_lora(folder)
     except SafetensorError as error:
         raise DeltaError(
             f"{folder} holds a damaged safetensors file ({error}); delete the folder and train the run again."
         ) from error
-    if is_model(folder):
-        if base is None:
-            raise DeltaError(f"{folder} is a complete model; it is a delta only beside the base it was trained from.")
-        return _open_model(folder, base if isinstance(base, Checkpoint) else Checkpoint(find_model(base)))
-    raise DeltaError(
-        f"{folder} is not a delta: expected {FULL_FILE} (full), {ADAPTER_FILE} and {ADAPTER_CONFIG} (LoRA), or "
-        f"{WEIGHTS} or its index (a complete model)."
-    )
+    if base is None:
+        raise DeltaError(f"{folder} is a complete model; it is a delta only beside the base it was trained from.")
+    return _open_model(folder, base if isinstance(base, Checkpoint) else Checkpoint(find_model(base)))
+
+
+def check_format(folder: Path) -> None:
+    """Refuse a folder that has none of the formats of ``open_delta``; no weights are read.
+
+    Raises:
+        DeltaError: it has none.
+    """
+    if not (any(folder.glob(_SHARDS)) or _is_adapter(folder) or is_model(folder)):
+        raise DeltaError(
+            f"{folder} is not a delta: expected {FULL_FILE} (full), {ADAPTER_FILE} and {ADAPTER_CONFIG} (LoRA), or "
+            f"{WEIGHTS} or its index (a complete model)."
+        )
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER_FILE).is_file() and (folder / ADAPTER_CONFIG).is_file()
 
 
 def _open_full(folder: Path, shards: list[Path]) -> Delta:

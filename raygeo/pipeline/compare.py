@@ -30,6 +30,7 @@ from raygeo.pipeline.report import save_page, say_summary
 from raygeo.pipeline.standing import COMPARED, COMPARISON, STUDY, Standing, now
 from raygeo.progress import Progress, StageTime, stage_table
 from raygeo.report.page import PageContext
+from raygeo.report.typeset import counted
 from raygeo.settings import content_key
 from raygeo.store import AnyPath, Store
 from raygeo.store.cleaning import COMPARISON as COMPARED_HERE
@@ -68,7 +69,6 @@ def compare_models(
     find_models(comparison)  # what is wrong with them, or with the solutions, is told before Ray is started
     pairs = [] if comparison.solutions is None else _read_pairs(comparison.solutions)
     store = Store(comparison.store)
-    store.check_own(STUDY)
     if store.read_bytes(STUDY) is not None:
         raise ConfigError(f"{store.location} holds a study, whose tables would be lost; give another --store.")
     store.check_own(COMPARISON)
@@ -108,8 +108,9 @@ def _run_stages(
         check_nodes(store, gpus=comparison.actors.gpus > 0, say=progress.say)
     with ActorPool(comparison.actors, progress.say, "comparison") as pool:
         context = StageContext(store, pool, progress)
+        several = len(comparison.models) > 1
         about = PageContext(
-            title=f"{len(comparison.models)} models and their base",
+            title=f"{counted(len(comparison.models), 'model')} and {'their' if several else 'its'} base",
             student=f"Base: {comparison.base}",
             reference_run=comparison.reference,
             created=now(),

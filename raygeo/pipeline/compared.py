@@ -13,7 +13,7 @@ from raygeo.errors import DeltaError, RaygeoError, StudentError
 from raygeo.geometry.weights.base import BaseWeights
 from raygeo.models.adapter_config import AdapterConfig
 from raygeo.models.checkpoint import Checkpoint, is_model
-from raygeo.models.delta import check_finite, open_delta
+from raygeo.models.delta import check_finite, check_format, open_delta
 from raygeo.models.folder import check_model, weight_files
 from raygeo.models.hub import find_model
 from raygeo.models.run import Run
@@ -44,6 +44,7 @@ def find_models(comparison: Comparison) -> list[Path]:
     """Folders of the base and of the models, in order; what is not on this machine is fetched.
 
     Raises:
+        DeltaError: one of the models is neither complete nor an adapter.
         StudentError: one cannot be found, or the base is no complete model.
     """
     base, *models = (find_model(model) for model in (comparison.base, *(given.model for given in comparison.models)))
@@ -56,6 +57,11 @@ def find_models(comparison: Comparison) -> list[Path]:
                 f"the base {comparison.base!r}, which comes before what was trained from it (raygeo compare BASE "
                 f"MODEL...): {error}"
             ) from error
+    for given, folder in zip(comparison.models, models, strict=True):
+        try:
+            check_format(folder)
+        except DeltaError as error:
+            raise DeltaError(f"{given.name}: {error}") from error
     return [base, *models]
 
 

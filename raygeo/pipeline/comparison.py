@@ -25,6 +25,7 @@ from raygeo.pipeline.config import (
     parse_written,
     read_written,
 )
+from raygeo.report.typeset import counted
 from raygeo.search.space import refusal
 from raygeo.settings import AnyPlace, Name, Settings
 from raygeo.tables import BASE
@@ -165,7 +166,8 @@ def plan_comparison(
         )
     if names and len(names) != len(models):
         raise ConfigError(
-            f"there are {len(models)} models and {len(names)} names; give --name once for each, or never."
+            f"there are {counted(len(models), 'model')} and {counted(len(names), 'name')}; give --name once for each, "
+            "or never."
         )
     called = list(names) or name_models([str(model) for model in models])
     raw = {
