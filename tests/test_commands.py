@@ -5,8 +5,10 @@ import socket
 import sqlite3
 
 import pytest
+import torch
 import yaml
-from study_cases import tiny_study
+from safetensors.torch import load_file
+from study_cases import save_parts, tiny_study
 from typer.testing import CliRunner
 
 from raygeo.cli import app
@@ -167,6 +169,20 @@ def test_what_a_run_would_refuse_of_its_rollouts_and_adapters_is_planned_and_reh
     unfit = run("run", str(file), "--dry-run", "--set", "training.lora={target_modules: [qproj]}")
     assert isinstance(unfit.exception, StudentError)
     assert "did you mean 'q_proj'" in str(unfit.exception)
+
+
+def test_models_without_weights_that_are_read_are_rehearsed_and_no_draft_is_made(ray_session, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = tiny_study(store=str(tmp_path / "store"), **save_parts(tmp_path))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
+    assert run("run", "study.yaml", "--dry-run").exit_code == 0
+    weights = tmp_path / "student" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    drafted = run("init", "rollouts.parquet", "student", "--out", "new.yaml")
+    for refused in (run("run", "study.yaml", "--dry-run"), drafted):
+        assert isinstance(refused.exception, StudentError)
+        assert "holds no model.safetensors" in str(refused.exception)
 
 
 def test_a_plan_as_json_is_one_object(tmp_path):

@@ -95,6 +95,22 @@ def check_fitting(study: Study, configuration: Callable[[], PreTrainedConfig]) -
         check_attention(configuration(), study.student.attn_implementation)
 
 
+def check_weights(study: Study) -> None:
+    """Refuse folders here that the study names as its models and that hold no weights which are read.
+
+    Raises:
+        StudentError: as ``weight_files``.
+    """
+    student, sample = study.student, study.rollouts.sample
+    teachers = {
+        None if study.teacher is None else study.teacher.model,
+        None if sample is None else sample.teacher,
+    } - {None, "builtin", "student"}
+    for model in teachers if student.built_in or student.from_run is not None else {student.model, *teachers}:
+        if (folder := Path(str(model)).expanduser()).is_dir():
+            weight_files(folder)
+
+
 def _provided(context: StudyContext) -> Student:
     """Make, fetch or link the study's student.
 
