@@ -6,6 +6,7 @@ import yaml
 
 from raygeo.analyses.registry import analyses
 from raygeo.errors import ConfigError
+from raygeo.evaluation.answers import AnswerSettings
 from raygeo.pipeline.config import apply_override, load_study, parse_study, study_yaml
 from raygeo.pipeline.written import read_yaml
 from raygeo.settings import Settings
@@ -446,6 +447,17 @@ def test_benchmarks_of_one_name_are_refused():
         evaluation("a", "b", "a")
     with pytest.raises(ConfigError, match=r"'heldout'; .* the study's own held-out prompts"):
         evaluation("heldout")
+
+
+def test_analyses_ask_for_answers_as_long_as_the_evaluations_unless_they_say_otherwise():
+    """Accuracy along paths would else be cut off where the evaluation's is not."""
+    geometry = {"soups": {"max_new_tokens": 7}, "diversity": {}}
+    found = parse_study(study(evaluation={"answers": {"max_new_tokens": 40}}, geometry=geometry))
+    asked = found.geometry.asked().items()
+    lengths = {name: each.max_new_tokens for name, each in asked if hasattr(each, "max_new_tokens")}
+    assert lengths == {"paths": 40, "soups": 7, "wise": 40, "diversity": 40}
+    assert parse_study(yaml.safe_load(study_yaml(found))) == found
+    assert parse_study(study()).geometry.paths.max_new_tokens == AnswerSettings().max_new_tokens
 
 
 def test_held_out_analyses_need_held_out_prompts():

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from raygeo.data.exam import Exam
+from raygeo.data.exam import ANSWER_TOKENS, Exam
 from raygeo.data.probes import Probe
 from raygeo.errors import ConfigError
 from raygeo.geometry.connectivity.evaluator import Evaluator
@@ -28,7 +28,19 @@ class LikelihoodSettings(Settings):
     """Seed of the resampling; the same examples are drawn for all runs and all points."""
 
 
-class AccuracySettings(Settings):
+class AnswerLength(Settings):
+    """How long answers may be that an analysis has written."""
+
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Length at which an answer is cut off; by default that of ``evaluation.answers``."""
+
+    @property
+    def answer_tokens(self) -> int:
+        """The length, also where nothing was said of answers."""
+        return self.max_new_tokens or ANSWER_TOKENS
+
+
+class AccuracySettings(AnswerLength):
     """How accuracy between runs is measured besides."""
 
     changes_base: ClassVar[bool] = False
@@ -36,8 +48,6 @@ class AccuracySettings(Settings):
 
     accuracy_problems: int = Field(64, ge=0)
     """How many problems (the first ones) the accuracy is measured on; 0 turns it off."""
-    max_new_tokens: int = Field(512, ge=1)
-    """Length at which an answer is cut off."""
     generation_batch_size: int = Field(64, ge=1)
     """Problems answered together."""
 
@@ -76,16 +86,14 @@ class Asked:
         """What a key holds of the answers, None where no problem is asked."""
         if self.exam is None or not self.problems:
             return None
-        return ["complete", *self.exam.asked, self.settings.max_new_tokens, self.settings.generation_batch_size]
+        return ["complete", *self.exam.asked, self.settings.answer_tokens, self.settings.generation_batch_size]
 
     def measure(self) -> AnswerErrors | None:
         """What judges a model's answers, None where no problem is asked."""
         if self.exam is None or not self.problems:
             return None
         settings = self.settings
-        return AnswerErrors(
-            self.exam, max_new_tokens=settings.max_new_tokens, batch_size=settings.generation_batch_size
-        )
+        return AnswerErrors(self.exam, max_new_tokens=settings.answer_tokens, batch_size=settings.generation_batch_size)
 
 
 class ProbeWorkload(Workload):

@@ -10,6 +10,9 @@ from raygeo.generation.choice import LOCAL
 from raygeo.generation.engine import Completion, EngineSettings, Request
 from raygeo.generation.renderer import Renderer
 
+ANSWER_TOKENS = 256
+"""Length at which answers are cut off where nothing else is said."""
+
 
 @dataclass(frozen=True)
 class Exam:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from raygeo.data.exam import Exam
+from raygeo.data.exam import ANSWER_TOKENS, Exam
 from raygeo.data.grading import Grading
 from raygeo.data.readers import Prompt
 from raygeo.generation.choice import LOCAL
@@ -21,7 +21,7 @@ from raygeo.workload import Rows, Task, Workload
 class AnswerSettings(Settings):
     """How answers are decoded; the same for every model, the base included."""
 
-    max_new_tokens: int = Field(256, ge=1)
+    max_new_tokens: int = Field(ANSWER_TOKENS, ge=1)
     """Longest answer; one that has not ended by then is truncated, counted, and wrong."""
     batch_size: int = Field(256, ge=1)
     """Answers decoded together; part of the key, because padding can flip a near tie."""

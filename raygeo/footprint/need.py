@@ -187,7 +187,7 @@ class Scale:
         remedies = [f"geometry.{name}.batch_size={smaller}" for smaller in halves(rows)]
         if answered and settings.accuracy_problems:
             problems = self.problems.first(settings.accuracy_problems)
-            rows, tokens = min(settings.generation_batch_size, problems.count), settings.max_new_tokens
+            rows, tokens = min(settings.generation_batch_size, problems.count), settings.answer_tokens
             work += self.answers(problems, tokens, rows, units * answered)
             held = decoding_peak(model, rows, problems.longest, tokens)
             if held > most:

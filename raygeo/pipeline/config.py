@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Optional, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Optional, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -22,7 +22,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails
 
 from raygeo.analyses.analysis import Need
-from raygeo.analyses.between import AccuracySettings
+from raygeo.analyses.between import AccuracySettings, AnswerLength
 from raygeo.analyses.registry import analyses, know, own_analysis
 from raygeo.cluster.settings import ActorSettings
 from raygeo.data.grading import GradingChoice
@@ -352,6 +352,17 @@ class AskedAnalyses(Settings):
         given |= {own_analysis(path).name: (self.model_extra or {})[path] for path in self.own}
         return {name: given[name] for name in analyses(self.own) if given.get(name) is not None}
 
+    def with_answers_of(self, max_new_tokens: int) -> Self:
+        """These analyses, with answers of this length where they say nothing of it."""
+        fields = type(self).model_fields
+        given = {**{name: getattr(self, name) for name in fields}, **(self.model_extra or {})}
+        unsaid = {
+            name: settings.model_copy(update={"max_new_tokens": max_new_tokens})
+            for name, settings in given.items()
+            if isinstance(settings, AnswerLength) and settings.max_new_tokens is None
+        }
+        return self.model_copy(update=unsaid)
+
     def refuse_lacking(self, lacking: Mapping[Need, str], place: tuple[str, ...] = ()) -> None:
         """Raise ``ValidationError``, naming them all, where analyses need what is lacking, or are made of what is null;
         ``lacking`` says why, and what to do, and ``place`` where, if it is for one setting.
@@ -445,6 +456,11 @@ class Study(Settings):
     before the analyses."""
     caveats: tuple[str, ...] = ()
     """What a reader of the report must know about this study."""
+
+    @model_validator(mode="after")
+    def _answers_of_one_length(self) -> "Study":
+        geometry = self.geometry.with_answers_of(self.evaluation.answers.max_new_tokens)
+        return self if geometry == self.geometry else self.model_copy(update={"geometry": geometry})
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> "Study":

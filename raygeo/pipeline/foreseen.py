@@ -166,10 +166,10 @@ def _too_long(
     for name, settings in study.geometry.asked().items():
         place = f"geometry.{name}.max_new_tokens", HELDOUT
         if isinstance(settings, AccuracySettings):
-            asked[place] = heldout[: settings.accuracy_problems], settings.max_new_tokens
+            asked[place] = heldout[: settings.accuracy_problems], settings.answer_tokens
         elif isinstance(settings, DiversitySettings) and not (settings.reuse and answers.samples > 1):
             few = heldout[: settings.problems] if settings.benchmark == HELDOUT else []
-            asked[place] = few, settings.max_new_tokens
+            asked[place] = few, settings.answer_tokens
     if "train" in stages:
         sample = study.rollouts.sample
         decoding = DecodingSettings() if sample is None else sample.decoding

@@ -7,7 +7,7 @@ from raygeo.footprint.need import LIGHTER, Need, Scale, decoding_peak, decoding_
 def cost(settings: DiversitySettings, scale: Scale) -> list[Need]:
     """All answers drawn here, each as long as it may be; nothing of the kind where the evaluation's are taken."""
     problems = scale.problems.first(settings.problems)
-    tokens, rows = settings.max_new_tokens, settings.generation_batch_size
+    tokens, rows = settings.answer_tokens, settings.generation_batch_size
     rows = max(1, min(rows, problems.count * settings.samples))
     work = decoding_work(scale.model, problems, tokens, rows, settings.samples) * scale.runs
     device = scale.resident() | {"a batch": decoding_peak(scale.model, rows, max(1, problems.longest), tokens)}

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from raygeo.analyses.between import AnswerLength
 from raygeo.data.exam import Exam
 from raygeo.errors import DataError
 from raygeo.evaluation.diversity import Answer, diversity
@@ -39,7 +40,7 @@ class DifferenceSettings(Settings):
     """Seed of the resampling, and of answers drawn here; the same for all runs."""
 
 
-class DiversitySettings(DifferenceSettings):
+class DiversitySettings(AnswerLength, DifferenceSettings):
     """Whose answers are looked at, and how they are drawn where the evaluation drew one a problem."""
 
     reuse: bool = True
@@ -48,8 +49,6 @@ class DiversitySettings(DifferenceSettings):
     """Answers to each problem that are drawn here."""
     temperature: float = Field(1.0, gt=0)
     """Softmax temperature of answers drawn here."""
-    max_new_tokens: int = Field(512, ge=1)
-    """Length at which an answer drawn here is cut off."""
     generation_batch_size: int = Field(64, ge=1)
     """Answers drawn together."""
 
@@ -136,7 +135,7 @@ class Diversity(Workload):
         with students.mixed(run.mixture()) as model:
             answers = self.exam.samples(
                 model,
-                max_new_tokens=settings.max_new_tokens,
+                max_new_tokens=settings.answer_tokens,
                 batch_size=settings.generation_batch_size,
                 samples=settings.samples,
                 temperature=settings.temperature,
