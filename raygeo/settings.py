@@ -47,17 +47,20 @@ def as_plain(value: Any) -> Any:
     return _as_plain(value, {})
 
 
-def _as_plain(value: Any, copies: dict[int, Any]) -> Any:
+def _as_plain(value: Any, copies: dict[int, tuple[Any, Any]]) -> Any:
+    """``copies`` holds what was copied beside its copy, by id; held, no other thing can have that id."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if id(value) in copies:
-        return copies[id(value)]
+        return copies[id(value)][1]
     if isinstance(value, Mapping):
-        mapping = copies[id(value)] = {}
+        mapping: dict[Any, Any] = {}
+        copies[id(value)] = value, mapping
         mapping.update((key, _as_plain(inner, copies)) for key, inner in value.items())
         return mapping
     if isinstance(value, list | tuple):
-        listed = copies[id(value)] = []
+        listed: list[Any] = []
+        copies[id(value)] = value, listed
         listed.extend(_as_plain(inner, copies) for inner in value)
         return listed
     return value

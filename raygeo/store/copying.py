@@ -86,20 +86,20 @@ def check_copyable(source: Store, to: str) -> None:
         BusyStoreError: another process is at work on ``source``.
         StoreError: both are one place, or one is in the other, or ``to`` can be no place.
     """
-    here, there = _folder(source.location), _folder(to)
-    if here.startswith(there) or there.startswith(here):
+    (here, on), (there, beside) = _folder(source.location), _folder(to)
+    if on == beside and (here.startswith(there) or there.startswith(here)):
         shown = without_credentials(to)
         raise StoreError(f"{shown} and {source.shown} are one place or in each other; give another one.")
     _check_unused(source)
 
 
-def _folder(location: str) -> str:
-    """A location as what the locations of all that is in it begin with."""
+def _folder(location: str) -> tuple[str, str]:
+    """A location as what the locations of all that is in it begin with, and the query that says where that is."""
     try:
-        path = location.partition("?")[0] if is_uri(location) else str(local_root(location))
+        path, _, query = location.partition("?") if is_uri(location) else (str(local_root(location)), "", "")
     except ValueError as error:
         raise StoreError(f"{location!r} cannot be a store: {error}.") from error
-    return f"{path.rstrip('/')}/"
+    return f"{path.rstrip('/')}/", query
 
 
 def _check_unused(source: Store) -> None:

@@ -15,6 +15,7 @@ from raygeo.pipeline.config import Benchmark, parse_settings
 
 GSM8K = [{"question": "1 + 1?", "answer": "Add.\n#### 2"}, {"question": "10 * 100?", "answer": "#### 1,000"}]
 MATH = [{"problem": "Half of 3?", "solution": "It is.", "answer": "\\frac{3}{2}", "level": 1, "unique_id": "t/1.json"}]
+INTERVALS = [{"problem": "Where is it?", "answer": "[0, 1]"}, {"problem": "What is it?", "answer": "[5]"}]
 AIME = [{"ID": 60, "problem": "Find m+n.", "answer": 204}]
 
 
@@ -35,6 +36,7 @@ def write(path, rows):
         (GSM8K, [("1 + 1?", "2", "Add.\n#### 2"), ("10 * 100?", "1000", "#### 1,000")]),
         (MATH, [("Half of 3?", "\\frac{3}{2}", "It is.")]),
         (AIME, [("Find m+n.", "204", None)]),
+        (INTERVALS, [("Where is it?", "[0, 1]", None), ("What is it?", "[5]", None)]),
     ],
 )
 def test_known_columns_are_read_by_a_path_alone(tmp_path, suffix, rows, expected):

@@ -15,6 +15,7 @@ from raygeo.data.merging import validate
 from raygeo.data.readers import AnyPromptReader, AnyReader, Prompt, read_prompts
 from raygeo.data.readers.csv import CsvReader
 from raygeo.data.readers.datasets import DatasetsReader
+from raygeo.data.readers.files import hash_paths
 from raygeo.data.readers.gsm8k import Gsm8kReader
 from raygeo.data.readers.jsonl import JsonlReader
 from raygeo.data.readers.parquet import ParquetReader
@@ -309,13 +310,42 @@ def test_one_json_list_is_read_as_its_entries(tmp_path, how, mark):
 
 
 def test_a_list_in_a_line_of_its_own_costs_that_line_alone(tmp_path):
-    for first in ("[1, 2]", "[1, 2", '[{"prompt": "p"},'):
+    for first in ("[1, 2]", "[1, 2", "[[{}]"):
         path = write_lines(tmp_path / "a.jsonl", first, *PLAIN_ROWS)
         assert [(r.line, r.error is None) for r in JsonlReader(path=path).rollouts()] == [
             (1, False), (2, True), (3, True), (4, True),
         ]  # fmt: skip
     (tmp_path / "a.jsonl").write_text("[]")
     assert list(JsonlReader(path=str(tmp_path / "a.jsonl")).rollouts()) == []
+
+
+@pytest.mark.parametrize("end", ["", ",", ", ]", "}", ', {"prompt": ', "]\n{}", "\n{}"])
+def test_a_list_that_breaks_off_is_refused_for_what_may_be_lost(tmp_path, end):
+    path = tmp_path / "a.json"
+    path.write_text(f"[{', '.join(map(json.dumps, PLAIN_ROWS))}{end}")
+    with pytest.raises(DataError, match=r"a\.json: it begins as a JSON list, and what follows entry [23]"):
+        list(JsonlReader(path=str(path)).rollouts())
+
+
+def test_a_list_is_read_entry_by_entry_however_long_they_are(tmp_path):
+    rows = [
+        {"prompt": f"p{n}", "completion": 'é\\ " ]} ' * (1 + 40_000 * (n == 7)), "correct": True} for n in range(900)
+    ]
+    for how in ({}, {"indent": 3, "ensure_ascii": False}):
+        (tmp_path / "a.json").write_text(json.dumps(rows, **how), encoding="utf-8")
+        write_lines(tmp_path / "b.jsonl", *rows)
+        listed, lines = (list(JsonlReader(path=str(tmp_path / name)).rollouts()) for name in ("a.json", "b.jsonl"))
+        assert [(r.line, r.values["prompt"], r.values["completion"]) for r in listed] == [
+            (r.line, r.values["prompt"], r.values["completion"]) for r in lines
+        ]
+
+
+def test_files_of_which_some_are_lists_have_another_key_than_before_lists_were_read(tmp_path):
+    lines = write_lines(tmp_path / "a.jsonl", *PLAIN_ROWS)
+    (tmp_path / "b.json").write_text(json.dumps(PLAIN_ROWS))
+    listed = str(tmp_path / "b.json")
+    assert JsonlReader(path=lines).fingerprint() == hash_paths(lines)
+    assert JsonlReader(path=(lines, listed)).fingerprint() != hash_paths((lines, listed))
 
 
 @pytest.mark.parametrize(

@@ -448,6 +448,20 @@ def test_rewards_that_come_late_are_held_to_the_rule_too(reads):
     assert late[-1]["correct"] is False
 
 
+def test_rewards_beside_another_verdict_are_held_to_no_rule(reads):
+    scored = {"reward": 3}
+    pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b", "reward": n} for n in (1, 2, 3)]
+    assert [row["correct"] for row in reads(*pairs)] == [True, False] * 3
+    assert [row["correct"] for row in reads(*pairs, fields={"reward": "reward"})] == [True, False] * 3
+    unpaired = [{"prompt": "q", "completion": "a", "label": n > 2, "score": n} for n in (1, 2, 3)]
+    assert [row["correct"] for row in reads(*unpaired)] == [False, False, True]
+    steps, _, _ = CASES["PRM800K"]
+    assert [row["correct"] for row in reads(steps | scored, steps | {"reward": 2})] == [False, False]
+    ones = [{"prompt": "q", "completion": "a", "reward": 1}] * 120
+    graded = [{**ones[0], "reward": 0.5, "gold": "3"}, {**ones[0], "reward": 0.2, "correct": True}]
+    assert len(reads(*ones, *graded)) == 122
+
+
 def test_a_label_that_is_named_is_the_verdict_whatever_writes_it(reads):
     rows = [{"question": "q", "response": "a", "label": value} for value in (1, 0)]
     assert brief(reads(*rows, fields={"label": "label"})) == [("q", "a", True, None), ("q", "a", False, None)]

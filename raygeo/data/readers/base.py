@@ -156,7 +156,8 @@ class MappedReader(PromptReader):
         unknown: Counter[str] = Counter()
         scale = RewardScale()
         for record in reader._convert(partial(reader._graded, unknown=unknown)):
-            scale.see(record.values.get("reward"))
+            if record.values.get("correct") is None and record.values.get("gold") is None:
+                scale.see(record.values.get("reward"))
             yield record
         if reader._by_reward:
             scale.refuse_unknown(reader.fields.reward)
@@ -183,7 +184,8 @@ class MappedReader(PromptReader):
         samples = self._peek()
         shape, fields = recognise(samples, self.fields, None if self.shape == "auto" else self.shape)
         found = self._with_fields(fields, shape=shape)
-        found._by_reward = self.threshold is None and self.verdict is None and judges_by_reward(samples, fields)
+        if self.threshold is None and self.verdict is None:
+            found._by_reward = judges_by_reward(samples, fields, shape)
         return found
 
     def check(self) -> None:

@@ -49,24 +49,32 @@ class CsvReader(MappedReader):
         several = _LISTED_FIELDS | ({"completion"} if self.shape == "lists" else set())
         listed = {key for key, name in fields.items() if name in several}
         listed |= {key for key in LISTED if key not in fields or fields[key] != "completion"}
-        for path in as_paths(self.path):
-            try:
-                with open_text(path) as stream:
-                    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-                    rows = csv.DictReader(_lines(text), delimiter=self.delimiter, strict=True)
-                    _refuse_other_delimiter(path, rows.fieldnames or ())
-                    for row in rows:
-                        yield self._record(path, rows.line_num, row, listed)
-            except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
-                raise DataError(f"cannot read {path} as CSV in UTF-8: {error}") from error
+        return csv_rows(self.path, self.delimiter, listed)
 
-    @staticmethod
-    def _record(path: str, line: int, row: Mapping[Any, Any], listed: Set[str]) -> Record:
-        text = ",".join(str(cell) for cell in row.values())[:SNIPPET_CHARACTERS]
-        if None in row or None in row.values():
-            return Record(path, line, error="another number of cells than the header has", text=text)
-        values = {key: _cell(cell, key in listed) for key, cell in row.items() if cell}
-        return Record(path, line, values, text=text)
+
+def csv_rows(path: str | tuple[str, ...], delimiter: str = ",", listed: Set[str] = frozenset()) -> Iterator[Record]:
+    """A record for each row; cells are lists in the columns ``listed``, and where they hold messages.
+
+    Raises ``DataError`` where a file cannot be read.
+    """
+    for each in as_paths(path):
+        try:
+            with open_text(each) as stream:
+                text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+                rows = csv.DictReader(_lines(text), delimiter=delimiter, strict=True)
+                _refuse_other_delimiter(each, rows.fieldnames or ())
+                for row in rows:
+                    yield _record(each, rows.line_num, row, listed)
+        except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+            raise DataError(f"cannot read {each} as CSV in UTF-8: {error}") from error
+
+
+def _record(path: str, line: int, row: Mapping[Any, Any], listed: Set[str]) -> Record:
+    text = ",".join(str(cell) for cell in row.values())[:SNIPPET_CHARACTERS]
+    if None in row or None in row.values():
+        return Record(path, line, error="another number of cells than the header has", text=text)
+    values = {key: _cell(cell, key in listed) for key, cell in row.items() if cell}
+    return Record(path, line, values, text=text)
 
 
 def _refuse_other_delimiter(path: str, header: Sequence[str]) -> None:

@@ -1,11 +1,10 @@
 """Files by path or URI: where they are, what they hash to, and the records of those that hold JSON lines."""
 
-import codecs
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +16,10 @@ from raygeo.paths import local_path
 
 LINE_BYTES = 1 << 28
 """The longest line that is read; longer ones are set aside."""
+_CHUNK = 1 << 16
 _SPACE = (" ", "\t", "\r", "\n")
+_LIST = re.compile(rb"(\xef\xbb\xbf)?\s*\[\s*[{\]]")
+"""How a file begins that is one list of objects, or an empty one."""
 _BINARY = {
     b"\x1f\x8b": "compressed by gzip; let its name end in .gz",
     b"\x28\xb5\x2f\xfd": "compressed by zstd; let its name end in .zst",
@@ -57,6 +59,15 @@ def hash_paths(path: str | tuple[str, ...]) -> str:
     return hash_files(map(locate, as_paths(path)))
 
 
+def hash_lines(path: str | tuple[str, ...]) -> str:
+    """As ``hash_paths``, but of files that ``json_lines`` reads: another one where some are lists, of which there was
+    no record before lists were read.
+    """
+    lists = [each for each in as_paths(path) if _is_list(each)]
+    found = hash_paths(path)
+    return hashlib.sha256(f"{found} with lists".encode()).hexdigest() if lists else found
+
+
 def hash_files(files: Iterable[tuple[fs.FileSystem, str]]) -> str:
     """SHA-256 of the files' contents, one after the other. Raises ``DataError`` where one cannot be read."""
     digest = hashlib.sha256()
@@ -76,65 +87,80 @@ def open_text(path: str) -> io.BufferedReader:
     Raises ``DataError`` where there is no such file, or what it begins with is no text in UTF-8.
     """
     filesystem, name = locate(path)
-    stream = io.BufferedReader(filesystem.open_input_stream(name))
-    head = stream.peek(4)[:4]
-    if (found := next((said for begins, said in _BINARY.items() if head.startswith(begins)), None)) is not None:
+    stream = io.BufferedReader(filesystem.open_input_stream(name), _CHUNK)
+    try:
+        head = stream.peek(4)
+        if (found := next((said for begins, said in _BINARY.items() if head.startswith(begins)), None)) is not None:
+            raise DataError(f"{path} is {found}.")
+    except BaseException:
         stream.close()
-        raise DataError(f"{path} is {found}.")
+        raise
     return stream
 
 
 def json_lines(path: str | tuple[str, ...]) -> Iterator[Record]:
-    """A record for each line that is not blank, those that are not JSON objects as errors; of a file that is one list,
-    a record for each entry, which counts as a line.
+    """A record for each line that is not blank, those that are not JSON objects as errors; of a file that is one list
+    of objects, a record for each entry, which counts as a line.
 
     Raises ``DataError`` where a file cannot be read.
     """
     for each in as_paths(path):
         try:
             with open_text(each) as stream:
-                yield from _records(each, stream)
-        except (OSError, pa.ArrowException) as error:
+                entries = _entries(each, stream) if _LIST.match(stream.peek()) else enumerate(_lines(stream), 1)
+                for line, content in entries:
+                    if len(content) > LINE_BYTES:
+                        text = content[: 4 * SNIPPET_CHARACTERS].decode(errors="backslashreplace")[:SNIPPET_CHARACTERS]
+                        yield Record(each, line, error=f"a line of more than {LINE_BYTES >> 20} MiB", text=text)
+                    elif content.strip():
+                        yield _json_line(each, line, content)
+        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
             raise DataError(f"cannot read {each}: {error}") from error
 
 
-def _records(path: str, stream: io.BufferedReader) -> Iterator[Record]:
-    lines = enumerate(_lines(stream), 1)
-    first = next(((line, content) for line, content in lines if content.strip()), None)
-    if first is None:
-        return
-    if first[1].removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-        rest = stream.read()
-        if (entries := _entries(first[1] + rest)) is not None:
-            for number, entry in enumerate(entries, 1):
-                yield _json_line(path, number, entry)
-            return
-        lines = enumerate(_lines(io.BytesIO(rest)), first[0] + 1)
-    for line, content in chain([first], lines):
-        if len(content) > LINE_BYTES:
-            text = content[: 4 * SNIPPET_CHARACTERS].decode(errors="backslashreplace")[:SNIPPET_CHARACTERS]
-            yield Record(path, line, error=f"a line of more than {LINE_BYTES >> 20} MiB", text=text)
-        elif content.strip():
-            yield _json_line(path, line, content)
-
-
-def _entries(content: bytes) -> list[bytes] | None:
-    """The entries of one JSON list, each as it is written; None if it is something else."""
-    decoder, entries = json.JSONDecoder(), []
+def _is_list(path: str) -> bool:
     try:
-        text = content.decode("utf-8-sig")
-        at = _past_space(text, text.index("[") + 1)
-        while not text.startswith("]", at):
-            _, end = decoder.raw_decode(text, at)
-            entries.append(text[at:end].encode())
-            at = _past_space(text, end)
-            if text.startswith(",", at):
-                at = _past_space(text, at + 1)
-            elif not text.startswith("]", at):
-                return None
+        with open_text(path) as stream:
+            return _LIST.match(stream.peek()) is not None
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def _entries(path: str, stream: io.BufferedReader) -> Iterator[tuple[int, bytes]]:
+    """The entries of one JSON list, from 1, each as it is written; little more than one of them is held.
+
+    Raises ``DataError`` where one cannot be read: nothing tells where the next one begins.
+    """
+    decoder, text = json.JSONDecoder(), io.TextIOWrapper(stream, encoding="utf-8-sig")
+    held, at, number, mark = "", 0, 0, "["
+    while True:
+        at = _past_space(held, at)
+        entry = _past_space(held, at + 1) if held.startswith(mark, at) else None
+        end = None if entry is None else _end_of_entry(decoder, held, entry)
+        if entry is not None and end is not None:
+            number, mark, at = number + 1, ",", end
+            yield number, held[entry:end].encode(errors="surrogatepass")
+            continue
+        closing = at if number else entry
+        if closing is not None and held.startswith("]", closing) and not held[closing + 1 :].strip():
+            if not any(more.strip() for more in iter(lambda: text.read(_CHUNK), "")):
+                return
+        elif len(held) - at <= LINE_BYTES and (more := text.read(max(_CHUNK, len(held) - at))):
+            held, at = held[at:] + more, 0
+            continue
+        raise DataError(
+            f"cannot read {path}: it begins as a JSON list, and what follows entry {number} is no other entry, or the "
+            f"file does not end with the list: {held[at : at + 80]!r}."
+        )
+
+
+def _end_of_entry(decoder: json.JSONDecoder, text: str, start: int) -> int | None:
+    """Where the JSON value ends that begins at ``start``; None where it is not whole, or none."""
+    try:
+        end = decoder.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
         return None
-    return entries if not text[at + 1 :].strip() else None
+    return end if end < len(text) else None
 
 
 def _past_space(text: str, at: int) -> int:
@@ -143,7 +169,7 @@ def _past_space(text: str, at: int) -> int:
     return at
 
 
-def _lines(stream: io.BufferedIOBase) -> Iterator[bytes]:
+def _lines(stream: io.BufferedReader) -> Iterator[bytes]:
     """The lines of a file; of one longer than ``LINE_BYTES`` no more than a byte beyond that."""
     while content := stream.readline(LINE_BYTES + 1):
         yield content

@@ -5,7 +5,7 @@ from typing import Literal
 
 from raygeo.data.grading import gold_answer
 from raygeo.data.readers.base import PromptReader
-from raygeo.data.readers.files import hash_paths, json_lines
+from raygeo.data.readers.files import hash_lines, json_lines
 from raygeo.data.validation import Record, SetAside, required_text
 
 
@@ -21,7 +21,7 @@ class Gsm8kReader(PromptReader):
 
     def fingerprint(self) -> str:
         """SHA-256 of the files."""
-        return hash_paths(self.path)
+        return hash_lines(self.path)
 
     def _raw(self) -> Iterator[Record]:
         return json_lines(self.path)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from raygeo.data.readers.base import MappedReader
-from raygeo.data.readers.files import hash_paths, json_lines
+from raygeo.data.readers.files import hash_lines, json_lines
 from raygeo.data.validation import Record
 
 
@@ -17,7 +17,7 @@ class JsonlReader(MappedReader):
 
     def fingerprint(self) -> str:
         """SHA-256 of the files."""
-        return hash_paths(self.path)
+        return hash_lines(self.path)
 
     def _raw(self) -> Iterator[Record]:
         return json_lines(self.path)

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from raygeo.data.grading import gold_answer
 from raygeo.data.readers.base import PromptReader
-from raygeo.data.readers.csv import CsvReader
+from raygeo.data.readers.csv import csv_rows
 from raygeo.data.readers.datasets import DatasetsReader
-from raygeo.data.readers.files import hash_paths, json_lines
+from raygeo.data.readers.files import hash_lines, hash_paths, json_lines
 from raygeo.data.readers.parquet import ParquetReader
 from raygeo.data.shapes.convert import gold_of
 from raygeo.data.validation import Record, SetAside
@@ -39,7 +39,9 @@ class ProblemsReader(PromptReader):
 
     def fingerprint(self) -> str:
         """SHA-256 of the file, or the fingerprint that ``datasets`` keeps of the split."""
-        return hash_paths(self.path) if self._is_file else str(self._loaded()._fingerprint)
+        if not self._is_file:
+            return str(self._loaded()._fingerprint)
+        return hash_paths(self.path) if self.path.endswith((".parquet", *_CSV)) else hash_lines(self.path)
 
     @property
     def _is_file(self) -> bool:
@@ -49,7 +51,7 @@ class ProblemsReader(PromptReader):
         if self.path.endswith(".parquet"):
             yield from ParquetReader(path=self.path)._raw()
         elif self.path.endswith(_CSV):
-            yield from CsvReader(path=self.path)._raw()
+            yield from csv_rows(self.path)
         elif self._is_file:
             yield from json_lines(self.path)
         else:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from raygeo.data.grading import gold_answer
 from raygeo.data.readers.base import Reader, failed
-from raygeo.data.readers.files import hash_paths, json_lines
+from raygeo.data.readers.files import hash_lines, json_lines
 from raygeo.data.validation import Record, SetAside, required_text
 
 _PUBLISHED_MARKER = re.compile(r"A:[ \t]*")
@@ -29,7 +29,7 @@ class SolutionsReader(Reader):
 
     def fingerprint(self) -> str:
         """SHA-256 of the files."""
-        return hash_paths(self.path)
+        return hash_lines(self.path)
 
     def _raw(self) -> Iterator[Record]:
         return json_lines(self.path)

@@ -103,13 +103,17 @@ class RewardScale:
         )
 
 
-def judges_by_reward(samples: Sequence[Mapping[str, Any]], fields: Fields) -> bool:
+_UNJUDGED = ("flat", "messages", "lists")
+"""Shapes that are no verdict by themselves."""
+
+
+def judges_by_reward(samples: Sequence[Mapping[str, Any]], fields: Fields, shape: Shape) -> bool:
     """Whether records like ``samples`` have rewards and nothing else that a verdict could be made of.
 
     Raises ``DataError`` as ``RewardScale`` does.
     """
     seen = _Seen(samples, fields)
-    if not seen.has("reward") or seen.has("correct") or seen.has("gold"):
+    if shape not in _UNJUDGED or not seen.has("reward") or seen.has("correct") or seen.has("gold"):
         return False
     scale = RewardScale()
     for sample in samples:
@@ -125,7 +129,7 @@ def lacking_fields(samples: Sequence[Mapping[str, Any]], fields: Fields, shape: 
 
     ``verdict`` is that on completions that bring none, if there is one.
     """
-    if not samples or shape not in ("flat", "messages", "lists"):
+    if not samples or shape not in _UNJUDGED:
         return []
     seen = _Seen(samples, fields)
     lacking = [name for name in ("prompt", "completion") if shape == "flat" and not seen.has(name)]
