@@ -21,6 +21,10 @@ class DataError(RaygeoError, ValueError):
     """Rollouts, prompts or answers cannot be used as they are."""
 
 
+class UnusableError(DataError):
+    """Of the rollouts, prompts or answers none can be used, however many there are of them."""
+
+
 class StoreError(RaygeoError, OSError):
     """The store cannot be read or written, or holds something unexpected."""
 

@@ -65,7 +65,9 @@ def writing(out: Path) -> Iterator[None]:
     except RaygeoError:
         raise
     except Exception as error:
-        if not isinstance(error, OSError) and not is_full(error):
+        named = getattr(error, "filename", None)
+        elsewhere = isinstance(named, str) and not Path(named).absolute().is_relative_to(out.absolute())
+        if elsewhere or not (isinstance(error, OSError) or is_full(error)):
             raise
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"{out} cannot be written: {why}; name another place.") from error

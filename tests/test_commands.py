@@ -171,7 +171,7 @@ def test_what_a_run_would_refuse_of_its_rollouts_and_adapters_is_planned_and_reh
     assert "did you mean 'q_proj'" in str(unfit.exception)
 
 
-def test_models_without_weights_that_are_read_are_rehearsed_and_no_draft_is_made(ray_session, tmp_path, monkeypatch):
+def test_models_without_weights_that_are_read_are_planned_and_not_run(ray_session, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = tiny_study(store=str(tmp_path / "store"), **save_parts(tmp_path))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
@@ -179,10 +179,11 @@ def test_models_without_weights_that_are_read_are_rehearsed_and_no_draft_is_made
     weights = tmp_path / "student" / "model.safetensors"
     torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
     weights.unlink()
-    drafted = run("init", "rollouts.parquet", "student", "--out", "new.yaml")
-    for refused in (run("run", "study.yaml", "--dry-run"), drafted):
-        assert isinstance(refused.exception, StudentError)
-        assert "holds no model.safetensors" in str(refused.exception)
+    refused = run("run", "study.yaml", "--dry-run").exception
+    assert isinstance(refused, StudentError)
+    assert "holds no model.safetensors" in str(refused)
+    assert json.loads(run("plan", "study.yaml", "--json").output)["here"] == [str(refused)]
+    assert json.loads(run("plan", "study.yaml", "--json", "--shapes", "student").output)["here"] == []
 
 
 def test_a_plan_as_json_is_one_object(tmp_path):

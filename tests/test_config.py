@@ -65,7 +65,7 @@ def test_a_run_may_replace_steps_by_epochs():
         ({"reference_run": "sft-lr1e-05-s1"}, "did you mean 'sft-lr1e-05-s0'"),
         ({"rollouts": {}}, "give either read"),
         ({"student": {"model": "builtin:word-problem"}}, "is not built in"),
-        ({"student": {"model": "some/model"}}, "name a teacher model"),
+        ({"student": {"model": "some/model"}}, "give a teacher model"),
         ({"geometry": {"hessian": {}}}, "geometry.hessian: unknown key"),
         ({"name": "a b"}, "name: "),
         (
@@ -496,7 +496,7 @@ TAUGHT = {"name": "x", "runs": [{"loss": {"type": "kd-forward"}}]}
     ("raw", "said"),
     [
         ({"rollouts": {"sample": {}}}, "learns from a teacher's next-token.*rollouts.sample.decoding.top_logprobs"),
-        ({"rollouts": {"read": [{"type": "jsonl", "path": "x"}]}}, "name the fields top_ids and top_logprobs"),
+        ({"rollouts": {"read": [{"type": "jsonl", "path": "x"}]}}, "say which fields are top_ids and top_logprobs"),
         (
             {"student": {"model": "org/m"}, "rollouts": {"read": [{"type": "jsonl", "path": "x"}]}, "teacher": {}},
             "teacher.model 'builtin' goes with builtin:word-problems",

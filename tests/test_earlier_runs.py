@@ -139,7 +139,7 @@ def test_the_built_in_teacher_does_not_come_with_a_run():
         "name": "x", "student": {"from_run": "sft", "from_store": "s"}, "rollouts": {"sample": {"prompts": 8}},
         "runs": [{"loss": {"type": "dpo"}}],
     }  # fmt: skip
-    with pytest.raises(ConfigError, match="name a teacher model"):
+    with pytest.raises(ConfigError, match="give a teacher model"):
         parse_study(raw)
     raw["rollouts"]["sample"]["teacher"] = "student"
     assert not parse_study(raw).student.built_in

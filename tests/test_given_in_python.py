@@ -1,6 +1,7 @@
 """What ``raygeo.run`` and ``raygeo.compare`` take in Python beyond what a command line says, and what they refuse."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import raygeo
 from raygeo.errors import ConfigError
 from raygeo.pipeline.comparison import load_comparison, plan_comparison
 from raygeo.pipeline.config import load_study
+from raygeo.settings import as_plain
 
 
 def study(**changes):
@@ -82,6 +84,7 @@ def test_a_mapping_that_holds_itself_is_refused():
         (Path("runs/ft1"), {"ft1": "runs/ft1"}),
         (("runs/a", Path("runs/b")), {"a": "runs/a", "b": "runs/b"}),
         ({"x": Path("runs/a"), "y": "runs/b"}, {"x": "runs/a", "y": "runs/b"}),
+        (iter([Path("runs/a"), "runs/b"]), {"a": "runs/a", "b": "runs/b"}),
     ],
 )
 def test_models_are_one_several_or_named(models, named):
@@ -144,3 +147,25 @@ def test_what_is_wrong_in_the_file_of_a_comparison_is_named_with_its_line(tmp_pa
     file.write_text(f"base: a\n{text}")
     with pytest.raises(ConfigError, match=rf"- {file}:{said}"):
         load_comparison(str(file))
+
+
+def test_mappings_that_make_their_values_when_asked_are_each_themselves():
+    class Lazy(Mapping):
+        def __init__(self, **made):
+            self.made = made
+
+        def __getitem__(self, name):
+            return self.made[name]()
+
+        def __iter__(self):
+            return iter(self.made)
+
+        def __len__(self):
+            return len(self.made)
+
+    sections = {f"section{n}": lambda n=n: {"number": n, "inner": {"number": -n}} for n in range(50)}
+    plain = as_plain(Lazy(**sections))
+    assert plain == {name: make() for name, make in sections.items()}
+    shared = {"a": 1}
+    copied = as_plain({"x": shared, "y": shared})
+    assert copied["x"] is copied["y"] is not shared

@@ -143,7 +143,7 @@ def test_a_study_may_not_call_a_run_as_a_stage_or_round_of_another():
 @pytest.mark.parametrize("part", ["x-leg1", "x-leg2", "x-leg2-round1"])
 def test_other_runs_are_not_compared_with_a_part_of_a_run(part):
     runs = [SFT, {"stages": [SFT, GRPO | {"rounds": 2}], "name": "x"}]
-    with pytest.raises(ConfigError, match=f"'{part}' is only a part of a run; name 'x'"):
+    with pytest.raises(ConfigError, match=f"'{part}' is only a part of a run; give 'x'"):
         study(*runs, reference_run=part)
     assert study(*runs, reference_run="x").reference_run == "x"
 

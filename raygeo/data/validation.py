@@ -18,7 +18,7 @@ from raygeo.data.grading import (
     gold_answer,
 )
 from raygeo.data.math_grading import final_answer
-from raygeo.errors import DataError
+from raygeo.errors import DataError, UnusableError
 from raygeo.paths import without_credentials
 from raygeo.tables import SCHEMAS
 from raygeo.workload import Rows
@@ -334,7 +334,7 @@ def refuse_too_many(set_aside: Rows, total: int, limit: float, what: str, *, by_
         advice = "Correct them, or raise max_set_aside" if raisable else "Correct them"
         if reasons[0][0] == "not JSON":
             advice += " (JSON is read one object a line, or as one list of objects)"
-        raise DataError(
+        raise (UnusableError if none_left else DataError)(
             f"{what}: {len(set_aside)} of {total} records cannot be used{allowed} ("
             + ", ".join(f"{number} x {reason}" for reason, number in reasons)
             + "). The first: "

@@ -1,7 +1,7 @@
 """What is compared, and how: the settings of ``raygeo compare``, from the command line or from a file."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -155,9 +155,11 @@ def plan_comparison(
         names, models = list(models), list(models.values())
     elif isinstance(models, AnyModel):
         models = [models]
+    elif isinstance(models, Iterable):
+        models = list(models)
     if not isinstance(models, Sequence) or not all(isinstance(model, AnyModel) for model in [base, *models]):
         raise ConfigError(
-            "models, and the base that they were trained from, are given as folders or hub ids, each a text."
+            "models, and the base that they were trained from, are given as folders or hub ids, each a text or a path."
         )
     if not models:
         raise ConfigError(

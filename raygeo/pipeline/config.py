@@ -383,7 +383,8 @@ class AskedAnalyses(Settings):
 
 def _each_of(names: Sequence[str]) -> str:
     """Analyses as the subject of a sentence about each."""
-    return ("each of " if len(names) > 1 else "") + ", ".join(f"geometry.{name}" for name in names)
+    *others, last = (f"geometry.{name}" for name in names)
+    return f"each of {', '.join(others)} and {last}" if others else last
 
 
 GeometrySettings: type[AskedAnalyses] = create_model(
@@ -537,7 +538,7 @@ class Study(Settings):
         sample = self.rollouts.sample
         if sample is not None:
             if sample.teacher == "builtin" and not self.student.built_in and not sample.engine.elsewhere:
-                said = f"rollouts.sample.teacher 'builtin' goes with {' and '.join(TAUGHT)}; name a teacher model"
+                said = f"rollouts.sample.teacher 'builtin' goes with {' and '.join(TAUGHT)}; give a teacher model"
                 raise refusal(("rollouts", "sample", "teacher"), sample.teacher, said)
             if isinstance(sample.prompts, int) and self.student.model not in TAUGHT:
                 said = f"built-in prompts go with {' and '.join(TAUGHT)}; say where rollouts.sample.prompts are read"
@@ -571,7 +572,7 @@ class Study(Settings):
             return
         if self.reference_run in first:
             said = (
-                f"reference_run {self.reference_run!r} is only a part of a run; name {first[self.reference_run].name!r}"
+                f"reference_run {self.reference_run!r} is only a part of a run; give {first[self.reference_run].name!r}"
             )
             raise refusal(("reference_run",), self.reference_run, said)
         near = get_close_matches(self.reference_run, names, 1) or names[:1]
@@ -594,7 +595,7 @@ class Study(Settings):
         gym, sample = self.student.gym, self.rollouts.sample
         names = getattr(gym, benchmark.families) if isinstance(benchmark.families, str) else benchmark.families
         if not names:
-            return f"there are no {benchmark.families or ''} families to draw from; name some in student.gym"
+            return f"there are no {benchmark.families or ''} families to draw from; give some in student.gym"
         if sample is None or not isinstance(sample.prompts, int):
             return None
         within = benchmark.level == "usual" and set(names) <= set(gym.trained)
@@ -607,7 +608,7 @@ class Study(Settings):
     def _refuse_no_teacher(self, plan: Plan) -> None:
         """Raise where a loss learns from a teacher and none can be asked, nor has left anything to learn from."""
         if self.teacher is not None and self.teacher.model == "builtin" and not self.student.built_in:
-            said = f"teacher.model 'builtin' goes with {' and '.join(TAUGHT)}; name a teacher model"
+            said = f"teacher.model 'builtin' goes with {' and '.join(TAUGHT)}; give a teacher model"
             raise refusal(("teacher", "model"), self.teacher.model, said)
         learning = [spec for spec in plan.points() if "teacher" in spec.needs]
         if not learning or self.teacher is not None:
@@ -616,7 +617,7 @@ class Study(Settings):
             if any(stage.rounds is not None and "teacher" in stage.spec.needs for stage in run.stages):
                 said = (
                     f"run {run.name} learns in rounds from a teacher's next-token probabilities, and the rollouts of "
-                    "rounds, which the run itself writes, come with none; name a model that is asked for them, as in "
+                    "rounds, which the run itself writes, come with none; give a model that is asked for them, as in "
                     "teacher: {model: FOLDER}"
                 )
                 raise refusal(plan.place(run.entry), run.name, said)
@@ -627,11 +628,11 @@ class Study(Settings):
             fields = [getattr(reader, "fields", None) for reader in self.rollouts.read]
             known, instead = (
                 any(each is None or each.top_ids for each in fields),
-                "name the fields top_ids and top_logprobs",
+                "say which fields are top_ids and top_logprobs",
             )
         if not known:
             said = (
-                f"run {learning[0].name} learns from a teacher's next-token probabilities, and there are none; name a "
+                f"run {learning[0].name} learns from a teacher's next-token probabilities, and there are none; give a "
                 f"model that is asked for them, as in teacher: {{model: FOLDER}}, or {instead}"
             )
             raise refusal(self._entry_of(plan, learning[0]), learning[0].name, said)

@@ -18,7 +18,6 @@ from raygeo.data.validation import Validated, counts
 from raygeo.errors import ConfigError, DataError
 from raygeo.generation.renderer import renderer_for
 from raygeo.losses.registry import LOSSES
-from raygeo.models.folder import weight_files
 from raygeo.models.hub import find_model
 from raygeo.models.loading import context_length, load_tokenizer, model_shape, read_config
 from raygeo.outputs import output_file, write_output
@@ -55,7 +54,6 @@ def draft_study(data: str, model: str, out: Path, *, overrides: Sequence[str] = 
     raw = written([data], overrides)
     asked = parse_settings(Asked, raw, "raygeo init")
     source = find_model(model)
-    weight_files(source)
     renderer, config = renderer_for(load_tokenizer(source), asked.chat), read_config(source)
     context = context_length(config)
     asked.reader.check()

@@ -102,12 +102,10 @@ def check_weights(study: Study) -> None:
         StudentError: as ``weight_files``.
     """
     student, sample = study.student, study.rollouts.sample
-    teachers = {
-        None if study.teacher is None else study.teacher.model,
-        None if sample is None else sample.teacher,
-    } - {None, "builtin", "student"}
-    for model in teachers if student.built_in or student.from_run is not None else {student.model, *teachers}:
-        if (folder := Path(str(model)).expanduser()).is_dir():
+    named = [] if student.built_in or student.from_run is not None else [student.model]
+    teachers = [each.model if (each := study.teacher) is not None else "", "" if sample is None else sample.teacher]
+    for model in [*named, *(each for each in teachers if each not in ("", "builtin", "student"))]:
+        if (folder := Path(model).expanduser()).is_dir():
             weight_files(folder)
 
 

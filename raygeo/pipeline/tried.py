@@ -16,7 +16,7 @@ from raygeo.cluster.execution import in_process
 from raygeo.data.readers import read_prompts
 from raygeo.data.scanning import Limit
 from raygeo.data.validation import Record, heldout_count, refuse_too_many, set_aside_row
-from raygeo.errors import RaygeoError, StudentError
+from raygeo.errors import DataError, RaygeoError, StudentError, UnusableError
 from raygeo.generation.engine import check_prompts
 from raygeo.generation.renderer import Renderer, renderer_for
 from raygeo.models.folder import CONFIG
@@ -44,8 +44,8 @@ class Tried:
 def try_rollouts(study: Study, stages: Sequence[str]) -> Tried:
     """Try what a run with these ``stages`` would make of rollouts that are read, or are to be sampled.
 
-    Of many rows the first ``SAMPLE`` are tried, and what they show is said and counts as no error. Where the student's
-    tokenizer is not here, nothing is known.
+    Of many rows the first ``SAMPLE`` are tried, and what others may make good is said and counts as no error. Where the
+    student's tokenizer is not here, nothing is known.
     """
     if "rollouts" not in stages:
         return Tried()
@@ -116,6 +116,7 @@ def _unfit(renderer: Renderer, limit: Limit | None, prompt: str) -> str | None:
 
 
 def _try_read(study: Study, stages: Sequence[str], folder: AnyPath, store: Store) -> Tried:
+    check_max_tokens(study, context_length(read_config(folder)))
     readers = study.rollouts.read
     rows = chain.from_iterable(reader.rollouts() for reader in readers)
     whole = next(islice(rows, SAMPLE, None), None) is None
@@ -135,7 +136,7 @@ def _try_read(study: Study, stages: Sequence[str], folder: AnyPath, store: Store
     except RaygeoError as found:
         error = found
     lines = tuple(line.strip() for line in said.getvalue().splitlines())
-    if whole:
+    if whole or not isinstance(error, DataError | None) or isinstance(error, UnusableError):
         return Tried(lines, error)
     return Tried((f"of the first {SAMPLE:,} rows alone:", *_indented([*lines, *str(error or "").splitlines()])))
 

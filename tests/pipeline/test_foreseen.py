@@ -126,7 +126,7 @@ def test_prompts_that_leave_no_room_for_answers_are_named_with_the_setting(bench
     assert said.startswith("evaluation.answers.max_new_tokens, long prompts: the longest prompt has 1")
     assert f"context of {CONTEXT}" in said
     bench(evaluation=evaluation, stages=STAGES[:4])
-    soups = refusal(bench, geometry={"soups": {"accuracy_problems": 4}})
+    soups = refusal(bench, geometry={"soups": {"accuracy_problems": 4, "max_new_tokens": 512}})
     assert "geometry.soups.max_new_tokens, heldout prompts: " in soups
     assert "with max_new_tokens=512 that exceeds" in soups
     bench(geometry={"soups": {}})

@@ -6,7 +6,7 @@ import pytest
 from study_cases import tiny_study
 from tiny import save_tiny_student
 
-from raygeo.errors import DataError, StudentError
+from raygeo.errors import DataError, StudentError, UnusableError
 from raygeo.pipeline.budget.facts import SAMPLE
 from raygeo.pipeline.config import parse_study
 from raygeo.pipeline.study import STAGES
@@ -77,12 +77,14 @@ def test_what_comes_after_the_last_stage_is_not_refused(trying):
     assert trying(max_tokens=4, stages=STAGES[:1]).error is None
 
 
-def test_of_many_rows_the_first_are_tried_and_refuse_nothing(trying):
+def test_of_many_rows_the_first_are_tried_and_refuse_what_no_others_make_good(trying):
     many = [row | {"prompt": f"{n} + {row['prompt']}", "gold": None} for n in range(SAMPLE // 16 + 1) for row in ROWS]
     tried = trying(many, loss="off-policy-grpo")
     assert tried.error is None
     assert tried.said[0] == "of the first 2,000 rows alone:"
     assert tried.said[-1].startswith("  off-policy-grpo: ")
+    assert isinstance(trying(many, max_tokens=4).error, UnusableError)
+    assert "the student reads 64 tokens at most" in str(trying(many, max_tokens=65).error)
 
 
 def test_nothing_is_known_without_the_tokenizer(trying):

@@ -189,6 +189,7 @@ def test_a_store_in_a_bucket_is_not_copied_into_itself(store, monkeypatch):
             copying.check_copyable(remote, s3.uri("study/inner"))
         copying.check_copyable(remote, s3.uri("study-2"))
         copying.check_copyable(remote, store.location)
+        copying.check_copyable(remote, s3.uri("study").replace("127.0.0.1", "127.0.0.2"))
 
 
 def test_a_store_that_was_written_to_meanwhile_is_not_copied_whole(source, tmp_path):

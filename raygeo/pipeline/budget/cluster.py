@@ -95,7 +95,7 @@ def _refuse_idle(study: Study, gpus: int, named: Device | None) -> None:
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus}: give 1 or more, or leave it out.")
     if named is not None and named.kind == "cpu":
-        raise ConfigError(f"--gpus {gpus} is of GPUs, and --device {named.name} is none; leave one of the two out.")
+        raise ConfigError(f"--gpus {gpus} counts GPUs, and --device {named.name} has none; leave one of the two out.")
     if not wants_gpu(study):
         raise ConfigError(
             f"--gpus {gpus}: no stage of the study asks for GPUs, so they would be idle; let runs and actors have "

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from raygeo.errors import NoStoreError, RaygeoError, StoreError
+from raygeo.interrupts import handled
 from raygeo.pipeline.budget.cluster import Cluster, cluster_at_hand
 from raygeo.pipeline.budget.facts import find_facts, student_config
 from raygeo.pipeline.budget.plan import make_plan
@@ -18,7 +19,7 @@ from raygeo.pipeline.budget.show import plain_plan, print_plan, print_problems
 from raygeo.pipeline.budget.stages import STAGES
 from raygeo.pipeline.config import Study
 from raygeo.pipeline.standing import STUDY
-from raygeo.pipeline.student import check_fitting
+from raygeo.pipeline.student import check_fitting, check_weights
 from raygeo.pipeline.study import check_settings
 from raygeo.pipeline.tried import Tried, try_rollouts
 from raygeo.plain import as_json
@@ -45,11 +46,13 @@ def plan_study(
         RaygeoError: the student's shapes or the data cannot be read, or there is no such device.
     """
     cluster, here = cluster_at_hand(study, device, gpus), list[str]()
-    with ExitStack() as stack:
+    with handled(), ExitStack() as stack:
         store = None
         try:
             store = stack.enter_context(store_as_it_is(study))
             check_tracking(store, study.name)
+            if shapes is None:
+                check_weights(study)
         except RaygeoError as error:
             here.append(str(error))
         tried = Tried()
@@ -90,7 +93,7 @@ def plan_on(
         plain = plain_plan(study, facts, cluster, lines) | {"refused": refused, "here": list(here)}
         out.print(as_json(plain), markup=False, highlight=False, soft_wrap=True)
     else:
-        free = None if store is None else store.free_bytes()
+        free = None if store is None or is_uri(study.location) else store.free_bytes()
         if not quiet:
             print_plan(study, facts, cluster, lines, out, free)
         print_problems(lines, out, free, refused, here)
