@@ -183,6 +183,18 @@ def test_models_without_weights_that_are_read_are_planned_and_not_run(ray_sessio
     assert isinstance(refused, StudentError)
     assert "holds no model.safetensors" in str(refused)
     assert json.loads(run("plan", "study.yaml", "--json").output)["here"] == [str(refused)]
+    loss = ("--set", "runs=[{loss: {type: kd-forward}}]")
+    teacher = run(
+        "run",
+        "study.yaml",
+        "--dry-run",
+        "--set",
+        "student.model=builtin:word-problems",
+        *loss,
+        "--set",
+        "teacher.model=nope",
+    )
+    assert "the model 'nope' is neither a folder nor a hub id" in str(teacher.exception)
     assert json.loads(run("plan", "study.yaml", "--json", "--shapes", "student").output)["here"] == []
 
 

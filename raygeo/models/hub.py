@@ -26,6 +26,18 @@ def find_model(model: AnyPath) -> Path:
         StudentError: there is no such folder, or it cannot be fetched; or what has the names of a model's files in it
             is no ordinary file (``folder.check_files``).
     """
+    source = here(model)
+    folder = _fetch(str(model)) if source is None else source
+    check_files(folder)
+    return folder
+
+
+def here(model: AnyPath) -> Path | None:
+    """The folder of a model that is on this machine; None of a hub id. The network is never touched.
+
+    Raises:
+        StudentError: it is neither.
+    """
     try:
         source = local_path(model)
         known, is_file = source.is_dir(), source.is_file()
@@ -36,11 +48,9 @@ def find_model(model: AnyPath) -> Path:
         raise StudentError(
             f"the model {str(model)!r} is a file{also}; give a folder with config.json, safetensors and a tokenizer."
         )
-    if not known and (not isinstance(model, str) or _HUB_ID.fullmatch(model) is None):
+    if not known and not (isinstance(model, str) and is_hub_id(model)):
         raise StudentError(f"the model {str(model)!r} is neither a folder nor a hub id (owner/name).")
-    folder = source if known else _fetch(str(model))
-    check_files(folder)
-    return folder
+    return source if known else None
 
 
 def _fetch(model: str) -> Path:

@@ -9,7 +9,7 @@ from raygeo.pipeline.budget.command import plan_on, store_as_it_is
 from raygeo.pipeline.budget.facts import student_config
 from raygeo.pipeline.config import Study
 from raygeo.pipeline.demands import check_demands, check_engines, check_student, cluster_to_check, is_made
-from raygeo.pipeline.student import check_fitting, check_weights
+from raygeo.pipeline.student import check_fitting, check_models
 from raygeo.pipeline.study import check_settings, stages_until
 from raygeo.pipeline.tried import Tried, try_rollouts
 from raygeo.progress import Progress
@@ -38,7 +38,7 @@ def rehearse_study(
     with handled(), store_as_it_is(study) as store:
         check_tracking(store, study.name)
         check_fitting(study, lambda: student_config(study))
-        check_weights(study)
+        check_models(study)
         made = is_made(study, store)
         tried = Tried() if made else try_rollouts(study, stages)
         if tried.error is not None:

@@ -22,7 +22,7 @@ from raygeo.generation.renderer import PlainRenderer
 from raygeo.models.attention import check_attention
 from raygeo.models.checkpoint import is_model
 from raygeo.models.folder import SUFFIXES, check_links, weight_files
-from raygeo.models.hub import find_model
+from raygeo.models.hub import find_model, here
 from raygeo.models.loading import load_tokenizer, read_config
 from raygeo.models.merge import merge_run
 from raygeo.models.parameters import CONVERTED, INDEX, REVISION, index_parameters, save_index
@@ -95,17 +95,19 @@ def check_fitting(study: Study, configuration: Callable[[], PreTrainedConfig]) -
         check_attention(configuration(), study.student.attn_implementation)
 
 
-def check_weights(study: Study) -> None:
-    """Refuse folders here that the study names as its models and that hold no weights which are read.
+def check_models(study: Study) -> None:
+    """Refuse models that the study names and that are neither hub ids nor folders here with weights that are read.
 
     Raises:
-        StudentError: as ``weight_files``.
+        StudentError: as ``here`` and ``weight_files``.
     """
     student, sample = study.student, study.rollouts.sample
-    named = [] if student.built_in or student.from_run is not None else [student.model]
-    teachers = [each.model if (each := study.teacher) is not None else "", "" if sample is None else sample.teacher]
-    for model in [*named, *(each for each in teachers if each not in ("", "builtin", "student"))]:
-        if (folder := Path(model).expanduser()).is_dir():
+    made = student.model in (*TAUGHT, TEXT) or student.from_run is not None
+    named = [] if made else [student.model]
+    teachers = [each.model if (each := study.teacher) is not None else "builtin"]
+    teachers += ["builtin" if sample is None or sample.engine.elsewhere else sample.teacher]
+    for model in [*named, *(each for each in teachers if each not in ("builtin", "student"))]:
+        if (folder := here(model)) is not None:
             weight_files(folder)
 
 

@@ -365,6 +365,16 @@ def test_files_of_something_else_say_what_they_are(tmp_path, content, said, read
         list(reader(path=str(path)).rollouts())
 
 
+def test_a_tab_may_be_written_as_shells_hand_it_on():
+    assert CsvReader(path="a.csv", delimiter=r"\t").delimiter == "\t"
+
+
+def test_golds_of_csv_that_look_like_lists_are_texts(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('question,response,answer\nq,a,"[0, 1]"\nq,b,[0]\nq,c,"[0, 0]"\n')
+    assert [row.values["gold"] for row in CsvReader(path=str(path)).rollouts()] == ["[0, 1]", "[0]", "[0, 0]"]
+
+
 @pytest.mark.parametrize("mark", [";", "\t", "|"])
 def test_csv_of_another_delimiter_says_which_to_set(tmp_path, mark):
     path = tmp_path / "a.csv"

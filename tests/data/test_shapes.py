@@ -448,6 +448,16 @@ def test_rewards_that_come_late_are_held_to_the_rule_too(reads):
     assert late[-1]["correct"] is False
 
 
+@pytest.mark.parametrize("early", [{"reward": None}, {"correct": True}, {"gold": "3"}])
+def test_rewards_that_judge_after_the_first_rows_are_held_to_the_rule_and_said(reads, early, caplog):
+    first = [{"prompt": "q", "completion": "a", **early}] * 120
+    with pytest.raises(DataError, match=r"'reward' is from 0\.1 to 0\.8, never below 0, where there is neither"):
+        reads(*first, *({"prompt": "q", "completion": "a", "reward": value} for value in (0.1, 0.8)))
+    late = reads(*first, *({"prompt": "q", "completion": "a", "reward": value} for value in (0, 1)))
+    assert [row["correct"] for row in late[-2:]] == [None, None]
+    assert "2 rollouts have neither a verdict nor a gold answer and are right where 'reward' is above 0" in caplog.text
+
+
 def test_rewards_beside_another_verdict_are_held_to_no_rule(reads):
     scored = {"reward": 3}
     pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b", "reward": n} for n in (1, 2, 3)]
@@ -476,6 +486,10 @@ PROPOSED = {
     "booleans": ({**Q, **A, "ok": False}, "{correct: ok}"),
     "a gold answer by its name": ({**Q, **A, "id": "x", "model_answer": "2"}, "{gold: model_answer}"),
     "a reward by its name": ({**Q, **A, "n": 3, "rm_score": 0.3}, "{reward: rm_score}"),
+    "flags that are answers, or name one": (
+        {**Q, **A, "model_answer_ok": True, "best_id": 1},
+        "{correct: KEY}",
+    ),
     "nothing that could be one": ({**Q, **A, "rollout_hash": "f0", "length": 12}, "{correct: KEY}"),
     "texts are not told apart": ({"a": "q", "b": "x", "correct": 1}, "{prompt: a, completion: b}"),
     "no texts": ({"data": [{"prompt": "q"}]}, "{prompt: KEY, completion: KEY, correct: KEY}"),

@@ -154,13 +154,18 @@ class MappedReader(PromptReader):
         """
         reader = self.resolved()
         unknown: Counter[str] = Counter()
-        scale = RewardScale()
+        scale, judged = RewardScale(), self.threshold is not None or self.verdict is not None
         for record in reader._convert(partial(reader._graded, unknown=unknown)):
-            if record.values.get("correct") is None and record.values.get("gold") is None:
+            if not judged and all(record.values.get(name) is None for name in ("correct", "gold")):
                 scale.see(record.values.get("reward"))
             yield record
-        if reader._by_reward:
-            scale.refuse_unknown(reader.fields.reward)
+        scale.refuse_unknown(reader.fields.reward)
+        if scale.seen and not reader._by_reward:
+            _log.warning(
+                "%d rollouts have neither a verdict nor a gold answer and are right where %r is above 0",
+                scale.seen,
+                reader.fields.reward,
+            )
         for reason, number in unknown.most_common():
             _log.warning(
                 "%d rollouts ended for %r, which is not known and taken as whole, not cut by a length limit; where it "

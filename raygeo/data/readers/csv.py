@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raygeo.data.readers.base import MappedReader
 from raygeo.data.readers.files import LINE_BYTES, as_paths, hash_paths, open_text
@@ -32,13 +32,19 @@ class CsvReader(MappedReader):
     of the completions too.
     """
 
-    reader_revision: ClassVar[int] = 2
+    reader_revision: ClassVar[int] = 3
 
     type: Literal["csv"] = "csv"
     path: str | tuple[str, ...]
     """Files, as paths or as URIs that pyarrow understands."""
     delimiter: str = Field(",", min_length=1, max_length=1, pattern=r'^[^\r\n"]$')
     """What stands between cells; a tab is written ``"\\t"``."""
+
+    @field_validator("delimiter", mode="before")
+    @classmethod
+    def _tab(cls, delimiter: Any) -> Any:
+        """A tab as a shell hands it on."""
+        return "\t" if delimiter == r"\t" else delimiter
 
     def fingerprint(self) -> str:
         """SHA-256 of the files."""

@@ -25,9 +25,10 @@ _REWARDS = ("reward", "score", "rewards", "scores", "rewrads", "verifier_scores"
 _REASONS = ("finish_reason", "finish_reasons")
 _LOOSE: dict[str, Callable[[Any], Any]] = {"correct": flag, "truncated": flag, "reward": number, "sample": number}
 _SYSTEMS = ("system", "system_prompt")
-LISTED = frozenset({*_LISTS, *_GOLDS, *_VERDICTS, *_REWARDS, *_REASONS, "logprobs", "steps"})
-"""Names of keys that may hold lists."""
+LISTED = frozenset({*_LISTS, *_VERDICTS, *_REWARDS, *_REASONS, "logprobs", "steps"})
+"""Names of keys that may hold a list with an entry for each completion."""
 _GOLD_NAME = re.compile(r"answer|gold|truth|target|expected|label", re.IGNORECASE)
+_NO_VERDICT = re.compile(r"answer|gold|truth|target|expected|(^|_)(id|index)$", re.IGNORECASE)
 _REWARD_NAME = re.compile(r"reward|score|rating", re.IGNORECASE)
 _NUMBERED = re.compile(r"(?=.*(?:completion|generation|response|solution))(?P<stem>.+)_\d+")
 
@@ -76,7 +77,7 @@ class RewardScale:
     """What has been seen of rewards that are the only verdicts, a completion being right above 0."""
 
     def __init__(self) -> None:
-        self.least, self.most = math.inf, -math.inf
+        self.seen, self.least, self.most = 0, math.inf, -math.inf
         self.above: list[float] = []
         """The two lowest values above 0."""
 
@@ -85,6 +86,7 @@ class RewardScale:
         if not isinstance(reward, int | float | Decimal) or not math.isfinite(reward):
             return
         value = float(reward)
+        self.seen += 1
         self.least, self.most = min(self.least, value), max(self.most, value)
         if value > 0 and value not in self.above:
             self.above = sorted([*self.above, value])[:2]
@@ -97,9 +99,10 @@ class RewardScale:
             return
         right = "every completion" if self.least > 0 else f"every completion from {self.above[0]:g} on"
         raise DataError(
-            f"{key!r} is from {self.least:g} to {self.most:g}, never below 0, and there is neither a verdict nor a "
+            f"{key!r} is from {self.least:g} to {self.most:g}, never below 0, where there is neither a verdict nor a "
             f"gold answer: {right} would be right. Set `threshold` to the value from which on one is right, or "
-            "`verdict: true` where all of them are."
+            "`verdict: true` where all of them are; or name the key of verdicts or gold answers, if there is one "
+            "(fields.correct, fields.gold)."
         )
 
 
@@ -271,7 +274,7 @@ class _Seen:
             if name != "gold":
                 yield name, texts.pop(0) if texts else "KEY"
                 continue
-            flags = [("correct", key) for key in keys if self._bits(key)]
+            flags = [("correct", key) for key in keys if self._bits(key) and not _NO_VERDICT.search(key)]
             golds = [("gold", key) for key in keys if _GOLD_NAME.search(key) and _is_gold(self._at(key))]
             rewards = [("reward", key) for key in keys if _REWARD_NAME.search(key) and _is_number(self._at(key))]
             yield next(iter([*flags, *golds, *rewards]), ("correct", "KEY"))

@@ -19,7 +19,7 @@ from raygeo.pipeline.budget.show import plain_plan, print_plan, print_problems
 from raygeo.pipeline.budget.stages import STAGES
 from raygeo.pipeline.config import Study
 from raygeo.pipeline.standing import STUDY
-from raygeo.pipeline.student import check_fitting, check_weights
+from raygeo.pipeline.student import check_fitting, check_models
 from raygeo.pipeline.study import check_settings
 from raygeo.pipeline.tried import Tried, try_rollouts
 from raygeo.plain import as_json
@@ -52,7 +52,7 @@ def plan_study(
             store = stack.enter_context(store_as_it_is(study))
             check_tracking(store, study.name)
             if shapes is None:
-                check_weights(study)
+                check_models(study)
         except RaygeoError as error:
             here.append(str(error))
         tried = Tried()
