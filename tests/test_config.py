@@ -176,6 +176,10 @@ def test_overrides_reach_into_mappings_and_lists(tmp_path):
 def test_a_bad_override_is_named(tmp_path, override):
     with pytest.raises(ConfigError, match="--set"):
         load_study(write(tmp_path, study()), [override])
+    with pytest.raises(
+        ConfigError, match=r"--set runs\[0\]\.lr=1: entries of lists are written with dots, runs\.0\.lr"
+    ):
+        load_study(write(tmp_path, study()), ["runs[0].lr=1"])
 
 
 def test_files_that_are_no_study_are_refused(tmp_path):

@@ -41,6 +41,14 @@ NOTED = "grading: "
 """What begins the names of the counts of what the grader had to say."""
 
 
+_RULES = {
+    "not JSON": "JSON is read one object a line, or as one list of objects",
+    "correct is not true or false": "verdicts are true and false, or 1 and 0",
+    "prompt occurs in an earlier record": "a problem has one record",
+}
+"""What records have to be, by why they could not be used."""
+
+
 @dataclass(frozen=True)
 class Record:
     """One record as a reader found it: ``values`` under raygeo's field names, or the ``error`` that made it unreadable.
@@ -332,8 +340,8 @@ def refuse_too_many(set_aside: Rows, total: int, limit: float, what: str, *, by_
         raisable = by_setting and not none_left
         allowed = f"; max_set_aside is {limit:g}" if raisable else ""
         advice = "Correct them, or raise max_set_aside" if raisable else "Correct them"
-        if reasons[0][0] == "not JSON":
-            advice += " (JSON is read one object a line, or as one list of objects)"
+        if (rule := _RULES.get(reasons[0][0])) is not None:
+            advice += f" ({rule})"
         raise (UnusableError if none_left else DataError)(
             f"{what}: {len(set_aside)} of {total} records cannot be used{allowed} ("
             + ", ".join(f"{number} x {reason}" for reason, number in reasons)

@@ -732,6 +732,7 @@ Overrides = str | Sequence[str] | Mapping[str, Any]
 """Settings that go before others: texts ``a.b=c``, or one, whose values are YAML, or values by places ``a.b``;
 ``a.0.b`` indexes a list."""
 _MOST_BYTES, _MOST_LINES = 1 << 20, 20
+_INDEX = re.compile(r"\[(\d*)\]")
 _NAMES = re.compile(r"[a-z][a-z0-9_.]*[a-z0-9]")
 """What may be the name of a setting in a sentence."""
 
@@ -902,6 +903,9 @@ def _assignment(override: str) -> tuple[str, Any, str]:
     said = f"--set {override}"
     if not equals or not place:
         raise ConfigError(f"{said} is not of the form a.b=c.")
+    if "[" in place:
+        dotted = _INDEX.sub(r".\1", place)
+        raise ConfigError(f"{said}: entries of lists are written with dots, {dotted}.")
     try:
         value = read_yaml(text)
     except yaml.YAMLError as error:

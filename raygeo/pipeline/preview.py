@@ -16,14 +16,15 @@ from raygeo.data.preview import said_of
 from raygeo.data.readers import AnyReader
 from raygeo.data.readers.base import Reader
 from raygeo.data.scanning import Limit
-from raygeo.data.validation import Record, counts
+from raygeo.data.validation import Record, SetAside, checked, counts
 from raygeo.errors import DataError
 from raygeo.generation.renderer import ChatRenderer, ChatSettings, Renderer, renderer_for
 from raygeo.generation.renderer.conversation import is_conversation, messages_of
 from raygeo.models.loading import context_length, load_tokenizer, read_config
 from raygeo.paths import without_credentials
-from raygeo.pipeline.config import apply_override, load_study, parse_settings
+from raygeo.pipeline.config import RolloutRules, apply_override, load_study, parse_settings
 from raygeo.plain import as_json
+from raygeo.report.typeset import percent
 from raygeo.settings import Settings
 
 _LINES = {".json": "jsonl", ".jsonl": "jsonl", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
@@ -70,7 +71,7 @@ def preview(
             reader = reader.model_copy(update={"limit": min(rows, reader.limit or rows)})
         records = list(reader.rollouts())
         counted = _count(records, renderer, context)
-        sample = next((record for record in records if record.error is None), None)
+        sample = next(filter(_is_usable, records), None)
         if json:
             first = (
                 None if sample is None else {name: value for name, value in sample.values.items() if value is not None}
@@ -81,6 +82,10 @@ def preview(
         if sample is not None:
             _show(out, sample, renderer)
         _say_counts(out, counted)
+        allowed, bad = RolloutRules().max_set_aside, counted.counts.get("set_aside", 0)
+        if bad > allowed * (bad + counted.counts["rows"]):
+            said = f"A study ends where more than {percent(allowed)} of its rows are set aside (max_set_aside)."
+            _say(out, Text(said, "yellow"))
         if rows and len(records) >= rows:
             _say(out, Text(f"Of the first {rows} records; --rows 0 reads all."))
     if json:
@@ -99,6 +104,14 @@ class _Counts:
     unit: str
     lengths: dict[str, tuple[int, int, int, int]]
     set_aside: list[dict[str, Any]]
+
+
+def _is_usable(record: Record) -> bool:
+    try:
+        checked(record)
+    except SetAside:
+        return False
+    return True
 
 
 def unfit_for(

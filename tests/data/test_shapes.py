@@ -515,6 +515,20 @@ def test_what_is_proposed_is_what_works(tmp_path):
     assert rows["correct"].to_pylist() == [False, True, False, True]
 
 
+def test_what_comes_after_the_first_records_is_proposed_and_words_are_no_verdicts(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = [{**Q, **A, "model_answer": "3" if n > 110 else None} for n in range(120)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"none of the first 100 records .*fields: \{gold: model_answer\}"):
+        JsonlReader(path=str(path)).check()
+    path.write_text(json.dumps({**Q, **A, "is_correct": "Wrong"}))
+    with pytest.raises(DataError, match=r"'is_correct' holds 'Wrong', and verdicts are true and false, or 1 and 0"):
+        JsonlReader(path=str(path)).check()
+    path.write_text(json.dumps({**Q, **A, "correct": "yes"}))
+    with pytest.raises(DataError, match=r"correct is not true or false.*\(verdicts are true and false, or 1 and 0\)"):
+        validate(JsonlReader(path=str(path), fields={"correct": "correct", "prompt": "question"}).rollouts())
+
+
 @pytest.mark.parametrize("case", PROBLEMS)
 def test_problems_without_completions_are_told_as_such(tmp_path, case):
     path = tmp_path / "a.jsonl"

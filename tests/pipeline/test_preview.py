@@ -119,3 +119,15 @@ def test_a_study_file_shows_all_that_it_reads(folder):
     study.write_text(yaml.safe_dump(tiny_study()))
     with pytest.raises(DataError, match="samples its rollouts"):
         shown(study)
+
+
+def test_a_row_that_is_of_use_is_shown_and_what_would_end_a_study_is_said(tmp_path):
+    rows = [{"prompt": 5, "completion": "a", "correct": True}] + [
+        {"prompt": "p", "completion": "a", "correct": True}
+    ] * 9
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = shown(tmp_path / "a.jsonl")
+    assert "The first rollout (line 2" in text
+    assert "A study ends where more than 5.0 % of its rows are set aside" in text
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    assert "A study ends" not in shown(tmp_path / "a.jsonl")

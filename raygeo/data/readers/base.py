@@ -212,9 +212,12 @@ class MappedReader(PromptReader):
                 said(lacking),
                 ", ".join(dict.fromkeys(key for sample in samples for key in sample)),
             )
-        later = (record.values for record in self._raw() if record.error is None)
-        if all(lacking_fields([values], *how) for values in later):
-            refuse_lacking(samples, found.fields, lacking)
+        late: dict[str, Any] = {}
+        for record in self._raw():
+            if record.error is None and not lacking_fields([record.values], *how):
+                return
+            late |= {key: value for key, value in record.values.items() if value is not None and key not in late}
+        refuse_lacking([*samples, late], found.fields, lacking, len(samples))
 
     def made_of(self) -> dict[str, Any]:
         """What keys of rollouts hold of the settings: those that came later only where they say something."""

@@ -25,6 +25,11 @@ class DatasetsReader(MappedReader):
     revision: str | None = None
     """Commit or tag on the hub; give one to be reproducible."""
 
+    def described(self) -> str:
+        """As ``MappedReader.described``, with the split that is read."""
+        kind, _, rest = super().described().partition(",")
+        return f"{kind}, split {self.split!r},{rest}"
+
     def fingerprint(self) -> str:
         """The fingerprint that ``datasets`` keeps of the split."""
         return str(self._load()._fingerprint)

@@ -147,11 +147,13 @@ def said(lacking: Sequence[str]) -> str:
     return " nor a ".join(known[name] for name in lacking)
 
 
-def refuse_lacking(samples: Sequence[Mapping[str, Any]], fields: Fields, lacking: Sequence[str]) -> None:
-    """Raise ``DataError`` that ``samples`` have nothing of ``lacking``, with their keys and what to set."""
+def refuse_lacking(samples: Sequence[Mapping[str, Any]], fields: Fields, lacking: Sequence[str], first: int) -> None:
+    """Raise ``DataError`` that the ``first`` of ``samples`` have nothing of ``lacking``, with their keys and what to
+    set.
+    """
     seen = _Seen(samples, fields)
     keys = ", ".join(repr(key) for key in dict.fromkeys(key for sample in samples for key in sample))
-    begun = f"none of the first {len(samples)} records has a {said(lacking)}. Their keys are {keys}"
+    begun = f"none of the first {first} records has a {said(lacking)}. Their keys are {keys}"
     if (kind := _published_as(samples)) is not None:
         raise DataError(f"{begun}: they look like what the reader {kind!r} reads; set type: {kind}.")
     if lacking == ["completion"] and seen.has("prompt") and seen.has("gold"):
@@ -160,6 +162,10 @@ def refuse_lacking(samples: Sequence[Mapping[str, Any]], fields: Fields, lacking
             "fields: {completion: KEY}; if none does, have a teacher answer the problems (rollouts.sample, its "
             "prompts read as these are)."
         )
+    words = [(key, value) for sample in samples for key in _VERDICTS if isinstance(value := look_up(sample, key), str)]
+    if words and "gold" in lacking:
+        key, word = words[0]
+        begun += f" ({key!r} holds {word[:40]!r}, and verdicts are true and false, or 1 and 0)"
     likely = list(seen.likely(lacking))
     named = ", ".join(f"{name}: {key}" for name, key in likely)
     sets = " ".join(f"--set fields.{name}={key}" for name, key in likely)
