@@ -71,7 +71,7 @@ def test_gpus_without_effect_are_refused():
     for gpus in (0, -2):
         with pytest.raises(ConfigError, match="give 1 or more"):
             cluster_at_hand(asking, "h100", gpus)
-    with pytest.raises(ConfigError, match="--device cpu is none"):
+    with pytest.raises(ConfigError, match="--device cpu has none"):
         cluster_at_hand(asking, "cpu", 2)
     for device in (None, "h100"):
         with pytest.raises(ConfigError, match="no stage of the study asks for GPUs"):
