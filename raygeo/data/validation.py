@@ -390,7 +390,8 @@ def counts(
     ``rollouts`` are those of ``validated``, perhaps split and changed since; it adds how they were graded.
 
     A prompt is mixed when it has right and wrong rollouts; ``wrong`` over ``rows`` is the share of negatives.
-    Duplicates are rows beyond the first with the same prompt and completion, which the columns ``texts`` tell.
+    Duplicates are rows beyond the first with the same prompt and completion, which the columns ``texts`` tell; where
+    some of these are right and wrong, ``contradictory_duplicates`` are the completions that are both.
     """
     by_prompt = rollouts.group_by("prompt_id").aggregate([("correct", "all"), ("correct", "any"), ("split", "min")])
     all_correct = sum(by_prompt["correct_all"].to_pylist())
@@ -408,6 +409,9 @@ def counts(
         "all_wrong_prompts": by_prompt.num_rows - any_correct,
         "duplicates": rollouts.num_rows - rollouts.group_by(list(texts)).aggregate([]).num_rows,
     }
+    verdicts = rollouts.group_by(list(texts)).aggregate([("correct", "all"), ("correct", "any")])
+    if both := sum(verdicts["correct_any"].to_pylist()) - sum(verdicts["correct_all"].to_pylist()):
+        values["contradictory_duplicates"] = both
     if validated is not None:
         reasons = Counter(validated.set_aside["reason"].to_pylist()).most_common()
         values["set_aside"] = validated.set_aside.num_rows

@@ -111,6 +111,8 @@ def _sentence(problems: Sequence[_Problem], root: type[BaseModel], absent: Seque
         return f"{place}: it has no type; give one of {', '.join(known)}."
     if kind == "missing":
         return f"{place}: it is missing; give it."
+    if kind == "string_pattern_mismatch":
+        return f"{place}: write it as a text that matches {context['pattern']} (read {_shown(read)})"
     if kind in ("too_short", "too_long"):
         side, bound = ("least", context["min_length"]) if kind == "too_short" else ("most", context["max_length"])
         items = "1 item" if bound == 1 else f"{bound} items"

@@ -370,6 +370,14 @@ def test_a_share_that_leaves_no_prompt_says_how_many_it_would_hold_out():
         split_heldout(table(), 0.999, seed=0)
 
 
+def test_completions_that_are_right_and_wrong_are_counted():
+    found = validate(records(GOOD, {**GOOD, "correct": False}, GOOD, {**GOOD, "completion": "c"}))
+    named = {row["name"]: row["value"] for row in counts(found.rollouts)}
+    assert (named["duplicates"], named["contradictory_duplicates"]) == (2, 1)
+    alike = validate(records(GOOD, GOOD, {**GOOD, "completion": "c", "correct": False}))
+    assert "contradictory_duplicates" not in {row["name"] for row in counts(alike.rollouts)}
+
+
 def test_counts():
     set_aside = to_arrow("set_aside", [{"reason": "not JSON"}, {"reason": "not JSON"}, {"reason": "empty prompt"}])
     validated = Validated(table(), set_aside, {"no answer": 3}, Choice("math", "why"), graded=5)
@@ -388,6 +396,7 @@ def test_counts():
         "all_correct_prompts": 6,
         "all_wrong_prompts": 1,
         "duplicates": 10,
+        "contradictory_duplicates": 1,
         "set_aside": 3,
         "set aside: not JSON": 2,
         "set aside: empty prompt": 1,

@@ -32,6 +32,7 @@ SFT = {"loss": {"type": "sft"}}
         ({"runs": [{"loss": {"type": "sftt"}}]}, "'sftt' is not a loss (did you mean 'sft'?)"),
         ({"rollouts": {"read": [{"type": "json", "path": "x"}]}}, "rollouts.read.0.type: there is no 'json'; did you"),
         ({"evaluation": {"engine": {"type": "vlm"}}}, "evaluation.engine.type: there is no 'vlm'; did you mean 'vllm'"),
+        ({"name": "my study"}, "name: write it as a text that matches ^[A-Za-z0-9][A-Za-z0-9._-]*$ (read 'my study')"),
         ({"evaluation": {"engine": {"type": "sglang"}}}, "there is no 'sglang'; it is one of 'local', "),
         ({"evaluation": {"engine": {}}}, "evaluation.engine: it has no type; give one of local, "),
         ({"runs": [{"loss": {"beta": 0.1}}]}, "runs.0.loss: it has no type; give one of sft, rft, "),
