@@ -198,6 +198,14 @@ def test_models_without_weights_that_are_read_are_planned_and_not_run(ray_sessio
     assert json.loads(run("plan", "study.yaml", "--json", "--shapes", "student").output)["here"] == []
 
 
+def test_a_plan_says_that_this_machine_has_too_few_cores(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(tiny_study(store=str(tmp_path / "store"))))
+    plan = json.loads(run("plan", str(file), "--json", "--set", "training.workers=999").output)
+    assert "asks for 999 x (1 CPU), and this machine has" in plan["here"][0]
+    assert json.loads(run("plan", str(file), "--json").output)["here"] == []
+
+
 def test_a_plan_as_json_is_one_object(tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(tiny_study(store=str(tmp_path / "store"))))
     plan = json.loads(run("plan", str(tmp_path / "study.yaml"), "--device", "h100", "--json").output)

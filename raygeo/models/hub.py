@@ -49,7 +49,8 @@ def here(model: AnyPath) -> Path | None:
             f"the model {str(model)!r} is a file{also}; give a folder with config.json, safetensors and a tokenizer."
         )
     if not known and not (isinstance(model, str) and is_hub_id(model)):
-        raise StudentError(f"the model {str(model)!r} is neither a folder nor a hub id (owner/name).")
+        place = "" if source.is_absolute() else f"; it was looked for in {Path.cwd()}"
+        raise StudentError(f"the model {str(model)!r} is neither a folder nor a hub id (owner/name){place}.")
     return source if known else None
 
 

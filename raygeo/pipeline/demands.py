@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from raygeo.cluster.nodes import are_several
-from raygeo.cluster.preflight import check_fits
+from raygeo.cluster.preflight import check_fits, listed_resources
 from raygeo.data.reference import REFERENCE_STATES
 from raygeo.data.teacher import TEACHER_TOP
 from raygeo.data.tokens import RolloutTokens
@@ -66,6 +66,21 @@ def check_demands(study: Study, store: Store, stages: tuple[str, ...]) -> None:
             refused.append(str(error))
     if refused:
         raise ClusterError("\n".join(refused))
+
+
+def check_cores(study: Study, store: Store, stages: tuple[str, ...], cores: int) -> None:
+    """As ``check_demands``, of one machine with so many ``cores`` alone and nothing else.
+
+    Raises:
+        ClusterError: naming everything that asks for more of them.
+    """
+    refused = [
+        f"{what} asks for {count} x ({listed_resources(demand)})"
+        for what, demand, count in _demands(study, store, stages)
+        if count * demand.get("CPU", 0) > cores
+    ]
+    if refused:
+        raise ClusterError(f"{'; '.join(refused)}, and this machine has {cores} CPUs.")
 
 
 def check_engines(study: Study, store: Store, stages: tuple[str, ...]) -> None:

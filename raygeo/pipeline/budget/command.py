@@ -18,6 +18,7 @@ from raygeo.pipeline.budget.rates import read_rates
 from raygeo.pipeline.budget.show import plain_plan, print_plan, print_problems
 from raygeo.pipeline.budget.stages import STAGES
 from raygeo.pipeline.config import Study
+from raygeo.pipeline.demands import check_cores
 from raygeo.pipeline.standing import STUDY
 from raygeo.pipeline.student import check_fitting, check_models
 from raygeo.pipeline.study import check_settings
@@ -53,6 +54,8 @@ def plan_study(
             check_tracking(store, study.name)
             if shapes is None:
                 check_models(study)
+            if device is None and cluster.gpu is None:
+                check_cores(study, store, STAGES, cluster.cores)
         except RaygeoError as error:
             here.append(str(error))
         tried = Tried()

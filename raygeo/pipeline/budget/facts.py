@@ -155,7 +155,8 @@ def _config_at(place: str, named: str, instead: str) -> PreTrainedConfig:
                 raise ValueError("it names no model_type")
             return AutoConfig.for_model(**raw)
         if not is_hub_id(place):
-            raise ValueError("it is neither a file or folder here nor a hub id (owner/name)")
+            where = "" if path.is_absolute() else f"; it was looked for in {Path.cwd()}"
+            raise ValueError(f"it is neither a file or folder here nor a hub id (owner/name){where}")
         return AutoConfig.from_pretrained(place, trust_remote_code=False)
     except StudentError:
         raise
