@@ -12,16 +12,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def open(location: str) -> "Results":
+def open(location: "str | PathLike[str]") -> "Results":
     """Open what a study or comparison left: ``raygeo.open("store/quickstart").table("runs").to_pandas()``.
 
     Raises:
+        ConfigError: ``location`` is neither a text nor a path.
         StoreError: there is no store of a study or comparison at ``location``.
     """
+    from raygeo.errors import ConfigError
     from raygeo.pipeline.results import Results
     from raygeo.store import Store
 
-    return Results(Store.found(location))
+    if not isinstance(location, str | PathLike):
+        raise ConfigError(f"a store is given as a path or a URI, not as {type(location).__name__}.")
+    return Results(Store.found(str(location)))
 
 
 def run(

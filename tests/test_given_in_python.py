@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import raygeo
-from raygeo.errors import ConfigError
+from raygeo.errors import ConfigError, NoStoreError
 from raygeo.pipeline.comparison import load_comparison, plan_comparison
 from raygeo.pipeline.config import load_study
 from raygeo.settings import as_plain
@@ -91,6 +91,13 @@ def test_models_are_one_several_or_named(models, named):
     planned = plan_comparison(Path("base"), models, store=Path("there"), solutions=Path("s.jsonl"))
     assert {compared.name: compared.model for compared in planned.models} == named
     assert (planned.base, planned.store, planned.solutions.path) == ("base", "there", "s.jsonl")
+
+
+def test_a_store_is_a_path():
+    with pytest.raises(ConfigError, match="a store is given as a path or a URI, not as NoneType"):
+        raygeo.open(None)
+    with pytest.raises(NoStoreError, match="no store at"):
+        raygeo.open(Path("nowhere"))
 
 
 @pytest.mark.parametrize("models", [[], {}, ()])

@@ -102,7 +102,7 @@ class Results:
         """
         names = self.seen.names
         if name not in (BASE, *names):
-            raise ConfigError(f"{self.store.shown} has no run {name!r}; {hint(name, names, 'its runs are')}")
+            raise ConfigError(f"{self.store.shown} has no run {name!r}; {hint(str(name), names, 'its runs are')}")
         accuracy = {row["benchmark"]: row for row in self.seen.rows("accuracy", run=name)}
         return Trained(self.store, name, self.seen.records.get(name), accuracy, self._metrics.get(name, {}))
 
