@@ -470,6 +470,7 @@ def test_rewards_beside_another_verdict_are_held_to_no_rule(reads):
     ones = [{"prompt": "q", "completion": "a", "reward": 1}] * 120
     graded = [{**ones[0], "reward": 0.5, "gold": "3"}, {**ones[0], "reward": 0.2, "correct": True}]
     assert len(reads(*ones, *graded)) == 122
+    assert reads(*ones, {"prompt": "q", "reward": 0.5})[-1] == "missing field 'completion'"
 
 
 def test_a_label_that_is_named_is_the_verdict_whatever_writes_it(reads):

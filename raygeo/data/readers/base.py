@@ -156,7 +156,8 @@ class MappedReader(PromptReader):
         unknown: Counter[str] = Counter()
         scale, judged = RewardScale(), self.threshold is not None or self.verdict is not None
         for record in reader._convert(partial(reader._graded, unknown=unknown)):
-            if not judged and all(record.values.get(name) is None for name in ("correct", "gold")):
+            alone = record.error is None and all(record.values.get(name) is None for name in ("correct", "gold"))
+            if alone and not judged:
                 scale.see(record.values.get("reward"))
             yield record
         scale.refuse_unknown(reader.fields.reward)
