@@ -351,11 +351,12 @@ def test_files_of_which_some_are_lists_have_another_key_than_before_lists_were_r
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (gzip.compress(b"{}"), r"compressed by gzip; let its name end in \.gz"),
+        (gzip.compress(b"{}", mtime=0), r"compressed by gzip; let its name end in \.gz"),
         (json.dumps(PLAIN_ROWS[0]).encode("utf-16"), "text in UTF-16; write it in UTF-8"),
         (b"PAR1" + bytes(9), "a Parquet file; take the reader 'parquet'"),
         (b"PK\x03\x04" + bytes(9), "an archive or a spreadsheet"),
     ],
+    ids=["gzip", "UTF-16", "Parquet", "zip"],
 )
 @pytest.mark.parametrize("reader", [JsonlReader, CsvReader])
 def test_files_of_something_else_say_what_they_are(tmp_path, content, said, reader):
