@@ -66,11 +66,16 @@ def writing(out: Path) -> Iterator[None]:
         raise
     except Exception as error:
         named = getattr(error, "filename", None)
-        elsewhere = isinstance(named, str) and not Path(named).absolute().is_relative_to(out.absolute())
+        elsewhere = isinstance(named, str) and not _contain(Path(named).absolute(), out.absolute())
         if elsewhere or not (isinstance(error, OSError) or is_full(error)):
             raise
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"{out} cannot be written: {why}; name another place.") from error
+
+
+def _contain(one: Path, other: Path) -> bool:
+    """Whether one of two places is the other, or lies in it."""
+    return one.is_relative_to(other) or other.is_relative_to(one)
 
 
 def _place(out: str | Path) -> Path:

@@ -458,6 +458,16 @@ def test_rewards_that_judge_after_the_first_rows_are_held_to_the_rule_and_said(r
     assert "2 rollouts have neither a verdict nor a gold answer and are right where 'reward' is above 0" in caplog.text
 
 
+@pytest.mark.parametrize("odd", [10**400, float("nan"), float("-inf"), "high"])
+@pytest.mark.parametrize("early", [0, 120])
+def test_a_reward_that_is_no_measure_costs_its_row_alone(reads, tmp_path, odd, early):
+    rows = [{"prompt": f"q{n}", "completion": "a", "reward": n % 2} for n in range(40 + early)]
+    reads(*rows[:early], {"prompt": "q", "completion": "a", "reward": odd}, *rows[early:])
+    found = validate(JsonlReader(path=str(tmp_path / "data.jsonl")).rollouts())
+    assert found.rollouts["correct"].to_pylist() == [n % 2 == 1 for n in range(40 + early)]
+    assert found.set_aside.num_rows == 1
+
+
 def test_rewards_beside_another_verdict_are_held_to_no_rule(reads):
     scored = {"reward": 3}
     pairs = [{"prompt": f"q{n}", "chosen": "a", "rejected": "b", "reward": n} for n in (1, 2, 3)]

@@ -82,10 +82,15 @@ class RewardScale:
         """The two lowest values above 0."""
 
     def see(self, reward: Any) -> None:
-        """Take a reward into account, and nothing else."""
-        if not isinstance(reward, int | float | Decimal) or not math.isfinite(reward):
+        """Take a reward into account, and nothing else: neither what is no number nor what is beyond all floats."""
+        if not isinstance(reward, int | float | Decimal):
             return
-        value = float(reward)
+        try:
+            value = float(reward)
+        except (OverflowError, ValueError):  # an integer beyond all floats, a signalling NaN
+            return
+        if not math.isfinite(value):
+            return
         self.seen += 1
         self.least, self.most = min(self.least, value), max(self.most, value)
         if value > 0 and value not in self.above:
