@@ -11,9 +11,9 @@ from raygeo.outputs import writing
 @pytest.mark.parametrize("place", ["out", "out/config.json", "."])
 def test_what_cannot_be_written_is_named(tmp_path, place):
     said = OSError(errno.EACCES, "Permission denied", str(tmp_path / place))
-    with pytest.raises(ConfigError, match=r"out cannot be written: Permission denied; name another place"):
-        with writing(tmp_path / "out"):
-            raise said
+    told = r"out cannot be written: Permission denied; name another place"
+    with pytest.raises(ConfigError, match=told), writing(tmp_path / "out"):
+        raise said
 
 
 def test_what_cannot_be_read_meanwhile_is_not_what_cannot_be_written(tmp_path):
